@@ -1,0 +1,55 @@
+# make demo: set everything up and build a real spec. make test: set everything up and run the tests.
+
+PYTHON ?= python3
+STORE ?= qemu:$(CURDIR)/demo-store
+OBUILD := .venv/bin/obuild
+
+# What obuild calls, and what it takes to make base images; Debian's and Ubuntu's names.
+PACKAGES := python3-venv qemu-system-x86 qemu-utils mmdebstrap debian-archive-keyring uidmap \
+	grub-common grub-pc-bin e2fsprogs fdisk util-linux ca-certificates
+
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+
+.PHONY: help setup demo test lint clean
+help:
+	@sed -n 's/^# make/make/p' Makefile
+
+setup: .venv/packages .venv/python
+
+.venv/packages: Makefile
+	@missing=$$(for package in $(PACKAGES); do \
+	    dpkg-query -W -f '$${Status}' $$package 2>/dev/null | grep -q 'ok installed' || echo $$package; done); \
+	if [ -n "$$missing" ]; then \
+	    echo "installing" $$missing; \
+	    $(SUDO) apt-get update -qq && \
+	    $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; \
+	fi
+	@mkdir -p .venv && touch $@
+
+.venv/python: pyproject.toml .venv/packages
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install -q -e '.[dev]'
+	@touch $@
+
+demo: setup
+	@echo '== make the base image debian-12 from Debian packages, once'
+	$(OBUILD) base make debian-12 --store=$(STORE)
+	@echo '== build specs/hello/hello.spec: install a compiler, copy the sources in, compile, run'
+	$(OBUILD) build --store=$(STORE) -f specs/hello/hello.spec --qemu-memory 2 --qemu-cpus 2 specs/hello
+	@echo '== the same again: everything is there, nothing boots'
+	$(OBUILD) build --store=$(STORE) -f specs/hello/hello.spec --qemu-memory 2 --qemu-cpus 2 specs/hello
+	@echo
+	@echo 'Now change specs/hello/hello.c and run `make demo` again: only what changed is built.'
+	@echo 'Or look around:  $(OBUILD) ls --store=$(STORE)'
+	@echo '                 $(OBUILD) --help; the language is in docs/spec.md'
+
+test: setup lint
+	.venv/bin/pytest -q
+
+lint: setup
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+clean:
+	rm -rf demo-store .cache

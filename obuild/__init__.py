@@ -1,0 +1,1 @@
+"""obuild: virtual-machine images, built the way a compiler builds objects."""

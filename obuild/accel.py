@@ -1,0 +1,115 @@
+"""Which accelerator a machine gets. /dev/kvm being there does not mean that KVM runs a guest: ask one.
+
+The verdict is kept in the store for this boot of the host and this QEMU.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from obuild import process
+from obuild.errors import UsageError
+from obuild.shape import ARCHES, Accel
+
+KVM = Path("/dev/kvm")
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+#: A KVM that works runs the probe in about 0.1 s; one that emulates instructions takes for ever.
+PROBE_TIMEOUT = 5.0
+
+#: A boot sector: real mode to 64-bit long mode with paging, 20 million turns of a loop, then it writes
+#: SLP_EN to the PM1a control port of QEMU's `pc` (0x604), which powers the machine off.
+#:
+#:     cli; clear segments; page tables at 0x1000, one 2 MiB page, identity
+#:     cr4.PAE, EFER.LME, cr0.PE|PG; lgdt; far jump to 64-bit code
+#:     mov $20000000, %ecx; 1: dec %ecx; jnz 1b; mov $0x604, %dx; mov $0x2000, %ax; outw; 2: hlt; jmp 2b
+PROBE = bytes.fromhex(
+    "fa31c08ed88ec08ed0bc007c66bf001000000f22df6631c066b9000c000066f3ab66c70600100320000066c706002003"
+    "30000066c7060030830000000f20e06683c8200f22e066b9800000c00f32660d000100000f300f20c0660d010000800f"
+    "22c00f0116a07cea6c7c0800b9002d3101ffc975fc66ba040666b8002066eff4ebfd660f1f4400000000000000000000"
+    "00000000009a200000000000009200001700887c"
+).ljust(510, b"\0") + b"\x55\xaa"  # fmt: skip
+
+
+def choose(wanted: str, arch: str, *, memo: Path, note: Callable[[str], None]) -> Accel:
+    """The accelerator for `wanted`: `kvm`, `tcg`, or `auto`, which is KVM where it really runs a guest.
+
+    `note` is told, once for each boot of the host, if auto falls back. UsageError if KVM is wanted and
+    cannot be had.
+    """
+    if wanted == "tcg":
+        return "tcg"
+    if wanted not in ("auto", "kvm"):
+        raise UsageError(f"unknown accelerator {wanted!r}", hint="--qemu-accel auto, kvm or tcg")
+    problem, fresh = _verdict(arch, memo)
+    if not problem:
+        return "kvm"
+    if wanted == "kvm":
+        raise UsageError(f"KVM cannot be used: {problem}", hint="--qemu-accel tcg emulates, slowly")
+    if fresh:
+        note(f"KVM cannot be used ({problem}); emulating with TCG, which is several times slower")
+    return "tcg"
+
+
+def _verdict(arch: str, memo: Path) -> tuple[str, bool]:
+    """Why KVM does not work ("" if it does), and whether that was found out just now."""
+    key = [BOOT_ID.read_text().strip(), arch, _qemu_stamp(arch)]
+    try:
+        kept = json.loads(memo.read_text())
+        if kept["key"] == key:
+            return str(kept["problem"]), False
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    problem = probe(arch)
+    with tempfile.NamedTemporaryFile("w", dir=memo.parent, delete=False) as file:
+        json.dump({"key": key, "problem": problem}, file)
+    Path(file.name).replace(memo)
+    return problem, True
+
+
+def probe(arch: str) -> str:
+    """Run a tiny guest under KVM; why it failed, or "" if it ran to its end."""
+    host = {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
+    if arch != host:
+        return f"the guest is {arch}, this machine {host}"
+    if not KVM.exists():
+        return "there is no /dev/kvm"
+    if not os.access(KVM, os.R_OK | os.W_OK):
+        return "no permission to open /dev/kvm; add yourself to the group kvm"
+    return _run_probe(arch)
+
+
+def _run_probe(arch: str) -> str:
+    row = ARCHES[arch]
+    with tempfile.NamedTemporaryFile(prefix="obuild-probe-") as disk, tempfile.TemporaryFile() as said:
+        disk.write(PROBE)
+        disk.flush()
+        argv: list[str | Path] = [
+            row.binary, "-nodefaults", "-no-user-config", "-machine", row.machine, "-accel", "kvm",
+            "-cpu", row.cpu_kvm, "-m", "64M", "-display", "none", "-no-reboot",
+            "-drive", f"file={disk.name},format=raw,if=none,id=probe,readonly=on",
+            "-device", f"{row.disk},drive=probe,bootindex=0",
+        ]  # fmt: skip
+        child = process.spawn(argv, stderr=said)
+        try:
+            status = child.wait(PROBE_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            return "a guest started under KVM does not get anywhere"
+        finally:
+            child.kill()
+            child.wait()
+        said.seek(0)
+        text = said.read().decode(errors="replace").strip() or "it said nothing"
+        return "" if status == 0 else f"QEMU {process.ending(status)}: {text.splitlines()[0]}"
+
+
+def _qemu_stamp(arch: str) -> str:
+    """Changes when QEMU is replaced."""
+    status = Path(process.require(ARCHES[arch].binary)).stat()
+    return f"{status.st_size}-{status.st_mtime_ns}"

@@ -1,0 +1,221 @@
+"""Base images of a store: find one by name, check its pin, make it from a recipe, take one from elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from obuild import card, disk, locks, process, recipe
+from obuild.card import Card
+from obuild.errors import UsageError
+from obuild.plan import Base
+from obuild.store import Store
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+:-]*")
+_PIN = re.compile(r"sha256:[0-9a-f]{64}")
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A base image file in the store. `size` is in bytes on disk."""
+
+    name: str
+    path: Path
+    card: Card
+    size: int
+
+
+def find(store: Store, reference: str, *, say: Say) -> Base:
+    """The base that `reference` (NAME, or NAME@sha256:HEX) names, made first if there is only a recipe for it.
+
+    UsageError, listing what there is, if there is neither; or if its content is not what the pin says.
+    """
+    name, pin = _split(reference)
+    path = image_path(store, name)
+    if path is None:
+        if recipe.find(name) is None:
+            raise _unknown(store, name)
+        say(f"base image {name!r} is not in the store yet; making it from its recipe")
+        path = make(store, name, say=say)
+    stamp = disk.stamp(path)
+    digest = _digest(store, path, stamp)
+    if pin and pin != digest:
+        raise UsageError(
+            f"the base image {name!r} is not the one that the spec pins",
+            hint=f"it is {name}@sha256:{digest}",
+        )
+    return Base(name, path, digest, stamp, card.read(_card_path(path)))
+
+
+def listing(store: Store) -> list[Found]:
+    """The base images in the store, by name."""
+    found: dict[str, Found] = {}
+    for path in sorted(store.base_image.iterdir()):
+        if path.suffix in (".qcow2", ".img") and not path.name.startswith("."):
+            found.setdefault(
+                path.stem, Found(path.stem, path, card.read(_card_path(path)), path.stat().st_blocks * 512)
+            )
+    return list(found.values())
+
+
+def image_path(store: Store, name: str) -> Path | None:
+    """The file of a base image, if the store has it."""
+    candidates = (store.base_image / f"{name}{suffix}" for suffix in (".qcow2", ".img"))
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def make(store: Store, name: str, *, say: Say, again: bool = False) -> Path:
+    """Make a base image from its recipe, for this store's login key. UsageError if there is no such recipe.
+
+    If two processes want it, one makes it and the other waits.
+    """
+    from obuild.bases import KINDS
+    from obuild.ssh import make_key
+
+    path = recipe.find(_checked(name))
+    if path is None:
+        raise UsageError(f"no recipe for {name!r}", hint=f"there are recipes for {', '.join(recipe.names())}")
+    plan = recipe.load(path)
+    with locks.file_lock(store.locks / f"base-{name}.lock"):
+        existing = image_path(store, name)
+        if existing and not again:
+            return existing
+        out = store.base_image / f"{name}.qcow2"
+        KINDS[plan.kind](plan, out, public_key=make_key(store_key(store)), say=say)
+        _write(_card_path(out), card.dump(plan.card))
+        return out
+
+
+def add(store: Store, file: Path, name: str, *, about: Card, key: Path | None, force: bool = False) -> Path:
+    """Take an image made elsewhere as the base `name`, with the private key that opens it.
+
+    UsageError if it is no disk, or if the name is taken and not `force`.
+    """
+    from obuild.ssh import load_key
+
+    if not file.is_file():
+        raise UsageError(f"there is no image file {file}")
+    with locks.file_lock(store.locks / f"base-{_checked(name)}.lock"):
+        existing = image_path(store, name)
+        if existing and not force:
+            raise UsageError(f"there is a base image {name!r} already", hint="--force replaces it")
+        image = disk.inspect(file)
+        if key is not None:
+            load_key(key)
+            about = replace(about, key=str(_keep_key(store, name, key).relative_to(store.root)))
+        out = store.base_image / f"{name}.{'qcow2' if image.format == 'qcow2' else 'img'}"
+        _place(file, out)
+        _write(_card_path(out), card.dump(about))
+        if existing and existing != out:
+            existing.unlink()
+        return out
+
+
+def remove(store: Store, name: str) -> None:
+    """Remove a base image; layers that were built on it stay. UsageError if there is none."""
+    path = image_path(store, _checked(name))
+    if path is None:
+        raise _unknown(store, name)
+    path.unlink()
+    _card_path(path).unlink(missing_ok=True)
+
+
+def key_path(store: Store, about: Card) -> Path:
+    """The private key that opens guests of this card."""
+    return store.root / about.key if about.key else store_key(store)
+
+
+def store_key(store: Store) -> Path:
+    """The login key that is baked into the images made for this store."""
+    return store.state / "ssh" / "id_ed25519"
+
+
+def _split(reference: str) -> tuple[str, str]:
+    name, at, pin = reference.partition("@")
+    if at and not _PIN.fullmatch(pin):
+        raise UsageError(f"{reference!r}: what follows @ must be sha256: and 64 hex digits")
+    return _checked(name), pin.removeprefix("sha256:")
+
+
+def _checked(name: str) -> str:
+    if not _NAME.fullmatch(name) or ".." in name:
+        raise UsageError(
+            f"{name!r} cannot be the name of a base image",
+            hint="letters, digits and . _ - + : only, for it names a file in the store's base-image/",
+        )
+    return name
+
+
+def _unknown(store: Store, name: str) -> UsageError:
+    images = [found.name for found in listing(store)]
+    recipes = [known for known in recipe.names() if known not in images]
+    there = f"in the store: {', '.join(images) or 'none'}; that can be made: {', '.join(recipes) or 'none'}"
+    return UsageError(
+        f"unknown base image {name!r}; {there}", hint="`obuild base add FILE --name NAME` adds one"
+    )
+
+
+def _card_path(image: Path) -> Path:
+    return image.with_suffix(".toml")
+
+
+def _digest(store: Store, path: Path, stamp: tuple[int, int, int]) -> str:
+    """sha256 of an image file, read once for each path, inode, size and time of change.
+
+    A file that is read for the first time is checked to be a sound disk, so that a bad one is found early.
+    """
+    memo = store.state / "digests.json"
+    kept = _read_memo(memo)
+    entry = kept.get(path.name)
+    if isinstance(entry, list) and entry[:3] == list(stamp):
+        return str(entry[3])
+    disk.inspect(path)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    _write(memo, json.dumps({**_read_memo(memo), path.name: [*stamp, digest]}))
+    return digest
+
+
+def _read_memo(memo: Path) -> dict[str, object]:
+    """What is remembered; nothing if the file is not there or damaged, for it only saves time."""
+    try:
+        kept = json.loads(memo.read_text())
+    except (OSError, ValueError):
+        return {}
+    return kept if isinstance(kept, dict) else {}
+
+
+def _keep_key(store: Store, name: str, key: Path) -> Path:
+    path = store.state / "ssh" / f"{name}.key"
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    _write(path, key.read_text(), mode=0o600)
+    return path
+
+
+def _place(file: Path, out: Path) -> None:
+    """Copy a large file so that `out` appears whole or not at all."""
+    partial = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        process.run(["cp", "--reflink=auto", "--sparse=auto", "--", file, partial])
+        partial.replace(out)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            partial.unlink()
+
+
+def _write(path: Path, text: str, *, mode: int = 0o644) -> None:
+    """Write a small file so that it appears whole or not at all."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+        file.write(text)
+    written = Path(file.name)
+    written.chmod(mode)
+    written.replace(path)

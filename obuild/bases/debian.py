@@ -1,0 +1,306 @@
+"""A base image from Debian packages: unpacked by mmdebstrap, made bootable without mounting anything.
+
+mmdebstrap fills a folder; while it still stands, inside the same namespace, mke2fs copies it into the
+partition of a raw disk. GRUB goes where the partition leaves room. So a plain user can make an image,
+nothing is ever attached to a loop device, and nothing is left behind when we are interrupted.
+
+    byte 0          boot.img, GRUB's 440 bytes of the MBR; it loads sector 1
+    byte 440        disk signature and partition table, by sfdisk
+    byte 512        core.img: GRUB's own drivers; loads /boot/grub/grub.cfg
+    byte 1 MiB      the one partition: ext4
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shlex
+import shutil
+import tarfile
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from obuild import process, recipe
+from obuild.errors import UsageError
+from obuild.recipe import File, Recipe
+
+SECTOR = 512
+PARTITION_START = 1 << 20
+
+#: The part of the MBR that is code; the disk's signature and the partition table follow.
+BOOT_CODE = 440
+
+KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+GRUB = Path("/usr/lib/grub/i386-pc")
+GRUB_MODULES = ("biosdisk", "part_msdos", "ext2", "linux16", "normal")
+
+#: What every mke2fs shall make: no feature that GRUB 2.06, an older kernel or an older e2fsck does not know.
+MKE2FS_CONFIG = """\
+[defaults]
+	base_features = sparse_super,large_file,filetype,resize_inode,dir_index,ext_attr
+	blocksize = 4096
+	inode_size = 256
+	inode_ratio = 16384
+[fs_types]
+	ext4 = {
+		features = has_journal,extent,huge_file,flex_bg,metadata_csum,64bit,dir_nlink,extra_isize
+	}
+"""
+
+#: Ids of a disk are made from what it is made of, so that two runs differ in as little as possible.
+_NAMESPACE = uuid.UUID("5f0f4f0c-9d0b-4b43-8d1f-0b1d3e6d9a11")
+
+Say = Callable[[str], None]
+
+
+def make(recipe: Recipe, out: Path, *, public_key: str, say: Say) -> None:
+    """Make the image of `recipe` at `out`, a qcow2 that `public_key`'s owner can log in to.
+
+    `out` appears complete or not at all; whatever else was written is gone afterwards, however it ends.
+    """
+    _check_host()
+    with ExitStack() as stack:
+        beside = stack.enter_context(_scratch(out.parent))
+        # As a plain user, mmdebstrap works under another uid, which may not enter a private home folder.
+        work = beside if os.geteuid() == 0 else stack.enter_context(_scratch(Path("/var/tmp")))
+        say(f"{recipe.name}: installing {len(recipe.packages)} packages of Debian {recipe.suite}")
+        disk = _bootstrap(recipe, work, public_key)
+        say(f"{recipe.name}: adding the boot loader")
+        _make_bootable(disk, work, signature=disk_id(recipe).fields[0])
+        say(f"{recipe.name}: packing the image")
+        packed = beside / "packed.qcow2"
+        process.run(pack_argv(disk, packed))
+        _sync(packed)
+        packed.replace(out)
+
+
+def disk_id(made: Recipe) -> uuid.UUID:
+    """The id of the root file system; its first 32 bits are also the disk's signature."""
+    return uuid.uuid5(_NAMESPACE, recipe.digest(made))
+
+
+def bootstrap_argv(recipe: Recipe, hook: Path, *, root: bool) -> list[str | Path]:
+    """The command that unpacks the packages and has `hook` make a disk of them.
+
+    No mirror is named: mmdebstrap knows Debian's own, and writes it to the guest's sources.list.
+    """
+    # "extract" configures nothing, so it has no later hook to offer.
+    when = "extract" if recipe.variant == "extract" else "customize"
+    # Root's mounts and processes must not outlive us: they end with this namespace, which ends with `unshare`.
+    shell = ["unshare", "--mount", "--pid", "--mount-proc", "--fork", "--kill-child", "--"] if root else []
+    return [
+        *shell,
+        "mmdebstrap",
+        f"--mode={'root' if root else 'unshare'}",
+        f"--variant={recipe.variant}",
+        "--format=null",
+        # The hook does it, before the disk is made and not after.
+        "--skip=cleanup",
+        "--architectures=amd64",
+        '--aptopt=Acquire::Languages "none"',
+        "--dpkgopt=force-unsafe-io",
+        f"--include={','.join(recipe.packages)}",
+        f"--setup-hook={MERGE_USR}",
+        f"--{when}-hook={hook}",
+        recipe.suite,
+        "-",
+    ]
+
+
+#: Packages for a merged /usr do not bring the links themselves.
+MERGE_USR = 'for dir in bin sbin lib lib64; do mkdir -p "$1/usr/$dir" && ln -sT "usr/$dir" "$1/$dir"; done'
+
+
+def hook_text(recipe: Recipe, work: Path) -> str:
+    """The script that mmdebstrap runs when the packages are in place: the new root becomes a file system.
+
+    It runs where owners are what the guest shall see, and finds its inputs in `work`.
+    """
+    here = shlex.quote(str(work))
+    return f"""\
+#!/bin/sh
+set -eu
+root=$1
+tar --extract --same-permissions --keep-directory-symlink --file {here}/files.tar --directory "$root"
+sh -eu {here}/script "$root"
+
+entry=$(grep '^{recipe.card.login}:' "$root/etc/passwd")
+IFS=: read -r _ _ uid gid _ home _ <<END
+$entry
+END
+mkdir -p "$root$home/.ssh"
+cp {here}/authorized_keys "$root$home/.ssh/authorized_keys"
+chmod 700 "$root$home/.ssh"
+chmod 600 "$root$home/.ssh/authorized_keys"
+chown -R "$uid:$gid" "$root$home/.ssh"
+
+cd "$root"
+rm -rf etc/apt/apt.conf.d/00mmdebstrap var/lib/apt/lists/* var/cache/apt/* var/log/apt/* \
+    var/log/dpkg.log var/log/alternatives.log var/log/bootstrap.log run/* tmp/* var/tmp/*
+: >etc/machine-id
+cd /
+
+# The root without the /proc, /sys and /dev that are mounted on it while programs run in it.
+mkdir {here}/bare
+mount --bind "$root" {here}/bare
+{shlex.join(map(str, mke2fs_argv(recipe, work)))}
+umount {here}/bare
+"""
+
+
+def mke2fs_argv(recipe: Recipe, work: Path) -> list[str | Path]:
+    """The command that makes the root file system in its place on the disk."""
+    identity = disk_id(recipe)
+    extended = (
+        f"offset={PARTITION_START}",
+        # Written now, where it costs nothing: else the guest's kernel does it, again in every layer.
+        "lazy_itable_init=0,lazy_journal_init=0",
+        f"hash_seed={identity}",
+    )
+    return [
+        *("env", f"MKE2FS_CONFIG={work}/mke2fs.conf", "mke2fs", "-q", "-F"),
+        *("-t", "ext4"),
+        *("-L", "root"),
+        *("-U", str(identity)),
+        *("-m", "1"),
+        *("-E", ",".join(extended)),
+        *("-d", work / "bare"),
+        work / "disk.raw",
+        f"{(recipe.size - PARTITION_START) // 1024}k",
+    ]
+
+
+def partition_script(*, signature: int, size: int) -> str:
+    """What sfdisk reads: one bootable Linux partition up to the end of a disk of `size` bytes."""
+    start = PARTITION_START // SECTOR
+    return (
+        f"label: dos\nlabel-id: {signature:#010x}\nunit: sectors\n"
+        f"start={start}, size={size // SECTOR - start}, type=83, bootable\n"
+    )
+
+
+def grub_cfg(recipe: Recipe) -> str:
+    """GRUB's configuration: no menu, no wait. /vmlinuz and /initrd.img are links to the newest kernel."""
+    return (
+        f"linux16 /vmlinuz root=UUID={disk_id(recipe)} rw console=ttyS0 {recipe.cmdline}\n"
+        "initrd16 /initrd.img\n"
+        "boot\n"
+    )
+
+
+def grub_argv(core: Path) -> list[str | Path]:
+    """The command that makes GRUB's core image, with all the drivers it needs to read its configuration."""
+    return [
+        *("grub-mkimage", "--format=i386-pc", f"--directory={GRUB}"),
+        # The first partition of whichever disk the BIOS started.
+        "--prefix=(,msdos1)/boot/grub",
+        f"--output={core}",
+        *GRUB_MODULES,
+    ]
+
+
+def install_grub(disk: Path, *, boot: bytes, core: bytes) -> None:
+    """Write GRUB around the partition table of `disk`.
+
+    Nothing in either image needs patching: boot.img loads sector 1 of the disk it was started from, and
+    the first sector of core.img expects the rest behind itself.
+    """
+    if SECTOR + len(core) > PARTITION_START:
+        raise UsageError(f"GRUB's core image has {len(core)} bytes and does not fit before the partition")
+    with disk.open("r+b") as file:
+        file.write(boot[:BOOT_CODE])
+        file.seek(SECTOR)
+        file.write(core)
+
+
+def pack_argv(disk: Path, image: Path) -> list[str | Path]:
+    """The command that turns the raw disk into the finished image."""
+    return [
+        *("qemu-img", "convert", "-f", "raw", "-O", "qcow2"),
+        *("-c", "-o", "compression_type=zstd"),
+        disk,
+        image,
+    ]
+
+
+def _check_host() -> None:
+    """Complain about all that is missing before anything is downloaded."""
+    for program in ("mmdebstrap", "mke2fs", "sfdisk", "grub-mkimage", "qemu-img"):
+        process.require(program)
+    for path, package in ((KEYRING, "debian-archive-keyring"), (GRUB / "boot.img", "grub-pc-bin")):
+        if not path.exists():
+            raise UsageError(f"{path} is missing", hint=f"apt install {package}")
+
+
+def _bootstrap(recipe: Recipe, work: Path, public_key: str) -> Path:
+    """Unpack the packages and make a partition of them; returns the raw disk, not yet bootable."""
+    _write_inputs(recipe, work, public_key)
+    disk = work / "disk.raw"
+    with disk.open("wb") as file:
+        file.truncate(recipe.size)
+    disk.chmod(0o666)
+    chroots = work / "tmp"
+    chroots.mkdir()
+    chroots.chmod(0o1777)
+    process.run(
+        bootstrap_argv(recipe, work / "hook", root=os.geteuid() == 0),
+        env={"TMPDIR": str(chroots), "LC_ALL": "C.UTF-8"},
+    )
+    return disk
+
+
+def _write_inputs(recipe: Recipe, work: Path, public_key: str) -> None:
+    """What the hook reads. It may be another user that reads, so nothing here is secret."""
+    cfg = File("/boot/grub/grub.cfg", 0o644, grub_cfg(recipe))
+    (work / "files.tar").write_bytes(archive((*recipe.files, cfg)))
+    (work / "script").write_text(recipe.script, encoding="utf-8")
+    (work / "mke2fs.conf").write_text(MKE2FS_CONFIG, encoding="utf-8")
+    (work / "authorized_keys").write_text(public_key.strip() + "\n", encoding="utf-8")
+    hook = work / "hook"
+    hook.write_text(hook_text(recipe, work), encoding="utf-8")
+    hook.chmod(0o755)
+
+
+def archive(files: tuple[File, ...]) -> bytes:
+    """A tar of `files`, all root's. It brings no folders, so those that exist keep their modes."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for file in files:
+            data = file.text.encode()
+            entry = tarfile.TarInfo(file.path.lstrip("/"))
+            entry.mode, entry.size = file.mode, len(data)
+            tar.addfile(entry, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def _make_bootable(disk: Path, work: Path, *, signature: int) -> None:
+    script = partition_script(signature=signature, size=disk.stat().st_size)
+    # Never wipe: sfdisk would take the file system for a leftover of an older disk.
+    process.run(["sfdisk", "--quiet", "--wipe=never", "--wipe-partitions=never", disk], input=script.encode())
+    core = work / "core.img"
+    process.run(grub_argv(core))
+    install_grub(disk, boot=(GRUB / "boot.img").read_bytes(), core=core.read_bytes())
+
+
+@contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    """A new folder in `folder`, removed with all it holds however the block ends."""
+    path = Path(tempfile.mkdtemp(prefix=".making-", dir=folder))
+    try:
+        # Others may go through, to names they know.
+        path.chmod(0o711)
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+        if path.exists():
+            # Left by an mmdebstrap that could not tidy up; as a plain user we cannot remove another uid's files.
+            process.run(["mmdebstrap", "--unshare-helper", "rm", "-rf", path / "tmp"], ok=(0, 1))
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

@@ -1,0 +1,99 @@
+"""The card of a base image: NAME.toml beside NAME.qcow2, what a machine must know to boot and log in.
+
+os = "linux"                 # linux, windows, openbsd, freebsd
+arch = "x86_64"
+login = "root"               # the user that SSH logs in as
+firmware = "bios"            # bios or uefi
+memory = "256M"              # the least it boots with
+key = "state/ssh/id_ed25519" # optional: private key, relative to the store or absolute
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from obuild.errors import UsageError
+
+OSES = ("linux", "windows", "openbsd", "freebsd")
+ARCHES = ("x86_64",)
+FIRMWARES = ("bios",)
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)([KMGT]?)(?:i?B)?", re.IGNORECASE)
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """What a base image says of itself. `memory` is in bytes."""
+
+    os: str = "linux"
+    arch: str = "x86_64"
+    login: str = "root"
+    firmware: str = "bios"
+    memory: int = 256 << 20
+    key: str = ""
+
+
+def parse_size(text: str, *, default_unit: str = "") -> int:
+    """`512M`, `2G`, `1.5G` in bytes; a bare number counts in `default_unit`. ValueError if neither."""
+    match = _SIZE.fullmatch(text.strip())
+    if not match:
+        raise ValueError(f"{text!r} is not a size")
+    return int(float(match[1]) * _UNITS[match[2].upper() or default_unit])
+
+
+def read(path: Path) -> Card:
+    """The card in `path`, or the default card if there is no such file. UsageError if it is malformed."""
+    try:
+        return parse(path.read_text(encoding="utf-8"), where=str(path))
+    except FileNotFoundError:
+        return Card()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read the card {path}: {error}") from error
+
+
+def parse(text: str, *, where: str) -> Card:
+    """The card in `text`; `where` names it in messages. UsageError for anything it does not know."""
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{where}: not a TOML file: {error}") from error
+    known = {field.name for field in fields(Card)}
+    for name, value in table.items():
+        if name not in known:
+            raise UsageError(
+                f"{where}: unknown entry {name!r}", hint=f"a card has {', '.join(sorted(known))}"
+            )
+        if not isinstance(value, str):
+            raise UsageError(f"{where}: {name} must be a string in quotes")
+    return from_strings(table, where=where)
+
+
+def from_strings(table: dict[str, str], *, where: str) -> Card:
+    """A checked card from its fields as text."""
+    for name, allowed in (("os", OSES), ("arch", ARCHES), ("firmware", FIRMWARES)):
+        if name in table and table[name] not in allowed:
+            raise UsageError(f"{where}: {name} is {table[name]!r}", hint=f"it can be {', '.join(allowed)}")
+    if not re.fullmatch(r"[A-Za-z0-9_.][A-Za-z0-9_. -]*", table.get("login", "root")):
+        raise UsageError(f"{where}: {table['login']!r} is not a login name")
+    values: dict[str, Any] = dict(table)
+    if "memory" in table:
+        try:
+            values["memory"] = parse_size(table["memory"])
+        except ValueError as error:
+            raise UsageError(f"{where}: memory: {error}", hint="write it like 256M or 2G") from error
+    return Card(**values)
+
+
+def dump(card: Card) -> str:
+    """The card as the text that `parse` reads back; a JSON string is a TOML string too."""
+    lines = [f"{name} = {json.dumps(getattr(card, name))}" for name in ("os", "arch", "login", "firmware")]
+    lines.append(f'memory = "{card.memory >> 10}K"')
+    if card.key:
+        lines.append(f"key = {json.dumps(card.key)}")
+    return "\n".join(lines) + "\n"

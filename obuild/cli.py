@@ -1,0 +1,433 @@
+"""The command line: read arguments, call one function, print. The only importer of typer.
+
+What a command needs is imported inside it: a fully cached build should cost little more than starting Python.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+
+import typer
+
+from obuild import ui
+from obuild.errors import ObuildError, UsageError
+from obuild.version import VERSION
+
+if TYPE_CHECKING:
+    from obuild.shape import Settings
+    from obuild.store import Store
+
+app = typer.Typer(
+    help="Build virtual-machine images step by step, and only what changed.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+base_app = typer.Typer(help="Base images: what `(from NAME)` starts from.", no_args_is_help=True)
+app.add_typer(base_app, name="base")
+
+_MACHINE = "Machine"
+
+StoreOption = Annotated[
+    str,
+    typer.Option(
+        "--store",
+        envvar="OBUILD_STORE",
+        metavar="KIND:PATH",
+        help="Where layers, caches and base images are kept, for example qemu:/data. Made if it is not there.",
+    ),
+]
+VerboseOption = Annotated[
+    bool,
+    typer.Option("--verbose", "-v", help="Show every external command, as a line to paste into a shell."),
+]
+AccelOption = Annotated[
+    str,
+    typer.Option(
+        "--qemu-accel",
+        metavar="auto|kvm|tcg",
+        rich_help_panel=_MACHINE,
+        help="How guests run: KVM, or emulated (tcg). auto is KVM if it really runs a guest.",
+    ),
+]
+MemoryOption = Annotated[
+    str,
+    typer.Option(
+        "--qemu-memory",
+        metavar="SIZE",
+        rich_help_panel=_MACHINE,
+        help="Memory of each machine, in GiB or as 512M. [default: 2, or what the base needs]",
+    ),
+]
+CpusOption = Annotated[
+    int,
+    typer.Option(
+        "--qemu-cpus", metavar="N", min=1, max=255, rich_help_panel=_MACHINE, help="CPUs of each machine."
+    ),
+]
+BootOption = Annotated[
+    float,
+    typer.Option(
+        "--qemu-boot-time",
+        metavar="SECONDS",
+        min=0.1,
+        rich_help_panel=_MACHINE,
+        help="How long a guest may take to boot, and to power off.",
+    ),
+]
+OsOption = Annotated[
+    str,
+    typer.Option(
+        "--qemu-guest-os", metavar="OS", rich_help_panel=_MACHINE, help="[default: as the base's card says]"
+    ),
+]
+ArchOption = Annotated[
+    str,
+    typer.Option(
+        "--qemu-guest-arch",
+        metavar="ARCH",
+        rich_help_panel=_MACHINE,
+        help="[default: as the base's card says]",
+    ),
+]
+IdArgument = Annotated[str, typer.Argument(metavar="ID", help="A layer's id; its first digits will do.")]
+
+Command = TypeVar("Command", bound=Callable[..., None])
+
+
+def run() -> None:
+    """Run the command line and exit."""
+    signal.signal(signal.SIGTERM, _terminate)
+    app(prog_name="obuild")
+
+
+def _terminate(number: int, frame: object) -> NoReturn:
+    """A polite kill ends a build as Ctrl-C does, so that no guest is left behind."""
+    raise KeyboardInterrupt
+
+
+def _guarded(command: Command) -> Command:
+    """End a command with a message and an exit code, never with a traceback."""
+
+    @functools.wraps(command)
+    def guarded(*args: Any, **options: Any) -> None:
+        try:
+            if options.get("verbose"):
+                _log_commands()
+            command(*args, **options)
+            sys.stdout.flush()
+        except ObuildError as error:
+            failed = command.__name__ == "build" and error.exit_code == 1
+            ui.report(error, what="Build step failed:" if failed else "", file=str(options.get("spec") or ""))
+            raise typer.Exit(error.exit_code) from error
+        except BrokenPipeError as error:  # `obuild log … | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(1) from error
+        except OSError as error:
+            ui.report(ObuildError(str(error)))
+            raise typer.Exit(1) from error
+        except KeyboardInterrupt as error:
+            ui.report(
+                ObuildError("interrupted", hint="what was saved stays; the next build goes on from there")
+            )
+            raise typer.Exit(130) from error
+
+    return guarded  # type: ignore[return-value]  # functools.wraps keeps the signature that typer reads
+
+
+def _log_commands() -> None:
+    import logging
+
+    logging.basicConfig(format="obuild: [%(levelname)s] %(message)s", stream=sys.stderr)
+    logging.getLogger("obuild").setLevel(logging.INFO)
+
+
+def _open(store: str, *, create: bool = False) -> Store:
+    from obuild.store import Store
+
+    kind, colon, path = store.partition(":")
+    if not colon or not path:
+        raise UsageError(f"--store={store} is not KIND:PATH", hint="for example --store=qemu:/data")
+    if kind != "qemu":
+        raise UsageError(f"unknown kind of store {kind!r} in --store={store}", hint="there is: qemu:PATH")
+    return Store.open(Path(path), create=create)
+
+
+def _lines() -> ui.Lines:
+    return ui.Lines(sys.stdout.buffer, colour=sys.stdout.isatty() and "NO_COLOR" not in os.environ)
+
+
+@app.callback(invoke_without_command=True)
+def _main(
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+) -> None:
+    if version:
+        print(f"obuild {VERSION}")
+        raise typer.Exit
+
+
+@app.command()
+@_guarded
+def build(
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="The folder that (copy …) takes files from.")
+    ],
+    store: StoreOption,
+    spec: Annotated[str, typer.Option("--file", "-f", metavar="SPEC", help="The spec to build.")],
+    secret: Annotated[
+        list[str] | None, typer.Option(metavar="ID:FILE", help="A value for (secrets ID). May be repeated.")
+    ] = None,
+    qemu_accel: AccelOption = "auto",
+    qemu_memory: MemoryOption = "",
+    qemu_cpus: CpusOption = 2,
+    qemu_boot_time: BootOption = 180.0,
+    qemu_guest_os: OsOption = "",
+    qemu_guest_arch: ArchOption = "",
+    verbose: VerboseOption = False,
+) -> None:
+    """Build a spec: find the layers that are there, make those that are not.
+
+    Example: obuild build --store=qemu:/data -f hello.spec .
+    """
+    from obuild import engine
+    from obuild.events import Done
+    from obuild.spec import parse
+
+    stage = parse(_read_spec(Path(spec)))
+    settings = _settings(qemu_accel, qemu_memory, qemu_cpus, qemu_boot_time, qemu_guest_os, qemu_guest_arch)
+    if not Path(source).is_dir():
+        raise UsageError(f"there is no source directory {source}")
+    tell = _lines()
+    opened = _open(store, create=True)
+    last = engine.build(
+        stage,
+        source=Path(source),
+        store=opened,
+        settings=settings,
+        secret_ids=_secrets(secret or []),
+        tell=tell,
+    )
+    tell(Done(last))
+
+
+def _read_spec(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except IsADirectoryError:
+        raise UsageError(f"{path} is a directory, not a spec", hint="-f takes the spec file") from None
+    except OSError as error:
+        raise UsageError(f"cannot read the spec {path}: {error.strerror}") from error
+
+
+def _settings(accel: str, memory: str, cpus: int, boot_time: float, guest_os: str, arch: str) -> Settings:
+    from obuild.card import parse_size
+    from obuild.shape import Settings
+
+    try:
+        size = parse_size(memory, default_unit="G") if memory else 0
+    except ValueError as error:
+        raise UsageError(f"--qemu-memory: {error}", hint="a number of GiB, or a size like 512M") from error
+    return Settings(accel, size, cpus, boot_time, guest_os, arch).checked()
+
+
+def _secrets(given: list[str]) -> dict[str, Path]:
+    found = {}
+    for item in given:
+        name, colon, path = item.partition(":")
+        if not colon or not name:
+            raise UsageError(f"--secret {item} is not ID:FILE")
+        if not os.access(path, os.R_OK) or not Path(path).is_file():
+            raise UsageError(f"cannot read the file {path!r} of the secret {name!r}")
+        found[name] = Path(path)
+    return found
+
+
+@app.command()
+@_guarded
+def healthcheck(
+    store: StoreOption,
+    base: Annotated[str, typer.Option(metavar="NAME", help="The base image to try.")] = "micro",
+    qemu_accel: AccelOption = "auto",
+    qemu_memory: MemoryOption = "",
+    qemu_cpus: CpusOption = 2,
+    qemu_boot_time: BootOption = 180.0,
+    qemu_guest_os: OsOption = "",
+    qemu_guest_arch: ArchOption = "",
+    verbose: VerboseOption = False,
+) -> None:
+    """Boot a guest, run a command in it, shut it down: does everything work here?"""
+    from obuild import engine
+
+    settings = _settings(qemu_accel, qemu_memory, qemu_cpus, qemu_boot_time, qemu_guest_os, qemu_guest_arch)
+    engine.healthcheck(_open(store, create=True), base_name=base, settings=settings, tell=_lines())
+    print("Healthcheck passed")
+
+
+@app.command()
+@_guarded
+def log(id: IdArgument, store: StoreOption) -> None:
+    """Print what a step printed when its layer was made, or has printed so far."""
+    opened = _open(store)
+    path = opened.log_path(opened.resolve(id))
+    try:
+        with path.open("rb") as file:
+            while data := file.read(1 << 20):
+                sys.stdout.buffer.write(data)
+    except FileNotFoundError:
+        raise UsageError(f"{id} has no log") from None
+    sys.stdout.buffer.flush()
+
+
+@app.command("ls")
+@_guarded
+def list_layers(store: StoreOption) -> None:
+    """List the layers: id, age, how long it took, size on disk, and the op that made it."""
+    from obuild.index import Index, ago
+
+    with Index(_open(store)) as index:
+        rows = index.rows()
+    for row in rows:
+        op = " ".join(row.op.split())
+        shown = op if len(op) <= 60 else op[:59] + "…"
+        print(f"{row.id[:12]}  {ago(row.created):>7}  {row.seconds:7.1f} s  {ui.size(row.size):>10}  {shown}")
+
+
+@app.command()
+@_guarded
+def delete(id: IdArgument, store: StoreOption) -> None:
+    """Remove a layer, and all layers that were built on it."""
+    from obuild import upkeep
+
+    opened = _open(store)
+    _stayed(upkeep.delete(opened, opened.resolve(id), tell=lambda gone: print(f"Removing {gone}")))
+
+
+@app.command()
+@_guarded
+def clean(store: StoreOption) -> None:
+    """Remove all layers. Base images and caches stay."""
+    from obuild import upkeep
+
+    gone: list[str] = []
+
+    def tell(id: str) -> None:
+        gone.append(id)
+        print(f"Removing {id}")
+
+    stayed = upkeep.clean(_open(store), tell=tell)
+    print(f"Removed {len(gone)} {'item' if len(gone) == 1 else 'items'}")
+    _stayed(stayed)
+
+
+def _stayed(ids: list[Any]) -> None:
+    if ids:
+        raise ObuildError(
+            f"{len(ids)} {'layer is' if len(ids) == 1 else 'layers are'} in use and stayed: "
+            + ", ".join(id[:12] for id in ids),
+            hint="a build is running on them; try again when it has ended",
+        )
+
+
+@app.command()
+@_guarded
+def dockerfile(
+    spec: Annotated[str, typer.Option("--file", "-f", metavar="SPEC", help="The spec to convert.")],
+    buildkit: Annotated[
+        bool, typer.Option("--buildkit", help="Use BuildKit's syntax: caches, secrets.")
+    ] = False,
+    escape: Annotated[str, typer.Option(metavar="unix|windows", help="How lines are continued.")] = "unix",
+) -> None:
+    """Print a spec as a Dockerfile."""
+    from obuild import dockerfile as convert
+    from obuild.spec import parse
+
+    if escape not in ("unix", "windows"):
+        raise UsageError(f"--escape {escape}: it can be unix or windows")
+    text = convert.dockerfile(
+        parse(_read_spec(Path(spec))), buildkit=buildkit, escape="windows" if escape == "windows" else "unix"
+    )
+    sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape"))
+
+
+@base_app.command("make")
+@_guarded
+def base_make(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The recipe; `obuild base ls` shows them.")],
+    store: StoreOption,
+    force: Annotated[bool, typer.Option("--force", help="Make it again if it is there.")] = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Make a base image from its recipe, unattended."""
+    from obuild import base
+
+    opened = _open(store, create=True)
+    if not force and base.image_path(opened, name):
+        print(f"{name} is there already; --force makes it again")
+        return
+    print(f"made {base.make(opened, name, say=_say, again=force)}")
+
+
+@base_app.command("add")
+@_guarded
+def base_add(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A bootable disk image, qcow2 or raw.")],
+    name: Annotated[str, typer.Option(metavar="NAME", help="What specs call it: (from NAME).")],
+    store: StoreOption,
+    login: Annotated[
+        str, typer.Option(metavar="USER", help="Who SSH logs in as; root, or may use sudo.")
+    ] = "root",
+    key: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="The private key that USER is logged in with. [default: the store's]"
+        ),
+    ] = None,
+    os_name: Annotated[str, typer.Option("--os", metavar="OS", help="The guest's system.")] = "linux",
+    arch: Annotated[str, typer.Option(metavar="ARCH", help="The guest's architecture.")] = "x86_64",
+    memory: Annotated[str, typer.Option(metavar="SIZE", help="The least memory it boots with.")] = "256M",
+    force: Annotated[bool, typer.Option("--force", help="Replace an image of that name.")] = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Take a disk image made elsewhere as a base. Its SSH server must start by itself."""
+    from obuild import base, card
+
+    fields = {"os": os_name, "arch": arch, "login": login, "memory": memory}
+    about = card.from_strings(fields, where="obuild base add")
+    added = base.add(_open(store, create=True), file, name, about=about, key=key, force=force)
+    print(f"added {added}")
+
+
+@base_app.command("ls")
+@_guarded
+def base_list(store: StoreOption) -> None:
+    """List the base images in the store, and the recipes that more can be made from."""
+    from obuild import base, recipe
+
+    there = base.listing(_open(store, create=True))
+    for found in there:
+        print(f"{found.name:20}  {ui.size(found.size):>10}  {found.card.os} {found.card.arch}")
+    for name in recipe.names():
+        if name not in {found.name for found in there}:
+            print(f"{name:20}  {'-':>10}  can be made: obuild base make {name}")
+
+
+@base_app.command("rm")
+@_guarded
+def base_remove(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The base image.")], store: StoreOption
+) -> None:
+    """Remove a base image. Layers that were built on it stay."""
+    from obuild import base
+
+    base.remove(_open(store), name)
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)

@@ -1,0 +1,52 @@
+"""The exceptions a user may see: what went wrong, what to do about it, and the exit code.
+
+An expected failure is always an ObuildError and is printed as `message` and `hint`, never as a
+traceback. Everything else that escapes is a defect in obuild.
+
+Exit codes: 2, found wrong before anything was built; 1, a build or an action that failed;
+130, interrupted.
+"""
+
+from __future__ import annotations
+
+
+class ObuildError(Exception):
+    """A failure of a build or an action."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(ObuildError):
+    """Input found wrong before anything was built: command line, spec, base, source, secret."""
+
+    exit_code = 2
+
+
+class SpecError(UsageError):
+    """A mistake in a spec. `line` and `column` count from 1; 0 means the whole text."""
+
+    def __init__(self, message: str, *, line: int = 0, column: int = 0, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.line = line
+        self.column = column
+
+
+class ProcessError(ObuildError):
+    """Another program ended badly; `message` holds its command line and the end of its stderr."""
+
+
+class StepFailed(ObuildError):
+    """A step's command said no: its exit status is not 0."""
+
+
+class MachineError(ObuildError):
+    """A guest that would not start, was lost, or would not stop."""
+
+
+class StoreError(ObuildError):
+    """The store cannot do what it was asked: no space, no permission, damaged, in use."""

@@ -1,0 +1,64 @@
+"""Steps run in a virtual machine: booted on the draft's overlay, reached by SSH, shut down by ACPI."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from obuild import machine, ssh, transfer
+from obuild.guests import linux
+from obuild.plan import Command, Transfer
+from obuild.shape import Shape
+from obuild.store import CacheCopy, Draft
+
+
+@dataclass(frozen=True, slots=True)
+class Qemu:
+    """How machines are made: their shape, who logs in, and with which private key."""
+
+    shape: Shape
+    login: str
+    key: Path
+
+    @contextmanager
+    def open(self, draft: Draft, *, network: bool) -> Iterator[Session]:
+        """A machine on the draft's image. When the block ends the guest has shut itself down and QEMU is
+        gone; if it raises, QEMU is killed and the image is not to be used."""
+        with machine.start(self.shape, draft.image, network=network) as guest:
+            with ssh.connect(guest, login=self.login, key=self.key) as connection:
+                yield Session(connection, self.login)
+            guest.power_off()
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """An open machine: commands run in it, files go into it."""
+
+    connection: ssh.Connection
+    login: str
+
+    def run(self, command: Command, copies: Sequence[CacheCopy], output: Callable[[bytes], object]) -> int:
+        """Run a command with its caches, and return its exit status.
+
+        The caches are saved whatever the status is.
+        """
+        if copies:
+            transfer.send_caches(self.connection, self.login, command, copies)
+        status = self.connection.run(
+            linux.root_shell(self.login), lambda mark: _script(command, mark), output
+        )
+        if copies:
+            fetched = transfer.fetch_caches(self.connection, self.login, command, copies)
+            for copy, archive in zip(copies, fetched, strict=True):
+                copy.save(archive)
+        return status
+
+    def send(self, action: Transfer) -> None:
+        """Put a tree into the guest."""
+        transfer.send_tree(self.connection, self.login, action)
+
+
+def _script(command: Command, mark: str) -> bytes:
+    return linux.run_script(command.argv, cwd=command.cwd, env=command.env, user=command.user, mark=mark)

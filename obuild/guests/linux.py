@@ -1,0 +1,168 @@
+"""How a Linux guest spells what a step needs: POSIX shell scripts, fed to a root shell on stdin.
+
+Feeding scripts on stdin keeps commands, environment and secrets off the guest's process list, and free
+of sshd's limit on a command line. Nothing here runs anything.
+
+Needed in the guest: a POSIX sh, GNU or busybox coreutils, tar, mount, setpriv (util-linux), and sudo
+without a password where the login user is not root.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable
+
+from obuild.spec import UnixUser, WindowsUser
+
+#: What a command sees if the spec says nothing else; as in a login shell of Debian's root.
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+#: Where caches live in the guest while a step runs; gone before the layer is sealed.
+SCRATCH = "/var/lib/obuild-scratch"
+
+
+def root_shell(login: str) -> str:
+    """The command whose stdin takes a script that runs as root."""
+    return "exec sh" if login == "root" else "exec sudo -n sh"
+
+
+def as_root(login: str, command: str) -> str:
+    """`command` (already quoted) as root."""
+    return command if login == "root" else f"sudo -n {command}"
+
+
+def run_script(
+    argv: Iterable[str],
+    *,
+    cwd: str,
+    env: Iterable[tuple[str, str]],
+    user: UnixUser | WindowsUser,
+    mark: str,
+) -> bytes:
+    """Run argv as `user` in `cwd`; then print `mark`, the exit status and a newline.
+
+    The mark comes through the same pipe as the output, so all that the command itself printed stands
+    before it, and a background process it left behind holds nothing up.
+    """
+    uid, gid = _ids(user)
+    words = " ".join(shlex.quote(word) for word in argv)
+    pairs = " ".join(shlex.quote(f"{name}={value}") for name, value in env)
+    lines = [
+        "exec 2>&1",
+        *_ensure_folder(cwd, uid, gid),
+        f"cd {shlex.quote(cwd)} || {{ {_say_status(mark, '125')}; exit; }}",
+        f"home=$(getent passwd {uid} 2>/dev/null | cut -d: -f6)",
+        # the environment is set last, so that nothing in it (LD_PRELOAD, say) acts on a program run as root
+        f"setpriv --reuid {uid} --regid {gid} --clear-groups -- "
+        f'env -i HOME="${{home:-/}}" PATH={DEFAULT_PATH} {pairs} {words} </dev/null',
+        f"status=$?; {_say_status(mark, '$status')}",
+    ]
+    return _script(lines)
+
+
+def receive_script(dest: str, user: UnixUser | WindowsUser) -> bytes:
+    """The command that unpacks a tar stream from stdin in the folder `dest`, as root.
+
+    Folders that exist keep their owner and mode, and a symlink to a folder is followed, not replaced.
+    """
+    uid, gid = _ids(user)
+    lines = [
+        *_ensure_folder(dest, uid, gid),
+        f"cd {shlex.quote(dest)} && "
+        "exec tar --extract --file=- --same-permissions --same-owner --numeric-owner "
+        "--no-overwrite-dir --keep-directory-symlink",
+    ]
+    return _script(lines)
+
+
+def receive_command(login: str, dest: str, user: UnixUser | WindowsUser) -> str:
+    """`receive_script` as one command line, for stdin is taken by the stream."""
+    script = receive_script(dest, user).decode(errors="surrogateescape")
+    return as_root(login, f"sh -c {shlex.quote(script)}")
+
+
+def open_cache(slot: int, target: str, user: UnixUser | WindowsUser) -> bytes:
+    """Make an empty cache folder, owned by `user`, and mount it over `target`.
+
+    It hides what the image has at `target`, and what is written there does not reach the layer.
+    """
+    uid, gid = _ids(user)
+    folder = f"{SCRATCH}/{slot}"
+    lines = [
+        "set -e",
+        f"mkdir -p {folder}",
+        f"chown {uid}:{gid} {folder}",
+        *_ensure_folder(target, uid, gid),
+        f"mount --bind {folder} {shlex.quote(target)}",
+    ]
+    return _script(lines)
+
+
+def unpack_cache(slot: int) -> bytes:
+    """Unpack SCRATCH/SLOT.tar into its cache folder."""
+    return _script(
+        [
+            "set -e",
+            f"tar --extract --file={SCRATCH}/{slot}.tar --directory={SCRATCH}/{slot} "
+            "--same-permissions --same-owner --numeric-owner",
+            f"rm {SCRATCH}/{slot}.tar",
+        ]
+    )
+
+
+def pack_cache(slot: int) -> bytes:
+    """Pack a cache folder into SCRATCH/SLOT.tar; the same files give the same bytes."""
+    return _script(
+        [
+            # 1: a file changed as it was read, by a process that the step left running
+            f"tar --create --file={SCRATCH}/{slot}.tar --directory={SCRATCH}/{slot} --format=gnu "
+            "--sort=name --numeric-owner --sparse . || [ $? -eq 1 ]",
+        ]
+    )
+
+
+def close_caches(targets: Iterable[str]) -> bytes:
+    """Unmount the caches, last first, and remove every trace of them."""
+    lines = [f"umount -l {shlex.quote(target)}" for target in reversed(tuple(targets))]
+    return _script(["set -e", *lines, f"rm -rf {SCRATCH}"])
+
+
+def cache_archive(slot: int) -> str:
+    """Where a cache's archive lies in the guest, between scp and tar."""
+    return f"{SCRATCH}/{slot}.tar"
+
+
+def prepare_scratch(login: str) -> bytes:
+    """Make the scratch folder, which only root and the login user can enter."""
+    return _script(
+        ["set -e", f"mkdir -p {SCRATCH}", f"chmod 700 {SCRATCH}", f"chown {shlex.quote(login)} {SCRATCH}"]
+    )
+
+
+def power_off() -> bytes:
+    """Power off from inside, for a guest that does not hear the power button."""
+    return _script(["poweroff || shutdown -P now"])
+
+
+def _ensure_folder(path: str, uid: int, gid: int) -> list[str]:
+    """Make `path` and its missing parents, all owned by uid:gid; what exists is left as it is."""
+    quoted = shlex.quote(path)
+    return [
+        f"if [ ! -d {quoted} ]; then new={quoted}; top=$new",
+        'while [ ! -e "$(dirname -- "$top")" ]; do top=$(dirname -- "$top"); done',
+        'mkdir -p -- "$new" && chown -R ' + f'{uid}:{gid} -- "$top"; fi',
+    ]
+
+
+def _say_status(mark: str, status: str) -> str:
+    return f"printf '%s %d\\n' {shlex.quote(mark)} \"{status}\""
+
+
+def _ids(user: UnixUser | WindowsUser) -> tuple[int, int]:
+    if isinstance(user, WindowsUser):
+        raise TypeError("a Linux guest has no Windows users")  # plan refuses it with the op's line
+    return user.uid, user.gid
+
+
+def _script(lines: Iterable[str]) -> bytes:
+    return ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape")

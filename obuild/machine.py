@@ -1,0 +1,177 @@
+"""One QEMU process, from its command line to its power-off.
+
+QEMU never outlives us: the kernel kills it with the thread that started it, and leaving the `with` block
+ends it. Soft first, then hard, and it is said which.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+import select
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from obuild import process
+from obuild.errors import MachineError
+from obuild.qmp import Qmp, QmpLost
+from obuild.shape import Shape, qemu_argv
+
+#: QEMU itself, without a guest, starts in well under a second; this is for a host that swaps.
+START_TIMEOUT = 60.0
+
+#: How many lines of the serial console an error shows.
+CONSOLE_LINES = 20
+
+_FORWARD = re.compile(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)\s+\S+\s+22\b")
+_ESTABLISHED = re.compile(r"TCP\[ESTABLISHED\]\s.*\s22\s+\d+\s+\d+\s*$", re.MULTILINE)
+
+
+class Machine:
+    """A running guest. Made by `start`; every method raises MachineError if QEMU is gone."""
+
+    def __init__(self, child: subprocess.Popen[bytes], qmp: Qmp, stderr: Path, shape: Shape) -> None:
+        self.child = child
+        self.qmp = qmp
+        self.shape = shape
+        self._stderr = stderr
+        self.port = self._forwarded_port()
+
+    def connected(self) -> bool:
+        """Whether the guest has accepted a TCP connection to its SSH port."""
+        return bool(_ESTABLISHED.search(self._usernet()))
+
+    def check(self) -> None:
+        """MachineError if the guest has stopped by itself, or its disk cannot be written."""
+        self.qmp.poll()
+        for event in self.qmp.events:
+            data = event.get("data", {})
+            match event["event"]:
+                case "SHUTDOWN":
+                    raise self.error(f"the guest {_why(str(data.get('reason')))} before the step was done")
+                case "BLOCK_IO_ERROR":
+                    raise OSError(errno.ENOSPC, f"the guest's disk cannot be written: {data.get('reason')}")
+
+    def pause(self, seconds: float, *also: int) -> bool:
+        """Wait until `seconds` are over or one of the file descriptors `also` can be read: True then.
+
+        MachineError as soon as the guest stops by itself.
+        """
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
+            ready, _, _ = select.select([self.qmp.fileno(), *also], [], [], left)
+            if self.qmp.fileno() in ready:
+                self.check()
+            if any(fd in ready for fd in also):
+                return True
+        return False
+
+    def power_off(self, *, ask: bool = True) -> None:
+        """Press the power button and wait until the guest has shut itself down. MachineError if it does not."""
+        if ask:
+            self.qmp.execute("system_powerdown")
+        event = self.qmp.wait_event("SHUTDOWN", "BLOCK_IO_ERROR", timeout=self.shape.boot_time)
+        if event is None:
+            raise self.error(
+                f"the guest did not power off within {self.shape.boot_time:g} s of its power button being pressed",
+                hint="does the image handle ACPI (acpid or systemd-logind)? --qemu-boot-time gives it longer",
+            )
+        if event["event"] == "BLOCK_IO_ERROR":
+            raise OSError(errno.ENOSPC, f"the guest's disk cannot be written: {event['data'].get('reason')}")
+        reason = event["data"].get("reason")
+        if reason != "guest-shutdown":
+            raise self.error(f"the guest {_why(str(reason))} instead of powering off")
+        self._quit()
+
+    def console(self) -> str:
+        """The last lines of the guest's serial console."""
+        try:
+            text = str(self.qmp.execute("ringbuf-read", {"device": "console", "size": 65536}, timeout=5.0))
+        except MachineError:
+            return ""
+        lines = [_printable(line) for line in text.splitlines()]
+        return "\n".join([line for line in lines if line.strip()][-CONSOLE_LINES:])
+
+    def error(self, message: str, *, hint: str = "") -> MachineError:
+        """A MachineError that shows the console's last lines."""
+        console = self.console()
+        shown = f"; its console ends with:\n{console}" if console else "; its serial console is empty"
+        return MachineError(message + shown, hint=hint)
+
+    def _quit(self) -> None:
+        """Let QEMU write out and close its images, and wait until it has."""
+        try:
+            self.qmp.execute("quit")
+        except QmpLost:
+            pass
+        try:
+            status = self.child.wait(timeout=START_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            raise MachineError("QEMU does not quit") from None
+        if status != 0:
+            raise MachineError(f"QEMU {process.ending(status)}: {_tail(self._stderr)}")
+
+    def _usernet(self) -> str:
+        return str(self.qmp.execute("human-monitor-command", {"command-line": "info usernet"}))
+
+    def _forwarded_port(self) -> int:
+        found = _FORWARD.search(self._usernet())
+        if not found:
+            raise MachineError("QEMU does not say which port it forwards to the guest")
+        return int(found[1])
+
+
+@contextmanager
+def start(shape: Shape, image: Path, *, network: bool) -> Iterator[Machine]:
+    """A machine that boots `image`; killed on the way out unless it has powered off.
+
+    MachineError, with QEMU's own words, if it does not start.
+    """
+    ours, theirs = socket.socketpair()
+    with ours, tempfile.NamedTemporaryFile(prefix="obuild-qemu-") as stderr:
+        with theirs:
+            argv = qemu_argv(shape, image, network=network, qmp_fd=theirs.fileno())
+            child = process.spawn(argv, stderr=stderr.file, pass_fds=[theirs.fileno()])
+        try:
+            yield _greet(child, Qmp(ours), Path(stderr.name), shape)
+        finally:
+            if child.poll() is None:
+                child.kill()
+            child.wait()
+
+
+def _greet(child: subprocess.Popen[bytes], qmp: Qmp, stderr: Path, shape: Shape) -> Machine:
+    try:
+        qmp.negotiate(START_TIMEOUT)
+        return Machine(child, qmp, stderr, shape)
+    except QmpLost:
+        status = child.wait()
+        raise MachineError(
+            f"QEMU did not start, it {process.ending(status)}: {_tail(stderr)}",
+            hint="see --qemu-memory, --qemu-cpus and --qemu-accel",
+        ) from None
+
+
+def _why(reason: str) -> str:
+    reasons = {
+        "guest-shutdown": "powered off",
+        "guest-reset": "rebooted",
+        "guest-panic": "panicked",
+    }
+    return reasons.get(reason, f"stopped ({reason})")
+
+
+def _tail(path: Path) -> str:
+    text = path.read_bytes()[-process.STDERR_TAIL :].decode(errors="replace").strip()
+    return text or "it said nothing"
+
+
+def _printable(line: str) -> str:
+    """Without the escape sequences of a guest that wants to draw on our terminal."""
+    line = re.sub(r"\x1b(\[[0-?]*[ -/]*[@-~]|[@-_])", "", line)
+    return "".join(character for character in line if character.isprintable() or character == "\t")

@@ -1,0 +1,297 @@
+"""A stage and its context become steps with ids. Pure but for reading the files of a copy; boots nothing.
+
+The id of a step is the sha256 of its key, an s-expression of everything that changes the result and of
+nothing else: the parent's id, the command, its workdir, user, environment, shell, network, the names and
+targets of secrets (never values), the manifest of copied files. Caches, CPUs, memory and time-outs are
+not in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import posixpath
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import NewType
+
+from obuild import sexp, tree
+from obuild.card import Card
+from obuild.errors import SpecError, UsageError
+from obuild.spec import (
+    Cache,
+    Comment,
+    Copy,
+    Env,
+    Op,
+    Run,
+    Secret,
+    Shell,
+    Stage,
+    UnixUser,
+    User,
+    WindowsUser,
+    Workdir,
+    format_op,
+)
+
+LayerId = NewType("LayerId", str)
+
+ROOT = UnixUser(0, 0)
+
+#: The longest single argument that Linux takes (MAX_ARG_STRLEN, 32 pages, with its NUL).
+MAX_COMMAND = 131_071
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """A base image as found: where its file is, the sha256 of that file's content, and its card."""
+
+    name: str
+    path: Path
+    digest: str
+    stamp: tuple[int, int, int]  # disk.stamp of the file when it was hashed
+    card: Card
+
+
+@dataclass(frozen=True, slots=True)
+class Import:
+    """Take a base image into the store as a first layer."""
+
+    base: Base
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """Run `argv` in the guest. `network` is true if it may reach the outside."""
+
+    argv: tuple[str, ...]
+    cwd: str
+    env: tuple[tuple[str, str], ...]
+    user: UnixUser | WindowsUser
+    network: bool
+    caches: tuple[Cache, ...] = ()
+    secrets: tuple[Secret, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """Put `tree` into the guest's folder `dest`, owned by `user`."""
+
+    tree: tree.Tree
+    dest: str
+    user: UnixUser | WindowsUser
+
+
+Action = Import | Command | Transfer
+
+
+@dataclass(frozen=True)
+class Step:
+    """An action ready to run. `headings` are the ops as written, this one last; they are not hashed."""
+
+    parent: LayerId | None
+    action: Action
+    headings: tuple[str, ...] = ()
+
+    @cached_property
+    def key(self) -> str:
+        """The canonical text that is hashed, and kept in the layer."""
+        return sexp.dumps(_key(self.parent, self.action))
+
+    @cached_property
+    def id(self) -> LayerId:
+        return LayerId(hashlib.sha256(self.key.encode("utf-8", "surrogateescape")).hexdigest())
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """The steps of one stage, first to last; `tail` are headings of ops that follow the last step."""
+
+    steps: tuple[Step, ...]
+    base: Base
+    tail: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What the ops so far say of the steps to come."""
+
+    workdir: str = "/"
+    user: UnixUser | WindowsUser = ROOT
+    shell: tuple[str, ...] = ("bash", "-c")
+    env: tuple[tuple[str, str], ...] = ()
+
+
+def plan(
+    stage: Stage, *, source: Path, find_base: Callable[[str], Base], secrets: Sequence[str] = ()
+) -> Chain:
+    """The steps of a stage. UsageError, with the op's line, for what can be seen to be wrong in it.
+
+    `find_base` turns the name after `from` into a Base; `secrets` are the ids that have a value.
+    """
+    if stage.stages:
+        raise UsageError(
+            f"nested build {stage.stages[0][0]!r}: this version builds one chain at a time",
+            hint="build the inner spec by itself",
+        )
+    base = find_base(stage.base)
+    steps = [Step(None, Import(base), (f"(from {sexp.dumps(stage.base)})",))]
+    headings: list[str] = []
+    context = Context()
+    for op in stage.ops:
+        headings.append(f"{context.workdir}: {format_op(op)}")
+        with _blame(op):
+            action = _action(op, context, source, secrets)
+            context = _fold(op, context, base.card.os)
+        if action is not None:
+            steps.append(Step(steps[-1].id, action, tuple(headings)))
+            headings = []
+    return Chain(tuple(steps), base, tuple(headings))
+
+
+def _action(op: Op, context: Context, source: Path, secrets: Sequence[str]) -> Action | None:
+    match op:
+        case Run():
+            return _command(op, context, secrets)
+        case Copy():
+            return _transfer(op, context, source)
+        case _:
+            return None
+
+
+def _fold(op: Op, context: Context, guest_os: str) -> Context:
+    match op:
+        case Workdir(path):
+            return replace(context, workdir=_join(context.workdir, _no_nul(path, "workdir")))
+        case Env(name, value):
+            env = tuple(pair for pair in context.env if pair[0] != _env_name(name))
+            return replace(context, env=tuple(sorted((*env, (name, _no_nul(value, f"value of {name}"))))))
+        case User(user):
+            return replace(context, user=_user(user, guest_os))
+        case Shell(argv):
+            return replace(context, shell=_shell(argv))
+        case Run() | Copy() | Comment():
+            return context
+
+
+def _command(op: Run, context: Context, secrets: Sequence[str]) -> Command:
+    if len(op.shell.encode(errors="surrogateescape")) > MAX_COMMAND:
+        raise UsageError(
+            f"the command is {len(op.shell)} characters long; Linux takes at most {MAX_COMMAND} bytes",
+            hint="put it into a script and copy that in",
+        )
+    for secret in op.secrets:
+        if secret.name not in secrets:
+            raise UsageError(
+                f"no value for the secret {secret.name!r}", hint=f"add --secret {secret.name}:FILE"
+            )
+    for cache in op.caches:
+        _no_nul(cache.target, "cache target")
+    return Command(
+        argv=(*context.shell, _no_nul(op.shell, "command")),
+        cwd=context.workdir,
+        env=context.env,
+        user=context.user,
+        network=op.network == ("host",),  # as OBuilder: any other list of networks is a closed one
+        caches=tuple(replace(cache, target=_join(context.workdir, cache.target)) for cache in op.caches),
+        secrets=tuple(replace(secret, target=_join(context.workdir, secret.target)) for secret in op.secrets),
+    )
+
+
+def _transfer(op: Copy, context: Context, source: Path) -> Transfer:
+    if not op.src:
+        raise UsageError("no source items for copy")
+    dest = _join(context.workdir, _no_nul(op.dst, "dst"))
+    if op.dst.endswith("/"):
+        return Transfer(tree.walk(source, op.src, exclude=op.exclude), dest, context.user)
+    if len(op.src) > 1:
+        raise UsageError("to copy several items, the destination must end with '/'", hint=f"(dst {op.dst}/)")
+    if tree.is_folder(source, op.src[0]):
+        return Transfer(tree.walk(source, op.src, exclude=op.exclude, rename=""), dest, context.user)
+    folder, name = posixpath.split(dest)
+    if not name:
+        raise UsageError("the destination / is a folder", hint="end dst with the name of the file")
+    return Transfer(tree.walk(source, op.src, rename=name), folder, context.user)
+
+
+def _join(workdir: str, path: str) -> str:
+    """`path` seen from `workdir`, as the guest would walk it: `.` and doubled slashes go, `..` stays."""
+    joined = posixpath.join(workdir, path)
+    parts = [part for part in joined.split("/") if part not in ("", ".")]
+    return "/" + "/".join(parts)
+
+
+def _env_name(name: str) -> str:
+    if not name or "=" in name or "\0" in name:
+        raise UsageError(f"{name!r} cannot be the name of an environment variable")
+    return name
+
+
+def _user(user: UnixUser | WindowsUser, guest_os: str) -> UnixUser | WindowsUser:
+    if isinstance(user, WindowsUser) and guest_os == "linux":
+        raise UsageError(
+            f"a Linux guest knows users by number, not {user.name!r}", hint="(user (uid 1000) (gid 1000))"
+        )
+    if isinstance(user, UnixUser) and not (0 <= user.uid < 2**32 - 1 and 0 <= user.gid < 2**32 - 1):
+        raise UsageError("uid and gid must lie between 0 and 4294967294")
+    return user
+
+
+def _shell(argv: tuple[str, ...]) -> tuple[str, ...]:
+    if not argv:
+        raise UsageError("shell needs at least one word", hint="for example (shell /bin/sh -c)")
+    return tuple(_no_nul(word, "shell") for word in argv)
+
+
+def _no_nul(text: str, what: str) -> str:
+    if "\0" in text:
+        raise UsageError(f"a NUL byte cannot be part of a {what}")
+    return text
+
+
+class _blame:  # noqa: N801  # reads as the statement it is
+    """Give a UsageError raised inside the position of `op` in the spec."""
+
+    def __init__(self, op: Op) -> None:
+        self.op = op
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, UsageError) and not isinstance(error, SpecError):
+            name = type(self.op).__name__.lower()
+            raise SpecError(
+                f"in ({name} …): {error.message}", line=self.op.line, column=self.op.column, hint=error.hint
+            ) from error
+
+
+def _key(parent: LayerId | None, action: Action) -> sexp.Sexp:
+    return tuple((name, value) for name, value in _fields(parent, action))
+
+
+def _fields(parent: LayerId | None, action: Action) -> Iterator[tuple[str, sexp.Sexp]]:
+    yield "format", "1"
+    yield "executor", "qemu"
+    if parent is not None:
+        yield "parent", str(parent)
+    match action:
+        case Import(base):
+            yield "base", f"sha256:{base.digest}"
+        case Command():
+            yield "workdir", action.cwd
+            yield "user", _user_key(action.user)
+            yield "env", action.env
+            yield "run", action.argv
+            yield "network", "host" if action.network else "none"
+            yield "secrets", tuple((secret.name, secret.target) for secret in action.secrets)
+        case Transfer():
+            yield "copy", action.dest
+            yield "user", _user_key(action.user)
+            yield "files", action.tree.manifest
+
+
+def _user_key(user: UnixUser | WindowsUser) -> sexp.Sexp:
+    return (str(user.uid), str(user.gid)) if isinstance(user, UnixUser) else user.name

@@ -1,0 +1,118 @@
+"""The one door to other programs: run one to its end, or spawn one that never outlives us.
+
+Every command is logged as one line that can be pasted into a shell. Programs run in a session of
+their own, so a Ctrl-C in the terminal reaches obuild alone, which then ends them in order.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+from obuild.errors import ProcessError, UsageError
+
+log = logging.getLogger("obuild")
+
+#: Debian's package for each program we call, for the message when it is missing.
+PACKAGES = {
+    "qemu-img": "qemu-utils",
+    "qemu-system-x86_64": "qemu-system-x86",
+    "mmdebstrap": "mmdebstrap",
+    "mke2fs": "e2fsprogs",
+    "sfdisk": "fdisk",
+    "grub-mkimage": "grub-common",
+    "setpriv": "util-linux",
+    "ssh-keygen": "openssh-client",
+}
+
+#: How many characters of a failed program's stderr are shown.
+STDERR_TAIL = 2000
+
+Arg = str | Path
+
+
+def require(program: str) -> str:
+    """The path of `program`; a UsageError that says what to install if it is not on PATH.
+
+    System folders are searched too: Debian keeps mke2fs and sfdisk off a plain user's PATH.
+    """
+    path = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"
+    found = shutil.which(program, path=path)
+    if found:
+        return found
+    package = PACKAGES.get(program, program)
+    raise UsageError(f"{program} is not installed, or not on PATH", hint=f"apt install {package}")
+
+
+def run(
+    argv: Sequence[Arg],
+    *,
+    input: bytes | None = None,
+    env: Mapping[str, str] | None = None,
+    ok: tuple[int, ...] = (0,),
+    cwd: Path | None = None,
+) -> bytes:
+    """Run a program to its end and return its stdout; ProcessError unless it exits with one of `ok`.
+
+    `env` is added to our own environment. A program that is still running when we are interrupted
+    is killed before the interrupt goes on.
+    """
+    command = [require(str(argv[0])), *map(str, argv[1:])]
+    _tell(argv)
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL if input is None else subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, **env} if env else None,
+        cwd=cwd,
+        start_new_session=True,
+    ) as child:
+        try:
+            out, err = child.communicate(input)
+        except BaseException:
+            child.kill()
+            raise
+    if child.returncode not in ok:
+        raise ProcessError(f"{shlex.join(map(str, argv))} {ending(child.returncode)}{_quote(err)}")
+    return out
+
+
+def spawn(argv: Sequence[Arg], *, stderr: IO[bytes], pass_fds: Sequence[int] = ()) -> subprocess.Popen[bytes]:
+    """Start a program that the kernel kills when the calling thread ends, however that comes about.
+
+    The caller owns the process: it must wait for it. The calling thread must live as long as the
+    program is wanted (the kernel's parent-death signal follows the thread, not the process).
+    """
+    command = [require("setpriv"), "--pdeathsig", "KILL", "--", require(str(argv[0])), *map(str, argv[1:])]
+    _tell(argv)
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=stderr,
+        stderr=stderr,
+        pass_fds=pass_fds,
+        start_new_session=True,
+    )
+
+
+def ending(returncode: int) -> str:
+    """How a program ended, in words."""
+    return (
+        f"was killed by signal {-returncode}" if returncode < 0 else f"failed with exit status {returncode}"
+    )
+
+
+def _tell(argv: Sequence[Arg]) -> None:
+    log.info("Exec %s", shlex.join(map(str, argv)))
+
+
+def _quote(stderr: bytes) -> str:
+    text = stderr.decode(errors="replace").strip()[-STDERR_TAIL:]
+    return f":\n{text}" if text else ""

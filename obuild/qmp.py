@@ -1,0 +1,99 @@
+"""QEMU's control channel: JSON lines over a socket that QEMU was born with.
+
+Protocol: https://www.qemu.org/docs/master/interop/qmp-spec.html
+"""
+
+from __future__ import annotations
+
+import json
+import select
+import socket
+import time
+from typing import Any
+
+from obuild.errors import MachineError
+
+
+class QmpLost(MachineError):
+    """QEMU closed the channel: it is gone, or going."""
+
+
+class Qmp:
+    """One client. Events that arrive meanwhile are kept in `events`, oldest first, until someone takes them."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._buffer = b""
+        self.events: list[dict[str, Any]] = []
+
+    def fileno(self) -> int:
+        """To wait for events together with other things."""
+        return self._sock.fileno()
+
+    def negotiate(self, timeout: float) -> None:
+        """Take the greeting and leave capabilities mode. QmpLost if QEMU ends first."""
+        deadline = time.monotonic() + timeout
+        self._read_until("QMP", deadline)
+        self.execute("qmp_capabilities", timeout=timeout)
+
+    def execute(
+        self, command: str, arguments: dict[str, object] | None = None, *, timeout: float = 30.0
+    ) -> Any:
+        """The answer to one command. MachineError if QEMU says no, or says nothing for `timeout` seconds."""
+        line = json.dumps({"execute": command, "arguments": arguments or {}}) + "\n"
+        try:
+            self._sock.sendall(line.encode())
+        except OSError as error:
+            raise QmpLost(f"QEMU is gone: {error.strerror}") from error
+        reply = self._read_until(("return", "error"), time.monotonic() + timeout)
+        if "error" in reply:
+            raise MachineError(f"QEMU refused {command}: {reply['error'].get('desc', reply['error'])}")
+        return reply["return"]
+
+    def wait_event(self, *names: str, timeout: float) -> dict[str, Any] | None:
+        """The next event of one of these names, or None after `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        while True:
+            for index, event in enumerate(self.events):
+                if event["event"] in names:
+                    return self.events.pop(index)
+            if (message := self._read(deadline)) is None:
+                return None
+            self._keep(message)
+
+    def poll(self) -> None:
+        """Take in the events that are there, without waiting."""
+        while (message := self._read(time.monotonic())) is not None:
+            self._keep(message)
+
+    def close(self) -> None:
+        self._sock.close()
+
+    def _read_until(self, keys: str | tuple[str, ...], deadline: float) -> dict[str, Any]:
+        wanted = (keys,) if isinstance(keys, str) else keys
+        while (message := self._read(deadline)) is not None:
+            if any(key in message for key in wanted):
+                return message
+            self._keep(message)
+        raise MachineError("QEMU does not answer on its control channel")
+
+    def _keep(self, message: dict[str, Any]) -> None:
+        if "event" in message:
+            self.events.append(message)
+
+    def _read(self, deadline: float) -> dict[str, Any] | None:
+        """The next message, or None when the deadline has passed."""
+        while b"\n" not in self._buffer:
+            ready, _, _ = select.select([self._sock], [], [], max(0.0, deadline - time.monotonic()))
+            if not ready:
+                return None
+            try:
+                data = self._sock.recv(65536)
+            except OSError:
+                data = b""
+            if not data:
+                raise QmpLost("QEMU is gone")
+            self._buffer += data
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        message: dict[str, Any] = json.loads(line)
+        return message

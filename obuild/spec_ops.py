@@ -1,0 +1,114 @@
+"""What a spec says, as values: a Stage and its ops."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+Op: TypeAlias = "Run | Copy | Env | Workdir | User | Shell | Comment"
+
+
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """A volume that outlives the step, and where it is mounted."""
+
+    name: str
+    target: str
+    buildkit_options: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """A secret by name, and the file in which the step finds its value."""
+
+    name: str
+    target: str
+    buildkit_options: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class UnixUser:
+    """A user and group by number."""
+
+    uid: int
+    gid: int
+
+
+@dataclass(frozen=True, slots=True)
+class WindowsUser:
+    """A user by name."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Placed:
+    """Where an op stands in its file, from 1; ops that differ in nothing else are equal."""
+
+    line: int = field(default=0, compare=False, repr=False)
+    column: int = field(default=0, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Run(_Placed):
+    """Run a command."""
+
+    shell: str
+    caches: tuple[Cache, ...] = ()
+    network: tuple[str, ...] = ()
+    secrets: tuple[Secret, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Copy(_Placed):
+    """Copy files in, from the context or, if `origin` names one, from another build."""
+
+    src: tuple[str, ...]
+    dst: str
+    exclude: tuple[str, ...] = ()
+    origin: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Env(_Placed):
+    """Set a variable for what follows."""
+
+    name: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class Workdir(_Placed):
+    """Change the folder of what follows."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class User(_Placed):
+    """Change the user of what follows."""
+
+    user: UnixUser | WindowsUser
+
+
+@dataclass(frozen=True, slots=True)
+class Shell(_Placed):
+    """Change the program that is given the commands of what follows."""
+
+    argv: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Comment(_Placed):
+    """A remark, which does nothing."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A base image and the ops on it. `stages` are the builds that its copies may name, in order."""
+
+    base: str
+    ops: tuple[Op, ...] = ()
+    stages: tuple[tuple[str, Stage], ...] = ()

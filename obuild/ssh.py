@@ -1,0 +1,320 @@
+"""One SSH connection into a guest: wait for it, run scripts, send and fetch files.
+
+The only importer of paramiko and scp, and both only once a machine is booting. Host keys are not checked:
+the port is one of 127.0.0.1 that our own QEMU listens on, and the guest is not trusted anyway.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import secrets
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from obuild.errors import MachineError, UsageError
+from obuild.machine import Machine
+
+if TYPE_CHECKING:
+    import paramiko
+
+#: How long the guest may take to accept our connection once it is asked. QEMU's user network takes the
+#: connection before the guest does, so whether the guest has is asked of QEMU.
+ACCEPT_TIMEOUT = 0.25
+RETRY_PAUSE = 0.05
+
+#: For the key exchange and for opening a channel; a guest under TCG with many CPUs is slow at both.
+REPLY_TIMEOUT = 120.0
+
+#: Host key and cipher choices, cheapest for an emulated guest first.
+KEX = ("curve25519-sha256", "curve25519-sha256@libssh.org", "ecdh-sha2-nistp256")
+
+_CHUNK = 1 << 16
+
+Output = Callable[[bytes], object]
+
+
+class Connection:
+    """An open connection, logged in. Every method raises MachineError if the guest stops or hangs up."""
+
+    def __init__(self, machine: Machine, transport: paramiko.Transport) -> None:
+        self.machine = machine
+        self._transport = transport
+
+    def run(self, command: str, script: Callable[[str], bytes], output: Output) -> int:
+        """Run a script that ends by printing a mark, and its exit status as the mark's number.
+
+        `command` reads the script from its stdin. All that comes before the mark goes to `output`, as it
+        comes. What background processes print later is not waited for.
+        """
+        mark = f"obuild-{secrets.token_hex(16)}"
+        with self._channel(command) as channel:
+            channel.sendall(script(mark))
+            channel.shutdown_write()
+            reader = _MarkReader(f"{mark} ".encode(), output)
+            while (status := reader.status) is None:
+                data = self._recv(channel)
+                if not data:
+                    reader.flush()
+                    raise self._lost()
+                reader.feed(data)
+            return status
+
+    def check(self, command: str, script: bytes, *, what: str) -> None:
+        """Run a script of our own. MachineError, with what it printed, unless it exits with 0."""
+        with self._channel(command) as channel:
+            channel.sendall(script)
+            channel.shutdown_write()
+            self._finish(channel, what)
+
+    def stream(self, command: str, send: Callable[[Any], None], *, what: str) -> None:
+        """Run a command and let `send` write to its stdin. MachineError unless it exits with 0."""
+        with self._channel(command) as channel:
+            try:
+                send(_Sink(self.machine, channel))
+            except (
+                OSError
+            ) as error:  # the command ended before it had read everything; why, it will have said
+                self.machine.check()
+                self._finish(channel, what)
+                raise MachineError(f"{what}: the connection to the guest broke") from error
+            channel.shutdown_write()
+            self._finish(channel, what)
+
+    def put(self, source: Path, dest: str) -> None:
+        """Send one file by scp."""
+        with self._scp() as client:
+            client.put(str(source), dest)
+
+    def get(self, source: str, dest: Path) -> None:
+        """Fetch one file by scp. It is written to `dest` and nowhere else, whatever the guest answers."""
+        with self._scp() as client:
+            client.get(source, str(dest))
+
+    def _finish(self, channel: paramiko.Channel, what: str) -> None:
+        said = b""
+        while data := self._recv(channel):
+            said = (said + data)[-2000:]
+        status = channel.recv_exit_status()
+        if status != 0:
+            raise MachineError(f"{what} failed in the guest: {said.decode(errors='replace').strip()}")
+
+    @contextmanager
+    def _channel(self, command: str) -> Iterator[paramiko.Channel]:
+        import paramiko
+
+        try:
+            channel = self._transport.open_session(timeout=REPLY_TIMEOUT)
+            channel.set_combine_stderr(True)
+            channel.exec_command(command)
+        except (paramiko.SSHException, EOFError, OSError) as error:
+            raise self._lost() from error
+        with contextlib.closing(channel):
+            yield channel
+
+    def _recv(self, channel: paramiko.Channel) -> bytes:
+        """The next output of a channel, b"" at its end; watches the machine meanwhile."""
+        while not channel.recv_ready() and not channel.closed and not channel.eof_received:
+            self.machine.pause(1.0, channel.fileno())
+        return bytes(channel.recv(_CHUNK))
+
+    @contextmanager
+    def _scp(self) -> Iterator[Any]:
+        import paramiko
+        import scp
+
+        class OneFile(scp.SCPClient):  # type: ignore[misc]  # scp is not typed
+            def _recv_pushd(self, cmd: bytes) -> None:
+                # the library would follow a hostile guest into `..`
+                raise scp.SCPException("the guest sent a folder where a file was asked for")
+
+        try:
+            with OneFile(self._transport, socket_timeout=REPLY_TIMEOUT) as client:
+                yield client
+        except (scp.SCPException, paramiko.SSHException, EOFError, TimeoutError) as error:
+            self.machine.check()
+            raise MachineError(f"scp with the guest failed: {error}") from error
+
+    def _lost(self) -> MachineError:
+        """Why the connection is gone: the machine's own reason if it has one."""
+        try:
+            self.machine.pause(RETRY_PAUSE)
+        except MachineError as error:
+            return error
+        return self.machine.error("the guest closed the SSH connection in the middle of the step")
+
+
+class _Closed(Exception):
+    """The other end reads no more."""
+
+
+class _Sink:
+    """A file object on a channel's stdin; a guest that stops taking data is noticed."""
+
+    def __init__(self, machine: Machine, channel: paramiko.Channel) -> None:
+        self._machine = machine
+        self._channel = channel
+        channel.settimeout(1.0)
+
+    def write(self, data: bytes) -> int:
+        left = memoryview(data)
+        while left:
+            try:
+                left = left[self._channel.send(bytes(left[:_CHUNK])) :]
+            except TimeoutError:  # nothing of it was sent
+                self._machine.check()
+            except OSError as error:
+                raise _Closed from error
+        return len(data)
+
+
+class _MarkReader:
+    """Splits a stream at `MARK STATUS\\n`: what is before goes to `output`, as early as it safely can."""
+
+    def __init__(self, mark: bytes, output: Output) -> None:
+        self._mark = mark
+        self._output = output
+        self._held = b""
+        self.status: int | None = None
+
+    def feed(self, data: bytes) -> None:
+        self._held += data
+        before, found, after = self._held.partition(self._mark)
+        if found:
+            line, newline, _ = after.partition(b"\n")
+            if newline or len(after) > 8:
+                self._emit(before)
+                self.status = int(line) if line.isdigit() else 255
+            return
+        keep = _overlap(self._held, self._mark)
+        self._emit(self._held[: len(self._held) - keep])
+        self._held = self._held[len(self._held) - keep :]
+
+    def flush(self) -> None:
+        self._emit(self._held)
+        self._held = b""
+
+    def _emit(self, data: bytes) -> None:
+        if data:
+            self._output(data)
+
+
+def _overlap(data: bytes, mark: bytes) -> int:
+    """How many bytes at the end of `data` could be the beginning of `mark`."""
+    for length in range(min(len(data), len(mark) - 1), 0, -1):
+        if mark.startswith(data[-length:]):
+            return length
+    return 0
+
+
+@contextmanager
+def connect(machine: Machine, *, login: str, key: Path) -> Iterator[Connection]:
+    """Log in as soon as the guest lets us.
+
+    MachineError if it has not answered within the machine's boot time, or does not take the key.
+    """
+    deadline = time.monotonic() + machine.shape.boot_time
+    with contextlib.closing(_wait_for_banner(machine, deadline)) as sock:
+        transport = _log_in(machine, sock, login, key, deadline)
+        try:
+            yield Connection(machine, transport)
+        finally:
+            transport.close()
+
+
+def _wait_for_banner(machine: Machine, deadline: float) -> socket.socket:
+    """A connection on which the guest's SSH server has begun to speak."""
+    while time.monotonic() < deadline:
+        sock = socket.create_connection(("127.0.0.1", machine.port), timeout=REPLY_TIMEOUT)
+        try:
+            if _speaks(machine, sock, deadline):
+                return sock
+        except BaseException:
+            sock.close()
+            raise
+        sock.close()
+        machine.pause(RETRY_PAUSE)
+    raise machine.error(
+        f"the guest did not answer SSH within {machine.shape.boot_time:g} s and was killed",
+        hint="--qemu-boot-time SECONDS waits longer",
+    )
+
+
+def _speaks(machine: Machine, sock: socket.socket, deadline: float) -> bool:
+    wait = ACCEPT_TIMEOUT
+    while time.monotonic() < deadline:
+        if machine.pause(wait, sock.fileno()):
+            try:
+                return sock.recv(4, socket.MSG_PEEK) == b"SSH-"
+            except ConnectionError:
+                return False
+        if not machine.connected():
+            return False
+        wait = 1.0
+    return False
+
+
+def _log_in(
+    machine: Machine, sock: socket.socket, login: str, key: Path, deadline: float
+) -> paramiko.Transport:
+    import paramiko
+
+    logging.getLogger("paramiko").setLevel(logging.CRITICAL)
+    private = load_key(key)
+    transport = paramiko.Transport(sock)
+    options = transport.get_security_options()
+    options.kex = tuple(name for name in KEX if name in options.kex)
+    transport.banner_timeout = transport.auth_timeout = REPLY_TIMEOUT
+    try:
+        transport.start_client(timeout=max(REPLY_TIMEOUT, deadline - time.monotonic()))
+        transport.auth_publickey(login, private)
+    except paramiko.AuthenticationException:
+        transport.close()
+        raise MachineError(
+            f"the guest does not let {login!r} in with the key {key}",
+            hint="its image was made for another key: make it again, or `obuild base add … --login --key`",
+        ) from None
+    except (paramiko.SSHException, EOFError, OSError) as error:
+        transport.close()
+        machine.pause(RETRY_PAUSE)
+        raise machine.error(f"the guest's SSH server answered but did not go on: {error}") from error
+    return transport
+
+
+def load_key(path: Path) -> paramiko.PKey:
+    """The private key in a file. UsageError if it is none, or needs a passphrase."""
+    import paramiko
+
+    try:
+        return paramiko.PKey.from_path(path)
+    except Exception as error:  # paramiko passes on whatever its parsers raise on a file that is no key
+        raise UsageError(
+            f"cannot use the SSH key {path}: {error}", hint="an unencrypted OpenSSH private key"
+        ) from error
+
+
+def make_key(path: Path) -> str:
+    """The public key that belongs to `path`; the pair is made if it is not there, readable by its owner only."""
+    import os
+    import tempfile
+
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    if not path.exists():
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        text = Ed25519PrivateKey.generate().private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+        )
+        with tempfile.NamedTemporaryFile(dir=path.parent) as file:  # made with mode 0600
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+            with contextlib.suppress(FileExistsError):  # another process was quicker: its key is the key
+                os.link(file.name, path)
+    key = load_key(path)
+    return f"{key.get_name()} {key.get_base64()} obuild"

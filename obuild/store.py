@@ -1,0 +1,379 @@
+"""Layers and caches on disk: draft, commit by rename, locks.
+
+STORE/result/ID/{rootfs/image.qcow2, log, key} is a layer; result-tmp/ID is a draft. The laws (docs/design.md
+argues them): what is in result/ is complete and never changes; a layer's parent is in result/; the rename is
+the only commit; a draft whose lock can be taken is rubbish; removal goes from the leaves; whoever builds on a
+layer holds a shared lock on it, removal needs the exclusive one.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+from obuild import disk, locks
+from obuild.errors import ObuildError, ProcessError, StoreError, UsageError
+from obuild.plan import LayerId, Step
+
+_ID = re.compile(r"[0-9a-f]{64}")
+_PARENT = re.compile(r"\(\(format 1\)\(executor \w+\)\(parent ([0-9a-f]{64})\)")
+_README = """This is a store of obuild: layers of virtual machines, named by the hash of what made them.
+result/ holds finished layers, result-tmp/ those in the making, base-image/ the images that specs start from.
+Use obuild (ls, log, delete, clean) to look and to remove; do not edit it by hand.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A finished step on disk: complete, and never changing."""
+
+    id: LayerId
+    path: Path
+
+    @property
+    def image(self) -> Path:
+        return self.path / "rootfs" / "image.qcow2"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log"
+
+    @property
+    def key(self) -> str:
+        return (self.path / "key").read_text(encoding="utf-8", errors="surrogateescape")
+
+    @property
+    def parent(self) -> LayerId | None:
+        """The layer that this one is an overlay on, as its key says."""
+        with (self.path / "key").open(encoding="utf-8", errors="surrogateescape") as file:
+            found = _PARENT.match(file.read(200))  # a key may hold the manifest of 100,000 files
+        return LayerId(found[1]) if found else None
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A layer in the making: `log` is open for writing. It exists exactly while its lock is held."""
+
+    id: LayerId
+    path: Path
+    log: BinaryIO
+    started: float = field(default_factory=time.time)
+
+    @property
+    def image(self) -> Path:
+        return self.path / "rootfs" / "image.qcow2"
+
+
+class Store:
+    """The folder that builds share. Any number of processes may have it open."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.result = root / "result"
+        self.result_tmp = root / "result-tmp"
+        self.base_image = root / "base-image"
+        self.cache = root / "cache"
+        self.cache_tmp = root / "cache-tmp"
+        self.state = root / "state"
+        self.locks = self.state / "locks"
+
+    # -- opening
+
+    @classmethod
+    def open(cls, root: Path, *, create: bool = True) -> Store:
+        """Open a store, making it if it is new and `create`; rubbish that a crash left is removed.
+
+        UsageError if it cannot be made or written to, or, without `create`, is no store.
+        """
+        store = cls(root.absolute())
+        if not create and not store.locks.is_dir():
+            raise UsageError(f"{root} is not a store", hint="a first `obuild build` makes it")
+        try:
+            store._prepare()
+            store._sweep()
+        except OSError as error:
+            raise UsageError(f"cannot write to the store {root}: {error.strerror}") from error
+        return store
+
+    def _prepare(self) -> None:
+        if not self.locks.is_dir():
+            for folder in (
+                self.result,
+                self.result_tmp,
+                self.base_image,
+                self.cache,
+                self.cache_tmp,
+                self.locks,
+            ):
+                folder.mkdir(parents=True, exist_ok=True)
+            (self.root / "CACHEDIR.TAG").write_text("Signature: 8a477f597d28d172789f06886806bc55\n")
+            (self.root / "README").write_text(_README)
+        if not os.access(self.result_tmp, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    def _sweep(self) -> None:
+        """Remove drafts and cache copies that no living process owns."""
+        for draft in self.result_tmp.iterdir():
+            with locks.file_lock(self._lock_file(draft.name), wait=False) as rubbish:
+                if rubbish:
+                    _remove(draft)
+        for copy in self.cache_tmp.iterdir():
+            with locks.folder_lock(copy, wait=False) as rubbish:
+                if rubbish:
+                    _remove(copy)
+
+    # -- looking
+
+    def find(self, id: LayerId) -> Layer | None:
+        """The layer `id`, if the store has it."""
+        layer = Layer(id, self.result / id)
+        return layer if layer.path.is_dir() else None
+
+    def layers(self) -> list[Layer]:
+        """All layers, in no order."""
+        return [
+            Layer(LayerId(name), self.result / name)
+            for name in os.listdir(self.result)
+            if _ID.fullmatch(name)
+        ]
+
+    def resolve(self, prefix: str) -> LayerId:
+        """The id that `prefix` stands for: of a layer, or of a draft. UsageError if none or several do."""
+        names = {*os.listdir(self.result), *os.listdir(self.result_tmp)}
+        if prefix in names:
+            return LayerId(prefix)
+        found = sorted(name for name in names if prefix and name.startswith(prefix))
+        if not found:
+            raise UsageError(f"no layer has the id {prefix!r}", hint="`obuild ls` shows what there is")
+        if len(found) > 1:
+            some = ", ".join(name[: len(prefix) + 6] for name in found[:4])
+            raise UsageError(f"{prefix!r} could be {len(found)} layers: {some}", hint="give more digits")
+        return LayerId(found[0])
+
+    def log_path(self, id: LayerId) -> Path:
+        """Where the log of a layer or draft is."""
+        folder = self.result if (self.result / id).is_dir() else self.result_tmp
+        return folder / id / "log"
+
+    # -- making
+
+    @contextmanager
+    def claim(self, id: LayerId) -> Iterator[None]:
+        """Be the only one to make `id`; waits while another process does."""
+        with locks.file_lock(self._lock_file(id)):
+            yield
+
+    @contextmanager
+    def use(self, id: LayerId) -> Iterator[Layer]:
+        """The layer `id`, safe from removal meanwhile. StoreError if it is gone."""
+        with locks.folder_lock(self.result / id, shared=True) as held:
+            layer = self.find(id)
+            if not held or layer is None:
+                raise StoreError(f"layer {id} was removed from the store", hint="build again")
+            os.utime(layer.path)  # when it was last used
+            yield layer
+
+    @contextmanager
+    def draft(self, step: Step) -> Iterator[Draft]:
+        """A folder to make the step's layer in; committed when the block ends, gone if it raises.
+
+        The caller holds the claim on the step's id, and the parent in use; the block leaves a complete
+        rootfs/image.qcow2 that no process writes to any more.
+        """
+        path = self.result_tmp / step.id
+        try:
+            with _storage_errors(self.root):
+                (path / "rootfs").mkdir(parents=True)
+                (path / "key").write_bytes(step.key.encode("utf-8", "surrogateescape"))
+                if step.parent is not None:
+                    backing = f"../../../result/{step.parent}/rootfs/image.qcow2"
+                    disk.create_overlay(path / "rootfs" / "image.qcow2", backing)
+                with (path / "log").open("wb") as log:
+                    yield Draft(step.id, path, log)
+                self._commit(step.id)
+        finally:
+            _remove(path)
+
+    def _commit(self, id: LayerId) -> None:
+        """fsync what is in it, rename it, fsync both folders: after the rename the layer is there for good."""
+        draft, layer = self.result_tmp / id, self.result / id
+        for name in ("rootfs/image.qcow2", "log", "key"):
+            (draft / name).chmod(0o444)
+            _fsync(draft / name)
+        _fsync(draft / "rootfs")
+        _fsync(draft)
+        draft.rename(layer)
+        _fsync(self.result)
+        _fsync(self.result_tmp)
+
+    # -- removing
+
+    def parents(self) -> dict[LayerId, LayerId | None]:
+        """The parent of each layer."""
+        return {layer.id: layer.parent for layer in self.layers()}
+
+    def remove(self, id: LayerId, parents: dict[LayerId, LayerId | None]) -> bool:
+        """Remove a layer that has no children; False if something stands on it, or it is gone already.
+
+        `parents` is what the caller knows of the store; layers that came since are added to it. Whoever
+        builds on `id` holds a shared lock until the child is in result/, so with our exclusive lock held,
+        one more look sees every child. The layer leaves result/ by a rename: nobody ever sees half of it.
+        """
+        with (
+            locks.file_lock(self._lock_file(id), wait=False) as claimed,
+            locks.folder_lock(self.result / id, wait=False) as free,
+        ):
+            if not (claimed and free):
+                return False
+            for layer in self.layers():
+                if layer.id not in parents:
+                    parents[layer.id] = layer.parent
+            if id in parents.values():
+                return False
+            (self.result / id).rename(self.result_tmp / id)
+            _fsync(self.result)
+            _remove(self.result_tmp / id)
+            parents.pop(id, None)
+            return True
+
+    # -- caches
+
+    @contextmanager
+    def borrow_cache(self, name: str) -> Iterator[CacheCopy]:
+        """A private copy of the cache `name`, gone when the block ends; its `save` makes it the new one."""
+        with _owned_folder(self.cache_tmp, f"c-{escape(name)}") as folder:
+            master = self.cache / f"c-{escape(name)}" / "cache.tar"
+            copy = CacheCopy(name, folder / "cache.tar", master, self._lock_file(f"c-{escape(name)}"))
+            copy.take()
+            yield copy
+
+    def _lock_file(self, name: str) -> Path:
+        return self.locks / f"{name}.lock"
+
+
+class CacheCopy:
+    """One step's copy of a cache: a tar archive that only guests ever unpack."""
+
+    def __init__(self, name: str, path: Path, master: Path, lock: Path) -> None:
+        self.name = name
+        self.path = path
+        self._master = master
+        self._lock = lock
+        self._taken: tuple[int, int] | None = None
+
+    def take(self) -> None:
+        """Copy what the cache holds now; an empty cache has no file."""
+        with locks.file_lock(self._lock):
+            self._taken = self._version()
+            if self._taken is not None:
+                _copy(self._master, self.path)
+
+    def save(self, archive: Path) -> bool:
+        """Make `archive` the cache, unless another step has done so first: False, and ours is dropped."""
+        with locks.file_lock(self._lock):
+            if self._version() != self._taken:
+                return False
+            if self._taken is not None and _same_content(self._master, archive):
+                return True
+            self._master.parent.mkdir(exist_ok=True)
+            _fsync(archive)
+            archive.rename(self._master)
+            _fsync(self._master.parent)
+            return True
+
+    def _version(self) -> tuple[int, int] | None:
+        try:
+            status = self._master.stat()
+        except FileNotFoundError:
+            return None
+        return status.st_ino, status.st_mtime_ns
+
+
+def escape(name: str) -> str:
+    """A cache's name as one file name: letters, digits and `.-_` stay, other bytes become %XX."""
+    from urllib.parse import quote
+
+    quoted = quote(name.encode("utf-8", "surrogateescape"), safe="")
+    return quoted.replace("~", "%7E")
+
+
+@contextmanager
+def _owned_folder(parent: Path, name: str) -> Iterator[Path]:
+    """A new folder N-NAME that is locked while it is in use, so that its lock says if it is rubbish."""
+    number = 0
+    while True:
+        folder = parent / f"{number}-{name}"
+        number += 1
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        with locks.folder_lock(folder, wait=False) as held:
+            if not held:  # a sweep was quicker than our lock: it takes the folder away, we take another
+                continue
+            try:
+                yield folder
+            finally:
+                _remove(folder)
+            return
+
+
+@contextmanager
+def _storage_errors(root: Path) -> Iterator[None]:
+    """Turn a full disk or a failing one into a StoreError that says so."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS):
+            raise
+        raise no_space(root, error.strerror or "") from error
+    except ProcessError as error:
+        full = os.strerror(errno.ENOSPC)
+        if full not in error.message:
+            raise
+        raise no_space(root, full) from error
+
+
+def no_space(root: Path, why: str) -> StoreError:
+    """The error for a store that cannot be written to, with what is free and what to do."""
+    free = shutil.disk_usage(root).free
+    hint = f"{free >> 20} MiB are free; `obuild delete ID` removes a layer, `obuild clean` all of them"
+    return StoreError(f"cannot write to the store {root}: {why}", hint=hint)
+
+
+def _same_content(one: Path, other: Path) -> bool:
+    import filecmp
+
+    return filecmp.cmp(one, other, shallow=False)
+
+
+def _copy(source: Path, dest: Path) -> None:
+    from obuild import process
+
+    process.run(["cp", "--reflink=auto", "--", source, dest])
+
+
+def _fsync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder with all below it; whoever else removes it at the same time is welcome."""
+    try:
+        shutil.rmtree(path)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise ObuildError(f"cannot remove {path}: {error.strerror}") from error

@@ -1,0 +1,53 @@
+"""How files enter and leave a guest: a tree as a tar stream, a cache as an archive by scp."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from obuild import tree
+from obuild.guests import linux
+from obuild.plan import Command, Transfer
+from obuild.spec import UnixUser
+from obuild.ssh import Connection
+from obuild.store import CacheCopy
+
+
+def send_tree(connection: Connection, login: str, transfer: Transfer) -> None:
+    """Unpack the tree in the guest, owned by the transfer's user. ObuildError if a file changed meanwhile."""
+    user = transfer.user
+    uid, gid = (user.uid, user.gid) if isinstance(user, UnixUser) else (0, 0)
+    command = linux.receive_command(login, transfer.dest, user)
+    connection.stream(
+        command,
+        lambda sink: tree.send(transfer.tree, sink, uid=uid, gid=gid),
+        what=f"copying to {transfer.dest}",
+    )
+
+
+def send_caches(connection: Connection, login: str, command: Command, copies: Sequence[CacheCopy]) -> None:
+    """Mount each cache at its target, with what the copy holds."""
+    root = linux.root_shell(login)
+    connection.check(root, linux.prepare_scratch(login), what="making room for caches")
+    for slot, (cache, copy) in enumerate(zip(command.caches, copies, strict=True)):
+        connection.check(
+            root, linux.open_cache(slot, cache.target, command.user), what=f"mounting cache {cache.name}"
+        )
+        if copy.path.exists():
+            connection.put(copy.path, linux.cache_archive(slot))
+            connection.check(root, linux.unpack_cache(slot), what=f"unpacking cache {cache.name}")
+
+
+def fetch_caches(
+    connection: Connection, login: str, command: Command, copies: Sequence[CacheCopy]
+) -> list[Path]:
+    """Fetch each cache's archive to a file beside its copy, and take the caches out of the guest's tree."""
+    root = linux.root_shell(login)
+    fetched = []
+    for slot, (cache, copy) in enumerate(zip(command.caches, copies, strict=True)):
+        connection.check(root, linux.pack_cache(slot), what=f"packing cache {cache.name}")
+        fetched.append(copy.path.with_suffix(".new"))
+        connection.get(linux.cache_archive(slot), fetched[-1])
+    targets = [cache.target for cache in command.caches]
+    connection.check(root, linux.close_caches(targets), what="unmounting caches")
+    return fetched

@@ -1,0 +1,240 @@
+"""The files of a copy: walk them, digest them, stream them as tar, check them again while sending.
+
+A tree says what will arrive: paths, contents, permission bits, symlinks, hard links. Owners and times
+are not part of it. What is sent is what was hashed, or sending fails.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass
+from io import BufferedReader
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol, cast
+
+if TYPE_CHECKING:
+    import tarfile
+
+from obuild.errors import ObuildError, UsageError
+
+Kind = Literal["file", "dir", "symlink", "link"]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One path of a tree.
+
+    `path` is where it goes, relative to the destination folder; `source` where it comes from, relative
+    to the source folder. `content` is a file's sha256, a symlink's target, or, of a hard link, the
+    `path` of the entry that it is another name of.
+    """
+
+    kind: Kind
+    path: str
+    source: str
+    mode: int = 0
+    size: int = 0
+    content: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """Files below `root`, parents before children, siblings in byte order."""
+
+    root: Path
+    entries: tuple[Entry, ...]
+
+    @property
+    def manifest(self) -> tuple[tuple[str, ...], ...]:
+        """What of the tree changes the result of a copy, and nothing else."""
+        return tuple((entry.kind, entry.path, f"{entry.mode:o}", entry.content) for entry in self.entries)
+
+
+def walk(
+    root: Path, sources: Iterable[str], *, exclude: Iterable[str] = (), rename: str | None = None
+) -> Tree:
+    """The tree of `sources` below `root`: each under its basename, or a single one as `rename`.
+
+    The source folder itself (`.`) and a renamed folder stand for their contents. Files whose basename is
+    in `exclude` are left out. UsageError for a source that is missing, leads outside `root` (through `..`
+    or a symlink) or is no file, folder or symlink.
+    """
+    walker = _Walker(root, frozenset(exclude))
+    for source in sources:
+        parts = _checked(root, source)
+        inside = rename if rename is not None else (parts[-1] if parts else "")
+        walker.visit("/".join(parts), inside)
+    return Tree(root, tuple(walker.entries))
+
+
+def is_folder(root: Path, source: str) -> bool:
+    """Whether `source` names a folder (not a symlink to one). UsageError as `walk`."""
+    return stat.S_ISDIR(_lstat(root, "/".join(_checked(root, source))).st_mode)
+
+
+def _checked(root: Path, source: str) -> list[str]:
+    """The components of `source`; each but the last is a real folder, so the path stays inside `root`."""
+    parts = [part for part in source.split("/") if part not in ("", ".")]
+    if ".." in parts:
+        raise UsageError(f"copy source {source!r} leads outside the source directory: '..' is not allowed")
+    for depth in range(1, len(parts)):
+        parent = "/".join(parts[:depth])
+        if not stat.S_ISDIR(_lstat(root, parent, source).st_mode):
+            raise UsageError(
+                f"copy source {source!r}: {parent!r} is not a directory",
+                hint="a path through a symlink could lead outside the source directory",
+            )
+    _lstat(root, "/".join(parts), source)
+    return parts
+
+
+def _lstat(root: Path, path: str, source: str | None = None) -> os.stat_result:
+    try:
+        return (root / path).lstat()
+    except FileNotFoundError:
+        raise UsageError(f"copy source {source or path!r} not found in {root}") from None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read copy source {source or path!r}: {error}") from error
+
+
+class _Walker:
+    def __init__(self, root: Path, exclude: frozenset[str]) -> None:
+        self.root = root
+        self.exclude = exclude
+        self.entries: list[Entry] = []
+        self.inodes: dict[tuple[int, int], str] = {}
+
+    def visit(self, source: str, path: str) -> None:
+        """Add `source` as `path`, with all below it; deep trees need no recursion."""
+        todo = [(source, path)]
+        while todo:
+            source, path = todo.pop()
+            status = _lstat(self.root, source)
+            if stat.S_ISDIR(status.st_mode):
+                if path:
+                    self.entries.append(Entry("dir", path, source, stat.S_IMODE(status.st_mode)))
+                todo.extend(reversed(self.children(source, path)))
+            else:
+                self.entries.append(self.leaf(source, path, status))
+
+    def children(self, source: str, path: str) -> list[tuple[str, str]]:
+        try:
+            names = os.listdir(self.root / source)
+        except OSError as error:
+            raise UsageError(f"cannot read the folder {source!r} to copy: {error.strerror}") from error
+        return [
+            (_join(source, name), _join(path, name))
+            for name in sorted(names, key=os.fsencode)
+            if name not in self.exclude
+        ]
+
+    def leaf(self, source: str, path: str, status: os.stat_result) -> Entry:
+        if stat.S_ISLNK(status.st_mode):
+            return Entry("symlink", path, source, 0o777, 0, str((self.root / source).readlink()))
+        if not stat.S_ISREG(status.st_mode):
+            raise UsageError(
+                f"cannot copy {source!r}: it is neither a file, a folder nor a symlink",
+                hint=f"leave it out: (exclude {source.rpartition('/')[2]})",
+            )
+        inode = (status.st_dev, status.st_ino)
+        if status.st_nlink > 1 and self.inodes.get(inode, path) != path:
+            return Entry("link", path, source, 0, 0, self.inodes[inode])
+        self.inodes[inode] = path
+        return self.file(source, path)
+
+    def file(self, source: str, path: str) -> Entry:
+        try:
+            with open_file(self.root / source) as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+                status = os.fstat(file.fileno())
+        except OSError as error:
+            raise UsageError(f"cannot read {source!r} to copy it: {error.strerror}") from error
+        return Entry("file", path, source, stat.S_IMODE(status.st_mode), status.st_size, digest)
+
+
+def _join(folder: str, name: str) -> str:
+    return f"{folder}/{name}" if folder else name
+
+
+def open_file(path: Path) -> BufferedReader:
+    """Open a regular file for reading; never through a symlink, never blocking on a fifo."""
+    return os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+
+
+class Sink(Protocol):
+    """Where a tar stream goes."""
+
+    def write(self, data: bytes, /) -> object: ...
+
+
+def send(tree: Tree, sink: Sink, *, uid: int, gid: int) -> None:
+    """Stream the tree as a GNU tar archive into `sink`, everything owned by uid:gid, times kept.
+
+    ObuildError if a file is no longer what it was when the tree was hashed; the stream then ends without
+    an end-of-archive mark and must not be used. `sink` must not raise OSError.
+    """
+    import tarfile
+
+    out = cast(BinaryIO, sink)
+    # errors: names that are no UTF-8 travel as the bytes they are
+    with tarfile.open(
+        fileobj=out, mode="w|", format=tarfile.GNU_FORMAT, encoding="utf-8", errors="surrogateescape"
+    ) as archive:
+        for entry in tree.entries:
+            info = tarfile.TarInfo(entry.path)
+            info.uid, info.gid, info.mode = uid, gid, entry.mode
+            try:
+                _add(archive, info, tree.root / entry.source, entry)
+            except OSError as error:
+                raise _changed(entry) from error
+
+
+def _add(archive: tarfile.TarFile, info: tarfile.TarInfo, path: Path, entry: Entry) -> None:
+    status = path.lstat()
+    info.mtime = int(status.st_mtime)
+    match entry.kind:
+        case "dir":
+            info.type = b"5"
+            archive.addfile(info)
+        case "symlink":
+            info.type, info.linkname = b"2", entry.content
+            if str(path.readlink()) != entry.content:
+                raise _changed(entry)
+            archive.addfile(info)
+        case "link":
+            info.type, info.linkname = b"1", entry.content
+            archive.addfile(info)
+        case "file":
+            info.size = entry.size
+            _add_file(archive, info, path, entry)
+
+
+def _add_file(archive: tarfile.TarFile, info: tarfile.TarInfo, path: Path, entry: Entry) -> None:
+    with open_file(path) as file:
+        reader = _HashingReader(file)
+        archive.addfile(info, reader)  # type: ignore[arg-type]  # it only calls read
+        status = os.fstat(file.fileno())
+        same = reader.hash.hexdigest() == entry.content and status.st_size == entry.size
+        if not same or stat.S_IMODE(status.st_mode) != entry.mode:
+            raise _changed(entry)
+
+
+class _HashingReader:
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.hash = hashlib.sha256()
+
+    def read(self, size: int) -> bytes:
+        data = self.file.read(size)
+        self.hash.update(data)
+        return data
+
+
+def _changed(entry: Entry) -> ObuildError:
+    return ObuildError(
+        f"{entry.source!r} changed while it was being copied",
+        hint="nothing was saved; build again when the source directory is at rest",
+    )

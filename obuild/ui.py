@@ -1,0 +1,77 @@
+"""Events as plain lines, as OBuilder prints them; in colour on a terminal."""
+
+from __future__ import annotations
+
+import sys
+from typing import BinaryIO
+
+from obuild.errors import ObuildError, SpecError
+from obuild.events import Done, Event, Hit, Note, Output, Saved, Started
+
+_BLUE, _YELLOW, _RED, _OFF = b"\x1b[94m", b"\x1b[33m", b"\x1b[31m", b"\x1b[0m"
+
+
+class Lines:
+    """Writes events to `out`; output of a step that does not end its line does not swallow the next note."""
+
+    def __init__(self, out: BinaryIO, *, colour: bool) -> None:
+        self._out = out
+        self._colour = colour
+        self._midline = False
+
+    def __call__(self, event: Event) -> None:
+        match event:
+            case Started(text):
+                self._line(text, _BLUE)
+            case Hit(id, log):
+                self._raw(log)
+                self._line(f'---> using "{id}" from cache', _YELLOW)
+            case Output(data):
+                self._raw(data)
+            case Saved(id):
+                self._line(f'---> saved as "{id}"', _YELLOW)
+            case Note(text):
+                self._line(text, b"")
+            case Done(id):
+                self._line(f'Got: "{id}"', b"")
+
+    def _raw(self, data: bytes) -> None:
+        if data:
+            self._out.write(data)
+            self._out.flush()
+            self._midline = not data.endswith(b"\n")
+
+    def _line(self, text: str, colour: bytes) -> None:
+        if self._midline:
+            self._out.write(b"\n")
+            self._midline = False
+        encoded = text.encode("utf-8", "surrogateescape")
+        painted = colour + encoded + _OFF if colour and self._colour else encoded
+        self._out.write(painted + b"\n")
+        self._out.flush()
+
+
+def report(error: ObuildError, *, what: str = "", file: str = "") -> None:
+    """Print an error to stderr: where, what, and what to do."""
+    where = f"{file}:" if file and isinstance(error, SpecError) else ""
+    if where and isinstance(error, SpecError) and error.line:
+        where += f"{error.line}:{error.column}:"
+    message = " ".join(part for part in (where, what, error.message) if part)
+    colour, off = (_RED.decode(), _OFF.decode()) if sys.stderr.isatty() else ("", "")
+    lines = [f"{colour}obuild: {message}{off}"]
+    if error.hint:
+        lines.append(f"hint: {error.hint}")
+    text = "\n".join(lines) + "\n"
+    sys.stderr.flush()
+    sys.stderr.buffer.write(text.encode("utf-8", "surrogateescape"))
+    sys.stderr.buffer.flush()
+
+
+def size(count: int) -> str:
+    """Bytes for people."""
+    value = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"
