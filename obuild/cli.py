@@ -134,9 +134,7 @@ def _guarded(command: Command) -> Command:
             ui.report(ObuildError(str(error)))
             raise typer.Exit(1) from error
         except KeyboardInterrupt as error:
-            ui.report(
-                ObuildError("interrupted", hint="what was saved stays; the next build goes on from there")
-            )
+            ui.report(ObuildError("interrupted", hint="what was saved stays; the next build goes on from there"))
             raise typer.Exit(130) from error
 
     return guarded  # type: ignore[return-value]  # functools.wraps keeps the signature that typer reads
@@ -176,9 +174,7 @@ def _main(
 @app.command()
 @_guarded
 def build(
-    source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="The folder that (copy …) takes files from.")
-    ],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="The folder that (copy …) takes files from.")],
     store: StoreOption,
     spec: Annotated[str, typer.Option("--file", "-f", metavar="SPEC", help="The spec to build.")],
     secret: Annotated[
@@ -211,7 +207,7 @@ def build(
         source=Path(source),
         store=opened,
         settings=settings,
-        secret_ids=_secrets(secret or []),
+        secrets=_secrets(secret or []),
         tell=tell,
     )
     tell(Done(last))
@@ -237,15 +233,16 @@ def _settings(accel: str, memory: str, cpus: int, boot_time: float, guest_os: st
     return Settings(accel, size, cpus, boot_time, guest_os, arch).checked()
 
 
-def _secrets(given: list[str]) -> dict[str, Path]:
+def _secrets(given: list[str]) -> dict[str, bytes]:
     found = {}
     for item in given:
         name, colon, path = item.partition(":")
         if not colon or not name:
             raise UsageError(f"--secret {item} is not ID:FILE")
-        if not os.access(path, os.R_OK) or not Path(path).is_file():
-            raise UsageError(f"cannot read the file {path!r} of the secret {name!r}")
-        found[name] = Path(path)
+        try:
+            found[name] = Path(path).read_bytes()
+        except OSError as error:
+            raise UsageError(f"cannot read the file of the secret {name!r}: {path}: {error.strerror}") from error
     return found
 
 
@@ -339,9 +336,7 @@ def _stayed(ids: list[Any]) -> None:
 @_guarded
 def dockerfile(
     spec: Annotated[str, typer.Option("--file", "-f", metavar="SPEC", help="The spec to convert.")],
-    buildkit: Annotated[
-        bool, typer.Option("--buildkit", help="Use BuildKit's syntax: caches, secrets.")
-    ] = False,
+    buildkit: Annotated[bool, typer.Option("--buildkit", help="Use BuildKit's syntax: caches, secrets.")] = False,
     escape: Annotated[str, typer.Option(metavar="unix|windows", help="How lines are continued.")] = "unix",
 ) -> None:
     """Print a spec as a Dockerfile."""
@@ -353,7 +348,7 @@ def dockerfile(
     text = convert.dockerfile(
         parse(_read_spec(Path(spec))), buildkit=buildkit, escape="windows" if escape == "windows" else "unix"
     )
-    sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape"))
+    sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape") + b"\n")
 
 
 @base_app.command("make")
@@ -385,9 +380,7 @@ def base_add(
     ] = "root",
     key: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE", help="The private key that USER is logged in with. [default: the store's]"
-        ),
+        typer.Option(metavar="FILE", help="The private key that USER is logged in with. [default: the store's]"),
     ] = None,
     os_name: Annotated[str, typer.Option("--os", metavar="OS", help="The guest's system.")] = "linux",
     arch: Annotated[str, typer.Option(metavar="ARCH", help="The guest's architecture.")] = "x86_64",

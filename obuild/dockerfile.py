@@ -29,7 +29,10 @@ from obuild.spec_ops import (
 Escape = Literal["unix", "windows"]
 
 _ESCAPES = {"unix": "\\", "windows": "`"}
-_ROOTS: dict[str, UnixUser | WindowsUser] = {"unix": UnixUser(0, 0), "windows": WindowsUser("ContainerAdministrator")}
+_ROOTS: dict[str, UnixUser | WindowsUser] = {
+    "unix": UnixUser(0, 0),
+    "windows": WindowsUser("ContainerAdministrator"),
+}
 #: What OCaml's String.trim takes away.
 _BLANK = " \t\n\f\r"
 

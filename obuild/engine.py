@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from uuid import uuid4
 
 from obuild import accel, base, process, upkeep
-from obuild.build import build as build_chain
+from obuild.build import Builder
 from obuild.errors import MachineError
 from obuild.events import Event, Listener, Note, Output
-from obuild.plan import LayerId, plan
+from obuild.plan import Import, LayerId, plan
 from obuild.shape import ARCHES, Settings
 from obuild.spec import Run, Shell, Stage
 from obuild.store import Store
 
 
 def build(
-    stage: Stage, *, source: Path, store: Store, settings: Settings, secret_ids: Iterable[str], tell: Listener
+    stage: Stage, *, source: Path, store: Store, settings: Settings, secrets: Mapping[str, bytes], tell: Listener
 ) -> LayerId:
     """Build a stage and return the id of its last layer.
 
@@ -32,21 +32,20 @@ def build(
         stage,
         source=source,
         find_base=lambda name: base.find(store, name, say=say),
-        secrets=tuple(secret_ids),
+        secrets=tuple(secrets),
     )
     shape = settings.shape(chain.base.card, "tcg")
     missing = [step for step in chain.steps if store.find(step.id) is None]
-    if not missing:
-        return build_chain(chain, store=store, executor=None, tell=tell)
+    if missing:
+        process.require("qemu-img")
+    if all(isinstance(step.action, Import) for step in missing):
+        return Builder(store, None, tell).build(chain)
     from obuild.executors.qemu import Qemu  # late: a cached build needs no machine
 
-    process.require("qemu-img")
     process.require(ARCHES[shape.arch].binary)
     chosen = accel.choose(settings.accel, shape.arch, memo=store.state / "accel.json", note=say)
-    executor = Qemu(
-        replace(shape, accel=chosen), chain.base.card.login, base.key_path(store, chain.base.card)
-    )
-    return build_chain(chain, store=store, executor=executor, tell=tell)
+    executor = Qemu(replace(shape, accel=chosen), chain.base.card.login, base.key_path(store, chain.base.card))
+    return Builder(store, executor, tell, secrets).build(chain)
 
 
 def healthcheck(store: Store, *, base_name: str, settings: Settings, tell: Listener) -> None:
@@ -60,8 +59,8 @@ def healthcheck(store: Store, *, base_name: str, settings: Settings, tell: Liste
         tell(event)
 
     # no two checks are the same step, so that none is ever found in the store
-    stage = Stage(base_name, (Shell(("/bin/sh", "-c")), Run(f"echo healthcheck # {secrets.token_hex(8)}")))
-    made = build(stage, source=Path(), store=store, settings=settings, secret_ids=(), tell=listen)
+    stage = Stage(base_name, (Shell(("/bin/sh", "-c")), Run(f"echo healthcheck # {uuid4()}")))
+    made = build(stage, source=Path(), store=store, settings=settings, secrets={}, tell=listen)
     upkeep.delete(store, made, tell=lambda id: None)
     if b"healthcheck" not in said:
         raise MachineError("the guest ran the command but its output did not arrive")

@@ -124,9 +124,7 @@ class Context:
     env: tuple[tuple[str, str], ...] = ()
 
 
-def plan(
-    stage: Stage, *, source: Path, find_base: Callable[[str], Base], secrets: Sequence[str] = ()
-) -> Chain:
+def plan(stage: Stage, *, source: Path, find_base: Callable[[str], Base], secrets: Sequence[str] = ()) -> Chain:
     """The steps of a stage. UsageError, with the op's line, for what can be seen to be wrong in it.
 
     `find_base` turns the name after `from` into a Base; `secrets` are the ids that have a value.
@@ -141,7 +139,8 @@ def plan(
     headings: list[str] = []
     context = Context()
     for op in stage.ops:
-        headings.append(f"{context.workdir}: {format_op(op)}")
+        place = f"{context.workdir}: "
+        headings.append(f"{place}{format_op(op, column=len(place))}")
         with _blame(op):
             action = _action(op, context, source, secrets)
             context = _fold(op, context, base.card.os)
@@ -166,8 +165,8 @@ def _fold(op: Op, context: Context, guest_os: str) -> Context:
         case Workdir(path):
             return replace(context, workdir=_join(context.workdir, _no_nul(path, "workdir")))
         case Env(name, value):
-            env = tuple(pair for pair in context.env if pair[0] != _env_name(name))
-            return replace(context, env=tuple(sorted((*env, (name, _no_nul(value, f"value of {name}"))))))
+            env = {**dict(context.env), _env_name(name): _no_nul(value, f"value of {name}")}
+            return replace(context, env=tuple(sorted(env.items())))
         case User(user):
             return replace(context, user=_user(user, guest_os))
         case Shell(argv):
@@ -184,9 +183,7 @@ def _command(op: Run, context: Context, secrets: Sequence[str]) -> Command:
         )
     for secret in op.secrets:
         if secret.name not in secrets:
-            raise UsageError(
-                f"no value for the secret {secret.name!r}", hint=f"add --secret {secret.name}:FILE"
-            )
+            raise UsageError(f"no value for the secret {secret.name!r}", hint=f"add --secret {secret.name}:FILE")
     for cache in op.caches:
         _no_nul(cache.target, "cache target")
     return Command(

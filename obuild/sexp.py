@@ -265,7 +265,7 @@ class _Reader(sexpdata.Parser):  # type: ignore[misc]  # sexpdata is not typed
             if any(child.line > node.line and child.column <= node.column for child in children):
                 suspects.append(node)
             todo += children
-        return suspects[0] if len(suspects) == 1 and suspects != [root] else None
+        return suspects[0] if len(suspects) == 1 and suspects[0] is not root else None
 
     def _check_skips(self, frame: _Frame) -> None:
         if frame.skips:

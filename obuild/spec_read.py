@@ -147,7 +147,7 @@ def _unknown_op(node: Node, name: str) -> SpecError:
 def _without_inner_list(node: List, head: str) -> List:
     """`(Run ((shell x)))`, which OBuilder reads as `(run (shell x))`, as the latter."""
     match node.items:
-        case (name, List(items)):
+        case (name, List(items)) if head == "Env" or all(isinstance(item, List) for item in items):
             return List((name, *items), node.line, node.column)
     raise error(node, f"unknown op {quoted(head)}", f"did you mean {quoted(head.lower())}?")
 

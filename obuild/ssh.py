@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from obuild.errors import MachineError, UsageError
 from obuild.machine import Machine
+from obuild.mask import overlap
 
 if TYPE_CHECKING:
     import paramiko
@@ -76,10 +77,8 @@ class Connection:
         with self._channel(command) as channel:
             try:
                 send(_Sink(self.machine, channel))
-            except (
-                OSError
-            ) as error:  # the command ended before it had read everything; why, it will have said
-                self.machine.check()
+            except _Closed as error:  # the command ended before it had read it all; why, it will have said
+                self.machine.pause(RETRY_PAUSE)
                 self._finish(channel, what)
                 raise MachineError(f"{what}: the connection to the guest broke") from error
             channel.shutdown_write()
@@ -190,7 +189,7 @@ class _MarkReader:
                 self._emit(before)
                 self.status = int(line) if line.isdigit() else 255
             return
-        keep = _overlap(self._held, self._mark)
+        keep = overlap(self._held, self._mark)
         self._emit(self._held[: len(self._held) - keep])
         self._held = self._held[len(self._held) - keep :]
 
@@ -203,14 +202,6 @@ class _MarkReader:
             self._output(data)
 
 
-def _overlap(data: bytes, mark: bytes) -> int:
-    """How many bytes at the end of `data` could be the beginning of `mark`."""
-    for length in range(min(len(data), len(mark) - 1), 0, -1):
-        if mark.startswith(data[-length:]):
-            return length
-    return 0
-
-
 @contextmanager
 def connect(machine: Machine, *, login: str, key: Path) -> Iterator[Connection]:
     """Log in as soon as the guest lets us.
@@ -218,7 +209,7 @@ def connect(machine: Machine, *, login: str, key: Path) -> Iterator[Connection]:
     MachineError if it has not answered within the machine's boot time, or does not take the key.
     """
     deadline = time.monotonic() + machine.shape.boot_time
-    with contextlib.closing(_wait_for_banner(machine, deadline)) as sock:
+    with contextlib.closing(wait_for_banner(machine, deadline)) as sock:
         transport = _log_in(machine, sock, login, key, deadline)
         try:
             yield Connection(machine, transport)
@@ -226,7 +217,7 @@ def connect(machine: Machine, *, login: str, key: Path) -> Iterator[Connection]:
             transport.close()
 
 
-def _wait_for_banner(machine: Machine, deadline: float) -> socket.socket:
+def wait_for_banner(machine: Machine, deadline: float) -> socket.socket:
     """A connection on which the guest's SSH server has begun to speak."""
     while time.monotonic() < deadline:
         sock = socket.create_connection(("127.0.0.1", machine.port), timeout=REPLY_TIMEOUT)
@@ -258,9 +249,7 @@ def _speaks(machine: Machine, sock: socket.socket, deadline: float) -> bool:
     return False
 
 
-def _log_in(
-    machine: Machine, sock: socket.socket, login: str, key: Path, deadline: float
-) -> paramiko.Transport:
+def _log_in(machine: Machine, sock: socket.socket, login: str, key: Path, deadline: float) -> paramiko.Transport:
     import paramiko
 
     logging.getLogger("paramiko").setLevel(logging.CRITICAL)

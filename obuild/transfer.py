@@ -1,8 +1,9 @@
-"""How files enter and leave a guest: a tree as a tar stream, a cache as an archive by scp."""
+"""How files enter and leave a guest: a tree as a tar stream, a cache as an archive by scp, a secret by a pipe."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from obuild import tree
@@ -38,9 +39,27 @@ def send_caches(connection: Connection, login: str, command: Command, copies: Se
             connection.check(root, linux.unpack_cache(slot), what=f"unpacking cache {cache.name}")
 
 
-def fetch_caches(
-    connection: Connection, login: str, command: Command, copies: Sequence[CacheCopy]
-) -> list[Path]:
+def send_secrets(connection: Connection, login: str, command: Command, values: Mapping[str, bytes]) -> None:
+    """Put each secret's value where the command expects it, in memory only."""
+    root = linux.root_shell(login)
+    connection.check(root, linux.prepare_secrets(), what="making room for secrets")
+    for slot, secret in enumerate(command.secrets):
+        what = f"placing the secret {secret.name}"
+        connection.stream(linux.receive_secret(login, slot), partial(_write, values[secret.name]), what=what)
+        connection.check(root, linux.open_secret(slot, secret.target, command.user), what=what)
+
+
+def remove_secrets(connection: Connection, login: str, command: Command) -> None:
+    """Leave no trace of the secrets in the guest."""
+    script = linux.close_secrets(secret.target for secret in command.secrets)
+    connection.check(linux.root_shell(login), script, what="removing the secrets")
+
+
+def _write(data: bytes, sink: tree.Sink) -> None:
+    sink.write(data)
+
+
+def fetch_caches(connection: Connection, login: str, command: Command, copies: Sequence[CacheCopy]) -> list[Path]:
     """Fetch each cache's archive to a file beside its copy, and take the caches out of the guest's tree."""
     root = linux.root_shell(login)
     fetched = []

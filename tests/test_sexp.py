@@ -192,9 +192,7 @@ def test_writes_one_line_of_ascii(value: Sexp) -> None:
 
 
 @budget
-@given(
-    st.one_of(st.text(max_size=30), st.binary(max_size=30), st.text(alphabet='()#|;"\\a0x \n\r', max_size=30))
-)
+@given(st.one_of(st.text(max_size=30), st.binary(max_size=30), st.text(alphabet='()#|;"\\a0x \n\r', max_size=30)))
 def test_any_text_is_read_or_refused(text: str | bytes) -> None:
     written = mach(text)
     assert written is None or mach(written) == written

@@ -356,9 +356,9 @@ def test_refuses_what_obuilder_refuses(text: str) -> None:
             'did you mean "tools"?',
         ),
         (
-            "((build x ((from b))) (build y ((from b))) (from a)\n (copy (from (build dev)) (src b) (dst c)))",
+            "((build x ((from b))) (build y ((from b))) (from a)\n(copy (from (build dev)) (src b) (dst c)))",
             2,
-            2,
+            1,
             'copy: there is no build "dev" before this stage',
             'it can copy from "x" and "y"',
         ),
@@ -458,16 +458,16 @@ def test_format_lays_out_as_obuilder_does() -> None:
 
 def test_a_copy_is_broken_where_it_would_fill_the_line() -> None:
     fits = Copy(("a" * 59,), "b")
-    assert len(spec.format_op(fits)) == 79
-    assert "\n" not in spec.format_op(fits, column=1)
-    assert spec.format_op(fits, column=2).splitlines()[1] == " " * 8 + "(dst b))"
+    assert len(spec.format_op(fits)) == 80
+    assert "\n" not in spec.format_op(fits)
+    assert spec.format_op(fits, column=1).splitlines()[1] == " " * 7 + "(dst b))"
 
 
 def test_format_op_starts_where_it_is_told() -> None:
     run = Run("a\nb", network=("host",))
     heading = "WORKDIR: "
     assert heading + spec.format_op(run, column=len(heading)) == (
-        'WORKDIR: (run (network host)\n              (shell  "a\\\n                      \\nb"))'
+        'WORKDIR: (run (network host)\n              (shell  "a\\\n                     \\nb"))'
     )
     assert spec.format_op(Run("true")) == "(run (shell true))"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,16 +39,24 @@ class Session:
     connection: ssh.Connection
     login: str
 
-    def run(self, command: Command, copies: Sequence[CacheCopy], output: Callable[[bytes], object]) -> int:
-        """Run a command with its caches, and return its exit status.
+    def run(
+        self,
+        command: Command,
+        copies: Sequence[CacheCopy],
+        secrets: Mapping[str, bytes],
+        output: Callable[[bytes], object],
+    ) -> int:
+        """Run a command with its caches and secrets, and return its exit status.
 
         The caches are saved whatever the status is.
         """
         if copies:
             transfer.send_caches(self.connection, self.login, command, copies)
-        status = self.connection.run(
-            linux.root_shell(self.login), lambda mark: _script(command, mark), output
-        )
+        if command.secrets:
+            transfer.send_secrets(self.connection, self.login, command, secrets)
+        status = self.connection.run(linux.root_shell(self.login), lambda mark: _script(command, mark), output)
+        if command.secrets:
+            transfer.remove_secrets(self.connection, self.login, command)
         if copies:
             fetched = transfer.fetch_caches(self.connection, self.login, command, copies)
             for copy, archive in zip(copies, fetched, strict=True):

@@ -21,6 +21,10 @@ DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 SCRATCH = "/var/lib/obuild-scratch"
 
 
+#: Where the values of secrets live in the guest, in a tmpfs, while a command runs.
+SECRETS = "/run/obuild-secrets"
+
+
 def root_shell(login: str) -> str:
     """The command whose stdin takes a script that runs as root."""
     return "exec sh" if login == "root" else "exec sudo -n sh"
@@ -130,6 +134,47 @@ def close_caches(targets: Iterable[str]) -> bytes:
 def cache_archive(slot: int) -> str:
     """Where a cache's archive lies in the guest, between scp and tar."""
     return f"{SCRATCH}/{slot}.tar"
+
+
+def prepare_secrets() -> bytes:
+    """Mount the tmpfs that holds secrets: their values never touch the guest's disk."""
+    return _script(["set -e", f"mkdir -p {SECRETS}", f"mount -t tmpfs -o mode=700 tmpfs {SECRETS}"])
+
+
+def receive_secret(login: str, slot: int) -> str:
+    """The command that takes a secret's value from stdin."""
+    return as_root(login, f"sh -c 'umask 077 && exec cat >{SECRETS}/{slot}'")
+
+
+def open_secret(slot: int, target: str, user: UnixUser | WindowsUser) -> bytes:
+    """Mount a secret's file read-only at `target`; what had to be made for that is noted, to be removed."""
+    uid, gid = _ids(user)
+    file, path = f"{SECRETS}/{slot}", shlex.quote(target)
+    lines = [
+        "set -e",
+        f"chown {uid}:{gid} {file}",
+        f"chmod 400 {file}",
+        f"if [ ! -e {path} ]; then top={path}",
+        'while [ ! -e "$(dirname -- "$top")" ]; do top=$(dirname -- "$top"); done',
+        f'mkdir -p -- "$(dirname -- {path})"; : >{path}; dirname -- "$top" >{file}.made; fi',
+        f"mount --bind {file} {path}",
+        f"mount -o remount,bind,ro {path}",
+    ]
+    return _script(lines)
+
+
+def close_secrets(targets: Iterable[str]) -> bytes:
+    """Unmount the secrets and remove every trace of them."""
+    lines = ["set -e"]
+    for slot, target in reversed(tuple(enumerate(targets))):
+        path, made = shlex.quote(target), f"{SECRETS}/{slot}.made"
+        lines += [
+            f"umount -l {path}",
+            f"if [ -e {made} ]; then rm -f -- {path}; folder=$(dirname -- {path})",
+            f'while [ "$folder" != "$(cat {made})" ] && rmdir -- "$folder" 2>/dev/null; do',
+            'folder=$(dirname -- "$folder"); done; fi',
+        ]
+    return _script([*lines, f"umount {SECRETS}", f"rmdir {SECRETS}"])
 
 
 def prepare_scratch(login: str) -> bytes:

@@ -1,0 +1,104 @@
+"""What obuild adds: to a guest's own boot and power-off, and, fully cached, to starting Python.
+
+Run it on a quiet machine:  .venv/bin/python bench/overhead.py [--runs N]
+
+It prints two ratios, each of medians taken in turns in this one run, and fails if one is over its target:
+  one `true` on `micro`: the whole build / the same guest's power-on to SSH banner + power button to off  <= 1.25
+  a fully cached 5-step build / python -c "import typer"                                                  <= 2
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from obuild import accel, base, disk, machine, ssh
+from obuild.shape import Settings, Shape
+from obuild.store import Store
+
+ROOT = Path(__file__).parent.parent
+KEPT = ROOT / ".cache" / "bench-store"
+
+
+def wall(argv: list[str | Path]) -> float:
+    """Seconds that a program takes."""
+    started = time.perf_counter()
+    subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - started
+
+
+def bare_guest(image: Path, shape: Shape, scratch: Path) -> float:
+    """Seconds of a guest's own: power-on to SSH banner, and power button to off. No login in between."""
+    overlay = scratch / "overlay.qcow2"
+    overlay.unlink(missing_ok=True)
+    disk.create_overlay(overlay, str(image))
+    started = time.perf_counter()
+    with machine.start(shape, overlay, network=False) as guest:
+        ssh.wait_for_banner(guest, time.monotonic() + shape.boot_time).close()
+        booted = time.perf_counter() - started
+        started = time.perf_counter()
+        guest.power_off()
+    return booted + time.perf_counter() - started
+
+
+def build_argv(store: Store, spec: Path) -> list[str | Path]:
+    return [sys.executable, "-m", "obuild", "build", f"--store=qemu:{store.root}", "-f", spec, spec.parent]
+
+
+def step_ratio(store: Store, shape: Shape, scratch: Path, runs: int) -> float:
+    """The build of one `true` over what its guest takes by itself."""
+    image = base.find(store, "micro", say=print).path
+    spec = scratch / "true.spec"
+    spec.write_text("((from micro))")
+    wall(build_argv(store, spec))
+    ours, guests = [], []
+    for run in range(runs):
+        guests.append(bare_guest(image, shape, scratch))
+        spec.write_text(f'((from micro) (run (shell "true # {time.time_ns()}-{run}")))')
+        ours.append(wall(build_argv(store, spec)))
+    return report("one `true` on micro", "the guest alone", ours, guests, 1.25)
+
+
+def cached_ratio(store: Store, scratch: Path, runs: int) -> float:
+    """A fully cached 5-step build over importing typer."""
+    spec = scratch / "cached.spec"
+    steps = "".join(f'(run (shell "echo {number}"))' for number in range(4))
+    spec.write_text(f"((from micro) (workdir /src) (env A b) (copy (src cached.spec) (dst ./)) {steps})")
+    wall(build_argv(store, spec))
+    ours, typer = [], []
+    for _ in range(runs * 5):
+        typer.append(wall([sys.executable, "-c", "import typer"]))
+        ours.append(wall(build_argv(store, spec)))
+    return report("a cached 5-step build", "import typer", ours, typer, 2.0)
+
+
+def report(what: str, beside: str, ours: list[float], theirs: list[float], target: float) -> float:
+    """Print one line, and return ratio / target."""
+    ratio = statistics.median(ours) / statistics.median(theirs)
+    print(
+        f"{what}: {statistics.median(ours):.3f} s; {beside}: {statistics.median(theirs):.3f} s; "
+        f"ratio {ratio:.2f} (target {target}, n = {len(ours)}, from {min(ours):.3f} to {max(ours):.3f} s)"
+    )
+    return ratio / target
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--runs", type=int, default=5)
+    runs = parser.parse_args().runs
+    store = Store.open(KEPT)
+    card = base.find(store, "micro", say=print).card
+    chosen = accel.choose("auto", card.arch, memo=store.state / "accel.json", note=print)
+    shape = Settings().shape(card, chosen)
+    with tempfile.TemporaryDirectory() as folder:
+        worst = max(step_ratio(store, shape, Path(folder), runs), cached_ratio(store, Path(folder), runs))
+    sys.exit(0 if worst <= 1 else "over the target")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""What many tests begin with: a store, a small disk, a base image made of it."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from obuild import base, spec
+from obuild.plan import Base, Chain, plan
+from obuild.store import Store
+from tests.fakes import POWER_OFF, boot_disk
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """An empty store."""
+    return Store.open(tmp_path / "store")
+
+
+@pytest.fixture(scope="session")
+def raw_disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A raw disk that boots and powers itself off. Not to be written to."""
+    path = tmp_path_factory.mktemp("disk") / "disk.img"
+    path.write_bytes(boot_disk("hello from the boot sector", POWER_OFF))
+    return path
+
+
+@pytest.fixture(scope="session")
+def qcow2_disk(raw_disk: Path) -> Path:
+    """The same as qcow2. Not to be written to."""
+    path = raw_disk.with_name("disk.qcow2")
+    subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw_disk, path], check=True)
+    return path
+
+
+@pytest.fixture
+def tiny(store: Store, qcow2_disk: Path) -> Path:
+    """The file of a base image called `tiny` in the store."""
+    path = store.base_image / "tiny.qcow2"
+    path.write_bytes(qcow2_disk.read_bytes())
+    return path
+
+
+@pytest.fixture
+def chain(store: Store, tiny: Path, tmp_path: Path) -> Callable[[str], Chain]:
+    """Plans ops on the base `tiny`; copies come from the folder `source`."""
+    source = tmp_path / "source"
+    source.mkdir()
+
+    def find(name: str) -> Base:
+        return base.find(store, name, say=lambda text: None)
+
+    def make(ops: str) -> Chain:
+        return plan(spec.parse(f"((from tiny) {ops})".encode()), source=source, find_base=find)
+
+    return make

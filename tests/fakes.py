@@ -1,0 +1,143 @@
+"""Stand-ins that tests script: an executor without machines, guests without an OS, a second process."""
+
+from __future__ import annotations
+
+import select
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from obuild.errors import MachineError
+from obuild.events import Event
+from obuild.plan import Command, Transfer
+from obuild.shape import Shape
+from obuild.store import CacheCopy, Draft
+
+#: SeaBIOS boots no disk that is smaller than one cylinder.
+SMALLEST_DISK = 1 << 20
+
+POWER_OFF = bytes.fromhex("ba0406 b80020 ef")  # out 0x604, 0x2000
+RESET = bytes.fromhex("b0fe e664")  # out 0x64, 0xfe
+HALT = b""
+
+
+def boot_disk(says: str, then: bytes) -> bytes:
+    """A raw disk whose boot sector writes a text to the serial console, acts, and halts for good."""
+    end = then + bytes.fromhex("f4 ebfd")
+    text = 0x7C00 + 0x14 + len(end)
+    code = bytes.fromhex("fc fa 31c0 8ed8 be") + text.to_bytes(2, "little") + bytes.fromhex("baf803")
+    code += bytes.fromhex("ac 84c0 7403 ee ebf8") + end
+    assert len(code) == 0x14 + len(end)
+    sector = (code + says.encode() + b"\0").ljust(510, b"\0") + b"\x55\xaa"
+    return sector.ljust(SMALLEST_DISK, b"\0")
+
+
+@dataclass
+class Run:
+    """What a scripted step sees of the session it runs in."""
+
+    draft: Draft
+    command: Command
+    copies: Sequence[CacheCopy]
+    output: Callable[[bytes], object]
+
+
+Act = Callable[[Run], int]
+
+
+@dataclass
+class FakeExecutor:
+    """Runs no command: does what `script` has for its text, else prints the text and succeeds.
+
+    `seen` is what happened, in order. As the real one, it leaves the image that the draft came with.
+    """
+
+    script: Mapping[str, Act] = field(default_factory=dict)
+    seen: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def open(self, draft: Draft, *, network: bool) -> Iterator[FakeSession]:
+        assert draft.image.exists()
+        self.seen.append("open with network" if network else "open")
+        try:
+            yield FakeSession(self, draft)
+        except BaseException:
+            self.seen.append("killed")
+            raise
+        self.seen.append("sealed")
+
+
+@dataclass
+class FakeSession:
+    """One open draft of a FakeExecutor."""
+
+    executor: FakeExecutor
+    draft: Draft
+
+    def run(self, command: Command, copies: Sequence[CacheCopy], output: Callable[[bytes], object]) -> int:
+        text = command.argv[-1]
+        self.executor.seen.append(text)
+        act = self.executor.script.get(text, _echo)
+        return act(Run(self.draft, command, copies, output))
+
+    def send(self, action: Transfer) -> None:
+        self.executor.seen.append(f"send to {action.dest}")
+
+
+def _echo(run: Run) -> int:
+    run.output(f"{run.command.argv[-1]}\n".encode())
+    return 0
+
+
+class Heard(list[Event]):
+    """A listener that remembers."""
+
+    def __call__(self, event: Event) -> None:
+        self.append(event)
+
+    def of(self, kind: type[Event]) -> list[Event]:
+        """The events of one kind."""
+        return [event for event in self if isinstance(event, kind)]
+
+
+@dataclass
+class FakeMachine:
+    """What `obuild.ssh` asks of a machine, without one: `port` is a port of ours that plays the guest."""
+
+    port: int
+    shape: Shape
+    accepts: bool = True
+    stopped: str = ""
+
+    def connected(self) -> bool:
+        return self.accepts
+
+    def pause(self, seconds: float, *also: int) -> bool:
+        if self.stopped:
+            raise MachineError(self.stopped)
+        ready, _, _ = select.select(also, [], [], seconds)
+        return bool(ready)
+
+    def check(self) -> None:
+        self.pause(0.0)
+
+    def error(self, message: str, *, hint: str = "") -> MachineError:
+        return MachineError(message, hint=hint)
+
+
+@contextmanager
+def other_process(code: str) -> Iterator[subprocess.Popen[str]]:
+    """Another Python that has run `code` up to its first line of output; it then ends when its stdin does.
+
+    The first line is in its `args`' place: read more from its stdout.
+    """
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with child:
+        try:
+            yield child
+        finally:
+            child.kill()

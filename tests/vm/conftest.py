@@ -1,0 +1,100 @@
+"""A store with real base images, and the real program run on it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from obuild import base, recipe
+from obuild.store import Store
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+class Program:
+    """The `obuild` command on one store."""
+
+    def __init__(self, store: Path) -> None:
+        self.store = store
+
+    def __call__(
+        self, *args: str | Path, code: int = 0, env: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run it to its end, and see that it ends with `code` and without a traceback."""
+        done = subprocess.run(
+            self.argv(*args),
+            capture_output=True,
+            text=True,
+            errors="surrogateescape",
+            env={**os.environ, **(env or {})},
+        )
+        assert "Traceback" not in done.stderr, done.stderr
+        assert done.returncode == code, done.stdout + done.stderr
+        return done
+
+    def build(
+        self, spec: Path, source: Path, *options: str, code: int = 0, env: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        return self("build", "-f", spec, *options, source, code=code, env=env)
+
+    def argv(self, *args: str | Path) -> list[str]:
+        return [sys.executable, "-m", "obuild", *map(str, args), f"--store=qemu:{self.store}"]
+
+
+def base_images(*names: str) -> Path:
+    """A folder with these base images and their login key, made once for each state of their recipes."""
+    stamp = "-".join(recipe.digest(recipe.load(path))[:12] for name in names if (path := recipe.find(name)))
+    kept = ROOT / ".cache" / "test-bases" / f"{'-'.join(names)}-{stamp}"
+    store = Store.open(kept)
+    for name in names:
+        if base.image_path(store, name) is None:
+            base.make(store, name, say=print)
+    return kept
+
+
+def new_store(root: Path, bases: Path) -> Path:
+    """A fresh store in which the images of `bases` are there already."""
+    Store.open(root)
+    subprocess.run(["cp", "-a", "--reflink=auto", f"{bases}/base-image", f"{bases}/state", root], check=True)
+    return root
+
+
+@pytest.fixture(scope="session")
+def micro_images() -> Path:
+    return base_images("micro")
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory, micro_images: Path) -> Program:
+    """A store that tests share: each builds steps of its own, and removes none."""
+    return Program(new_store(tmp_path_factory.mktemp("shared") / "store", micro_images))
+
+
+@pytest.fixture
+def fresh(tmp_path: Path, micro_images: Path) -> Program:
+    """A store of the test's own."""
+    return Program(new_store(tmp_path / "store", micro_images))
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    folder = tmp_path / "source"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> Callable[[str], Path]:
+    """Write a spec to a file."""
+
+    def write(text: str) -> Path:
+        path = tmp_path / "test.spec"
+        path.write_text(text)
+        return path
+
+    return write

@@ -1,0 +1,180 @@
+"""What goes wrong with machines: each time one clear message, no QEMU left, and the next build works."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from obuild.ssh import make_key
+from tests.vm.conftest import Program, new_store
+
+pytestmark = pytest.mark.vm
+
+Spec = Callable[[str], Path]
+
+#: Prints "stuck" on the serial port and halts: mov $0x3f8,%dx; mov $msg,%si; 1: lodsb; test; jz; outb; jmp 1b
+STUCK = (
+    b"\xfa\x31\xc0\x8e\xd8"  # cli; xor %ax,%ax; mov %ax,%ds
+    b"\xbe\x17\x7c\xba\xf8\x03"  # mov $0x7c17,%si; mov $0x3f8,%dx
+    b"\xac\x84\xc0\x74\x03\xee\xeb\xf8"  # 1: lodsb; test %al,%al; jz 2f; outb %al,%dx; jmp 1b
+    b"\xf4\xeb\xfd\x90"  # 2: hlt; jmp 2b; nop
+    b"I am stuck here\n\0"
+).ljust(510, b"\0") + b"\x55\xaa"
+
+
+def machines(store: Path) -> list[int]:
+    """The QEMU processes that work on a store."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                command = (entry / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if b"qemu-system" in command and os.fsencode(store) in command:
+                found.append(int(entry.name))
+    return found
+
+
+def assert_clean(program: Program) -> None:
+    """Nothing of the failed step is left."""
+    assert machines(program.store) == []
+    for folder in ("result-tmp", "cache-tmp", "state/locks"):
+        assert not any((program.store / folder).iterdir()), folder
+
+
+@contextmanager
+def running(program: Program, spec: Path, source: Path, until: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A build that has printed `until`."""
+    child = subprocess.Popen(
+        program.argv("build", "-f", spec, source), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    with child:
+        assert child.stdout is not None
+        for line in child.stdout:
+            if line.decode().strip() == until:
+                break
+        else:
+            pytest.fail(f"the build ended: {child.stderr.read().decode() if child.stderr else ''}")
+        yield child
+
+
+def test_a_guest_that_never_answers_is_killed_and_its_console_shown(
+    fresh: Program, spec: Spec, source: Path, tmp_path: Path
+) -> None:
+    disk = tmp_path / "stuck.raw"
+    disk.write_bytes(STUCK.ljust(1 << 20, b"\0"))
+    fresh("base", "add", disk, "--name", "stuck")
+    path = spec('((from stuck) (run (shell "true")))')
+    done = fresh.build(path, source, "--qemu-boot-time", "2", code=1)
+    assert "did not answer SSH within 2 s" in done.stderr
+    assert "I am stuck here" in done.stderr
+    assert "--qemu-boot-time" in done.stderr
+    assert_clean(fresh)
+
+
+@pytest.mark.parametrize(("command", "said"), [("poweroff -f", "powered off"), ("reboot -f", "rebooted")])
+def test_a_guest_that_stops_in_a_step_is_said_to_have(
+    shared: Program, spec: Spec, source: Path, command: str, said: str
+) -> None:
+    path = spec(f'((from micro) (run (shell "echo before; sync; busybox {command}; sleep 1000")))')
+    done = shared.build(path, source, code=1)
+    assert "before\n" in done.stdout
+    assert f"the guest {said} before the step was done" in done.stderr
+    assert_clean(shared)
+
+
+def test_a_key_that_the_guest_does_not_know(fresh: Program, spec: Spec, source: Path) -> None:
+    (fresh.store / "state/ssh/id_ed25519").unlink()
+    make_key(fresh.store / "state/ssh/id_ed25519")
+    done = fresh.build(spec('((from micro) (run (shell "true")))'), source, code=1)
+    assert "does not let 'root' in with the key" in done.stderr
+    assert_clean(fresh)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_ends_the_guest_and_the_next_build_goes_on(
+    fresh: Program, spec: Spec, source: Path, number: signal.Signals
+) -> None:
+    path = spec('((from micro) (run (shell "echo started; test -e /go || sleep 10000")))')
+    with running(fresh, path, source, "started") as child:
+        assert machines(fresh.store)
+        child.send_signal(number)
+        _, errors = child.communicate()
+    assert child.returncode == 130
+    assert b"interrupted" in errors
+    assert b"Traceback" not in errors
+    assert_clean(fresh)
+    again = spec('((from micro) (run (shell "echo fine")))')
+    assert "fine\n" in fresh.build(again, source).stdout
+
+
+def test_after_kill_9_no_guest_is_left_and_the_next_build_clears_up(
+    fresh: Program, spec: Spec, source: Path
+) -> None:
+    path = spec('((from micro) (run (cache (c (target /c))) (shell "echo started; sleep 10000")))')
+    with running(fresh, path, source, "started") as child:
+        (pid,) = machines(fresh.store)
+        handle = os.pidfd_open(pid)
+        child.kill()
+        child.communicate()
+    select.select([handle], [], [], 30)  # readable once QEMU has ended
+    os.close(handle)
+    assert machines(fresh.store) == []
+    assert any((fresh.store / "result-tmp").iterdir())
+    fresh.build(spec("((from micro))"), source)
+    assert_clean(fresh)
+
+
+@pytest.fixture
+def small(tmp_path: Path, micro_images: Path) -> Iterator[Program]:
+    """A store on a file system with little room."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount")
+    mount = tmp_path / "small"
+    mount.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=150M", "tmpfs", mount], check=True)
+    try:
+        yield Program(new_store(mount / "store", micro_images))
+    finally:
+        subprocess.run(["umount", mount], check=True)
+
+
+def test_a_full_disk_is_said_and_the_build_works_once_there_is_room(
+    small: Program, spec: Spec, source: Path
+) -> None:
+    path = spec('((from micro) (run (shell "dd if=/dev/urandom of=/big bs=1M count=80 && sync; echo written")))')
+    done = small.build(path, source, code=1)
+    assert "No space left on device" in done.stderr
+    assert "obuild clean" in done.stderr
+    assert_clean(small)
+    subprocess.run(["mount", "-o", "remount,size=400M", small.store.parent], check=True)
+    assert "written\n" in small.build(path, source).stdout
+
+
+def test_a_base_that_cannot_be_imported_for_lack_of_room(small: Program, spec: Spec, source: Path) -> None:
+    free = os.statvfs(small.store)
+    (small.store.parent / "filler").write_bytes(b"x" * (free.f_bavail * free.f_frsize - (20 << 20)))
+    done = small.build(spec("((from micro))"), source, code=1)
+    assert "No space left on device" in done.stderr
+    assert_clean(small)
+    (small.store.parent / "filler").unlink()
+    small.build(spec("((from micro))"), source)
+
+
+def test_a_file_that_changes_while_it_is_sent_fails_the_step(fresh: Program, spec: Spec, source: Path) -> None:
+    (source / "file").write_text("before")
+    path = spec('((from micro) (run (shell "echo started")) (copy (src file) (dst /file)))')
+    with running(fresh, path, source, "started") as child:  # the plan is made, the copy is still to come
+        (source / "file").write_text("after!")
+        _, errors = child.communicate()
+    assert child.returncode == 1
+    assert b"'file' changed while it was being copied" in errors
+    assert_clean(fresh)
