@@ -29,6 +29,7 @@ setup: .venv/packages .venv/python
 .venv/python: pyproject.toml .venv/packages
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install -q -e '.[dev]'
+	.venv/bin/python -m compileall -q obuild
 	@touch $@
 
 demo: setup
@@ -44,7 +45,7 @@ demo: setup
 	@echo '                 $(OBUILD) --help; the language is in docs/spec.md'
 
 test: setup lint
-	.venv/bin/pytest -q
+	.venv/bin/pytest -q -n auto --maxprocesses 8
 
 lint: setup
 	.venv/bin/ruff check .

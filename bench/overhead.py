@@ -10,6 +10,7 @@ It prints two ratios, each of medians taken in turns in this one run, and fails 
 from __future__ import annotations
 
 import argparse
+import compileall
 import statistics
 import subprocess
 import sys
@@ -91,6 +92,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--runs", type=int, default=5)
     runs = parser.parse_args().runs
+    compileall.compile_dir(ROOT / "obuild", quiet=1)  # as a package that was installed
     store = Store.open(KEPT)
     card = base.find(store, "micro", say=print).card
     chosen = accel.choose("auto", card.arch, memo=store.state / "accel.json", note=print)

@@ -21,7 +21,7 @@ KVM = Path("/dev/kvm")
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 #: A KVM that works runs the probe in about 0.1 s; one that emulates instructions takes for ever.
-PROBE_TIMEOUT = 5.0
+PROBE_TIMEOUT = 10.0
 
 #: A boot sector: real mode to 64-bit long mode with paging, 20 million turns of a loop, then it writes
 #: SLP_EN to the PM1a control port of QEMU's `pc` (0x604), which powers the machine off.
@@ -89,7 +89,7 @@ def _run_probe(arch: str) -> str:
     row = ARCHES[arch]
     with tempfile.NamedTemporaryFile(prefix="obuild-probe-") as disk, tempfile.TemporaryFile() as said:
         disk.write(PROBE)
-        disk.flush()
+        disk.truncate(1 << 20)  # SeaBIOS boots no disk of less than one cylinder
         argv: list[str | Path] = [
             row.binary, "-nodefaults", "-no-user-config", "-machine", row.machine, "-accel", "kvm",
             "-cpu", row.cpu_kvm, "-m", "64M", "-display", "none", "-no-reboot",

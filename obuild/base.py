@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import re
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from obuild import card, disk, locks, process, recipe
+from obuild import card, disk, locks, process
 from obuild.card import Card
 from obuild.errors import UsageError
 from obuild.plan import Base
@@ -42,6 +41,8 @@ def find(store: Store, reference: str, *, say: Say) -> Base:
     name, pin = _split(reference)
     path = image_path(store, name)
     if path is None:
+        from obuild import recipe
+
         if recipe.find(name) is None:
             raise _unknown(store, name)
         say(f"base image {name!r} is not in the store yet; making it from its recipe")
@@ -58,13 +59,9 @@ def find(store: Store, reference: str, *, say: Say) -> Base:
 
 def listing(store: Store) -> list[Found]:
     """The base images in the store, by name."""
-    found: dict[str, Found] = {}
-    for path in sorted(store.base_image.iterdir()):
-        if path.suffix in (".qcow2", ".img") and not path.name.startswith("."):
-            found.setdefault(
-                path.stem, Found(path.stem, path, card.read(_card_path(path)), path.stat().st_blocks * 512)
-            )
-    return list(found.values())
+    names = {path.stem for path in store.base_image.iterdir() if not path.name.startswith(".")}
+    paths = [path for name in sorted(names) if (path := image_path(store, name))]
+    return [Found(path.stem, path, card.read(_card_path(path)), path.stat().st_blocks * 512) for path in paths]
 
 
 def image_path(store: Store, name: str) -> Path | None:
@@ -78,6 +75,7 @@ def make(store: Store, name: str, *, say: Say, again: bool = False) -> Path:
 
     If two processes want it, one makes it and the other waits.
     """
+    from obuild import recipe
     from obuild.bases import KINDS
     from obuild.ssh import make_key
 
@@ -127,6 +125,7 @@ def remove(store: Store, name: str) -> None:
         raise _unknown(store, name)
     path.unlink()
     _card_path(path).unlink(missing_ok=True)
+    _own_key(store, name).unlink(missing_ok=True)
 
 
 def key_path(store: Store, about: Card) -> Path:
@@ -156,12 +155,12 @@ def _checked(name: str) -> str:
 
 
 def _unknown(store: Store, name: str) -> UsageError:
+    from obuild import recipe
+
     images = [found.name for found in listing(store)]
     recipes = [known for known in recipe.names() if known not in images]
     there = f"in the store: {', '.join(images) or 'none'}; that can be made: {', '.join(recipes) or 'none'}"
-    return UsageError(
-        f"unknown base image {name!r}; {there}", hint="`obuild base add FILE --name NAME` adds one"
-    )
+    return UsageError(f"unknown base image {name!r}; {there}", hint="`obuild base add FILE --name NAME` adds one")
 
 
 def _card_path(image: Path) -> Path:
@@ -195,15 +194,19 @@ def _read_memo(memo: Path) -> dict[str, object]:
 
 
 def _keep_key(store: Store, name: str, key: Path) -> Path:
-    path = store.state / "ssh" / f"{name}.key"
+    path = _own_key(store, name)
     path.parent.mkdir(mode=0o700, exist_ok=True)
     _write(path, key.read_text(), mode=0o600)
     return path
 
 
+def _own_key(store: Store, name: str) -> Path:
+    return store.state / "ssh" / f"{name}.key"
+
+
 def _place(file: Path, out: Path) -> None:
     """Copy a large file so that `out` appears whole or not at all."""
-    partial = out.with_name(f".{out.name}.{os.getpid()}")
+    partial = out.with_name(f".{out.name}.part")  # the caller holds the base's lock
     try:
         process.run(["cp", "--reflink=auto", "--sparse=auto", "--", file, partial])
         partial.replace(out)

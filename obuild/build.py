@@ -80,7 +80,11 @@ class Builder:
         layer = self.store.find(step.id)
         if layer is None:
             return False
-        self.tell(Hit(layer.id, layer.log.read_bytes()))
+        try:
+            log = layer.log.read_bytes()
+        except FileNotFoundError:  # it is just being removed
+            return False
+        self.tell(Hit(layer.id, log))
         return True
 
     def _make(self, step: Step, draft: Draft) -> None:

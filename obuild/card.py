@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import re
-import tomllib
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -59,6 +58,8 @@ def read(path: Path) -> Card:
 
 def parse(text: str, *, where: str) -> Card:
     """The card in `text`; `where` names it in messages. UsageError for anything it does not know."""
+    import tomllib
+
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -66,9 +67,7 @@ def parse(text: str, *, where: str) -> Card:
     known = {field.name for field in fields(Card)}
     for name, value in table.items():
         if name not in known:
-            raise UsageError(
-                f"{where}: unknown entry {name!r}", hint=f"a card has {', '.join(sorted(known))}"
-            )
+            raise UsageError(f"{where}: unknown entry {name!r}", hint=f"a card has {', '.join(sorted(known))}")
         if not isinstance(value, str):
             raise UsageError(f"{where}: {name} must be a string in quotes")
     return from_strings(table, where=where)
@@ -91,9 +90,14 @@ def from_strings(table: dict[str, str], *, where: str) -> Card:
 
 
 def dump(card: Card) -> str:
-    """The card as the text that `parse` reads back; a JSON string is a TOML string too."""
-    lines = [f"{name} = {json.dumps(getattr(card, name))}" for name in ("os", "arch", "login", "firmware")]
+    """The card as the text that `parse` reads back."""
+    lines = [f"{name} = {_quoted(getattr(card, name))}" for name in ("os", "arch", "login", "firmware")]
     lines.append(f'memory = "{card.memory >> 10}K"')
     if card.key:
-        lines.append(f"key = {json.dumps(card.key)}")
+        lines.append(f"key = {_quoted(card.key)}")
     return "\n".join(lines) + "\n"
+
+
+def _quoted(text: str) -> str:
+    """A JSON string is a TOML string too, but for JSON's surrogate pairs."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -272,7 +272,7 @@ def healthcheck(
 def log(id: IdArgument, store: StoreOption) -> None:
     """Print what a step printed when its layer was made, or has printed so far."""
     opened = _open(store)
-    path = opened.log_path(opened.resolve(id))
+    path = opened.log_path(opened.resolve(id, drafts=True))
     try:
         with path.open("rb") as file:
             while data := file.read(1 << 20):

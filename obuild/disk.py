@@ -115,6 +115,12 @@ def import_image(source: Image, path: Path) -> None:
         process.run(["qemu-img", "convert", "-q", "-f", "raw", "-O", "qcow2", source.path, path])
 
 
+def pack(raw: Path, path: Path) -> None:
+    """A compressed qcow2 copy of a raw disk; zstd costs nothing measurable when a guest boots from it."""
+    compress = ["-c", "-o", "compression_type=zstd"]
+    process.run(["qemu-img", "convert", "-q", "-f", "raw", "-O", "qcow2", *compress, raw, path])
+
+
 def _refuse_references(path: Path, info: dict[str, object]) -> None:
     backing = info.get("backing-filename")
     specific = info.get("format-specific")

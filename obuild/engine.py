@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from uuid import uuid4
 
-from obuild import accel, base, process, upkeep
+from obuild import base, process
 from obuild.build import Builder
 from obuild.errors import MachineError
 from obuild.events import Event, Listener, Note, Output
@@ -40,7 +39,8 @@ def build(
         process.require("qemu-img")
     if all(isinstance(step.action, Import) for step in missing):
         return Builder(store, None, tell).build(chain)
-    from obuild.executors.qemu import Qemu  # late: a cached build needs no machine
+    from obuild import accel  # late: a cached build needs no machine
+    from obuild.executors.qemu import Qemu
 
     process.require(ARCHES[shape.arch].binary)
     chosen = accel.choose(settings.accel, shape.arch, memo=store.state / "accel.json", note=say)
@@ -57,6 +57,10 @@ def healthcheck(store: Store, *, base_name: str, settings: Settings, tell: Liste
         if isinstance(event, Output):
             said += event.data
         tell(event)
+
+    from uuid import uuid4
+
+    from obuild import upkeep
 
     # no two checks are the same step, so that none is ever found in the store
     stage = Stage(base_name, (Shell(("/bin/sh", "-c")), Run(f"echo healthcheck # {uuid4()}")))

@@ -8,10 +8,12 @@ from __future__ import annotations
 import sqlite3
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 
 import sqlite_utils
 
+from obuild import locks
 from obuild.errors import StoreError
 from obuild.plan import LayerId
 from obuild.store import Store
@@ -40,20 +42,22 @@ class Index:
         path = store.state / "db" / "db.sqlite"
         try:
             path.parent.mkdir(exist_ok=True)
-            connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT)
-            connection.execute("PRAGMA journal_mode=WAL")
-            self._db = sqlite_utils.Database(connection)
-            self._layers = self._db.table("layers")
-            self._layers.create(
-                {"id": str, "parent": str, "op": str, "created": float, "seconds": float, "size": int},
-                pk="id",
-                if_not_exists=True,
-            )
+            # SQLite does not wait while another process switches the journal or makes the table
+            with locks.file_lock(store.locks / "db.lock"):
+                self._open(path)
         except (sqlite3.Error, OSError) as error:
             raise StoreError(
                 f"cannot open the index {path}: {error}",
                 hint=f"it can be rebuilt: remove {path}, nothing is lost",
             ) from error
+
+    def _open(self, path: Path) -> None:
+        connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT)
+        connection.execute("PRAGMA journal_mode=WAL")
+        self._db = sqlite_utils.Database(connection)
+        self._layers = self._db.table("layers")
+        columns = {"id": str, "parent": str, "op": str, "created": float, "seconds": float, "size": int}
+        self._layers.create(columns, pk="id", if_not_exists=True)
 
     def __enter__(self) -> Index:
         return self

@@ -6,6 +6,7 @@ ends it. Soft first, then hard, and it is said which.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import re
 import select
@@ -28,6 +29,9 @@ START_TIMEOUT = 60.0
 #: How many lines of the serial console an error shows.
 CONSOLE_LINES = 20
 
+#: How much of the console QEMU keeps, in bytes; must be a power of two.
+CONSOLE_SIZE = 65536
+
 _FORWARD = re.compile(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)\s+\S+\s+22\b")
 _ESTABLISHED = re.compile(r"TCP\[ESTABLISHED\]\s.*\s22\s+\d+\s+\d+\s*$", re.MULTILINE)
 
@@ -40,7 +44,19 @@ class Machine:
         self.qmp = qmp
         self.shape = shape
         self._stderr = stderr
+        self._console = ""
         self.port = self._forwarded_port()
+
+    def linked(self, seconds: float) -> bool:
+        """Wait until the guest's driver has brought its network card up, at most `seconds`; whether it has."""
+        deadline = time.monotonic() + seconds
+        while True:
+            self.check()
+            if any(event["event"] == "NIC_RX_FILTER_CHANGED" for event in self.qmp.events):
+                return True
+            if (left := deadline - time.monotonic()) <= 0:
+                return False
+            select.select([self.qmp], [], [], left)
 
     def connected(self) -> bool:
         """Whether the guest has accepted a TCP connection to its SSH port."""
@@ -57,19 +73,20 @@ class Machine:
                 case "BLOCK_IO_ERROR":
                     raise OSError(errno.ENOSPC, f"the guest's disk cannot be written: {data.get('reason')}")
 
-    def pause(self, seconds: float, *also: int) -> bool:
-        """Wait until `seconds` are over or one of the file descriptors `also` can be read: True then.
+    def pause(self, seconds: float, *also: int) -> list[int]:
+        """Wait until `seconds` are over or some of the file descriptors `also` can be read; returns those.
 
         MachineError as soon as the guest stops by itself.
         """
+        self.check()
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
             ready, _, _ = select.select([self.qmp.fileno(), *also], [], [], left)
             if self.qmp.fileno() in ready:
                 self.check()
-            if any(fd in ready for fd in also):
-                return True
-        return False
+            if found := [fd for fd in also if fd in ready]:
+                return found
+        return []
 
     def power_off(self, *, ask: bool = True) -> None:
         """Press the power button and wait until the guest has shut itself down. MachineError if it does not."""
@@ -90,11 +107,10 @@ class Machine:
 
     def console(self) -> str:
         """The last lines of the guest's serial console."""
-        try:
-            text = str(self.qmp.execute("ringbuf-read", {"device": "console", "size": 65536}, timeout=5.0))
-        except MachineError:
-            return ""
-        lines = [_printable(line) for line in text.splitlines()]
+        with contextlib.suppress(MachineError):  # reading empties QEMU's buffer, so what was read is kept
+            text = self.qmp.execute("ringbuf-read", {"device": "console", "size": CONSOLE_SIZE}, timeout=5.0)
+            self._console = (self._console + str(text))[-CONSOLE_SIZE:]
+        lines = [_printable(line) for line in self._console.splitlines()]
         return "\n".join([line for line in lines if line.strip()][-CONSOLE_LINES:])
 
     def error(self, message: str, *, hint: str = "") -> MachineError:
@@ -135,8 +151,13 @@ def start(shape: Shape, image: Path, *, network: bool) -> Iterator[Machine]:
     ours, theirs = socket.socketpair()
     with ours, tempfile.NamedTemporaryFile(prefix="obuild-qemu-") as stderr:
         with theirs:
-            argv = qemu_argv(shape, image, network=network, qmp_fd=theirs.fileno())
-            child = process.spawn(argv, stderr=stderr.file, pass_fds=[theirs.fileno()])
+            qmp = f"socket,fd={theirs.fileno()}"
+            child = process.spawn(
+                qemu_argv(shape, image, network=network, qmp=qmp),
+                shown=qemu_argv(shape, image, network=network, qmp="stdio"),  # a pasted line has no such socket
+                stderr=stderr.file,
+                pass_fds=[theirs.fileno()],
+            )
         try:
             yield _greet(child, Qmp(ours), Path(stderr.name), shape)
         finally:

@@ -30,18 +30,21 @@ class Mask:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._held:
-            self._output(self._held)
+        if self._held and self._pattern:
+            self._output(self._pattern.sub(STARS, self._held))
 
     def __call__(self, data: bytes) -> None:
         if self._pattern is None:
             self._output(data)
             return
-        data = self._pattern.sub(STARS, self._held + data)
-        keep = max(overlap(data, word) for word in self._words)
-        self._held = data[len(data) - keep :]
-        if keep < len(data):
-            self._output(data[: len(data) - keep])
+        data = self._held + data
+        safe = len(data) - max(overlap(data, word) for word in self._words)
+        for match in self._pattern.finditer(data):
+            if match.end() > safe:  # it may be the beginning of a longer one
+                safe = min(safe, match.start())
+        self._held = data[safe:]
+        if safe:
+            self._output(self._pattern.sub(STARS, data[:safe]))
 
 
 def overlap(data: bytes, word: bytes) -> int:

@@ -41,7 +41,7 @@ LayerId = NewType("LayerId", str)
 ROOT = UnixUser(0, 0)
 
 #: The longest single argument that Linux takes (MAX_ARG_STRLEN, 32 pages, with its NUL).
-MAX_COMMAND = 131_071
+MAX_ARGUMENT = 131_071
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +166,7 @@ def _fold(op: Op, context: Context, guest_os: str) -> Context:
             return replace(context, workdir=_join(context.workdir, _no_nul(path, "workdir")))
         case Env(name, value):
             env = {**dict(context.env), _env_name(name): _no_nul(value, f"value of {name}")}
+            _fits(f"{name}={value}", "the variable")
             return replace(context, env=tuple(sorted(env.items())))
         case User(user):
             return replace(context, user=_user(user, guest_os))
@@ -176,11 +177,7 @@ def _fold(op: Op, context: Context, guest_os: str) -> Context:
 
 
 def _command(op: Run, context: Context, secrets: Sequence[str]) -> Command:
-    if len(op.shell.encode(errors="surrogateescape")) > MAX_COMMAND:
-        raise UsageError(
-            f"the command is {len(op.shell)} characters long; Linux takes at most {MAX_COMMAND} bytes",
-            hint="put it into a script and copy that in",
-        )
+    _fits(op.shell, "the command")
     for secret in op.secrets:
         if secret.name not in secrets:
             raise UsageError(f"no value for the secret {secret.name!r}", hint=f"add --secret {secret.name}:FILE")
@@ -239,7 +236,18 @@ def _user(user: UnixUser | WindowsUser, guest_os: str) -> UnixUser | WindowsUser
 def _shell(argv: tuple[str, ...]) -> tuple[str, ...]:
     if not argv:
         raise UsageError("shell needs at least one word", hint="for example (shell /bin/sh -c)")
+    if "=" in argv[0]:
+        raise UsageError(f"{argv[0]!r} cannot be a shell: a program with '=' in its name is taken for a variable")
     return tuple(_no_nul(word, "shell") for word in argv)
+
+
+def _fits(argument: str, what: str) -> None:
+    size = len(argument.encode(errors="surrogateescape"))
+    if size > MAX_ARGUMENT:
+        raise UsageError(
+            f"{what} is {size} bytes long; Linux takes at most {MAX_ARGUMENT}",
+            hint="put it into a file or a script, and copy that in",
+        )
 
 
 def _no_nul(text: str, what: str) -> str:

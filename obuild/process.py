@@ -6,10 +6,10 @@ their own, so a Ctrl-C in the terminal reaches obuild alone, which then ends the
 
 from __future__ import annotations
 
-import logging
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,13 +17,12 @@ from typing import IO
 
 from obuild.errors import ProcessError, UsageError
 
-log = logging.getLogger("obuild")
-
 #: Debian's package for each program we call, for the message when it is missing.
 PACKAGES = {
     "qemu-img": "qemu-utils",
     "qemu-system-x86_64": "qemu-system-x86",
     "mmdebstrap": "mmdebstrap",
+    "newuidmap": "uidmap",
     "mke2fs": "e2fsprogs",
     "sfdisk": "fdisk",
     "grub-mkimage": "grub-common",
@@ -77,21 +76,24 @@ def run(
         try:
             out, err = child.communicate(input)
         except BaseException:
-            child.kill()
+            os.killpg(child.pid, signal.SIGKILL)  # its helpers too: it leads a session of its own
             raise
     if child.returncode not in ok:
         raise ProcessError(f"{shlex.join(map(str, argv))} {ending(child.returncode)}{_quote(err)}")
     return out
 
 
-def spawn(argv: Sequence[Arg], *, stderr: IO[bytes], pass_fds: Sequence[int] = ()) -> subprocess.Popen[bytes]:
+def spawn(
+    argv: Sequence[Arg], *, stderr: IO[bytes], pass_fds: Sequence[int] = (), shown: Sequence[Arg] | None = None
+) -> subprocess.Popen[bytes]:
     """Start a program that the kernel kills when the calling thread ends, however that comes about.
 
     The caller owns the process: it must wait for it. The calling thread must live as long as the
-    program is wanted (the kernel's parent-death signal follows the thread, not the process).
+    program is wanted (the kernel's parent-death signal follows the thread, not the process). `shown` is
+    what is logged, if `argv` by itself could not be run again.
     """
     command = [require("setpriv"), "--pdeathsig", "KILL", "--", require(str(argv[0])), *map(str, argv[1:])]
-    _tell(argv)
+    _tell(shown or argv)
     return subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -104,13 +106,13 @@ def spawn(argv: Sequence[Arg], *, stderr: IO[bytes], pass_fds: Sequence[int] = (
 
 def ending(returncode: int) -> str:
     """How a program ended, in words."""
-    return (
-        f"was killed by signal {-returncode}" if returncode < 0 else f"failed with exit status {returncode}"
-    )
+    return f"was killed by signal {-returncode}" if returncode < 0 else f"failed with exit status {returncode}"
 
 
 def _tell(argv: Sequence[Arg]) -> None:
-    log.info("Exec %s", shlex.join(map(str, argv)))
+    import logging  # late: a cached build starts no program
+
+    logging.getLogger("obuild").info("Exec %s", shlex.join(map(str, argv)))
 
 
 def _quote(stderr: bytes) -> str:

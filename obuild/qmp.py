@@ -24,6 +24,7 @@ class Qmp:
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._buffer = b""
+        self._last_id = 0
         self.events: list[dict[str, Any]] = []
 
     def fileno(self) -> int:
@@ -33,19 +34,18 @@ class Qmp:
     def negotiate(self, timeout: float) -> None:
         """Take the greeting and leave capabilities mode. QmpLost if QEMU ends first."""
         deadline = time.monotonic() + timeout
-        self._read_until("QMP", deadline)
+        self._read_until({}, deadline)
         self.execute("qmp_capabilities", timeout=timeout)
 
-    def execute(
-        self, command: str, arguments: dict[str, object] | None = None, *, timeout: float = 30.0
-    ) -> Any:
+    def execute(self, command: str, arguments: dict[str, object] | None = None, *, timeout: float = 30.0) -> Any:
         """The answer to one command. MachineError if QEMU says no, or says nothing for `timeout` seconds."""
-        line = json.dumps({"execute": command, "arguments": arguments or {}}) + "\n"
+        self._last_id += 1
+        line = json.dumps({"execute": command, "arguments": arguments or {}, "id": self._last_id}) + "\n"
         try:
             self._sock.sendall(line.encode())
         except OSError as error:
             raise QmpLost(f"QEMU is gone: {error.strerror}") from error
-        reply = self._read_until(("return", "error"), time.monotonic() + timeout)
+        reply = self._read_until({"id": self._last_id}, time.monotonic() + timeout)
         if "error" in reply:
             raise MachineError(f"QEMU refused {command}: {reply['error'].get('desc', reply['error'])}")
         return reply["return"]
@@ -69,10 +69,10 @@ class Qmp:
     def close(self) -> None:
         self._sock.close()
 
-    def _read_until(self, keys: str | tuple[str, ...], deadline: float) -> dict[str, Any]:
-        wanted = (keys,) if isinstance(keys, str) else keys
+    def _read_until(self, wanted: dict[str, object], deadline: float) -> dict[str, Any]:
+        """The next message, but no event, that has these members; an answer that comes too late is passed over."""
         while (message := self._read(deadline)) is not None:
-            if any(key in message for key in wanted):
+            if "event" not in message and all(message.get(name) == value for name, value in wanted.items()):
                 return message
             self._keep(message)
         raise MachineError("QEMU does not answer on its control channel")

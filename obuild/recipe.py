@@ -184,9 +184,7 @@ class _Entries:
     def only(self, *known: str) -> None:
         for name in self.values:
             if name not in known:
-                raise UsageError(
-                    f"{self.where}: unknown entry {name!r}", hint=f"it can have {', '.join(known)}"
-                )
+                raise UsageError(f"{self.where}: unknown entry {name!r}", hint=f"it can have {', '.join(known)}")
 
     def text(self, name: str, *, default: str | None = None) -> str:
         value = self.values.get(name, default)
@@ -217,7 +215,5 @@ class _Entries:
     def tables(self, name: str) -> list[Mapping[str, Any]]:
         value = self.values.get(name, [])
         if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-            raise UsageError(
-                f"{self.where}: {name} must be tables", hint=f"write each under a line [[{name}]]"
-            )
+            raise UsageError(f"{self.where}: {name} must be tables", hint=f"write each under a line [[{name}]]")
         return value

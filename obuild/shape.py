@@ -107,11 +107,11 @@ def arch_named(name: str) -> str:
     return canonical
 
 
-def qemu_argv(shape: Shape, image: Path, *, network: bool, qmp_fd: int) -> Sequence[str | Path]:
+def qemu_argv(shape: Shape, image: Path, *, network: bool, qmp: str) -> Sequence[str | Path]:
     """QEMU's command line for a machine that boots `image` (a qcow2 file).
 
     Its SSH port is forwarded from a port of 127.0.0.1 that the kernel picks; without `network` the guest
-    reaches nothing else, and nothing else reaches it.
+    reaches nothing else, and nothing else reaches it. `qmp` is the chardev backend of the control channel.
     """
     arch = ARCHES[shape.arch]
     cpu = arch.cpu_kvm if shape.accel == "kvm" else arch.cpu_tcg
@@ -130,7 +130,7 @@ def qemu_argv(shape: Shape, image: Path, *, network: bool, qmp_fd: int) -> Seque
         "-rtc", "base=utc",
         # a guest that powers off or resets is held, so that its console can still be read
         "-action", "shutdown=pause,reboot=shutdown,panic=shutdown",
-        "-chardev", f"socket,id=qmp,fd={qmp_fd}",
+        "-chardev", f"{qmp},id=qmp",
         "-mon", "chardev=qmp,mode=control",
         # bounded: a guest cannot fill the host's disk through its console
         "-chardev", "ringbuf,id=console,size=65536",

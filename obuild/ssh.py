@@ -23,9 +23,11 @@ from obuild.mask import overlap
 if TYPE_CHECKING:
     import paramiko
 
-#: How long the guest may take to accept our connection once it is asked. QEMU's user network takes the
-#: connection before the guest does, so whether the guest has is asked of QEMU.
-ACCEPT_TIMEOUT = 0.25
+#: How long a connection may stay unaccepted, once the guest's network card is up, before another is tried.
+ACCEPT_TIMEOUT = 1.0
+
+#: How long to wait for word of the network card before trying all the same: not every driver gives it.
+LINK_TIMEOUT = 5.0
 RETRY_PAUSE = 0.05
 
 #: For the key exchange and for opening a channel; a guest under TCG with many CPUs is slow at both.
@@ -218,35 +220,46 @@ def connect(machine: Machine, *, login: str, key: Path) -> Iterator[Connection]:
 
 
 def wait_for_banner(machine: Machine, deadline: float) -> socket.socket:
-    """A connection on which the guest's SSH server has begun to speak."""
-    while time.monotonic() < deadline:
-        sock = socket.create_connection(("127.0.0.1", machine.port), timeout=REPLY_TIMEOUT)
-        try:
-            if _speaks(machine, sock, deadline):
-                return sock
-        except BaseException:
-            sock.close()
-            raise
-        sock.close()
+    """A connection on which the guest's SSH server has begun to speak.
+
+    QEMU's user network takes connections before the guest does, and delivers all of them, however old, once
+    it can: each would cost the guest a fork of its sshd. So we wait for the network card to be up, and open
+    a second connection only if the first is not being served.
+    """
+    with contextlib.ExitStack() as stack:
+        socks: dict[int, socket.socket] = {}
+        up = False
+        while time.monotonic() < deadline:
+            if not socks or not machine.connected():
+                up = up or machine.linked(min(LINK_TIMEOUT, deadline - time.monotonic()))
+                if sock := _open(machine):
+                    socks[stack.enter_context(sock).fileno()] = sock
+            for fd in machine.pause(ACCEPT_TIMEOUT, *socks):
+                sock = socks.pop(fd)
+                if _speaks(sock):
+                    return sock.dup()  # the others are closed, and so is this one's first descriptor
+                up = True  # it refused us, so it is there
+                machine.pause(RETRY_PAUSE)
+        raise machine.error(
+            f"the guest did not answer SSH within {machine.shape.boot_time:g} s and was killed",
+            hint="--qemu-boot-time SECONDS waits longer",
+        )
+
+
+def _open(machine: Machine) -> socket.socket | None:
+    machine.check()
+    try:
+        return socket.create_connection(("127.0.0.1", machine.port), timeout=REPLY_TIMEOUT)
+    except OSError:  # only QEMU itself can refuse; the pause sees that it is gone
         machine.pause(RETRY_PAUSE)
-    raise machine.error(
-        f"the guest did not answer SSH within {machine.shape.boot_time:g} s and was killed",
-        hint="--qemu-boot-time SECONDS waits longer",
-    )
+        return None
 
 
-def _speaks(machine: Machine, sock: socket.socket, deadline: float) -> bool:
-    wait = ACCEPT_TIMEOUT
-    while time.monotonic() < deadline:
-        if machine.pause(wait, sock.fileno()):
-            try:
-                return sock.recv(4, socket.MSG_PEEK) == b"SSH-"
-            except ConnectionError:
-                return False
-        if not machine.connected():
-            return False
-        wait = 1.0
-    return False
+def _speaks(sock: socket.socket) -> bool:
+    try:
+        return sock.recv(4, socket.MSG_PEEK) == b"SSH-"
+    except ConnectionError:
+        return False
 
 
 def _log_in(machine: Machine, sock: socket.socket, login: str, key: Path, deadline: float) -> paramiko.Transport:

@@ -14,7 +14,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -140,14 +140,12 @@ class Store:
     def layers(self) -> list[Layer]:
         """All layers, in no order."""
         return [
-            Layer(LayerId(name), self.result / name)
-            for name in os.listdir(self.result)
-            if _ID.fullmatch(name)
+            Layer(LayerId(name), self.result / name) for name in os.listdir(self.result) if _ID.fullmatch(name)
         ]
 
-    def resolve(self, prefix: str) -> LayerId:
-        """The id that `prefix` stands for: of a layer, or of a draft. UsageError if none or several do."""
-        names = {*os.listdir(self.result), *os.listdir(self.result_tmp)}
+    def resolve(self, prefix: str, *, drafts: bool = False) -> LayerId:
+        """The id of the layer (or draft) that `prefix` stands for. UsageError if none or several do."""
+        names = {*os.listdir(self.result), *(os.listdir(self.result_tmp) if drafts else ())}
         if prefix in names:
             return LayerId(prefix)
         found = sorted(name for name in names if prefix and name.startswith(prefix))
@@ -189,6 +187,7 @@ class Store:
         rootfs/image.qcow2 that no process writes to any more.
         """
         path = self.result_tmp / step.id
+        _remove(path)  # of a process that died since we opened the store
         try:
             with _storage_errors(self.root):
                 (path / "rootfs").mkdir(parents=True)
@@ -218,7 +217,15 @@ class Store:
 
     def parents(self) -> dict[LayerId, LayerId | None]:
         """The parent of each layer."""
-        return {layer.id: layer.parent for layer in self.layers()}
+        found: dict[LayerId, LayerId | None] = {}
+        self._add_parents(found)
+        return found
+
+    def _add_parents(self, known: dict[LayerId, LayerId | None]) -> None:
+        for layer in self.layers():
+            if layer.id not in known:
+                with suppress(FileNotFoundError):  # it is just being removed
+                    known[layer.id] = layer.parent
 
     def remove(self, id: LayerId, parents: dict[LayerId, LayerId | None]) -> bool:
         """Remove a layer that has no children; False if something stands on it, or it is gone already.
@@ -233,10 +240,8 @@ class Store:
         ):
             if not (claimed and free):
                 return False
-            for layer in self.layers():
-                if layer.id not in parents:
-                    parents[layer.id] = layer.parent
-            if id in parents.values():
+            self._add_parents(parents)
+            if any(parent == id and self.find(child) for child, parent in parents.items()):
                 return False
             (self.result / id).rename(self.result_tmp / id)
             _fsync(self.result)
@@ -370,9 +375,12 @@ def _fsync(path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Remove a folder with all below it; whoever else removes it at the same time is welcome."""
+    """Remove a file, or a folder with all below it; whoever else removes it at the same time is welcome."""
     try:
-        shutil.rmtree(path)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
     except FileNotFoundError:
         pass
     except OSError as error:

@@ -53,9 +53,7 @@ class Tree:
         return tuple((entry.kind, entry.path, f"{entry.mode:o}", entry.content) for entry in self.entries)
 
 
-def walk(
-    root: Path, sources: Iterable[str], *, exclude: Iterable[str] = (), rename: str | None = None
-) -> Tree:
+def walk(root: Path, sources: Iterable[str], *, exclude: Iterable[str] = (), rename: str | None = None) -> Tree:
     """The tree of `sources` below `root`: each under its basename, or a single one as `rename`.
 
     The source folder itself (`.`) and a renamed folder stand for their contents. Files whose basename is
@@ -106,6 +104,7 @@ class _Walker:
         self.exclude = exclude
         self.entries: list[Entry] = []
         self.inodes: dict[tuple[int, int], str] = {}
+        self.paths: dict[str, tuple[int, int]] = {}
 
     def visit(self, source: str, path: str) -> None:
         """Add `source` as `path`, with all below it; deep trees need no recursion."""
@@ -133,7 +132,7 @@ class _Walker:
 
     def leaf(self, source: str, path: str, status: os.stat_result) -> Entry:
         if stat.S_ISLNK(status.st_mode):
-            return Entry("symlink", path, source, 0o777, 0, str((self.root / source).readlink()))
+            return Entry("symlink", path, source, 0o777, 0, _readlink(self.root / source))
         if not stat.S_ISREG(status.st_mode):
             raise UsageError(
                 f"cannot copy {source!r}: it is neither a file, a folder nor a symlink",
@@ -142,7 +141,9 @@ class _Walker:
         inode = (status.st_dev, status.st_ino)
         if status.st_nlink > 1 and self.inodes.get(inode, path) != path:
             return Entry("link", path, source, 0, 0, self.inodes[inode])
-        self.inodes[inode] = path
+        # of two sources with one basename the later stays: what the first put there can be linked to no more
+        self.inodes.pop(self.paths.get(path, inode), None)
+        self.inodes[inode], self.paths[path] = path, inode
         return self.file(source, path)
 
     def file(self, source: str, path: str) -> Entry:
@@ -157,6 +158,11 @@ class _Walker:
 
 def _join(folder: str, name: str) -> str:
     return f"{folder}/{name}" if folder else name
+
+
+def _readlink(path: Path) -> str:
+    """The very text of a symlink; pathlib would tidy it up."""
+    return os.readlink(path)  # noqa: PTH115
 
 
 def open_file(path: Path) -> BufferedReader:
@@ -201,7 +207,7 @@ def _add(archive: tarfile.TarFile, info: tarfile.TarInfo, path: Path, entry: Ent
             archive.addfile(info)
         case "symlink":
             info.type, info.linkname = b"2", entry.content
-            if str(path.readlink()) != entry.content:
+            if _readlink(path) != entry.content:
                 raise _changed(entry)
             archive.addfile(info)
         case "link":

@@ -38,9 +38,7 @@ def _below(id: LayerId, parents: dict[LayerId, LayerId | None]) -> list[LayerId]
     return found
 
 
-def _remove(
-    store: Store, ids: list[LayerId], parents: dict[LayerId, LayerId | None], tell: Tell
-) -> list[LayerId]:
+def _remove(store: Store, ids: list[LayerId], parents: dict[LayerId, LayerId | None], tell: Tell) -> list[LayerId]:
     stayed = []
     for id in reversed(ids):
         if store.remove(id, parents):

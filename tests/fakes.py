@@ -41,6 +41,7 @@ class Run:
     draft: Draft
     command: Command
     copies: Sequence[CacheCopy]
+    secrets: Mapping[str, bytes]
     output: Callable[[bytes], object]
 
 
@@ -76,11 +77,17 @@ class FakeSession:
     executor: FakeExecutor
     draft: Draft
 
-    def run(self, command: Command, copies: Sequence[CacheCopy], output: Callable[[bytes], object]) -> int:
+    def run(
+        self,
+        command: Command,
+        copies: Sequence[CacheCopy],
+        secrets: Mapping[str, bytes],
+        output: Callable[[bytes], object],
+    ) -> int:
         text = command.argv[-1]
         self.executor.seen.append(text)
         act = self.executor.script.get(text, _echo)
-        return act(Run(self.draft, command, copies, output))
+        return act(Run(self.draft, command, copies, secrets, output))
 
     def send(self, action: Transfer) -> None:
         self.executor.seen.append(f"send to {action.dest}")
@@ -114,11 +121,14 @@ class FakeMachine:
     def connected(self) -> bool:
         return self.accepts
 
-    def pause(self, seconds: float, *also: int) -> bool:
+    def linked(self, seconds: float) -> bool:
+        return True
+
+    def pause(self, seconds: float, *also: int) -> list[int]:
         if self.stopped:
             raise MachineError(self.stopped)
         ready, _, _ = select.select(also, [], [], seconds)
-        return bool(ready)
+        return list(ready)
 
     def check(self) -> None:
         self.pause(0.0)
@@ -129,10 +139,7 @@ class FakeMachine:
 
 @contextmanager
 def other_process(code: str) -> Iterator[subprocess.Popen[str]]:
-    """Another Python that has run `code` up to its first line of output; it then ends when its stdin does.
-
-    The first line is in its `args`' place: read more from its stdout.
-    """
+    """Another Python that runs `code`; killed at the end of the block, if it still runs."""
     child = subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )

@@ -97,18 +97,17 @@ def test_leaked_clusters_do_no_harm(tmp_path: Path, qcow2_disk: Path) -> None:
     assert disk.inspect(path).format == "qcow2"
 
 
-@pytest.mark.parametrize("options", [["-b", "/etc/shadow", "-F", "raw"], ["-o", "data_file=/tmp/data"]])
+@pytest.mark.parametrize("options", [["-F", "raw", "-b", "{}"], ["-o", "data_file={}"]])
 def test_an_image_that_reads_other_files_of_the_host_is_refused(tmp_path: Path, options: list[str]) -> None:
+    other = tmp_path / "passwords"
+    other.write_bytes(bytes(1 << 20))
     path = tmp_path / "image"
-    options = [option.replace("/tmp/data", str(tmp_path / "data")) for option in options]
-    qemu_img("create", "-q", "-f", "qcow2", *options, path, "1M")
-    with pytest.raises(UsageError, match=options[-1].removeprefix("data_file=") if "-o" in options else "shadow"):
+    qemu_img("create", "-q", "-f", "qcow2", *(option.format(other) for option in options), path, "1M")
+    with pytest.raises(UsageError, match=str(other)):
         disk.inspect(path)
 
 
-def test_an_overlay_is_as_large_as_its_backing_and_names_it_relatively(
-    tmp_path: Path, qcow2_disk: Path
-) -> None:
+def test_an_overlay_is_as_large_as_its_backing_and_names_it_relatively(tmp_path: Path, qcow2_disk: Path) -> None:
     (tmp_path / "below").mkdir()
     (tmp_path / "above").mkdir()
     (tmp_path / "below" / "image").write_bytes(qcow2_disk.read_bytes())

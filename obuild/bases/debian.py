@@ -24,6 +24,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from obuild import process, recipe
+from obuild.disk import pack
 from obuild.errors import UsageError
 from obuild.recipe import File, Recipe
 
@@ -69,10 +70,10 @@ def make(recipe: Recipe, out: Path, *, public_key: str, say: Say) -> None:
         say(f"{recipe.name}: installing {len(recipe.packages)} packages of Debian {recipe.suite}")
         disk = _bootstrap(recipe, work, public_key)
         say(f"{recipe.name}: adding the boot loader")
-        _make_bootable(disk, work, signature=disk_id(recipe).fields[0])
+        make_bootable(disk, work, signature=disk_id(recipe).fields[0])
         say(f"{recipe.name}: packing the image")
         packed = beside / "packed.qcow2"
-        process.run(pack_argv(disk, packed))
+        pack(disk, packed)
         _sync(packed)
         packed.replace(out)
 
@@ -97,8 +98,9 @@ def bootstrap_argv(recipe: Recipe, hook: Path, *, root: bool) -> list[str | Path
         f"--mode={'root' if root else 'unshare'}",
         f"--variant={recipe.variant}",
         "--format=null",
-        # The hook does it, before the disk is made and not after.
-        "--skip=cleanup",
+        # The hook cleans up, before the disk is made and not after. Who signed what needs no finding out.
+        "--skip=cleanup,check/signed-by",
+        f"--keyring={KEYRING}",
         "--architectures=amd64",
         '--aptopt=Acquire::Languages "none"',
         "--dpkgopt=force-unsafe-io",
@@ -144,7 +146,6 @@ rm -rf etc/apt/apt.conf.d/00mmdebstrap var/lib/apt/lists/* var/cache/apt/* var/l
 cd /
 
 # The root without the /proc, /sys and /dev that are mounted on it while programs run in it.
-mkdir {here}/bare
 mount --bind "$root" {here}/bare
 {shlex.join(map(str, mke2fs_argv(recipe, work)))}
 umount {here}/bare
@@ -216,16 +217,6 @@ def install_grub(disk: Path, *, boot: bytes, core: bytes) -> None:
         file.write(core)
 
 
-def pack_argv(disk: Path, image: Path) -> list[str | Path]:
-    """The command that turns the raw disk into the finished image."""
-    return [
-        *("qemu-img", "convert", "-f", "raw", "-O", "qcow2"),
-        *("-c", "-o", "compression_type=zstd"),
-        disk,
-        image,
-    ]
-
-
 def _check_host() -> None:
     """Complain about all that is missing before anything is downloaded."""
     for program in ("mmdebstrap", "mke2fs", "sfdisk", "grub-mkimage", "qemu-img"):
@@ -245,6 +236,7 @@ def _bootstrap(recipe: Recipe, work: Path, public_key: str) -> Path:
     chroots = work / "tmp"
     chroots.mkdir()
     chroots.chmod(0o1777)
+    (work / "bare").mkdir()
     process.run(
         bootstrap_argv(recipe, work / "hook", root=os.geteuid() == 0),
         env={"TMPDIR": str(chroots), "LC_ALL": "C.UTF-8"},
@@ -276,7 +268,8 @@ def archive(files: tuple[File, ...]) -> bytes:
     return buffer.getvalue()
 
 
-def _make_bootable(disk: Path, work: Path, *, signature: int) -> None:
+def make_bootable(disk: Path, work: Path, *, signature: int) -> None:
+    """Give `disk` a partition table and GRUB; what is in the partition stays as it is."""
     script = partition_script(signature=signature, size=disk.stat().st_size)
     # Never wipe: sfdisk would take the file system for a leftover of an older disk.
     process.run(["sfdisk", "--quiet", "--wipe=never", "--wipe-partitions=never", disk], input=script.encode())
@@ -296,8 +289,8 @@ def _scratch(folder: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(path, ignore_errors=True)
         if path.exists():
-            # Left by an mmdebstrap that could not tidy up; as a plain user we cannot remove another uid's files.
-            process.run(["mmdebstrap", "--unshare-helper", "rm", "-rf", path / "tmp"], ok=(0, 1))
+            # Left by an mmdebstrap that was killed: files of other uids, which only its own namespace can remove.
+            process.run(["mmdebstrap", "--unshare-helper", "rm", "-rf", *(path / "tmp").iterdir()])
             shutil.rmtree(path, ignore_errors=True)
 
 

@@ -1,6 +1,2 @@
-"""Where steps run. An executor has `open(draft, network=…)`, a context manager that yields a session with
-`run(command, copies, output) -> status` and `send(transfer)`; leaving it seals the draft's image."""
-
-from obuild.executors import qemu
-
-EXECUTORS = {"qemu": qemu.Qemu}
+"""Where steps run. An executor has `open(draft, network=…)`, a context manager that yields a session with `run`
+and `send` (build.Session and build.Executor say what they promise); leaving it seals the draft's image."""

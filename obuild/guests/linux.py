@@ -3,8 +3,8 @@
 Feeding scripts on stdin keeps commands, environment and secrets off the guest's process list, and free
 of sshd's limit on a command line. Nothing here runs anything.
 
-Needed in the guest: a POSIX sh, GNU or busybox coreutils, tar, mount, setpriv (util-linux), and sudo
-without a password where the login user is not root.
+Needed in the guest: a POSIX sh, GNU or busybox coreutils, GNU tar, mount, setpriv (util-linux) or sudo, and
+sudo without a password where the login user is not root.
 """
 
 from __future__ import annotations
@@ -54,11 +54,12 @@ def run_script(
     lines = [
         "exec 2>&1",
         *_ensure_folder(cwd, uid, gid),
-        f"cd {shlex.quote(cwd)} || {{ {_say_status(mark, '125')}; exit; }}",
+        f"cd -P {shlex.quote(cwd)} || {{ {_say_status(mark, '125')}; exit; }}",
         f"home=$(getent passwd {uid} 2>/dev/null | cut -d: -f6)",
         # the environment is set last, so that nothing in it (LD_PRELOAD, say) acts on a program run as root
-        f"setpriv --reuid {uid} --regid {gid} --clear-groups -- "
-        f'env -i HOME="${{home:-/}}" PATH={DEFAULT_PATH} {pairs} {words} </dev/null',
+        f"become='setpriv --reuid {uid} --regid {gid} --clear-groups --'",
+        f"command -v setpriv >/dev/null || become='sudo -n -u #{uid} -g #{gid} --'",
+        f'$become env -i HOME="${{home:-/}}" PATH={DEFAULT_PATH} {pairs} {words} </dev/null',
         f"status=$?; {_say_status(mark, '$status')}",
     ]
     return _script(lines)
@@ -72,7 +73,7 @@ def receive_script(dest: str, user: UnixUser | WindowsUser) -> bytes:
     uid, gid = _ids(user)
     lines = [
         *_ensure_folder(dest, uid, gid),
-        f"cd {shlex.quote(dest)} && "
+        f"cd -P {shlex.quote(dest)} && "
         "exec tar --extract --file=- --same-permissions --same-owner --numeric-owner "
         "--no-overwrite-dir --keep-directory-symlink",
     ]

@@ -1,0 +1,225 @@
+"""Base images: found by name and content, made once, added and removed without touching layers."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+
+from obuild import base, bases, card, disk, recipe, ssh
+from obuild.card import Card
+from obuild.errors import UsageError
+from obuild.plan import Base
+from obuild.recipe import Recipe
+from obuild.store import Store
+
+RECIPE = 'kind = "debian"\nsuite = "bookworm"\nsize = "64M"\n[card]\nmemory = "512M"\n'
+
+
+def find(store: Store, reference: str) -> Base:
+    return base.find(store, reference, say=lambda text: None)
+
+
+def digest(path: Path) -> str:
+    return sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_base_is_known_by_the_digest_of_its_content(store: Store, tiny: Path) -> None:
+    found = find(store, "tiny")
+    assert (found.name, found.path, found.digest, found.card) == ("tiny", tiny, digest(tiny), Card())
+
+
+def test_a_base_comes_with_its_card(store: Store, tiny: Path) -> None:
+    tiny.with_suffix(".toml").write_text('login = "debian"\n')
+    assert find(store, "tiny").card == Card(login="debian")
+
+
+def test_a_raw_image_is_a_base_too(store: Store, raw_disk: Path) -> None:
+    (store.base_image / "raw.img").write_bytes(raw_disk.read_bytes())
+    assert find(store, "raw").digest == digest(raw_disk)
+
+
+def test_an_image_is_read_once_and_again_when_it_changed(
+    store: Store, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+    inspect = disk.inspect
+
+    def counting(path: Path) -> disk.Image:
+        read.append(path)
+        return inspect(path)
+
+    monkeypatch.setattr(disk, "inspect", counting)
+    first = find(store, "tiny").digest
+    assert find(store, "tiny").digest == first
+    assert len(read) == 1
+    os.utime(tiny, ns=(0, 1))
+    assert find(store, "tiny").digest == first
+    assert len(read) == 2
+
+
+@pytest.mark.parametrize("memo", ["", "[]", "{", '{"tiny.qcow2": "x"}', '{"tiny.qcow2": []}'])
+def test_a_damaged_memo_of_digests_is_made_again(store: Store, tiny: Path, memo: str) -> None:
+    (store.state / "digests.json").write_text(memo)
+    assert find(store, "tiny").digest == digest(tiny)
+    assert json.loads((store.state / "digests.json").read_text())["tiny.qcow2"][-1] == digest(tiny)
+
+
+def test_a_pin_holds_the_content(store: Store, tiny: Path) -> None:
+    assert find(store, f"tiny@sha256:{digest(tiny)}").name == "tiny"
+    with pytest.raises(UsageError, match="not the one that the spec pins") as caught:
+        find(store, f"tiny@sha256:{'0' * 64}")
+    assert digest(tiny) in caught.value.hint
+
+
+@pytest.mark.parametrize("pin", ["@", "@sha256:", "@sha256:abc", f"@md5:{'0' * 64}", f"@sha256:{'G' * 64}"])
+def test_a_malformed_pin_is_refused(store: Store, tiny: Path, pin: str) -> None:
+    with pytest.raises(UsageError, match="sha256"):
+        find(store, f"tiny{pin}")
+
+
+def test_an_unknown_base_is_told_with_those_that_are_known(
+    store: Store, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recipe, "names", lambda: ("one", "tiny"))
+    with pytest.raises(UsageError, match="in the store: tiny; that can be made: one") as caught:
+        find(store, "tinny")
+    assert "base add" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", ".hidden", "a..b", "a b", "-x", "x\n"])
+def test_a_name_that_could_leave_the_folder_is_refused(store: Store, name: str) -> None:
+    with pytest.raises(UsageError, match="cannot be the name"):
+        find(store, name)
+    with pytest.raises(UsageError, match="cannot be the name"):
+        base.remove(store, name)
+
+
+def test_a_broken_image_is_refused_when_it_is_found(store: Store, tiny: Path) -> None:
+    os.truncate(tiny, tiny.stat().st_size - 65536)
+    with pytest.raises(UsageError, match="damaged or truncated"):
+        find(store, "tiny")
+    assert not (store.state / "digests.json").exists()
+
+
+# -- making
+
+
+@pytest.fixture
+def made(tmp_path: Path, qcow2_disk: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """There is one recipe, `new`, and a quick way to make it; lists the public keys of what was made."""
+    (tmp_path / "new.toml").write_text(RECIPE)
+    keys: list[str] = []
+
+    def make(plan: Recipe, out: Path, *, public_key: str, say: Callable[[str], None]) -> None:
+        keys.append(public_key)
+        say(f"making {plan.name}")
+        out.write_bytes(qcow2_disk.read_bytes())
+
+    monkeypatch.setattr(recipe, "FOLDERS", (tmp_path,))
+    monkeypatch.setitem(bases.KINDS, "debian", make)
+    return keys
+
+
+def test_a_base_that_has_only_a_recipe_is_made_and_said_so(store: Store, made: list[str]) -> None:
+    said: list[str] = []
+    found = base.find(store, "new", say=said.append)
+    assert found.path == store.base_image / "new.qcow2"
+    assert found.card == Card(memory=512 << 20)
+    assert any("recipe" in text for text in said)
+    assert said[-1] == "making new"
+
+
+def test_a_base_is_made_for_the_stores_own_key_and_once(store: Store, made: list[str]) -> None:
+    base.make(store, "new", say=lambda text: None)
+    base.make(store, "new", say=lambda text: None)
+    assert made == [ssh.make_key(base.store_key(store))]
+    base.make(store, "new", say=lambda text: None, again=True)
+    assert len(made) == 2
+
+
+def test_what_has_no_recipe_cannot_be_made(store: Store, made: list[str]) -> None:
+    with pytest.raises(UsageError, match="no recipe for 'other'") as caught:
+        base.make(store, "other", say=lambda text: None)
+    assert "new" in caught.value.hint
+
+
+# -- adding and removing
+
+
+@pytest.mark.parametrize(("kind", "suffix"), [("raw", ".img"), ("qcow2", ".qcow2")])
+def test_an_added_image_is_named_by_its_content_and_has_a_card(
+    store: Store, raw_disk: Path, qcow2_disk: Path, kind: str, suffix: str
+) -> None:
+    file = raw_disk if kind == "raw" else qcow2_disk
+    about = Card(login="debian", memory=512 << 20)
+    added = base.add(store, file, "debian-12.5", about=about, key=None)
+    assert added == store.base_image / f"debian-12.5{suffix}"
+    assert added.read_bytes() == file.read_bytes()
+    assert card.read(store.base_image / "debian-12.5.toml") == about
+    assert find(store, "debian-12.5").card == about
+
+
+def test_an_image_that_is_there_is_replaced_only_by_force(store: Store, tiny: Path, raw_disk: Path) -> None:
+    with pytest.raises(UsageError, match="already") as caught:
+        base.add(store, raw_disk, "tiny", about=Card(), key=None)
+    assert "--force" in caught.value.hint
+    added = base.add(store, raw_disk, "tiny", about=Card(), key=None, force=True)
+    assert [found.path for found in base.listing(store)] == [added]
+    assert not tiny.exists()
+
+
+def test_what_is_no_disk_is_not_added(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("no disk")
+    for file in (tmp_path / "text", tmp_path / "none", tmp_path):
+        with pytest.raises(UsageError):
+            base.add(store, file, "x", about=Card(), key=None)
+    assert base.listing(store) == []
+
+
+def test_the_key_of_an_added_image_is_kept_for_its_owner_only(
+    store: Store, qcow2_disk: Path, tmp_path: Path
+) -> None:
+    ssh.make_key(tmp_path / "key")
+    base.add(store, qcow2_disk, "x", about=Card(), key=tmp_path / "key")
+    kept = base.key_path(store, find(store, "x").card)
+    assert kept.is_relative_to(store.root)
+    assert kept.read_bytes() == (tmp_path / "key").read_bytes()
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+
+
+def test_a_file_that_is_no_key_is_not_taken_as_one(store: Store, qcow2_disk: Path) -> None:
+    with pytest.raises(UsageError, match="key"):
+        base.add(store, qcow2_disk, "x", about=Card(), key=qcow2_disk)
+    assert base.listing(store) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "path"), [("", "state/ssh/id_ed25519"), ("state/ssh/x.key", "state/ssh/x.key"), ("/k", "/k")]
+)
+def test_a_card_without_a_key_means_the_stores_own(store: Store, key: str, path: str) -> None:
+    assert base.key_path(store, Card(key=key)) == store.root / path
+
+
+def test_a_removed_base_is_gone_with_its_card(store: Store, tiny: Path) -> None:
+    tiny.with_suffix(".toml").write_text("")
+    base.remove(store, "tiny")
+    assert list(store.base_image.iterdir()) == []
+    with pytest.raises(UsageError, match="unknown base image 'tiny'"):
+        base.remove(store, "tiny")
+
+
+def test_the_list_has_each_image_once_by_name(store: Store, tiny: Path, raw_disk: Path) -> None:
+    for name in ("b.img", "a.img", "tiny.img", ".c.img", "b.toml", "notes.txt"):
+        (store.base_image / name).write_bytes(b"" if name.endswith("toml") else raw_disk.read_bytes())
+    assert [found.name for found in base.listing(store)] == ["a", "b", "tiny"]
+
+
+def test_the_list_shows_the_image_that_a_build_takes(store: Store, tiny: Path, raw_disk: Path) -> None:
+    (store.base_image / "tiny.img").write_bytes(raw_disk.read_bytes())
+    assert [found.path for found in base.listing(store)] == [find(store, "tiny").path]

@@ -1,0 +1,176 @@
+"""Images from Debian packages: the commands, and where the bytes of a boot loader go. Nothing is downloaded."""
+
+from __future__ import annotations
+
+import io
+import struct
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from obuild import process, recipe
+from obuild.bases import KINDS, debian
+from obuild.errors import ProcessError, UsageError
+from obuild.recipe import File
+
+RECIPE = recipe.parse(
+    """
+kind = "debian"
+suite = "bookworm"
+variant = "minbase"
+size = "64M"
+packages = ["bash", "sudo"]
+cmdline = "quiet"
+script = "true"
+[card]
+login = "builder"
+[[file]]
+path = "/etc/hostname"
+text = "here"
+""",
+    name="mine",
+    where="mine.toml",
+)
+
+EXTRACTED = recipe.parse(
+    'kind="debian"\nsuite="bookworm"\nvariant="extract"\nsize="64M"', name="x", where="x.toml"
+)
+
+
+def test_every_kind_of_recipe_can_be_made() -> None:
+    assert set(KINDS) == set(recipe.KINDS)
+
+
+def test_mmdebstrap_is_told_packages_and_suite_and_no_mirror() -> None:
+    argv = debian.bootstrap_argv(RECIPE, Path("/w/hook"), root=False)
+    assert argv[0] == "mmdebstrap"
+    assert {"--mode=unshare", "--variant=minbase", "--include=bash,sudo"} <= set(argv)
+    assert "--customize-hook=/w/hook" in argv
+    assert argv[-2:] == ["bookworm", "-"]
+
+
+def test_nothing_that_root_starts_outlives_us() -> None:
+    argv = debian.bootstrap_argv(RECIPE, Path("/w/hook"), root=True)
+    assert argv[:2] == ["unshare", "--mount"]
+    assert "--kill-child" in argv[: argv.index("--")]
+    assert "--mode=root" in argv
+
+
+def test_unpacked_packages_have_only_the_hook_after_unpacking() -> None:
+    assert "--extract-hook=/w/hook" in debian.bootstrap_argv(EXTRACTED, Path("/w/hook"), root=False)
+
+
+@pytest.mark.parametrize("work", [Path("/w"), Path("/a place/it's")])
+def test_the_hook_is_a_shell_script(work: Path) -> None:
+    text = debian.hook_text(RECIPE, work)
+    subprocess.run(["sh", "-n"], input=text.encode(), check=True)
+    assert "grep '^builder:'" in text
+
+
+@pytest.mark.parametrize("name", recipe.names())
+def test_the_scripts_of_our_recipes_are_shell_scripts(name: str) -> None:
+    path = recipe.find(name)
+    assert path is not None
+    made = recipe.load(path)
+    for text in (made.script, *(file.text for file in made.files if file.mode & 0o111)):
+        subprocess.run(["sh", "-n"], input=text.encode(), check=True)
+
+
+def test_the_partition_reaches_to_the_end_of_the_disk() -> None:
+    assert debian.partition_script(signature=0xAB, size=64 << 20) == (
+        "label: dos\nlabel-id: 0x000000ab\nunit: sectors\nstart=2048, size=129024, type=83, bootable\n"
+    )
+
+
+def test_grub_loads_the_newest_kernel_from_the_root_by_its_id() -> None:
+    assert debian.grub_cfg(RECIPE) == (
+        f"linux16 /vmlinuz root=UUID={debian.disk_id(RECIPE)} rw console=ttyS0 quiet\ninitrd16 /initrd.img\nboot\n"
+    )
+
+
+def test_the_file_system_has_the_id_that_grub_looks_for() -> None:
+    argv = list(map(str, debian.mke2fs_argv(RECIPE, Path("/w"))))
+    assert argv[argv.index("-U") + 1] == str(debian.disk_id(RECIPE))
+    assert argv[-2:] == ["/w/disk.raw", "64512k"]
+
+
+def test_the_boot_loader_goes_around_the_partition_table(tmp_path: Path) -> None:
+    disk = tmp_path / "disk.raw"
+    disk.write_bytes(b"." * (2 << 20))
+    debian.install_grub(disk, boot=b"B" * 512, core=b"C" * 1000)
+    written = disk.read_bytes()
+    assert written[:440] == b"B" * 440
+    assert written[440:512] == b"." * 72
+    assert written[512:1512] == b"C" * 1000
+    assert written[1512:] == b"." * ((2 << 20) - 1512)
+
+
+def test_a_boot_loader_that_would_overwrite_the_root_is_refused(tmp_path: Path) -> None:
+    disk = tmp_path / "disk.raw"
+    disk.write_bytes(b"")
+    with pytest.raises(UsageError, match="does not fit"):
+        debian.install_grub(disk, boot=b"B" * 512, core=b"C" * (1 << 20))
+    assert disk.read_bytes() == b""
+
+
+def test_a_disk_gets_one_bootable_partition_and_grub(tmp_path: Path) -> None:
+    disk = tmp_path / "disk.raw"
+    with disk.open("wb") as file:
+        file.truncate(64 << 20)
+    debian.make_bootable(disk, tmp_path, signature=0x12345678)
+    written = disk.read_bytes()[: 1 << 20]
+    assert struct.unpack("<I", written[440:444]) == (0x12345678,)
+    active, kind = written[446], written[450]
+    start, length = struct.unpack("<II", written[454:462])
+    assert (active, kind, start, length) == (0x80, 0x83, 2048, 129024)
+    assert written[510:512] == b"\x55\xaa"
+    assert written[:3] == (debian.GRUB / "boot.img").read_bytes()[:3]
+    assert any(written[512:4096])
+
+
+def test_files_are_roots_and_bring_no_folders() -> None:
+    data = debian.archive((File("/etc/a", 0o600, "A"), File("/b", 0o755, "ä")))
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        entries = tar.getmembers()
+        assert [(e.name, e.mode, e.uid, e.isfile()) for e in entries] == [
+            ("etc/a", 0o600, 0, True),
+            ("b", 0o755, 0, True),
+        ]
+        last = tar.extractfile("b")
+        assert last is not None
+        assert last.read().decode() == "ä"
+
+
+def test_nothing_is_left_of_an_image_that_could_not_be_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(argv: list[str], **_: object) -> bytes:
+        raise ProcessError("no network today")
+
+    monkeypatch.setattr(process, "run", fail)
+    told: list[str] = []
+    with pytest.raises(ProcessError):
+        debian.make(RECIPE, tmp_path / "out.qcow2", public_key="ssh-ed25519 AAAA", say=told.append)
+    assert told == ["mine: installing 2 packages of Debian bookworm"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_left_when_we_are_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(argv: list[str], **_: object) -> bytes:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(process, "run", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        debian.make(RECIPE, tmp_path / "out.qcow2", public_key="ssh-ed25519 AAAA", say=lambda _: None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_host_without_debians_keys_is_told_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(debian, "KEYRING", tmp_path / "none.gpg")
+    with pytest.raises(UsageError) as caught:
+        debian.make(RECIPE, tmp_path / "out.qcow2", public_key="", say=lambda _: None)
+    assert caught.value.hint == "apt install debian-archive-keyring"

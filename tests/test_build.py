@@ -1,0 +1,362 @@
+"""The main flow, with real layers and a scripted executor in place of machines."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from obuild import base, spec, upkeep
+from obuild.build import Builder
+from obuild.errors import MachineError, ObuildError, StepFailed, StoreError
+from obuild.events import Event, Hit, Note, Output, Saved, Started
+from obuild.index import Index
+from obuild.plan import Chain, LayerId, plan
+from obuild.store import Store
+from tests.fakes import Act, FakeExecutor, Heard, Run
+
+ChainMaker = Callable[[str], Chain]
+ABC = "(run (shell a)) (run (shell b)) (run (shell c))"
+
+
+def build(
+    store: Store, chain: Chain, script: dict[str, Act] | None = None, secrets: dict[str, bytes] | None = None
+) -> tuple[FakeExecutor, Heard]:
+    executor, heard = FakeExecutor(script or {}), Heard()
+    assert Builder(store, executor, heard, secrets or {}).build(chain) == chain.steps[-1].id
+    return executor, heard
+
+
+def fail(status: int) -> Act:
+    return lambda run: status
+
+
+def drafts(store: Store) -> list[str]:
+    """What a build must never leave behind."""
+    return [*os.listdir(store.result_tmp), *os.listdir(store.cache_tmp), *os.listdir(store.locks)]
+
+
+def test_a_first_build_makes_every_step_in_order(store: Store, chain: ChainMaker) -> None:
+    steps = chain(ABC).steps
+    executor, heard = build(store, chain(ABC))
+    assert executor.seen == ["open", "a", "sealed", "open", "b", "sealed", "open", "c", "sealed"]
+    assert heard.of(Saved) == [Saved(step.id) for step in steps]
+    assert drafts(store) == []
+
+
+def test_a_build_tells_what_it_does_in_order(store: Store, chain: ChainMaker) -> None:
+    made = chain("(env A 1) (run (shell a)) (comment bye)")
+    root, step = made.steps
+    _, heard = build(store, made)
+    assert heard == [
+        Started("(from tiny)"),
+        Note(f"importing {made.base.path}"),
+        Saved(root.id),
+        Started("/: (env A 1)"),
+        Started("/: (run (shell a))"),
+        Output(b"a\n"),
+        Saved(step.id),
+        Started("/: (comment bye)"),
+    ]
+
+
+def test_a_second_build_runs_nothing_and_shows_the_old_logs(store: Store, chain: ChainMaker) -> None:
+    build(store, chain(ABC))
+    executor, heard = build(store, chain(ABC))
+    assert executor.seen == []
+    steps = chain(ABC).steps
+    logs = [b"", b"a\n", b"b\n", b"c\n"]
+    assert heard.of(Hit) == [Hit(step.id, log) for step, log in zip(steps, logs, strict=True)]
+    assert heard.of(Saved) == []
+
+
+def test_a_change_rebuilds_from_there_only(store: Store, chain: ChainMaker) -> None:
+    build(store, chain(ABC))
+    executor, heard = build(store, chain("(run (shell a)) (run (shell B)) (run (shell c))"))
+    assert [seen for seen in executor.seen if len(seen) == 1] == ["B", "c"]
+    assert len(heard.of(Hit)) == 2
+
+
+def test_a_layer_holds_the_log_of_its_step(store: Store, chain: ChainMaker) -> None:
+    build(store, chain(ABC))
+    layer = store.find(chain(ABC).steps[2].id)
+    assert layer is not None
+    assert layer.log.read_bytes() == b"b\n"
+
+
+def test_the_base_is_copied_in_so_that_its_file_may_change(store: Store, chain: ChainMaker, tiny: Path) -> None:
+    made = chain("(run (shell a))")
+    before = tiny.read_bytes()
+    build(store, made)
+    tiny.unlink()
+    layer = store.find(made.steps[0].id)
+    assert layer is not None
+    assert layer.image.read_bytes() == before
+    build(store, made)
+
+
+def test_a_base_that_changes_while_it_is_imported_is_not_taken(
+    store: Store, chain: ChainMaker, tiny: Path
+) -> None:
+    made = chain("")
+    os.utime(tiny, ns=(0, 1))
+    with pytest.raises(ObuildError, match="changed while it was imported"):
+        build(store, made)
+    assert store.layers() == []
+    assert drafts(store) == []
+
+
+@pytest.mark.parametrize(
+    "error", [MachineError("lost"), StepFailed("no"), KeyboardInterrupt(), OSError(errno.EIO, "broken")]
+)
+def test_a_step_that_raises_leaves_nothing_and_ends_its_machine(
+    store: Store, chain: ChainMaker, error: BaseException
+) -> None:
+    def act(run: Run) -> int:
+        run.output(b"half a line")
+        raise error
+
+    executor = FakeExecutor({"b": act})
+    with pytest.raises((type(error), StoreError)):
+        Builder(store, executor, Heard()).build(chain(ABC))
+    assert executor.seen == ["open", "a", "sealed", "open", "b", "killed"]
+    assert {layer.id for layer in store.layers()} == {step.id for step in chain(ABC).steps[:2]}
+    assert drafts(store) == []
+
+
+def test_a_command_that_says_no_is_quoted_with_its_status(store: Store, chain: ChainMaker) -> None:
+    with pytest.raises(StepFailed, match=r'"b".*exit status 42'):
+        build(store, chain(ABC), {"b": fail(42)})
+
+
+def test_a_long_command_is_quoted_in_part(store: Store, chain: ChainMaker) -> None:
+    with pytest.raises(StepFailed) as caught:
+        build(store, chain(f"(run (shell {'x' * 5000}))"), {"x" * 5000: fail(1)})
+    assert len(caught.value.message) < 300
+
+
+def test_a_build_goes_on_where_the_last_one_failed(store: Store, chain: ChainMaker) -> None:
+    with pytest.raises(StepFailed):
+        build(store, chain(ABC), {"b": fail(1)})
+    executor, _ = build(store, chain(ABC))
+    assert [seen for seen in executor.seen if len(seen) == 1] == ["b", "c"]
+
+
+def test_each_step_is_an_overlay_on_the_one_before(store: Store, chain: ChainMaker) -> None:
+    build(store, chain(ABC))
+    last = store.find(chain(ABC).steps[-1].id)
+    assert last is not None
+    argv = ["qemu-img", "info", "--output=json", "--backing-chain", str(last.image)]
+    images = json.loads(subprocess.run(argv, check=True, capture_output=True).stdout)
+    ids = [Path(image["filename"]).resolve().parent.parent.name for image in images]
+    assert ids == [step.id for step in reversed(chain(ABC).steps)]
+
+
+@pytest.mark.parametrize(("op", "opened"), [("(network host)", "open with network"), ("(network)", "open")])
+def test_a_machine_has_a_network_only_if_the_step_asks(
+    store: Store, chain: ChainMaker, op: str, opened: str
+) -> None:
+    executor, _ = build(store, chain(f"(run {op} (shell a))"))
+    assert executor.seen[0] == opened
+
+
+def test_a_copy_is_sent_without_a_network(store: Store, chain: ChainMaker, tmp_path: Path) -> None:
+    (tmp_path / "source" / "file").write_text("x")
+    executor, _ = build(store, chain("(workdir /w) (copy (src file) (dst sub/))"))
+    assert executor.seen == ["open", "send to /w/sub", "sealed"]
+
+
+# -- caches
+
+
+def grow(status: int) -> Act:
+    """Add a byte to each cache, save it as an executor must, and end with a status."""
+
+    def act(run: Run) -> int:
+        for copy in run.copies:
+            new = copy.path.with_suffix(".new")
+            new.write_bytes((copy.path.read_bytes() if copy.path.exists() else b"") + b"x")
+            copy.save(new)
+        return status
+
+    return act
+
+
+def cached(store: Store, name: str) -> bytes:
+    with store.borrow_cache(name) as copy:
+        return copy.path.read_bytes()
+
+
+def test_a_cache_outlives_its_step_whatever_the_step_said(store: Store, chain: ChainMaker) -> None:
+    ops = "(run (cache (c (target /c))) (shell {}))"
+    build(store, chain(ops.format("good")), {"good": grow(0)})
+    assert cached(store, "c") == b"x"
+    with pytest.raises(StepFailed):
+        build(store, chain(ops.format("bad")), {"bad": grow(1)})
+    assert cached(store, "c") == b"xx"
+    assert drafts(store) == []
+
+
+def test_caches_come_in_the_order_of_the_op(store: Store, chain: ChainMaker) -> None:
+    names: list[str] = []
+
+    def act(run: Run) -> int:
+        names.extend(copy.name for copy in run.copies)
+        return 0
+
+    build(store, chain("(run (cache (b (target /b)) (a (target /a))) (shell x))"), {"x": act})
+    assert names == ["b", "a"]
+
+
+# -- secrets
+
+
+def test_the_value_of_a_secret_reaches_the_step_and_nothing_that_is_kept(
+    store: Store, chain: ChainMaker, tmp_path: Path
+) -> None:
+    value = b"correct horse battery"
+    ops = "((from tiny) (run (secrets (s (target /s))) (shell x)))"
+
+    def act(run: Run) -> int:
+        assert run.secrets["s"] == value
+        run.output(b"it is: correct horse")
+        run.output(b" battery\n")
+        return 0
+
+    made = plan(
+        spec.parse(ops.encode()),
+        source=tmp_path,
+        find_base=lambda name: base.find(store, name, say=lambda text: None),
+        secrets=("s",),
+    )
+    _, heard = build(store, made, {"x": act}, {"s": value})
+    said = b"".join(event.data for event in heard if isinstance(event, Output))
+    assert said == b"it is: ***\n"
+    for path in store.root.rglob("*"):
+        assert not path.is_file() or value not in path.read_bytes(), path
+
+
+# -- together with others
+
+
+def test_what_a_build_stands_on_cannot_be_removed(store: Store, chain: ChainMaker) -> None:
+    root, first = (step.id for step in chain("(run (shell a))").steps)
+    stayed: list[LayerId] = []
+
+    def act(run: Run) -> int:
+        stayed.extend(upkeep.clean(Store.open(store.root), tell=lambda id: None))
+        return 0
+
+    build(store, chain(ABC), {"b": act})
+    assert stayed == [first, root]
+
+
+def test_what_a_build_has_found_cannot_be_removed_while_it_goes_on(store: Store, chain: ChainMaker) -> None:
+    ids = [step.id for step in chain("(run (shell a)) (run (shell b))").steps]
+    build(store, chain("(run (shell a)) (run (shell b))"))
+    stayed: list[LayerId] = []
+
+    def act(run: Run) -> int:
+        stayed.extend(upkeep.delete(store, ids[0], tell=lambda id: None))
+        return 0
+
+    build(store, chain(ABC), {"c": act})
+    assert stayed == ids[::-1]
+
+
+def test_a_layer_that_is_removed_right_after_it_was_found_is_told(store: Store, chain: ChainMaker) -> None:
+    made = chain("(run (shell a))")
+    build(store, made)
+
+    def tell(event: Event) -> None:
+        if event == Hit(made.steps[-1].id, b"a\n"):
+            upkeep.delete(store, made.steps[-1].id, tell=lambda id: None)
+
+    with pytest.raises(StoreError, match="removed") as caught:
+        Builder(store, FakeExecutor(), tell).build(made)
+    assert caught.value.hint == "build again"
+
+
+def test_a_layer_that_is_removed_while_it_is_found_is_made_anew(
+    store: Store, chain: ChainMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = chain("(run (shell a))")
+    build(store, made)
+    find = store.find
+
+    def slow(id: LayerId) -> object:
+        layer = find(id)
+        if layer is not None and id == made.steps[-1].id:
+            monkeypatch.setattr(store, "find", find)
+            upkeep.delete(store, id, tell=lambda id: None)
+        return layer
+
+    monkeypatch.setattr(store, "find", slow)
+    executor, _ = build(store, made)
+    assert executor.seen == ["open", "a", "sealed"]
+
+
+def test_without_an_executor_what_is_there_is_found(store: Store, chain: ChainMaker) -> None:
+    build(store, chain(ABC))
+    heard = Heard()
+    Builder(store, None, heard).build(chain(ABC))
+    assert len(heard.of(Hit)) == 4
+
+
+def test_without_an_executor_a_layer_that_is_gone_is_told(store: Store, chain: ChainMaker) -> None:
+    build(store, chain(ABC))
+    upkeep.delete(store, chain(ABC).steps[-1].id, tell=lambda id: None)
+    with pytest.raises(StoreError, match="removed"):
+        Builder(store, None, Heard()).build(chain(ABC))
+    assert drafts(store) == []
+
+
+def test_two_builds_of_the_same_steps_make_each_once(store: Store, chain: ChainMaker) -> None:
+    """The second begins while the first is in the middle of `a`, and waits for it."""
+    second, heard = FakeExecutor(), Heard()
+    started = threading.Event()
+
+    def other() -> None:
+        started.set()
+        Builder(Store(store.root), second, heard).build(chain(ABC))
+
+    thread = threading.Thread(target=other)
+
+    def act(run: Run) -> int:
+        thread.start()
+        started.wait()
+        return 0
+
+    first, _ = build(store, chain(ABC), {"a": act})
+    thread.join()
+    runs = [seen for seen in [*first.seen, *second.seen] if len(seen) == 1]
+    assert sorted(runs) == ["a", "b", "c"]
+    assert chain(ABC).steps[1].id in [event.id for event in heard if isinstance(event, Hit)]
+
+
+# -- the index
+
+
+def test_each_new_layer_is_remembered_with_its_op(store: Store, chain: ChainMaker) -> None:
+    build(store, chain("(env A 1) (run (shell a))"))
+    with Index(store) as index:
+        rows = index.rows()
+    assert [row.op for row in rows] == ["(from tiny)", "/: (run (shell a))"]
+    assert [(row.id, row.parent) for row in rows] == [
+        (step.id, step.parent) for step in chain("(env A 1) (run (shell a))").steps
+    ]
+
+
+def test_a_damaged_index_costs_no_layer(store: Store, chain: ChainMaker) -> None:
+    (store.state / "db").mkdir()
+    (store.state / "db" / "db.sqlite").write_bytes(b"no database" * 1000)
+    with pytest.raises(StoreError, match="index"):
+        build(store, chain(""))
+    assert [layer.id for layer in store.layers()] == [chain("").steps[0].id]
+    assert drafts(store) == []

@@ -1,0 +1,79 @@
+"""Cards: what they say by default, what they refuse, and that what is written is read back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from obuild import card
+from obuild.card import Card
+from obuild.errors import UsageError
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("512M", 512 << 20), ("2G", 2 << 30), ("1.5G", 3 << 29), ("4096", 4096), (" 1k ", 1024), ("1GiB", 1 << 30)],
+)
+def test_sizes_are_powers_of_two(text: str, size: int) -> None:
+    assert card.parse_size(text) == size
+
+
+def test_a_bare_number_counts_in_the_default_unit() -> None:
+    assert card.parse_size("2", default_unit="G") == 2 << 30
+    assert card.parse_size("2M", default_unit="G") == 2 << 20
+
+
+@pytest.mark.parametrize("text", ["", "G", "-1G", "1X", "1 2", "1e3", "inf", "."])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="not a size"):
+        card.parse_size(text)
+
+
+def test_an_image_without_a_card_has_the_default_one(tmp_path: Path) -> None:
+    assert card.read(tmp_path / "none.toml") == Card()
+    assert card.parse("", where="x") == Card()
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        Card(),
+        Card(login="debian", memory=768 << 20, key="state/ssh/x.key"),
+        Card(key='/a "quoted" \\ path/é'),
+        Card(login="Administrator Smith", os="windows"),
+        Card(key="/home/😀/key"),
+    ],
+)
+def test_what_is_dumped_is_read_back(tmp_path: Path, about: Card) -> None:
+    path = tmp_path / "x.toml"
+    path.write_text(card.dump(about), encoding="utf-8")
+    assert card.read(path) == about
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("os =", "not a TOML file"),
+        ('colour = "red"', "unknown entry 'colour'"),
+        ("memory = 512", "memory must be a string"),
+        ('memory = "lots"', "memory"),
+        ('os = "plan9"', "os is 'plan9'"),
+        ('arch = "pdp11"', "arch is 'pdp11'"),
+        ('firmware = "none"', "firmware is 'none'"),
+        ('login = ""', "not a login name"),
+        ('login = "-oProxyCommand=x"', "not a login name"),
+        ('login = "a;b"', "not a login name"),
+    ],
+)
+def test_what_a_card_cannot_say_is_refused_with_its_place(text: str, why: str) -> None:
+    with pytest.raises(UsageError, match=why) as caught:
+        card.parse(text, where="here.toml")
+    assert caught.value.message.startswith("here.toml: ")
+
+
+def test_an_unreadable_card_is_named(tmp_path: Path) -> None:
+    (tmp_path / "x.toml").write_bytes(b"\xff")
+    for path in (tmp_path / "x.toml", tmp_path):
+        with pytest.raises(UsageError, match="cannot read the card"):
+            card.read(path)

@@ -1,0 +1,182 @@
+"""A whole build: what is refused before it begins, and what is needed for it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from obuild import accel, engine, spec
+from obuild.errors import MachineError, StepFailed, UsageError
+from obuild.events import Hit, Note, Output, Saved
+from obuild.plan import LayerId
+from obuild.shape import Settings, Shape
+from obuild.store import Store
+from tests.fakes import FakeExecutor, Heard, Run
+
+Build = Callable[..., LayerId]
+
+
+@pytest.fixture
+def heard() -> Heard:
+    return Heard()
+
+
+@pytest.fixture
+def executor(monkeypatch: pytest.MonkeyPatch) -> FakeExecutor:
+    """Stands in for machines; the first thing it has seen is how they would have been made."""
+    executor = FakeExecutor()
+
+    def make(shape: Shape, login: str, key: Path) -> FakeExecutor:
+        executor.seen.append(f"{shape.accel} {shape.memory >> 20}M {login}")
+        return executor
+
+    monkeypatch.setattr("obuild.executors.qemu.Qemu", make)
+    return executor
+
+
+@pytest.fixture
+def build(store: Store, heard: Heard, tmp_path: Path) -> Build:
+    def run(
+        ops: str,
+        *,
+        base: str = "tiny",
+        settings: Settings | None = None,
+        secrets: Mapping[str, bytes] | None = None,
+    ) -> LayerId:
+        return engine.build(
+            spec.parse(f"((from {base}) {ops})".encode()),
+            source=tmp_path,
+            store=store,
+            settings=settings or Settings(accel="tcg"),
+            secrets=secrets or {},
+            tell=heard,
+        )
+
+    return run
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_build_makes_machines_as_the_card_and_the_settings_say(
+    store: Store, tiny: Path, build: Build, executor: FakeExecutor
+) -> None:
+    tiny.with_suffix(".toml").write_text('login = "debian"\nmemory = "4G"\n')
+    build("(run (shell a))")
+    assert executor.seen == ["tcg 4096M debian", "open", "a", "sealed"]
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_cached_build_needs_neither_machine_nor_qemu(
+    build: Build, executor: FakeExecutor, heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last = build("(run (shell a))")
+    executor.seen.clear()
+    heard.clear()
+    monkeypatch.setattr(shutil, "which", lambda program, path: None)
+    assert build("(run (shell a))", settings=Settings(accel="kvm")) == last
+    assert executor.seen == []
+    assert len(heard.of(Hit)) == 2
+
+
+@pytest.mark.usefixtures("tiny")
+def test_importing_a_base_needs_no_machine(build: Build, executor: FakeExecutor, heard: Heard) -> None:
+    build("")
+    assert executor.seen == []
+    assert len(heard.of(Saved)) == 1
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize(
+    ("ops", "base", "settings", "why"),
+    [
+        ("(run (shell a))", "none", Settings(), "unknown base image 'none'"),
+        ("(run (secrets (s (target /s))) (shell a))", "tiny", Settings(), "no value for the secret 's'"),
+        ("(copy (src none) (dst /d/))", "tiny", Settings(), "not found"),
+        ("(run (shell a))", "windows", Settings(), "guests that run windows"),
+        ("(run (shell a))", "tiny", Settings(accel="kvm"), "KVM cannot be used: it is broken"),
+    ],
+)
+def test_what_can_be_seen_to_be_wrong_is_refused_before_anything_is_made(
+    store: Store,
+    build: Build,
+    executor: FakeExecutor,
+    tiny: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ops: str,
+    base: str,
+    settings: Settings,
+    why: str,
+) -> None:
+    (store.base_image / "windows.qcow2").write_bytes(tiny.read_bytes())
+    (store.base_image / "windows.toml").write_text('os = "windows"\n')
+    monkeypatch.setattr(accel, "probe", lambda arch: "it is broken")
+    with pytest.raises(UsageError, match=why):
+        build(ops, base=base, settings=settings)
+    assert executor.seen == []
+    assert store.layers() == []
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_missing_qemu_is_told_before_anything_is_made(
+    store: Store, build: Build, executor: FakeExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    which = shutil.which
+    monkeypatch.setattr(
+        shutil, "which", lambda program, path: None if program.startswith("qemu-system") else which(program)
+    )
+    with pytest.raises(UsageError, match="qemu-system-x86_64 is not installed"):
+        build("(run (shell a))")
+    assert store.layers() == []
+
+
+@pytest.mark.usefixtures("tiny")
+def test_falling_back_to_emulation_is_said(
+    build: Build, executor: FakeExecutor, heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accel, "probe", lambda arch: "it is broken")
+    build("(run (shell a))", settings=Settings())
+    assert executor.seen[0].startswith("tcg ")
+    assert any("it is broken" in event.text for event in heard if isinstance(event, Note))
+
+
+@pytest.mark.usefixtures("tiny")
+def test_secrets_reach_the_step(build: Build, executor: FakeExecutor) -> None:
+    def act(run: Run) -> int:
+        assert run.secrets == {"s": b"value"}
+        return 0
+
+    executor.script = {"a": act}
+    build("(run (secrets (s (target /s))) (shell a))", secrets={"s": b"value"})
+    assert executor.seen[-1] == "sealed"
+
+
+def check(store: Store, heard: Heard) -> None:
+    engine.healthcheck(store, base_name="tiny", settings=Settings(accel="tcg"), tell=heard)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_healthcheck_runs_anew_each_time_and_leaves_no_step(
+    store: Store, executor: FakeExecutor, heard: Heard
+) -> None:
+    check(store, heard)
+    check(store, heard)
+    assert executor.seen.count("sealed") == 2
+    assert len([event for event in heard if isinstance(event, Output) and b"healthcheck" in event.data]) == 2
+    assert len(store.layers()) == 1, "the base stays"
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize(("status", "error"), [(0, MachineError), (1, StepFailed)])
+def test_a_healthcheck_fails_if_the_guest_says_no_or_nothing(
+    store: Store, executor: FakeExecutor, heard: Heard, status: int, error: type[Exception]
+) -> None:
+    class Silent(dict[str, object]):
+        def get(self, key: object, default: object = None) -> object:
+            return lambda run: status
+
+    executor.script = Silent()  # type: ignore[assignment]  # whatever the command is
+    with pytest.raises(error):
+        check(store, heard)
+    assert len(store.layers()) == 1

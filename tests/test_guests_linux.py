@@ -1,0 +1,444 @@
+"""Linux command lines: how they are spelled, and what they really do when a root shell on this host runs them."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import shlex
+import shutil
+import stat
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from obuild import tree
+from obuild.guests import linux
+from obuild.spec import UnixUser, WindowsUser
+
+ROOT = UnixUser(0, 0)
+USER = UnixUser(12345, 23456)
+MARK = "obuild-mark"
+
+as_root = pytest.mark.skipif(
+    os.getuid() != 0 or not shutil.which("setpriv"), reason="needs to be root, and setpriv"
+)
+
+
+def can_mount() -> bool:
+    argv = ["unshare", "--mount", "mount", "-t", "tmpfs", "none", "/mnt"]
+    return os.getuid() == 0 and subprocess.run(argv, check=False, capture_output=True).returncode == 0
+
+
+mounting = pytest.mark.skipif(not can_mount(), reason="needs to be root, and mount namespaces")
+
+
+def script(*argv: str, cwd: str = "/", env: tuple[tuple[str, str], ...] = (), user: UnixUser = ROOT) -> bytes:
+    return linux.run_script(argv, cwd=cwd, env=env, user=user, mark=MARK)
+
+
+def run(
+    *argv: str,
+    cwd: str | Path = "/",
+    env: tuple[tuple[str, str], ...] = (),
+    user: UnixUser = ROOT,
+    outer: dict[str, str] | None = None,
+) -> tuple[str, int]:
+    """What a step prints and its status, when the script really runs in a shell with the environment `outer`."""
+    done = subprocess.run(
+        ["sh"],
+        input=script(*argv, cwd=str(cwd), env=env, user=user),
+        capture_output=True,
+        check=True,
+        env={"PATH": linux.DEFAULT_PATH, **(outer or {})},
+    )
+    assert done.stderr == b""
+    output, mark, status = done.stdout.decode("utf-8", "surrogateescape").rpartition(f"{MARK} ")
+    assert mark, "the mark must come, whatever happened"
+    assert status.endswith("\n")
+    return output, int(status)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Path]:
+    """A folder that any user can enter."""
+    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+        folder.chmod(0o755)
+    yield tmp_path
+    tmp_path.parent.parent.chmod(0o700)
+
+
+# -- spelling
+
+
+def test_a_login_that_is_not_root_goes_through_sudo() -> None:
+    assert linux.root_shell("root") == "exec sh"
+    assert linux.root_shell("debian") == "exec sudo -n sh"
+    assert linux.as_root("debian", "tar x") == "sudo -n tar x"
+
+
+def test_a_step_is_spelled_so() -> None:
+    text = script("/bin/sh", "-c", "echo 'it works'", cwd="/a b", env=(("A", "1 2"),), user=USER).decode()
+    lines = text.splitlines()
+    assert lines[0] == "exec 2>&1"
+    assert f"cd -P '/a b' || {{ printf '%s %d\\n' {MARK} \"125\"; exit; }}" in lines
+    assert "--reuid 12345 --regid 23456 --clear-groups" in text
+    assert re.search(r"env -i .* 'A=1 2' /bin/sh -c 'echo '\"'\"'it works'\"'\"'' </dev/null", text)
+    assert lines[-1] == f"status=$?; printf '%s %d\\n' {MARK} \"$status\""
+
+
+def test_the_environment_is_set_after_the_user() -> None:
+    text = script("x", env=(("LD_PRELOAD", "/evil.so"),)).decode()
+    assert text.index("$become") < text.index("env -i") < text.index("LD_PRELOAD")
+
+
+@pytest.mark.parametrize(
+    "spelled",
+    [
+        lambda word: linux.run_script([word], cwd=f"/{word}", env=[("A", word)], user=ROOT, mark=MARK),
+        lambda word: linux.receive_script(f"/{word}", ROOT),
+        lambda word: linux.open_cache(0, f"/{word}", ROOT),
+        lambda word: linux.close_caches([f"/{word}"]),
+        lambda word: linux.open_secret(0, f"/{word}", ROOT),
+        lambda word: linux.close_secrets([f"/{word}"]),
+        lambda word: linux.receive_command("debian", f"/{word}", ROOT).encode("utf-8", "surrogateescape"),
+    ],
+)
+@pytest.mark.parametrize(
+    "word", ["a'b", "a;b", "$(reboot)", "`reboot`", "a\nreboot", "--help", "a b", "\udcff", "é"]
+)
+def test_no_word_of_a_spec_is_read_by_the_shell(spelled: object, word: str) -> None:
+    """The shell's own reading of the script: every word comes out of it as it went in, or within a path."""
+    assert callable(spelled)
+    text = spelled(word).decode("utf-8", "surrogateescape")
+    assert subprocess.run(["sh", "-n"], input=text.encode("utf-8", "surrogateescape"), check=False).returncode == 0
+    if text.startswith("sudo -n sh -c "):
+        text = shlex.split(text)[-1]
+    harmless = text.replace(shlex.quote(word), "WORD").replace(shlex.quote(f"/{word}"), "WORD")
+    harmless = harmless.replace(shlex.quote(f"A={word}"), "WORD")
+    assert "reboot" not in harmless
+    assert "WORD" in harmless or shlex.quote(word) == word
+
+
+def test_caches_are_unmounted_last_first() -> None:
+    lines = linux.close_caches(["/c", "/c/inner"]).decode().splitlines()
+    assert lines == ["set -e", "umount -l /c/inner", "umount -l /c", f"rm -rf {linux.SCRATCH}"]
+
+
+def test_a_linux_guest_has_no_windows_users() -> None:
+    with pytest.raises(TypeError):
+        linux.receive_script("/x", WindowsUser("Administrator"))
+
+
+def test_powering_off_from_inside_has_a_second_way() -> None:
+    assert linux.power_off() == b"poweroff || shutdown -P now\n"
+
+
+# -- running a step
+
+
+@as_root
+@pytest.mark.parametrize("status", [0, 1, 42, 255])
+def test_the_mark_tells_the_exit_status(status: int) -> None:
+    assert run("sh", "-c", f"echo out; echo err >&2; exit {status}") == ("out\nerr\n", status)
+
+
+@as_root
+def test_a_command_killed_by_a_signal_has_a_status_too() -> None:
+    assert run("sh", "-c", "kill -9 $$")[1] == 137
+
+
+@as_root
+def test_a_command_that_is_not_there_says_so() -> None:
+    output, status = run("/no/such/program")
+    assert "/no/such/program" in output
+    assert status == 127
+
+
+@as_root
+def test_output_without_a_newline_is_left_as_it_is() -> None:
+    assert run("printf", "text") == ("text", 0)
+
+
+@as_root
+@pytest.mark.parametrize(
+    "word", ["", "two  words", "it's", "$HOME `id` \\", "new\nline", "\udcff", "*", "-n", "A=B"]
+)
+def test_arguments_arrive_as_they_are(word: str) -> None:
+    assert run("printf", "<%s>", word) == (f"<{word}>", 0)
+
+
+@as_root
+def test_a_command_cannot_read_the_script_it_stands_in() -> None:
+    assert run("cat") == ("", 0)
+
+
+@as_root
+def test_a_background_process_holds_nothing_up(place: Path) -> None:
+    """The mark comes although a child still has the output open; it ends when we say so."""
+    os.mkfifo(place / "fifo")
+    with subprocess.Popen(["sh"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as shell:
+        assert shell.stdin is not None
+        assert shell.stdout is not None
+        shell.stdin.write(script("sh", "-c", f"cat {place}/fifo & echo started"))
+        shell.stdin.close()
+        assert [shell.stdout.readline(), shell.stdout.readline()] == [b"started\n", f"{MARK} 0\n".encode()]
+        (place / "fifo").write_text("late\n")
+        assert shell.stdout.read() == b"late\n"
+
+
+@as_root
+def test_a_command_runs_as_its_user_and_in_no_other_group() -> None:
+    assert run("sh", "-c", "id -u; id -g; id -G", user=USER) == ("12345\n23456\n23456\n", 0)
+
+
+@as_root
+def test_a_missing_workdir_is_made_with_its_parents_for_the_user(place: Path) -> None:
+    output, status = run("pwd", cwd=place / "a" / "b c" / "d", user=USER)
+    assert (output, status) == (f"{place}/a/b c/d\n", 0)
+    for made in (place / "a", place / "a" / "b c", place / "a" / "b c" / "d"):
+        assert (made.stat().st_uid, made.stat().st_gid) == (12345, 23456)
+    assert place.stat().st_uid == 0
+
+
+@as_root
+def test_a_workdir_that_is_there_is_left_as_it_is(place: Path) -> None:
+    (place / "a").mkdir(mode=0o711)
+    assert run("pwd", cwd=place / "a", user=USER)[1] == 0
+    assert ((place / "a").stat().st_uid, stat.S_IMODE((place / "a").stat().st_mode)) == (0, 0o711)
+
+
+@as_root
+def test_dots_in_a_workdir_are_walked_as_the_guest_would(place: Path) -> None:
+    (place / "real" / "deep").mkdir(parents=True)
+    (place / "link").symlink_to("real/deep")
+    assert run("pwd", "-P", cwd=f"{place}/link/../new") == (f"{place}/real/new\n", 0)
+
+
+@as_root
+@pytest.mark.parametrize("kind", ["file", "dangling symlink"])
+def test_a_workdir_that_cannot_be_made_is_a_failure_of_the_step(place: Path, kind: str) -> None:
+    if kind == "file":
+        (place / "a").touch()
+    else:
+        (place / "a").symlink_to("nowhere")
+    output, status = run("echo", "must not run", cwd=place / "a" / "b")
+    assert status == 125
+    assert output != ""
+    assert "must not run" not in output
+
+
+@as_root
+def test_the_environment_is_the_specs_and_nothing_else() -> None:
+    output, _ = run("env", env=(("A", "1 2"), ("B", "")), outer={"OUTER": "x", "SSH_CONNECTION": "y"})
+    home = next(line for line in Path("/etc/passwd").read_text().splitlines() if ":0:0:" in line).split(":")[5]
+    assert sorted(output.splitlines()) == sorted([f"HOME={home}", f"PATH={linux.DEFAULT_PATH}", "A=1 2", "B="])
+
+
+@as_root
+def test_a_user_that_the_guest_does_not_know_has_the_root_folder_as_home() -> None:
+    assert run("sh", "-c", "echo $HOME", user=USER) == ("/\n", 0)
+
+
+@as_root
+def test_the_spec_may_set_home_and_path(place: Path) -> None:
+    (place / "hello").write_text("#!/bin/sh\necho $HOME\n")
+    (place / "hello").chmod(0o755)
+    env = (("HOME", "/h"), ("PATH", f"{place}:/bin"))
+    assert run("hello", env=env) == ("/h\n", 0)
+
+
+@as_root
+def test_what_the_spec_sets_does_not_act_on_what_runs_as_root(place: Path) -> None:
+    (place / "setpriv").write_text(f'#!/bin/sh\nenv >{place}/seen\nexec {shutil.which("setpriv")} "$@"\n')
+    (place / "setpriv").chmod(0o755)
+    output, status = run(
+        "sh", "-c", "echo $LD_PRELOAD", env=(("LD_PRELOAD", ""), ("PATH", "/bin")),
+        user=USER, outer={"PATH": f"{place}:{linux.DEFAULT_PATH}"},
+    )  # fmt: skip
+    assert (output, status) == ("\n", 0)
+    assert "LD_PRELOAD" not in (place / "seen").read_text()
+
+
+# -- copying
+
+
+def send(found: tree.Tree, dest: Path, user: UnixUser) -> subprocess.CompletedProcess[bytes]:
+    stream = io.BytesIO()
+    tree.send(found, stream, uid=user.uid, gid=user.gid)
+    command = linux.receive_command("root", str(dest), user)
+    return subprocess.run(command, shell=True, input=stream.getvalue(), capture_output=True, check=False)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    source = tmp_path / "source"
+    (source / "sub").mkdir(parents=True)
+    (source / "sub" / "file").write_text("text")
+    (source / "sub" / "file").chmod(0o6755)
+    (source / "link").symlink_to("sub/file")
+    (source / "hard").hardlink_to(source / "sub" / "file")
+    (source / os.fsdecode(b"\xff 'odd'\n")).touch()
+    return source
+
+
+@as_root
+def test_a_tree_arrives_as_it_was_owned_by_the_user(source: Path, place: Path) -> None:
+    found = tree.walk(source, ["."])
+    done = send(found, place / "new" / "it's", USER)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert tree.walk(place / "new" / "it's", ["."]).manifest == found.manifest
+    for path in [place / "new", *(place / "new").rglob("*")]:
+        assert (path.lstat().st_uid, path.lstat().st_gid) == (12345, 23456), path
+
+
+@as_root
+def test_a_folder_that_is_there_keeps_its_owner_and_mode(source: Path, place: Path) -> None:
+    dest = place / "dest"
+    (dest / "sub").mkdir(parents=True)
+    (dest / "sub").chmod(0o1777)
+    assert send(tree.walk(source, ["."]), dest, USER).returncode == 0
+    assert ((dest / "sub").stat().st_uid, stat.S_IMODE((dest / "sub").stat().st_mode)) == (0, 0o1777)
+
+
+@as_root
+def test_a_symlink_to_a_folder_is_followed_and_one_to_a_file_replaced(source: Path, place: Path) -> None:
+    dest = place / "dest"
+    (dest / "real").mkdir(parents=True)
+    (dest / "sub").symlink_to("real")
+    (dest / "hard").symlink_to("elsewhere")
+    assert send(tree.walk(source, ["."]), dest, ROOT).returncode == 0
+    assert (dest / "real" / "file").read_text() == "text"
+    assert not (dest / "hard").is_symlink()
+    assert not (dest / "elsewhere").exists()
+
+
+@as_root
+def test_a_stream_that_breaks_off_is_a_failure(source: Path, place: Path) -> None:
+    stream = io.BytesIO()
+    (source / "big").write_bytes(os.urandom(100_000))
+    tree.send(tree.walk(source, ["."]), stream, uid=0, gid=0)
+    command = linux.receive_command("root", str(place / "dest"), ROOT)
+    cut = stream.getvalue()[:60_000]
+    assert subprocess.run(command, shell=True, input=cut, capture_output=True, check=False).returncode != 0
+
+
+@as_root
+def test_a_destination_that_is_a_file_is_a_failure(source: Path, place: Path) -> None:
+    (place / "file").touch()
+    done = send(tree.walk(source, ["."]), place / "file", ROOT)
+    assert done.returncode != 0
+    assert b"file" in done.stderr
+
+
+# -- caches and secrets, in a mount namespace of their own
+
+
+@pytest.fixture
+def rooms(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the scripts keep caches and secrets, moved into the test's own folder."""
+    monkeypatch.setattr(linux, "SCRATCH", str(place / "scratch"))
+    monkeypatch.setattr(linux, "SECRETS", str(place / "secrets"))
+    return place
+
+
+def together(*scripts: bytes) -> str:
+    """Run scripts one after the other, each in a shell of its own, in one mount namespace."""
+    lines = [b"sh <<'END_OF_SCRIPT' || exit\n" + text + b"\nEND_OF_SCRIPT\n" for text in scripts]
+    done = subprocess.run(["unshare", "--mount", "sh"], input=b"".join(lines), capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    return done.stdout.decode()
+
+
+@mounting
+def test_a_cache_hides_what_is_at_its_target_and_leaves_no_trace(rooms: Path) -> None:
+    target = rooms / "target dir"
+    target.mkdir()
+    (target / "hidden").touch()
+    said = together(
+        linux.prepare_scratch("root"),
+        linux.open_cache(0, str(target), USER),
+        f"ls '{target}'; stat -c '%u %a' '{target}'; touch '{target}/new'".encode(),
+        linux.pack_cache(0),
+        f"cp {linux.cache_archive(0)} {rooms}/kept.tar".encode(),
+        linux.close_caches([str(target)]),
+    )
+    assert said == "12345 755\n"
+    assert os.listdir(target) == ["hidden"]
+    assert not (rooms / "scratch").exists()
+
+
+@mounting
+def test_a_cache_comes_back_with_owners_modes_and_holes(rooms: Path) -> None:
+    target = rooms / "cache"
+    make = f"""cd {target}; echo x >a; chown 7:8 a; chmod 4711 a; ln -s a link; ln a hard
+               truncate -s 10M sparse; mkdir -m 1777 dir"""
+    together(
+        linux.prepare_scratch("root"),
+        linux.open_cache(0, str(target), USER),
+        make.encode(),
+        linux.pack_cache(0),
+        f"cp {linux.cache_archive(0)} {rooms}/kept.tar".encode(),
+        linux.close_caches([str(target)]),
+    )
+    assert (rooms / "kept.tar").stat().st_size < 1 << 20
+    said = together(
+        linux.prepare_scratch("root"),
+        linux.open_cache(3, str(target), ROOT),
+        f"cp {rooms}/kept.tar {linux.cache_archive(3)}".encode(),
+        linux.unpack_cache(3),
+        f"cd {target}; stat -c '%n %u:%g %a' . *".encode(),
+        f"cd {target}; [ a -ef hard ] && stat -c %s sparse; ls {rooms}/scratch".encode(),
+        linux.pack_cache(3),
+        f"cmp {linux.cache_archive(3)} {rooms}/kept.tar && echo equal".encode(),
+        linux.close_caches([str(target)]),
+    )
+    assert said.splitlines() == [
+        ". 12345:23456 755",
+        "a 7:8 4711",
+        "dir 0:0 1777",
+        "hard 7:8 4711",
+        "link 0:0 777",
+        "sparse 0:0 644",
+        "10485760",
+        "3",
+        "equal",
+    ]
+
+
+@mounting
+def test_a_cache_within_a_cache_is_taken_out_first(rooms: Path) -> None:
+    outer, inner = str(rooms / "c"), str(rooms / "c" / "inner")
+    together(
+        linux.prepare_scratch("root"),
+        linux.open_cache(0, outer, ROOT),
+        linux.open_cache(1, inner, ROOT),
+        f"touch {inner}/file".encode(),
+        linux.close_caches([outer, inner]),
+    )
+    assert os.listdir(outer) == []
+
+
+@mounting
+def test_a_secret_is_there_for_its_user_only_and_gone_afterwards(rooms: Path) -> None:
+    targets = [str(rooms / "new" / "deep" / "it's"), str(rooms / "there")]
+    (rooms / "there").write_text("as it was")
+    said = together(
+        linux.prepare_secrets(),
+        b"printf value0 | " + linux.receive_secret("root", 0).encode() + b"\n",
+        b"printf value1 | " + linux.receive_secret("root", 1).encode() + b"\n",
+        *(linux.open_secret(slot, target, USER) for slot, target in enumerate(targets)),
+        *(
+            f"stat -c '%u:%g %a' {shlex.quote(target)}; cat {shlex.quote(target)}; echo".encode()
+            for target in targets
+        ),
+        f"! touch {rooms}/there 2>/dev/null && echo read-only".encode(),
+        linux.close_secrets(targets),
+        b"grep -c obuild-secrets /proc/mounts || true\n",
+    )
+    assert said.splitlines() == ["12345:23456 400", "value0", "12345:23456 400", "value1", "read-only", "0"]
+    assert (rooms / "there").read_text() == "as it was"
+    assert not (rooms / "new").exists()
+    assert not (rooms / "secrets").exists()

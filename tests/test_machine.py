@@ -1,0 +1,225 @@
+"""One QEMU process: real ones, with boot sectors for guests."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import shutil
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+
+from obuild import machine, ssh
+from obuild.errors import MachineError
+from obuild.machine import Machine
+from obuild.shape import Shape
+from tests.fakes import HALT, POWER_OFF, RESET, boot_disk, other_process
+
+pytestmark = pytest.mark.skipif(
+    not (shutil.which("qemu-system-x86_64") and shutil.which("setpriv")), reason="needs QEMU and setpriv"
+)
+
+SHAPE = Shape(accel="tcg", cpus=1, memory=32 << 20, boot_time=60.0)
+IMPATIENT = Shape(accel="tcg", cpus=1, memory=32 << 20, boot_time=0.01)
+
+#: Halted in the boot sector, with all said.
+AT_REST = re.compile(r"EIP=00007c.*HLT=1")
+
+ORPHAN = """
+import sys
+from pathlib import Path
+from obuild import machine
+from obuild.shape import Shape
+image = Path(sys.stdin.readline().strip())
+with machine.start(Shape(accel="tcg", cpus=1, memory=32 << 20), image, network=False) as m:
+    print(m.child.pid, flush=True)
+    sys.stdin.read()
+"""
+
+Boot = Callable[..., AbstractContextManager[Machine]]
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Callable[[str, bytes], Path]:
+    """A bootable qcow2 whose guest says something and then acts."""
+
+    def make(says: str, then: bytes) -> Path:
+        (tmp_path / "raw").write_bytes(boot_disk(says, then))
+        path = tmp_path / "image.qcow2"
+        subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", tmp_path / "raw", path], check=True)
+        return path
+
+    return make
+
+
+@pytest.fixture
+def boot(image: Callable[[str, bytes], Path]) -> Boot:
+    def start(then: bytes, *, says: str = "", shape: Shape = SHAPE) -> AbstractContextManager[Machine]:
+        return machine.start(shape, image(says, then), network=False)
+
+    return start
+
+
+@pytest.fixture
+def halted(boot: Boot) -> Iterator[Machine]:
+    """A guest that hears nothing."""
+    with boot(HALT, says="up", shape=IMPATIENT) as guest:
+        command: dict[str, object] = {"command-line": "info registers"}
+        while not AT_REST.search(guest.qmp.execute("human-monitor-command", command)):
+            guest.pause(0.01)
+        yield guest
+
+
+def test_a_guest_that_powers_off_ends_qemu_cleanly(boot: Boot) -> None:
+    with boot(POWER_OFF) as guest:
+        guest.power_off(ask=False)
+        assert guest.child.returncode == 0
+
+
+def test_a_guest_that_does_not_power_off_is_told_with_its_console(halted: Machine) -> None:
+    with pytest.raises(MachineError, match=r"(?s)did not power off within 0\.01 s.*\nup") as caught:
+        halted.power_off()
+    assert "ACPI" in caught.value.hint
+
+
+def test_a_guest_that_reboots_has_not_powered_off(boot: Boot) -> None:
+    with boot(RESET) as guest, pytest.raises(MachineError, match="rebooted instead of powering off"):
+        guest.power_off(ask=False)
+
+
+@pytest.mark.parametrize(("then", "what"), [(POWER_OFF, "powered off"), (RESET, "rebooted")])
+def test_a_guest_that_stops_by_itself_is_noticed_while_waiting(boot: Boot, then: bytes, what: str) -> None:
+    with (
+        boot(then, says="bye") as guest,
+        pytest.raises(MachineError, match=rf"(?s){what} before the step was done.*bye"),
+    ):
+        guest.pause(60.0)
+
+
+def test_a_stop_that_was_told_during_another_command_is_noticed_too(boot: Boot) -> None:
+    with boot(POWER_OFF) as guest:
+        while not any(event["event"] == "SHUTDOWN" for event in guest.qmp.events):
+            guest.connected()
+        with pytest.raises(MachineError, match="powered off"):
+            guest.pause(0.01)
+
+
+def test_a_descriptor_that_can_be_read_ends_a_pause(halted: Machine) -> None:
+    reading, writing = os.pipe()
+    os.write(writing, b"x")
+    assert halted.pause(60.0, reading)
+    os.close(reading)
+    os.close(writing)
+    assert not halted.pause(0.01)
+
+
+def test_a_disk_that_cannot_be_written_is_an_error_of_the_host(halted: Machine) -> None:
+    halted.qmp.events.append({"event": "BLOCK_IO_ERROR", "data": {"reason": "No space left on device"}})
+    with pytest.raises(OSError, match="No space left on device"):
+        halted.check()
+
+
+def test_a_qemu_that_was_killed_is_a_lost_machine(halted: Machine) -> None:
+    halted.child.kill()
+    halted.child.wait()
+    with pytest.raises(MachineError):
+        halted.pause(60.0)
+    with pytest.raises(MachineError):
+        halted.power_off()
+    assert halted.console() == ""
+
+
+def test_nobody_can_log_in_to_a_lost_machine(halted: Machine, tmp_path: Path) -> None:
+    halted.child.kill()
+    halted.child.wait()
+    with pytest.raises(MachineError):
+        ssh.wait_for_banner(halted, float("inf"))
+
+
+@pytest.mark.parametrize("error", [ValueError(), KeyboardInterrupt(), MachineError("no")])
+def test_leaving_the_block_ends_qemu_whatever_happened(boot: Boot, error: BaseException) -> None:
+    with boot(HALT) as first:
+        pass
+    with pytest.raises(type(error)), boot(HALT) as second:
+        raise error
+    assert [first.child.returncode, second.child.returncode] == [-9, -9]
+
+
+def test_qemu_does_not_outlive_a_killed_process(image: Callable[[str, bytes], Path]) -> None:
+    with other_process(ORPHAN) as parent:
+        assert parent.stdin is not None
+        assert parent.stdout is not None
+        parent.stdin.write(f"{image('', HALT)}\n")
+        parent.stdin.flush()
+        qemu = os.pidfd_open(int(parent.stdout.readline()))
+        parent.kill()
+        ready, _, _ = select.select([qemu], [], [], 60.0)
+        os.close(qemu)
+        assert ready, "QEMU is still there"
+
+
+@pytest.mark.parametrize(
+    ("shape", "why"),
+    [
+        (Shape(accel="tcg", cpus=10_000, memory=32 << 20), "CPUs"),
+        (Shape(accel="tcg", cpus=1, memory=1 << 60), "memory"),
+    ],
+)
+def test_a_machine_that_cannot_be_started_quotes_qemu(
+    image: Callable[[str, bytes], Path], shape: Shape, why: str
+) -> None:
+    with (
+        pytest.raises(MachineError, match=rf"(?is)did not start.*{why}"),
+        machine.start(shape, image("", HALT), network=False),
+    ):
+        pass
+
+
+def test_an_image_that_is_no_qcow2_is_not_started(raw_disk: Path) -> None:
+    with pytest.raises(MachineError, match="qcow2"), machine.start(SHAPE, raw_disk, network=False):
+        pass
+
+
+def test_the_console_shows_its_last_lines_without_escape_sequences(boot: Boot) -> None:
+    lines = "".join(f"{number}\r\n" for number in range(30))
+    with boot(POWER_OFF, says=f"{lines}\x1b[31mred\x1b[0m\x07 end") as guest:
+        guest.qmp.wait_event("SHUTDOWN", timeout=60.0)
+        assert guest.console().splitlines() == [*map(str, range(30 - machine.CONSOLE_LINES + 1, 30)), "red end"]
+
+
+def test_the_console_can_be_read_again(halted: Machine) -> None:
+    assert [halted.console(), halted.console()] == ["up", "up"]
+
+
+def test_an_empty_console_is_called_empty(boot: Boot) -> None:
+    with boot(HALT) as guest:
+        assert "console is empty" in guest.error("x").message
+
+
+def test_the_ssh_port_can_be_reached_but_the_guest_has_not_accepted(halted: Machine) -> None:
+    with socket.create_connection(("127.0.0.1", halted.port), timeout=60.0):
+        assert not halted.connected()
+
+
+USERNET = """Hub -1 (net0):\r
+  Protocol[State]    FD  Source Address  Port   Dest. Address  Port RecvQ SendQ\r
+  {lines}\r
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "connected"),
+    [
+        ("TCP[ESTABLISHED]   12       127.0.0.1 40017       10.0.2.15    22     0     0", True),
+        ("TCP[SYN_SENT]      12       127.0.0.1 40017       10.0.2.15    22     0     0", False),
+        ("TCP[ESTABLISHED]   12       10.0.2.15 50000    151.101.2.132   443     0     0", False),
+        ("TCP[HOST_FORWARD]   9       127.0.0.1 40017       10.0.2.15    22     0     0", False),
+    ],
+)
+def test_only_an_established_connection_to_port_22_counts(line: str, connected: bool) -> None:
+    assert bool(machine._ESTABLISHED.search(USERNET.format(lines=line))) is connected

@@ -1,0 +1,244 @@
+"""Steps and their ids: what is in them, what is not, and what is refused before anything boots."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from obuild import plan, sexp, spec
+from obuild.card import Card
+from obuild.errors import SpecError, UsageError
+from obuild.plan import Base, Chain, Command, Import, Transfer
+from obuild.spec import Copy, Env, Run, Shell, Stage, UnixUser
+
+BASE = Base("b", Path("/nowhere"), "d" * 64, (1, 2, 3), Card())
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "inner").write_text("inner")
+    (tmp_path / "file").write_text("file")
+    return tmp_path
+
+
+def make(ops: str, source: Path = Path(), *, base: Base = BASE, secrets: tuple[str, ...] = ()) -> Chain:
+    stage = spec.parse(f"((from b)\n{ops})".encode())
+    return plan.plan(stage, source=source, find_base=lambda name: base, secrets=secrets)
+
+
+def last(ops: str, source: Path = Path(), *, secrets: tuple[str, ...] = ()) -> Any:
+    return make(ops, source, secrets=secrets).steps[-1].action
+
+
+def test_a_chain_begins_with_the_base_and_each_step_stands_on_the_one_before() -> None:
+    steps = make("(run (shell a)) (run (shell b))").steps
+    assert steps[0].action == Import(BASE)
+    assert [step.parent for step in steps] == [None, steps[0].id, steps[1].id]
+
+
+def test_an_id_is_the_sha256_of_a_key_that_can_be_read_back() -> None:
+    step = make("(run (shell a))").steps[-1]
+    assert step.id == hashlib.sha256(step.key.encode()).hexdigest()
+    assert sexp.dumps(sexp.loads(step.key)) == step.key
+
+
+def test_a_command_has_the_context_of_the_ops_before_it() -> None:
+    command = last(
+        """(workdir /src) (workdir sub) (env B 2) (env A 1) (env B 3) (user (uid 7) (gid 8))
+           (shell /bin/sh -ec) (run (network host) (shell "make all")) """
+    )
+    assert command == Command(
+        argv=("/bin/sh", "-ec", "make all"),
+        cwd="/src/sub",
+        env=(("A", "1"), ("B", "3")),
+        user=UnixUser(7, 8),
+        network=True,
+    )
+
+
+def test_a_command_begins_as_root_in_the_root_folder_with_bash_and_no_network() -> None:
+    assert last("(run (shell x))") == Command(("bash", "-c", "x"), "/", (), UnixUser(0, 0), network=False)
+
+
+def test_ops_after_a_step_do_not_change_it() -> None:
+    assert make("(run (shell x)) (env A 1)").steps[-1].id == make("(run (shell x))").steps[-1].id
+
+
+def test_caches_and_secrets_are_found_from_the_workdir() -> None:
+    command = last(
+        "(workdir /w) (run (cache (c (target sub))) (secrets (s (target /run/s))) (shell x))", secrets=("s",)
+    )
+    assert [cache.target for cache in command.caches] == ["/w/sub"]
+    assert [secret.target for secret in command.secrets] == ["/run/s"]
+
+
+SAME = [
+    ("(run (shell x))", "(run (cache (c (target /c))) (shell x))"),
+    ("(run (shell x))", '(comment "a remark") (run (shell x))'),
+    ("(env A 1) (env B 2) (run (shell x))", "(env B 2) (env A 1) (run (shell x))"),
+    ("(env A 0) (env A 1) (run (shell x))", "(env A 1) (run (shell x))"),
+    ("(workdir /a) (workdir /b) (run (shell x))", "(workdir /b) (run (shell x))"),
+    ("(workdir //b/./) (run (shell x))", "(workdir /b) (run (shell x))"),
+    ("(run (network) (shell x))", "(run (shell x))"),
+    ("(shell bash -c) (run (shell x))", "(run (shell x))"),
+]
+
+DIFFERENT = [
+    ("(run (shell x))", "(run (shell y))"),
+    ("(run (shell x))", "(run (network host) (shell x))"),
+    ("(run (shell x))", "(workdir /w) (run (shell x))"),
+    ("(workdir /a/b) (run (shell x))", "(workdir /a/../b) (run (shell x))"),
+    ("(run (shell x))", "(env A 1) (run (shell x))"),
+    ("(run (shell x))", "(user (uid 0) (gid 1)) (run (shell x))"),
+    ("(run (shell x))", "(shell bash -ec) (run (shell x))"),
+    ("(run (shell x))", "(run (secrets (s (target /s))) (shell x))"),
+    ("(run (secrets (s (target /s))) (shell x))", "(run (secrets (s (target /t))) (shell x))"),
+    ("(shell a b) (run (shell c))", '(shell a) (run (shell "b c"))'),
+    ("(env A B) (run (shell x))", '(env AB "") (run (shell x))'),
+    ("(copy (src file) (dst /d/))", "(copy (src file) (dst /e/))"),
+    ("(copy (src file) (dst /d/))", "(user (uid 1) (gid 1)) (copy (src file) (dst /d/))"),
+    ("(copy (src folder) (dst /d/))", "(copy (src folder) (dst /d))"),
+    ("(copy (src folder) (dst /d/))", "(copy (src folder) (dst /d/) (exclude inner))"),
+]
+
+
+@pytest.mark.parametrize(("one", "other"), SAME)
+def test_what_does_not_change_the_result_does_not_change_the_id(one: str, other: str) -> None:
+    assert make(one).steps[-1].id == make(other).steps[-1].id
+
+
+@pytest.mark.parametrize(("one", "other"), DIFFERENT)
+def test_what_changes_the_result_changes_the_id(source: Path, one: str, other: str) -> None:
+    chains = [make(ops, source, secrets=("s",)) for ops in (one, other)]
+    assert chains[0].steps[-1].id != chains[1].steps[-1].id
+
+
+def test_a_base_counts_by_its_content_and_not_by_its_name_card_or_place() -> None:
+    def id(base: Base) -> str:
+        return make("(run (shell x))", base=base).steps[-1].id
+
+    renamed = replace(BASE, name="c", path=Path("/else"), stamp=(4, 5, 6), card=Card(memory=1 << 30))
+    assert id(renamed) == id(BASE)
+    assert id(replace(BASE, digest="e" * 64)) != id(BASE)
+
+
+def test_the_value_of_a_secret_is_never_asked_for() -> None:
+    step = make("(run (secrets (s (target /s))) (shell x))", secrets=("s",)).steps[-1]
+    assert "(secrets((s /s)))" in step.key
+
+
+@pytest.mark.parametrize(
+    ("ops", "dest", "paths"),
+    [
+        ("(copy (src file) (dst /d/))", "/d", ["file"]),
+        ("(copy (src file) (dst /d/new))", "/d", ["new"]),
+        ("(copy (src file) (dst new))", "/", ["new"]),
+        ("(copy (src folder) (dst /d/))", "/d", ["folder", "folder/inner"]),
+        ("(copy (src folder) (dst /d))", "/d", ["inner"]),
+        ("(copy (src folder file) (dst /d/))", "/d", ["folder", "folder/inner", "file"]),
+        ("(workdir /w) (copy (src .) (dst .))", "/w", ["file", "folder", "folder/inner"]),
+        ("(workdir /w) (copy (src file) (dst ./))", "/w", ["file"]),
+    ],
+)
+def test_a_copy_goes_where_its_dst_says(source: Path, ops: str, dest: str, paths: list[str]) -> None:
+    transfer = last(ops, source)
+    assert isinstance(transfer, Transfer)
+    assert transfer.dest == dest
+    assert [entry.path for entry in transfer.tree.entries] == paths
+
+
+REFUSED = [
+    ("(copy (src) (dst /d/))", "no source items"),
+    ("(copy (src file folder) (dst /d))", "must end with '/'"),
+    ("(copy (src none) (dst /d/))", "not found"),
+    ("(copy (src ../x) (dst /d/))", "outside"),
+    ("(run (secrets (s (target /s))) (shell x))", "no value for the secret"),
+    ('(run (shell "a\\000b"))', "NUL"),
+    ('(env A "a\\000b")', "NUL"),
+    ('(workdir "a\\000b")', "NUL"),
+    ("(env A 1) (env B=C 1)", "environment"),
+    ('(env A 1) (env "" 1)', "environment"),
+    ("(user (uid -1) (gid 0))", "between"),
+    ("(user (uid 0) (gid 4294967295))", "between"),
+    ("(user (name ContainerAdministrator))", "Linux"),
+    (f"(run (shell {'x' * 131072}))", "131071"),
+]
+
+
+@pytest.mark.parametrize(("ops", "why"), REFUSED)
+def test_what_is_seen_to_be_wrong_is_refused_with_its_line(source: Path, ops: str, why: str) -> None:
+    with pytest.raises(SpecError, match=why) as caught:
+        make(ops, source)
+    assert caught.value.line == 2
+
+
+@pytest.mark.parametrize("name", ["", "A=B", "A\0B"])
+def test_the_first_variable_must_have_a_name_too(name: str) -> None:
+    with pytest.raises(UsageError, match="environment"):
+        plan.plan(Stage("b", (Env(name, "1"),)), source=Path(), find_base=lambda name: BASE)
+
+
+def test_a_shell_whose_program_looks_like_a_variable_is_refused() -> None:
+    with pytest.raises(UsageError):
+        plan.plan(Stage("b", (Shell(("A=B", "-c")),)), source=Path(), find_base=lambda name: BASE)
+
+
+def test_the_longest_command_that_linux_takes_is_taken() -> None:
+    assert len(last(f"(run (shell {'x' * plan.MAX_ARGUMENT}))").argv[-1]) == plan.MAX_ARGUMENT
+
+
+def test_a_base_that_is_not_there_is_told_as_it_is() -> None:
+    def find(name: str) -> Base:
+        raise UsageError(f"no {name}")
+
+    with pytest.raises(UsageError, match="no b"):
+        plan.plan(Stage("b"), source=Path(), find_base=find)
+
+
+def test_nested_builds_are_refused() -> None:
+    stage = Stage("b", (Copy(("x",), "/y/", origin="inner"),), (("inner", Stage("b")),))
+    with pytest.raises(UsageError, match="inner"):
+        plan.plan(stage, source=Path(), find_base=lambda name: BASE)
+
+
+def test_headings_are_the_ops_as_written_after_their_workdir() -> None:
+    chain = make("(workdir /w) (run (shell x)) (comment bye)")
+    assert [step.headings for step in chain.steps] == [
+        ("(from b)",),
+        ("/: (workdir /w)", "/w: (run (shell x))"),
+    ]
+    assert chain.tail == ("/w: (comment bye)",)
+
+
+def test_headings_are_not_hashed() -> None:
+    step = make("(run (shell x))").steps[-1]
+    assert replace(step, headings=("other",)).id == step.id
+
+
+def test_bytes_that_are_no_text_travel_through_the_key() -> None:
+    step = plan.plan(Stage("b", (Run("echo \udcff"),)), source=Path(), find_base=lambda name: BASE).steps[-1]
+    assert step.id == hashlib.sha256(step.key.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def test_the_ids_of_a_spec_do_not_change_by_themselves(tmp_path: Path) -> None:
+    """A change here makes every user build everything again: it needs a reason."""
+    (tmp_path / "a").write_text("a")
+    (tmp_path / "a").chmod(0o644)
+    ops = """(env A 1) (user (uid 1) (gid 2)) (workdir /w) (run (network host) (shell "make"))
+             (copy (src a) (dst b/))"""
+    imported, command, transfer = make(ops, tmp_path).steps
+    assert imported.key == f"((format 1)(executor qemu)(base sha256:{BASE.digest}))"
+    assert command.key == (
+        f"((format 1)(executor qemu)(parent {imported.id})(workdir /w)(user(1 2))(env((A 1)))"
+        "(run(bash -c make))(network host)(secrets()))"
+    )
+    assert transfer.key == (
+        f"((format 1)(executor qemu)(parent {command.id})(copy /w/b)(user(1 2))(files((file a 644 "
+        "ca978112ca1bbdcafac231b39a23dc4da786eff8147c4e72b9807785afee48bb))))"
+    )
+    assert imported.id == "1dc8e0c2acdd6f35f7773199de66529b362226986b944a42d2a2e3b2749d51ab"

@@ -1,0 +1,97 @@
+"""Shapes: from the user's settings and the base's card to QEMU's command line."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+
+from obuild.card import Card
+from obuild.errors import UsageError
+from obuild.shape import DEFAULT_MEMORY, Settings, Shape, arch_named, qemu_argv
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        (Settings(accel="xen"), "xen"),
+        (Settings(memory=1 << 20), "at least 32M"),
+        (Settings(os="windows"), "windows"),
+        (Settings(arch="pdp11"), "pdp11"),
+    ],
+)
+def test_what_no_machine_can_be_is_refused_with_advice(settings: Settings, why: str) -> None:
+    with pytest.raises(UsageError, match=why):
+        settings.checked()
+
+
+def test_the_default_settings_are_fine() -> None:
+    assert Settings().checked() == Settings()
+
+
+@pytest.mark.parametrize(
+    ("asked", "needed", "given"),
+    [
+        (0, 256 << 20, DEFAULT_MEMORY),
+        (0, 8 << 30, 8 << 30),
+        (64 << 20, 256 << 20, 64 << 20),
+        (8 << 30, 256 << 20, 8 << 30),
+    ],
+)
+def test_memory_is_what_was_asked_for_else_enough_for_the_base(asked: int, needed: int, given: int) -> None:
+    assert Settings(memory=asked).shape(Card(memory=needed), "tcg").memory == given
+
+
+def test_a_guest_of_another_system_cannot_be_run_yet() -> None:
+    with pytest.raises(UsageError, match="openbsd"):
+        Settings().shape(Card(os="openbsd"), "tcg")
+    assert Settings(os="linux").shape(Card(os="openbsd"), "kvm").accel == "kvm"
+
+
+def test_an_architecture_has_one_name() -> None:
+    assert arch_named("amd64") == arch_named("x86_64") == "x86_64"
+
+
+def option(argv: list[str], name: str) -> list[str]:
+    """The values of an option, in order."""
+    return [value for before, value in itertools.pairwise(argv) if before == name]
+
+
+def argv(shape: Shape, image: Path = Path("/x.qcow2"), *, network: bool = False) -> list[str]:
+    return [str(word) for word in qemu_argv(shape, image, network=network, qmp="socket,fd=7")]
+
+
+def test_the_command_line_has_the_shape() -> None:
+    line = argv(Shape(cpus=3, memory=512 << 20))
+    assert line[0] == "qemu-system-x86_64"
+    assert option(line, "-smp") == ["3"]
+    assert option(line, "-m") == ["512M"]
+    assert "socket,fd=7,id=qmp" in option(line, "-chardev")
+
+
+@pytest.mark.parametrize(("accel", "cpu", "words"), [("kvm", "host", "kvm"), ("tcg", "max", "tcg,thread=multi")])
+def test_the_cpu_goes_with_the_accelerator(accel: str, cpu: str, words: str) -> None:
+    line = argv(Shape(accel="kvm" if accel == "kvm" else "tcg"))
+    assert option(line, "-cpu") == [cpu]
+    assert option(line, "-accel") == [words]
+
+
+@pytest.mark.parametrize(("network", "restrict"), [(True, "restrict=off"), (False, "restrict=on")])
+def test_a_step_without_network_cannot_reach_out(network: bool, restrict: str) -> None:
+    (netdev,) = option(argv(Shape(), network=network), "-netdev")
+    assert restrict in netdev.split(",")
+
+
+def test_the_ssh_port_is_open_to_this_host_only_and_never_fixed() -> None:
+    (netdev,) = option(argv(Shape()), "-netdev")
+    assert "hostfwd=tcp:127.0.0.1:0-:22" in netdev.split(",")
+
+
+def test_a_comma_in_the_image_path_does_not_end_it() -> None:
+    blockdev = option(argv(Shape(), Path("/a,readonly=on/x")), "-blockdev")[0]
+    assert "filename=/a,,readonly=on/x," in blockdev
+
+
+def test_no_default_device_and_no_user_configuration_slips_in() -> None:
+    assert argv(Shape())[1:3] == ["-nodefaults", "-no-user-config"]

@@ -1,0 +1,89 @@
+"""What people see: events as lines, errors with a place and advice."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from obuild import ui
+from obuild.errors import ObuildError, SpecError, UsageError
+from obuild.events import Done, Event, Hit, Note, Output, Saved, Started
+
+
+def lines(*events: Event, colour: bool = False) -> str:
+    out = io.BytesIO()
+    show = ui.Lines(out, colour=colour)
+    for event in events:
+        show(event)
+    return out.getvalue().decode("utf-8", "surrogateescape")
+
+
+@pytest.mark.parametrize(
+    ("event", "line"),
+    [
+        (Started("/: (run (shell x))"), "/: (run (shell x))\n"),
+        (Hit("abc", b"log\n"), 'log\n---> using "abc" from cache\n'),
+        (Hit("abc", b""), '---> using "abc" from cache\n'),
+        (Output(b"text\n"), "text\n"),
+        (Output(b""), ""),
+        (Saved("abc"), '---> saved as "abc"\n'),
+        (Note("by the way"), "by the way\n"),
+        (Done("abc"), 'Got: "abc"\n'),
+        (Started("bytes \udcff"), "bytes \udcff\n"),
+    ],
+)
+def test_each_event_is_a_line_as_obuilder_prints_it(event: Event, line: str) -> None:
+    assert lines(event) == line
+
+
+def test_output_that_ends_within_a_line_does_not_swallow_the_next() -> None:
+    assert lines(Output(b"a"), Output(b"b"), Saved("x")) == 'ab\n---> saved as "x"\n'
+    assert lines(Output(b"a"), Output(b"\n"), Saved("x")) == 'a\n---> saved as "x"\n'
+
+
+def test_output_is_shown_byte_for_byte_and_at_once() -> None:
+    out = io.BytesIO()
+    ui.Lines(out, colour=True)(Output(b"\x00\xff\x1b[1m"))
+    assert out.getvalue() == b"\x00\xff\x1b[1m"
+
+
+def test_colour_is_put_around_our_own_lines_only() -> None:
+    shown = lines(Started("op"), Output(b"text\n"), Saved("x"), Note("note"), colour=True).splitlines()
+    assert [line.startswith("\x1b[") and line.endswith("\x1b[0m") for line in shown] == [True, False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("error", "what", "file", "text"),
+    [
+        (ObuildError("no"), "", "", "obuild: no\n"),
+        (ObuildError("no", hint="do that"), "", "", "obuild: no\nhint: do that\n"),
+        (ObuildError("no"), "Build step failed:", "x.spec", "obuild: Build step failed: no\n"),
+        (SpecError("no", line=2, column=3), "", "x.spec", "obuild: x.spec:2:3: no\n"),
+        (SpecError("no"), "", "x.spec", "obuild: x.spec: no\n"),
+        (UsageError("no \udcff"), "", "x.spec", "obuild: no \udcff\n"),
+    ],
+)
+def test_an_error_says_where_what_and_what_to_do(
+    capfdbinary: pytest.CaptureFixture[bytes], error: ObuildError, what: str, file: str, text: str
+) -> None:
+    ui.report(error, what=what, file=file)
+    captured = capfdbinary.readouterr()
+    assert captured.err.decode("utf-8", "surrogateescape") == text
+    assert captured.out == b""
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1.0 KiB"),
+        (3 << 19, "1.5 MiB"),
+        (1 << 30, "1.0 GiB"),
+        (5 << 40, "5.0 TiB"),
+        (5000 << 40, "5000.0 TiB"),
+    ],
+)
+def test_sizes_for_people(count: int, text: str) -> None:
+    assert ui.size(count) == text

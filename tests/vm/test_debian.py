@@ -1,0 +1,30 @@
+"""The main job on a stock guest: systemd, sudo, apt, and a real network."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.vm.conftest import ROOT, Program, base_images, new_store
+
+pytestmark = pytest.mark.vm
+
+
+@pytest.fixture(scope="module")
+def debian(tmp_path_factory: pytest.TempPathFactory) -> Program:
+    folder = tmp_path_factory.mktemp("debian")
+    return Program(new_store(folder / "store", base_images("debian-12")))
+
+
+def test_the_example_builds_and_then_comes_from_cache(debian: Program, tmp_path: Path) -> None:
+    source = shutil.copytree(ROOT / "specs/hello", tmp_path / "hello")
+    first = debian.build(source / "hello.spec", source)
+    assert first.stdout.count("---> saved as") == 4
+    assert "Hello from a layer!\n" in first.stdout
+    assert list((debian.store / "cache/c-apt-archives").iterdir())
+
+    again = debian.build(source / "hello.spec", source, "-v")
+    assert again.stdout.count("---> using") == 4
+    assert "Exec" not in again.stderr
