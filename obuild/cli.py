@@ -180,6 +180,9 @@ def build(
     secret: Annotated[
         list[str] | None, typer.Option(metavar="ID:FILE", help="A value for (secrets ID). May be repeated.")
     ] = None,
+    jobs: Annotated[
+        int, typer.Option("--jobs", "-j", metavar="N", min=1, help="How many independent stages to build at once.")
+    ] = 1,
     qemu_accel: AccelOption = "auto",
     qemu_memory: MemoryOption = "",
     qemu_cpus: CpusOption = 2,
@@ -202,15 +205,8 @@ def build(
         raise UsageError(f"there is no source directory {source}")
     tell = _lines()
     opened = _open(store, create=True)
-    last = engine.build(
-        stage,
-        source=Path(source),
-        store=opened,
-        settings=settings,
-        secrets=_secrets(secret or []),
-        tell=tell,
-    )
-    tell(Done(last))
+    values = _secrets(secret or [])
+    tell(Done(engine.Engine(Path(source), opened, settings, tell, values, jobs).build(stage)))
 
 
 def _read_spec(path: Path) -> bytes:

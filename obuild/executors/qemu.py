@@ -9,7 +9,7 @@ from pathlib import Path
 
 from obuild import machine, ssh, transfer
 from obuild.guests import linux
-from obuild.plan import Command, Transfer
+from obuild.plan import Command, Extract, Graft, Transfer
 from obuild.shape import Shape
 from obuild.store import CacheCopy, Draft
 
@@ -66,6 +66,14 @@ class Session:
     def send(self, action: Transfer) -> None:
         """Put a tree into the guest."""
         transfer.send_tree(self.connection, self.login, action)
+
+    def take(self, extract: Extract, archive: Path) -> None:
+        """Take files out of the guest, into a tar archive."""
+        transfer.take_tree(self.connection, self.login, extract, archive)
+
+    def graft(self, action: Graft, archive: Path) -> None:
+        """Put the files of such an archive into the guest."""
+        transfer.send_archive(self.connection, self.login, action, archive)
 
 
 def _script(command: Command, mark: str) -> bytes:
