@@ -232,8 +232,9 @@ def connect(machine: Machine, *, login: str, key: Path) -> Iterator[Connection]:
     MachineError if it has not answered within the machine's boot time, or does not take the key.
     """
     deadline = time.monotonic() + machine.shape.boot_time
+    private = load_key(key)  # before the wait: loading paramiko takes a while, and the guest boots meanwhile
     with contextlib.closing(wait_for_banner(machine, deadline)) as sock:
-        transport = _log_in(machine, sock, login, key, deadline)
+        transport = _log_in(machine, sock, login, private, key, deadline)
         try:
             yield Connection(machine, transport)
         finally:
@@ -283,11 +284,12 @@ def _speaks(sock: socket.socket) -> bool:
         return False
 
 
-def _log_in(machine: Machine, sock: socket.socket, login: str, key: Path, deadline: float) -> paramiko.Transport:
+def _log_in(
+    machine: Machine, sock: socket.socket, login: str, private: paramiko.PKey, key: Path, deadline: float
+) -> paramiko.Transport:
     import paramiko
 
     logging.getLogger("paramiko").setLevel(logging.CRITICAL)
-    private = load_key(key)
     transport = paramiko.Transport(sock)
     options = transport.get_security_options()
     options.kex = tuple(name for name in KEX if name in options.kex)

@@ -27,6 +27,8 @@ class Qemu:
         """A machine on the draft's image. When the block ends the guest has shut itself down and QEMU is
         gone; if it raises, QEMU is killed and the image is not to be used."""
         with machine.start(self.shape, draft.image, network=network) as guest:
+            import obuild.index  # noqa: F401  # slow to load, and needed soon: now, while the guest boots
+
             with ssh.connect(guest, login=self.login, key=self.key) as connection:
                 yield Session(connection, self.login)
             guest.power_off()
