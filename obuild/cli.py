@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import functools
 import os
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -104,13 +103,7 @@ Command = TypeVar("Command", bound=Callable[..., None])
 
 def run() -> None:
     """Run the command line and exit."""
-    signal.signal(signal.SIGTERM, _terminate)
     app(prog_name="obuild")
-
-
-def _terminate(number: int, frame: object) -> NoReturn:
-    """A polite kill ends a build as Ctrl-C does, so that no guest is left behind."""
-    raise KeyboardInterrupt
 
 
 def _guarded(command: Command) -> Command:
