@@ -351,6 +351,40 @@ def dockerfile(
     sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape") + b"\n")
 
 
+@app.command()
+@_guarded
+def fmt(
+    spec: Annotated[
+        str, typer.Option("--file", "-f", metavar="SPEC", help="The spec to format; - is standard input.")
+    ] = "-",
+    check: Annotated[
+        bool, typer.Option("--check", help="Print nothing; exit with 1 if the spec would change.")
+    ] = False,
+    write: Annotated[bool, typer.Option("--write", "-w", help="Rewrite the file instead of printing.")] = False,
+) -> None:
+    """Print a spec in its one layout, as OBuilder prints it, with its comments.
+
+    It means the same as before: every step keeps its id.
+
+    Example: obuild fmt --write -f hello.spec
+    """
+    from obuild import fmt
+
+    if write and (check or spec == "-"):
+        raise UsageError(
+            "--write cannot be had " + ("with --check" if check else "for standard input: add -f SPEC")
+        )
+    text = sys.stdin.buffer.read() if spec == "-" else _read_spec(Path(spec))
+    done = fmt.tidy(text)
+    if check and done != text:
+        name = "standard input" if spec == "-" else spec
+        raise ObuildError(f"{name} would change", hint=f"obuild fmt --write -f {spec}" if spec != "-" else "")
+    if write and done != text:
+        fmt.rewrite(Path(spec), done)
+    if not check and not write:
+        sys.stdout.buffer.write(done)
+
+
 @base_app.command("make")
 @_guarded
 def base_make(

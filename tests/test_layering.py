@@ -18,7 +18,7 @@ RANKS = (
     "disk recipe shape spec_fields spec_show",
     "accel machine spec_read",
     "spec ssh",
-    "dockerfile guests guests.linux plan",
+    "dockerfile fmt guests guests.linux plan",
     "store",
     "bases.debian index transfer",
     "bases executors.qemu",
