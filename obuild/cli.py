@@ -99,6 +99,8 @@ ArchOption = Annotated[
 ]
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="A layer's id; its first digits will do.")]
 
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
 Command = TypeVar("Command", bound=Callable[..., None])
 
 
@@ -162,6 +164,18 @@ def _lines() -> ui.Lines:
     return ui.Lines(sys.stdout.buffer, colour=sys.stdout.isatty() and "NO_COLOR" not in os.environ)
 
 
+def _put(*lines: str) -> None:
+    """Print lines, whatever bytes are in them and whatever the terminal's encoding."""
+    sys.stdout.buffer.write("".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape"))
+
+
+def _put_json(value: object) -> None:
+    import json
+    from dataclasses import asdict
+
+    print(json.dumps(value, indent=2, default=asdict))
+
+
 @app.callback(invoke_without_command=True)
 def _main(
     version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
@@ -211,6 +225,41 @@ def build(
         tell=tell,
     )
     tell(Done(last))
+
+
+@app.command()
+@_guarded
+def plan(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="The folder that (copy …) takes files from.")],
+    store: StoreOption,
+    spec: Annotated[str, typer.Option("--file", "-f", metavar="SPEC", help="The spec to look at.")],
+    secret: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID[:FILE]", help="As for build; the file is not read. May be repeated."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a build would do, and why; build nothing.
+
+    Each step is `cached`, or a `build` would make it. For a step that is not there, it says in what it differs
+    from the nearest layer that is.
+
+    Example: obuild plan --store=qemu:/data -f hello.spec .
+    """
+    from obuild.forecast import forecast
+    from obuild.spec import parse
+
+    stage = parse(_read_spec(Path(spec)))
+    if not Path(source).is_dir():
+        raise UsageError(f"there is no source directory {source}")
+    names = [item.partition(":")[0] for item in secret or []]
+    if "" in names:
+        raise UsageError("--secret takes an ID, or ID:FILE")
+    steps = forecast(stage, source=Path(source), store=_open(store), secrets=names)
+    if as_json:
+        _put_json(steps)
+    else:
+        _put(*ui.outlook(steps))
 
 
 def _read_spec(path: Path) -> bytes:

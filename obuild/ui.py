@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import sys
-from typing import BinaryIO
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, BinaryIO
 
 from obuild.errors import ObuildError, SpecError
 from obuild.events import Done, Event, Hit, Note, Output, Saved, Started
+
+if TYPE_CHECKING:
+    from obuild.forecast import Outlook
 
 _BLUE, _YELLOW, _RED, _OFF = b"\x1b[94m", b"\x1b[33m", b"\x1b[31m", b"\x1b[0m"
 
@@ -75,3 +79,22 @@ def size(count: int) -> str:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1024
     return f"{value:.1f} TiB"
+
+
+def one_line(op: str, width: int) -> str:
+    """An op as the start of one line."""
+    text = " ".join(op.split())
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def outlook(steps: Sequence[Outlook]) -> Iterator[str]:
+    """The lines for what a build would do. What only follows from a step before is not repeated."""
+    for step in steps:
+        yield f"{'cached' if step.cached else 'build':6}  {(step.id or '?')[:12]:12}  {one_line(step.op, 90)}"
+        why = [reason for reason in step.why if reason != "parent changed"]
+        for reason in why:
+            yield f"        {reason}"
+        if why and step.nearest:
+            yield f"        (compared with {step.nearest[:12]})"
+    count = sum(step.cached for step in steps)
+    yield f"{count} of {len(steps)} {'step is' if len(steps) == 1 else 'steps are'} in the store"

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parent.parent / "obuild"
 RANKS = (
     "errors events locks mask spec_ops version",
     "card process qmp sexp tree",
-    "disk recipe shape spec_fields spec_show",
+    "disk explain recipe shape spec_fields spec_show",
     "accel machine spec_read",
     "spec ssh",
     "dockerfile fmt guests guests.linux plan",
@@ -23,7 +23,7 @@ RANKS = (
     "bases.debian index transfer",
     "bases executors.qemu",
     "base executors",
-    "build upkeep",
+    "build forecast upkeep",
     "engine",
     "ui",
     "cli",
