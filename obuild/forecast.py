@@ -11,14 +11,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from obuild import base, explain, recipe
+from obuild import base, explain
 from obuild.explain import Fields
 from obuild.plan import Base, Chain, Import, LayerId, Step, plan
 from obuild.spec import Stage
 from obuild.store import Layer, Store
 
-#: How many layers a step is compared with, those that were used last: a key may list 100,000 files.
-COMPARED = 50
+#: A step is compared with the layers that were used last, until so many characters of keys are read: about
+#: a second's worth. The key of a copy may list 100,000 files, and a parent have 1,000 children.
+ENOUGH = 2_000_000
 
 NOTHING_LIKE_IT = "no layer like it in the store"
 
@@ -52,6 +53,8 @@ def _base(store: Store, reference: str) -> Base:
     found = base.look(store, reference)
     if found is not None:
         return found
+    from obuild import recipe  # late: seldom needed
+
     name = reference.partition("@")[0]
     path = recipe.find(name)
     assert path is not None, "base.look knows its recipe"
@@ -101,13 +104,18 @@ class _Forecaster:
             candidates = self.children.get(stood, []) if stood else []
         new = explain.fields(step.key)
         best: tuple[float, Layer, Fields] | None = None
-        for layer in candidates[:COMPARED]:
+        read = 0
+        for layer in candidates:
             with suppress(FileNotFoundError):  # it is just being removed
-                old = explain.fields(layer.key)
+                key = layer.key
+                old = explain.fields(key)
                 if explain.alike(old, new):
                     distance = explain.distance(old, new)
                     if best is None or distance < best[0]:
                         best = distance, layer, old
+                read += len(key)
+            if read > ENOUGH:
+                break
         return best[1:] if best else None
 
     def imports(self, name: str) -> list[Layer]:

@@ -152,3 +152,13 @@ def test_a_layer_that_is_just_being_removed_is_passed_over(
     monkeypatch.setattr(store, "parents", lambda: parents)
     assert look("(run (shell b))")[-1].why == (NOTHING_LIKE_IT,)
     assert store.find(root)
+
+
+def test_comparing_ends_at_some_time(
+    store: Store, look: Look, chain: ChainMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    near, used_last = (built(store, chain(f"(run (shell {name}))"))[-1] for name in ("aaab", "x"))
+    os.utime(store.result / near, (1, 1))
+    assert look("(run (shell aaac))")[-1].nearest == near
+    monkeypatch.setattr(forecast, "ENOUGH", 1)
+    assert look("(run (shell aaac))")[-1].nearest == used_last
