@@ -32,6 +32,11 @@ app = typer.Typer(
 )
 base_app = typer.Typer(help="Base images: what `(from NAME)` starts from.", no_args_is_help=True)
 app.add_typer(base_app, name="base")
+cache_app = typer.Typer(
+    help="Caches: the folders that steps share with (cache NAME …), each kept as one tar archive.",
+    no_args_is_help=True,
+)
+app.add_typer(cache_app, name="cache")
 
 _MACHINE = "Machine"
 
@@ -100,6 +105,10 @@ ArchOption = Annotated[
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="A layer's id; its first digits will do.")]
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+CacheArgument = Annotated[
+    str, typer.Argument(metavar="NAME", help="The cache, as `(cache (NAME …))` in a spec calls it.")
+]
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
@@ -335,14 +344,32 @@ def log(id: IdArgument, store: StoreOption) -> None:
 @_guarded
 def list_layers(store: StoreOption) -> None:
     """List the layers: id, age, how long it took, size on disk, and the op that made it."""
-    from obuild.index import Index, ago
+    from obuild.index import Index
 
     with Index(_open(store)) as index:
         rows = index.rows()
     for row in rows:
-        op = " ".join(row.op.split())
-        shown = op if len(op) <= 60 else op[:59] + "…"
-        print(f"{row.id[:12]}  {ago(row.created):>7}  {row.seconds:7.1f} s  {ui.size(row.size):>10}  {shown}")
+        shown = ui.one_line(row.op, 60)
+        print(f"{row.id[:12]}  {ui.ago(row.created):>7}  {row.seconds:7.1f} s  {ui.size(row.size):>10}  {shown}")
+
+
+@app.command()
+@_guarded
+def explain(id: IdArgument, store: StoreOption, as_json: JsonOption = False) -> None:
+    """Tell all about a layer: what made it, what it stands on, what stands on it, when, how big.
+
+    Its key is everything that its id is the hash of. Sizes are on disk.
+
+    Example: obuild explain --store=qemu:/data 3f2a
+    """
+    from obuild.describe import describe
+
+    opened = _open(store)
+    layer = describe(opened, opened.resolve(id))
+    if as_json:
+        _put_json(layer)
+    else:
+        _put(*ui.description(layer))
 
 
 @app.command()
@@ -503,6 +530,69 @@ def base_remove(
     from obuild import base
 
     base.remove(_open(store), name)
+
+
+@cache_app.command("ls")
+@_guarded
+def cache_list(store: StoreOption, as_json: JsonOption = False) -> None:
+    """List the caches: size, when a step last changed it, and name.
+
+    Example: obuild cache ls --store=qemu:/data
+    """
+    from obuild import caches
+
+    there = caches.listing(_open(store))
+    if as_json:
+        _put_json(there)
+    else:
+        _put(*(f"{ui.size(cache.size):>10}  {ui.ago(cache.changed):>7}  {ui.word(cache.name)}" for cache in there))
+
+
+@cache_app.command("rm")
+@_guarded
+def cache_remove(name: CacheArgument, store: StoreOption) -> None:
+    """Remove a cache. The next step that wants it begins with an empty one.
+
+    Example: obuild cache rm --store=qemu:/data apt-archives
+    """
+    from obuild import caches
+
+    caches.remove(_open(store), name)
+
+
+@cache_app.command("export")
+@_guarded
+def cache_export(
+    name: CacheArgument,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write the tar archive.")],
+    store: StoreOption,
+    force: Annotated[bool, typer.Option("--force", help="Replace FILE if it is there.")] = False,
+) -> None:
+    """Copy a cache into a tar archive, for another store or to look at.
+
+    It holds what guests have put there: look before you unpack it.
+
+    Example: obuild cache export --store=qemu:/data apt-archives apt.tar
+    """
+    from obuild import caches
+
+    caches.export(_open(store), name, file, force=force)
+
+
+@cache_app.command("import")
+@_guarded
+def cache_import(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A tar archive, not compressed.")],
+    name: CacheArgument,
+    store: StoreOption,
+) -> None:
+    """Make a tar archive the content of a cache, in place of what is in it.
+
+    Example: obuild cache import --store=qemu:/data apt.tar apt-archives
+    """
+    from obuild import caches
+
+    caches.put(_open(store, create=True), file, name)
 
 
 def _say(text: str) -> None:
