@@ -88,6 +88,12 @@ def test_comments_stay_where_they_stood(text: str, expected: str) -> None:
     assert tidy(expected) == expected
 
 
+def test_the_page_on_the_language_shows_it_as_it_is() -> None:
+    page = (HERE.parent / "docs" / "spec.md").read_text(encoding="utf-8")
+    example = page.partition("## One layout")[2].partition("```lisp\n")[2].partition("```")[0]
+    assert tidy(example) == example
+
+
 def test_what_is_no_spec_is_refused_with_its_place() -> None:
     with pytest.raises(SpecError) as caught:
         tidy("((from a)\n (rnu (shell b)))")
