@@ -107,7 +107,7 @@ class _Printer:
             if last and remark.start < last.end:
                 last.inside.append(remark)
             elif last and "\n" not in self.source.text[last.end : remark.start]:
-                last.after = remark.text
+                last.after = f"{last.after} {remark.text}".lstrip()  # a parenthesis was between them
             elif index < len(pieces):
                 pieces[index].before.append(remark.text)
             else:

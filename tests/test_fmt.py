@@ -71,6 +71,7 @@ def test_without_comments_it_is_what_obuilder_prints() -> None:
             "((from a)\n (copy (src b) ; c\n       (dst d))\n)\n",
         ),
         ("((from a) (Run ((shell b) ; c\n)))", "((from a)\n (run (shell b)) ; c\n)\n"),
+        ("((from a) (Run ((shell b) #| c |#) ; d\n))", "((from a)\n (run (shell b)) #| c |# ; d\n)\n"),
         ("((from a) (env ; c\n d e))", "((from a)\n ; c\n (env d e)\n)\n"),
         # a build closes on its own line if a comment would hide its end
         (
