@@ -38,15 +38,30 @@ def find(store: Store, reference: str, *, say: Say) -> Base:
 
     UsageError, listing what there is, if there is neither; or if its content is not what the pin says.
     """
-    name, pin = _split(reference)
-    path = image_path(store, name)
-    if path is None:
-        from obuild import recipe
-
-        if recipe.find(name) is None:
-            raise _unknown(store, name)
+    name, _ = _split(reference)
+    found = look(store, reference)
+    if found is None:
         say(f"base image {name!r} is not in the store yet; making it from its recipe")
-        path = make(store, name, say=say)
+        found = _read(store, make(store, name, say=say), reference)
+    return found
+
+
+def look(store: Store, reference: str) -> Base | None:
+    """As `find`, but nothing is made: None if there is only a recipe."""
+    name, _ = _split(reference)
+    path = image_path(store, name)
+    if path is not None:
+        return _read(store, path, reference)
+    from obuild import recipe
+
+    if recipe.find(name) is None:
+        raise _unknown(store, name)
+    return None
+
+
+def _read(store: Store, path: Path, reference: str) -> Base:
+    """The base in the file `path`. UsageError if it is not the one that `reference` pins."""
+    name, pin = _split(reference)
     stamp = disk.stamp(path)
     digest = _digest(store, path, stamp)
     if pin and pin != digest:

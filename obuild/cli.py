@@ -31,6 +31,11 @@ app = typer.Typer(
 )
 base_app = typer.Typer(help="Base images: what `(from NAME)` starts from.", no_args_is_help=True)
 app.add_typer(base_app, name="base")
+cache_app = typer.Typer(
+    help="Caches: the folders that steps share with (cache NAME …), each kept as one tar archive.",
+    no_args_is_help=True,
+)
+app.add_typer(cache_app, name="cache")
 
 _MACHINE = "Machine"
 
@@ -98,6 +103,12 @@ ArchOption = Annotated[
 ]
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="A layer's id; its first digits will do.")]
 
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+CacheArgument = Annotated[
+    str, typer.Argument(metavar="NAME", help="The cache, as `(cache (NAME …))` in a spec calls it.")
+]
+
 Command = TypeVar("Command", bound=Callable[..., None])
 
 
@@ -155,6 +166,18 @@ def _lines() -> ui.Lines:
     return ui.Lines(sys.stdout.buffer, colour=sys.stdout.isatty() and "NO_COLOR" not in os.environ)
 
 
+def _put(*lines: str) -> None:
+    """Print lines, whatever bytes are in them and whatever the terminal's encoding."""
+    sys.stdout.buffer.write("".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape"))
+
+
+def _put_json(value: object) -> None:
+    import json
+    from dataclasses import asdict
+
+    print(json.dumps(value, indent=2, default=asdict))
+
+
 @app.callback(invoke_without_command=True)
 def _main(
     version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
@@ -200,6 +223,41 @@ def build(
     opened = _open(store, create=True)
     values = _secrets(secret or [])
     tell(Done(engine.Engine(Path(source), opened, settings, tell, values, jobs).build(stage)))
+
+
+@app.command()
+@_guarded
+def plan(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="The folder that (copy …) takes files from.")],
+    store: StoreOption,
+    spec: Annotated[str, typer.Option("--file", "-f", metavar="SPEC", help="The spec to look at.")],
+    secret: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID[:FILE]", help="As for build; the file is not read. May be repeated."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a build would do, and why; build nothing.
+
+    Each step is `cached`, or a `build` would make it. For a step that is not there, it says in what it differs
+    from the nearest layer that is.
+
+    Example: obuild plan --store=qemu:/data -f hello.spec .
+    """
+    from obuild.forecast import forecast
+    from obuild.spec import parse
+
+    stage = parse(_read_spec(Path(spec)))
+    if not Path(source).is_dir():
+        raise UsageError(f"there is no source directory {source}")
+    names = [item.partition(":")[0] for item in secret or []]
+    if "" in names:
+        raise UsageError("--secret takes an ID, or ID:FILE")
+    steps = forecast(stage, source=Path(source), store=_open(store), secrets=names)
+    if as_json:
+        _put_json(steps)
+    else:
+        _put(*ui.outlook(steps))
 
 
 def _read_spec(path: Path) -> bytes:
@@ -275,14 +333,32 @@ def log(id: IdArgument, store: StoreOption) -> None:
 @_guarded
 def list_layers(store: StoreOption) -> None:
     """List the layers: id, age, how long it took, size on disk, and the op that made it."""
-    from obuild.index import Index, ago
+    from obuild.index import Index
 
     with Index(_open(store)) as index:
         rows = index.rows()
     for row in rows:
-        op = " ".join(row.op.split())
-        shown = op if len(op) <= 60 else op[:59] + "…"
-        print(f"{row.id[:12]}  {ago(row.created):>7}  {row.seconds:7.1f} s  {ui.size(row.size):>10}  {shown}")
+        shown = ui.one_line(row.op, 60)
+        print(f"{row.id[:12]}  {ui.ago(row.created):>7}  {row.seconds:7.1f} s  {ui.size(row.size):>10}  {shown}")
+
+
+@app.command()
+@_guarded
+def explain(id: IdArgument, store: StoreOption, as_json: JsonOption = False) -> None:
+    """Tell all about a layer: what made it, what it stands on, what stands on it, when, how big.
+
+    Its key is everything that its id is the hash of. Sizes are on disk.
+
+    Example: obuild explain --store=qemu:/data 3f2a
+    """
+    from obuild.describe import describe
+
+    opened = _open(store)
+    layer = describe(opened, opened.resolve(id))
+    if as_json:
+        _put_json(layer)
+    else:
+        _put(*ui.description(layer))
 
 
 @app.command()
@@ -338,6 +414,40 @@ def dockerfile(
         parse(_read_spec(Path(spec))), buildkit=buildkit, escape="windows" if escape == "windows" else "unix"
     )
     sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape") + b"\n")
+
+
+@app.command()
+@_guarded
+def fmt(
+    spec: Annotated[
+        str, typer.Option("--file", "-f", metavar="SPEC", help="The spec to format; - is standard input.")
+    ] = "-",
+    check: Annotated[
+        bool, typer.Option("--check", help="Print nothing; exit with 1 if the spec would change.")
+    ] = False,
+    write: Annotated[bool, typer.Option("--write", "-w", help="Rewrite the file instead of printing.")] = False,
+) -> None:
+    """Print a spec in its one layout, as OBuilder prints it, with its comments.
+
+    It means the same as before: every step keeps its id.
+
+    Example: obuild fmt --write -f hello.spec
+    """
+    from obuild import fmt
+
+    if write and (check or spec == "-"):
+        raise UsageError(
+            "--write cannot be had " + ("with --check" if check else "for standard input: add -f SPEC")
+        )
+    text = sys.stdin.buffer.read() if spec == "-" else _read_spec(Path(spec))
+    done = fmt.tidy(text)
+    if check and done != text:
+        name = "standard input" if spec == "-" else spec
+        raise ObuildError(f"{name} would change", hint=f"obuild fmt --write -f {spec}" if spec != "-" else "")
+    if write and done != text:
+        fmt.rewrite(Path(spec), done)
+    if not check and not write:
+        sys.stdout.buffer.write(done)
 
 
 @base_app.command("make")
@@ -409,6 +519,69 @@ def base_remove(
     from obuild import base
 
     base.remove(_open(store), name)
+
+
+@cache_app.command("ls")
+@_guarded
+def cache_list(store: StoreOption, as_json: JsonOption = False) -> None:
+    """List the caches: size, when a step last changed it, and name.
+
+    Example: obuild cache ls --store=qemu:/data
+    """
+    from obuild import caches
+
+    there = caches.listing(_open(store))
+    if as_json:
+        _put_json(there)
+    else:
+        _put(*(f"{ui.size(cache.size):>10}  {ui.ago(cache.changed):>7}  {ui.word(cache.name)}" for cache in there))
+
+
+@cache_app.command("rm")
+@_guarded
+def cache_remove(name: CacheArgument, store: StoreOption) -> None:
+    """Remove a cache. The next step that wants it begins with an empty one.
+
+    Example: obuild cache rm --store=qemu:/data apt-archives
+    """
+    from obuild import caches
+
+    caches.remove(_open(store), name)
+
+
+@cache_app.command("export")
+@_guarded
+def cache_export(
+    name: CacheArgument,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write the tar archive.")],
+    store: StoreOption,
+    force: Annotated[bool, typer.Option("--force", help="Replace FILE if it is there.")] = False,
+) -> None:
+    """Copy a cache into a tar archive, for another store or to look at.
+
+    It holds what guests have put there: look before you unpack it.
+
+    Example: obuild cache export --store=qemu:/data apt-archives apt.tar
+    """
+    from obuild import caches
+
+    caches.export(_open(store), name, file, force=force)
+
+
+@cache_app.command("import")
+@_guarded
+def cache_import(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A tar archive, not compressed.")],
+    name: CacheArgument,
+    store: StoreOption,
+) -> None:
+    """Make a tar archive the content of a cache, in place of what is in it.
+
+    Example: obuild cache import --store=qemu:/data apt.tar apt-archives
+    """
+    from obuild import caches
+
+    caches.put(_open(store, create=True), file, name)
 
 
 def _say(text: str) -> None:

@@ -6,7 +6,6 @@ The only importer of sqlite_utils.
 from __future__ import annotations
 
 import sqlite3
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -95,12 +94,3 @@ def disk_usage(store: Store, id: LayerId) -> int:
     """Bytes that a layer takes on disk, holes left out; 0 if it is gone."""
     folder = store.result / id
     return sum(path.lstat().st_blocks * 512 for path in folder.rglob("*")) if folder.exists() else 0
-
-
-def ago(then: float) -> str:
-    """How long ago `then` was, in one short word."""
-    seconds = max(0.0, time.time() - then)
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"

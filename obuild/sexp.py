@@ -23,6 +23,7 @@ Node: TypeAlias = "Atom | List"
 
 #: What may stand between two s-expressions, but for `#;` and `#| |#`.
 _BLANK = re.compile(r"(?:[ \t\n\f]++|\r\n|;[^\r\n]*+)*+")
+_LINE_COMMENT = re.compile(r";[^\r\n]*")
 _ATOM_ENDS = ' \t\n\f\r"();'
 _ATOM_END = re.compile(r'[ \t\n\f\r"();]')
 _COMMENT_IN_ATOM = re.compile(r"#\||\|#")
@@ -54,6 +55,29 @@ class List:
     column: int
 
 
+@dataclass(frozen=True, slots=True)
+class Remark:
+    """A comment as written, and where it stands: characters `start` up to `end`."""
+
+    text: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Annotated:
+    """A node with what `parse` leaves out: the comments around and in it, and where each node ends."""
+
+    text: str
+    node: Node
+    remarks: tuple[Remark, ...]
+    _spans: dict[tuple[int, int], tuple[int, int]]
+
+    def span(self, node: Node) -> tuple[int, int]:
+        """The characters of `text` that a node takes."""
+        return self._spans[node.line, node.column]
+
+
 def loads(text: str | bytes) -> Sexp:
     """The one s-expression in `text`. SpecError if there is none, or more, or it is malformed."""
     return plain(parse(text))
@@ -63,6 +87,13 @@ def parse(text: str | bytes) -> Node:
     """Like `loads`, but every atom and list says where it stands."""
     node: Node = _Reader(_decode(text)).parse()
     return node
+
+
+def annotate(text: str | bytes) -> Annotated:
+    """Like `parse`, for who writes the text anew and wants to keep the comments."""
+    reader = _Annotator(_decode(text))
+    node: Node = reader.parse()
+    return Annotated(reader.string, node, reader.outermost(), reader.spans)
 
 
 def plain(node: Node) -> Sexp:
@@ -317,3 +348,42 @@ class _Reader(sexpdata.Parser):  # type: ignore[misc]  # sexpdata is not typed
     def _error(self, offset: int, message: str, hint: str) -> SpecError:
         line, column = self._where(offset)
         return SpecError(message, line=line, column=column, hint=hint)
+
+
+class _Annotator(_Reader):
+    """Also notes the comments, and where nodes begin and end."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.remarks: list[Remark] = []
+        self.spans: dict[tuple[int, int], tuple[int, int]] = {}
+
+    def outermost(self) -> tuple[Remark, ...]:
+        """The comments that are in no other, in order."""
+        found: list[Remark] = []
+        for remark in sorted(self.remarks, key=lambda remark: remark.start):
+            if not found or remark.start >= found[-1].end:
+                found.append(remark)
+        return tuple(found)
+
+    def _remark(self, start: int, end: int) -> None:
+        self.remarks.append(Remark(self.string[start:end].rstrip(), start, end))
+
+    def _skip_blank(self) -> bool:
+        start = self.at
+        more = super()._skip_blank()
+        for found in _LINE_COMMENT.finditer(self.string, start, self.at):
+            self._remark(*found.span())
+        return more
+
+    def _skip_comment(self) -> None:
+        start = self.at
+        super()._skip_comment()
+        self._remark(start, self.at)
+
+    def _add(self, node: Node) -> None:
+        skips = self.stack[-1].skips
+        if skips:  # `#;` and what it hides are one comment
+            self._remark(skips[-1], self.at)
+        self.spans[node.line, node.column] = (self.lines[node.line - 1] + node.column - 1, self.at)
+        super()._add(node)

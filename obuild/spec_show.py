@@ -40,23 +40,43 @@ def format_op(op: Op, *, column: int = 0) -> str:
     return _op(_op_sexp(op), column)
 
 
+def format_from(base: str, *, column: int = 0) -> str:
+    """The `(from …)` of a stage."""
+    return _op(("from", base), column)
+
+
+def format_name(name: str, *, column: int) -> str:
+    """The name of a build."""
+    return _word(name, column)
+
+
+def format_fields(op: Run | Copy, *, column: int) -> list[tuple[str, str]]:
+    """The name and the text of each field, for who puts each on a line of its own."""
+    return [(str(field[0]), _one_line(field, column)) for field in _op_sexp(op)[1:]]
+
+
+def newline(column: int) -> str:
+    """A line break, and what indents the next line."""
+    return "\n" + " " * min(column, _MAX_INDENT)
+
+
 def _lines(stage: Stage, column: int) -> str:
     builds = [_build(name, child, column) for name, child in stage.stages]
     ops = [("from", stage.base), *map(_op_sexp, stage.ops)]
-    return _newline(column).join([*builds, *(_op(op, column) for op in ops)])
+    return newline(column).join([*builds, *(_op(op, column) for op in ops)])
 
 
 def _build(name: str, stage: Stage, column: int) -> str:
     inner = column + len("(build ")
-    return f"(build {_word(name, inner)}{_newline(inner)}({_lines(stage, inner + 1)}))"
+    return f"(build {_word(name, inner)}{newline(inner)}({_lines(stage, inner + 1)}))"
 
 
 def _op(op: tuple[Sexp, ...], column: int) -> str:
     inner = column + len(f"({op[0]} ")
     if op[0] == "run":
-        return f"(run {_newline(inner).join(_one_line(arg, inner) for arg in op[1:])})"
+        return f"(run {newline(inner).join(_one_line(arg, inner) for arg in op[1:])})"
     if op[0] == "copy" and inner + _width(op[1:]) >= _WIDTH:
-        return f"(copy {_newline(inner).join(_one_line(arg, inner) for arg in op[1:])})"
+        return f"(copy {newline(inner).join(_one_line(arg, inner) for arg in op[1:])})"
     return _one_line(op, column)
 
 
@@ -86,12 +106,8 @@ def _word(word: str, column: int) -> str:
     if first in (-1, len(word) - 1):
         return sexp.quote(word)
     # Lines end in a backslash and go on with `\\n`; the space before the quote lines them up.
-    between = "\\" + _newline(column) + "\\n"
+    between = "\\" + newline(column) + "\\n"
     return f' "{between.join(map(sexp.escape, word.split(chr(10))))}"'
-
-
-def _newline(column: int) -> str:
-    return "\n" + " " * min(column, _MAX_INDENT)
 
 
 def _op_sexp(op: Op) -> tuple[Sexp, ...]:

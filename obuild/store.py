@@ -268,13 +268,34 @@ class Store:
     # -- caches
 
     @contextmanager
-    def borrow_cache(self, name: str) -> Iterator[CacheCopy]:
-        """A private copy of the cache `name`, gone when the block ends; its `save` makes it the new one."""
+    def borrow_cache(self, name: str, *, empty: bool = False) -> Iterator[CacheCopy]:
+        """A private copy of the cache `name`, gone when the block ends; its `save` makes it the new one.
+
+        With `empty` nothing is copied: for who has something to `replace` the cache with.
+        """
         with _owned_folder(self.cache_tmp, f"c-{escape(name)}") as folder:
-            master = self.cache / f"c-{escape(name)}" / "cache.tar"
-            copy = CacheCopy(name, folder / "cache.tar", master, self._lock_file(f"c-{escape(name)}"))
-            copy.take()
+            copy = CacheCopy(
+                name, folder / "cache.tar", self.cache_file(name), self._lock_file(f"c-{escape(name)}")
+            )
+            if not empty:
+                copy.take()
             yield copy
+
+    @contextmanager
+    def cache_lock(self, name: str) -> Iterator[Path]:
+        """Hold the cache `name`, which nobody takes or replaces meanwhile; yields its archive, there or not."""
+        with locks.file_lock(self._lock_file(f"c-{escape(name)}")):
+            yield self.cache_file(name)
+
+    def cache_file(self, name: str) -> Path:
+        """The archive of the cache `name`. It is only ever replaced as a whole."""
+        return self.cache / f"c-{escape(name)}" / "cache.tar"
+
+    def caches(self) -> dict[str, Path]:
+        """The archive of each cache that is not empty, by name."""
+        names = sorted(name for name in os.listdir(self.cache) if name.startswith("c-"))
+        archives = {unescape(name.removeprefix("c-")): self.cache / name / "cache.tar" for name in names}
+        return {name: archive for name, archive in archives.items() if archive.is_file()}
 
     def _lock_file(self, name: str) -> Path:
         return self.locks / f"{name}.lock"
@@ -304,11 +325,20 @@ class CacheCopy:
                 return False
             if self._taken is not None and _same_content(self._master, archive):
                 return True
-            self._master.parent.mkdir(exist_ok=True)
-            _fsync(archive)
-            archive.rename(self._master)
-            _fsync(self._master.parent)
+            self._put(archive)
             return True
+
+    def replace(self, archive: Path) -> None:
+        """Make `archive` the cache, whatever it is by now; a step that has a copy then drops what it saves."""
+        with locks.file_lock(self._lock):
+            self._put(archive)
+
+    def _put(self, archive: Path) -> None:
+        self._master.parent.mkdir(exist_ok=True)
+        _fsync(archive)
+        archive.rename(self._master)
+        _fsync(self._master.parent)
+        _fsync(self._master.parent.parent)
 
     def _version(self) -> tuple[int, int] | None:
         try:
@@ -324,6 +354,13 @@ def escape(name: str) -> str:
 
     quoted = quote(name.encode("utf-8", "surrogateescape"), safe="")
     return quoted.replace("~", "%7E")
+
+
+def unescape(name: str) -> str:
+    """The name that `escape` made `name` of."""
+    from urllib.parse import unquote_to_bytes
+
+    return unquote_to_bytes(name).decode("utf-8", "surrogateescape")
 
 
 @contextmanager

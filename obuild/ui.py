@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import sys
-from typing import BinaryIO
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, BinaryIO
 
 from obuild.errors import ObuildError, SpecError
 from obuild.events import Done, Event, Hit, Note, Output, Saved, Started
+
+if TYPE_CHECKING:
+    from obuild.describe import Description, Neighbour
+    from obuild.forecast import Outlook
 
 _BLUE, _YELLOW, _RED, _OFF = b"\x1b[94m", b"\x1b[33m", b"\x1b[31m", b"\x1b[0m"
 
@@ -75,3 +81,67 @@ def size(count: int) -> str:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1024
     return f"{value:.1f} TiB"
+
+
+def ago(then: float) -> str:
+    """How long ago `then` was, in one short word."""
+    seconds = max(0.0, time.time() - then)
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def word(text: str) -> str:
+    """A word that somebody else chose, safe to show on a terminal."""
+    return text if text and text.isprintable() else ascii(text)
+
+
+def one_line(op: str, width: int) -> str:
+    """An op as the start of one line."""
+    text = " ".join(op.split())
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def outlook(steps: Sequence[Outlook]) -> Iterator[str]:
+    """The lines for what a build would do. What only follows from a step before is not repeated."""
+    for step in steps:
+        yield f"{'cached' if step.cached else 'build':6}  {(step.id or '?')[:12]:12}  {one_line(step.op, 90)}"
+        why = [reason for reason in step.why if reason != "parent changed"]
+        for reason in why:
+            yield f"        {reason}"
+        if why and step.nearest:
+            yield f"        (compared with {step.nearest[:12]})"
+    count = sum(step.cached for step in steps)
+    yield f"{count} of {len(steps)} {'step is' if len(steps) == 1 else 'steps are'} in the store"
+
+
+def description(layer: Description) -> Iterator[str]:
+    """The lines for all that is known of a layer."""
+    from obuild import explain
+
+    made = time.strftime("%Y-%m-%d %H:%M", time.localtime(layer.created))
+    took = f", took {layer.seconds:.1f} s" if layer.seconds is not None else ""
+    yield f"layer   {layer.id}"
+    yield f"op      {one_line(layer.op, 400)}"
+    yield f"made    {made}, {ago(layer.created)} ago{took}; last used {ago(layer.used)} ago"
+    yield f"size    {size(layer.size)}; with all that it stands on {size(layer.total)}"
+    yield f"log     {size(layer.log_size)}: obuild log {layer.id[:12]}"
+    yield "key"
+    for name, lines in explain.describe(layer.key):
+        for index, line in enumerate(_some(lines)):
+            yield f"  {name if index == 0 else '':10}{line}"
+    yield from _neighbours("stands on", layer.parents)
+    yield from _neighbours("children", layer.children)
+
+
+def _some(lines: Sequence[str], most: int = 40) -> Iterator[str]:
+    yield from lines[:most]
+    if len(lines) > most:
+        yield f"… and {len(lines) - most} more; --json has them all"
+
+
+def _neighbours(title: str, layers: Sequence[Neighbour]) -> Iterator[str]:
+    yield title if layers else f"{title}: nothing"
+    for layer in layers:
+        yield f"  {layer.id[:12]}  {one_line(layer.op, 90)}"

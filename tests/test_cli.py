@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -198,22 +200,39 @@ def test_a_card_that_is_malformed(based: Path) -> None:
 
 @pytest.mark.parametrize(
     "args",
-    [["log", "abc"], ["delete", "abc"], ["base", "rm", "abc"], ["base", "make", "abc"], ["base", "rm", "../x"]],
+    [
+        ["log", "abc"],
+        ["explain", "abc"],
+        ["cache", "rm", "abc"],
+        ["delete", "abc"],
+        ["base", "rm", "abc"],
+        ["base", "make", "abc"],
+        ["base", "rm", "../x"],
+    ],
 )
 def test_names_that_stand_for_nothing(based: Path, args: list[str]) -> None:
     assert "abc" in obuild(*args, f"--store=qemu:{based / 'store'}", code=2).stderr or args[-1] == "../x"
 
 
 def test_a_store_is_only_made_by_commands_that_fill_it(tmp_path: Path) -> None:
-    for args in (["ls"], ["clean"], ["log", "a"], ["delete", "a"]):
+    (tmp_path / "spec").write_text(HELLO)
+    for args in (
+        *(["ls"], ["clean"], ["log", "a"], ["delete", "a"], ["explain", "a"]),
+        *(["cache", "ls"], ["cache", "rm", "a"], ["cache", "export", "a", str(tmp_path / "x")]),
+        ["plan", "-f", str(tmp_path / "spec"), str(tmp_path)],
+    ):
         assert "is not a store" in obuild(*args, f"--store=qemu:{tmp_path / 'none'}", code=2).stderr
     assert not (tmp_path / "none").exists()
 
 
-COMMANDS = ["build", "healthcheck", "log", "ls", "delete", "clean", "dockerfile", "base"]
+COMMANDS = [
+    *("build", "plan", "healthcheck", "log", "ls", "explain", "delete", "clean"),
+    *("fmt", "dockerfile", "base", "cache"),
+]
+INNER = [["base", "make"], ["base", "add"], *(["cache", name] for name in ("ls", "rm", "export", "import"))]
 
 
-@pytest.mark.parametrize("command", [[], *[[name] for name in COMMANDS], ["base", "make"], ["base", "add"]])
+@pytest.mark.parametrize("command", [[], *[[name] for name in COMMANDS], *INNER])
 def test_every_command_explains_itself(command: list[str]) -> None:
     shown = obuild(*command, "--help", code=0).stdout
     assert "Usage: obuild" in shown
@@ -237,3 +256,107 @@ def test_the_shell_can_complete() -> None:
 def test_a_dockerfile_is_printed(here: Path) -> None:
     assert obuild("dockerfile", "-f", here / "spec", code=0).stdout == "FROM there\nRUN true\n\n"
     assert "windows" in obuild("dockerfile", "-f", here / "spec", "--escape", "vms", code=2).stderr
+
+
+# -- looking at what there is
+
+
+def plan(here: Path, *options: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    return obuild("plan", f"--store=qemu:{here / 'store'}", "-f", here / "spec", *options, here / "src", code=code)
+
+
+def test_a_plan_says_what_is_there_and_why_the_rest_is_not(based: Path) -> None:
+    shown = plan(based).stdout.splitlines()
+    assert [line.split()[0] for line in shown] == ["build", "no", "build", "no", "0"]
+    (based / "spec").write_text("((from there))")
+    obuild("build", f"--store=qemu:{based / 'store'}", "-f", based / "spec", based / "src", code=0)
+    (based / "spec").write_text("((from there)\n(run (secrets (tok (target /t))) (shell a)))")
+    assert "spec:2:1:" in plan(based, code=2).stderr
+    shown = plan(based, "--secret", "tok:/no/such/file").stdout.splitlines()
+    assert shown[0].split() == ["cached", shown[0].split()[1], "(from", "there)"]
+    assert shown[-1] == "1 of 2 steps are in the store"
+    first, second = json.loads(plan(based, "--json", "--secret=tok").stdout)
+    assert (first["cached"], first["op"], first["why"]) == (True, "(from there)", [])
+    assert (second["cached"], second["nearest"]) == (False, None)
+    assert second["why"] == ["no layer like it in the store"]
+    assert len(os.listdir(based / "store/result")) == 1
+
+
+def test_a_plan_makes_no_base(based: Path) -> None:
+    (based / "spec").write_text("((from micro) (run (shell a)))")
+    shown = plan(based).stdout
+    assert "'micro' would be made from its recipe first" in shown
+    assert not (based / "store/base-image/micro.qcow2").exists()
+
+
+@pytest.mark.parametrize(
+    ("spec", "options", "said"),
+    [
+        ("((from there)\n (rnu (shell a)))", [], "spec:2:2:"),
+        ("((from there)\n (copy (src none) (dst /)))", [], "spec:2:2:"),
+        (HELLO, ["--secret", ":x"], "--secret"),
+    ],
+)
+def test_a_plan_refuses_what_a_build_refuses(based: Path, spec: str, options: list[str], said: str) -> None:
+    (based / "spec").write_text(spec)
+    assert said in plan(based, *options, code=2).stderr
+
+
+def test_a_layer_is_explained(based: Path) -> None:
+    (based / "spec").write_text("((from there))")
+    store = f"--store=qemu:{based / 'store'}"
+    built = obuild("build", store, "-f", based / "spec", based / "src", code=0).stdout
+    id = built.rpartition('Got: "')[2][:64]
+    shown = obuild("explain", id[:8], store, code=0, env={"PYTHONIOENCODING": "ascii"}).stdout
+    assert id in shown
+    assert "stands on: nothing" in shown
+    told = json.loads(obuild("explain", id[:8], store, "--json", code=0).stdout)
+    assert (told["id"], told["op"], told["parents"], told["children"]) == (id, "(from there)", [], [])
+    assert told["key"]["base"].startswith("sha256:")
+    assert told["total"] == told["size"] > 0
+
+
+def test_a_spec_is_formatted(here: Path) -> None:
+    spec = here / "spec"
+    spec.write_text("; é\n((from there) ; why\n(run (shell true)))")
+    done = "; é\n((from there) ; why\n (run (shell true))\n)\n"
+    assert obuild("fmt", "-f", spec, code=0, env={"PYTHONIOENCODING": "ascii"}).stdout == done
+    assert f"{spec} would change" in obuild("fmt", "--check", "-f", spec, code=1).stderr
+    assert obuild("fmt", "--write", "-f", spec, code=0).stdout == ""
+    assert spec.read_text() == done
+    assert obuild("fmt", "--check", "-f", spec, code=0).stdout == ""
+
+
+def test_fmt_refuses_what_it_cannot_do(here: Path) -> None:
+    (here / "spec").write_text("(from x)")
+    assert "spec:1:2:" in obuild("fmt", "-f", here / "spec", code=2).stderr
+    assert "--write" in obuild("fmt", "--write", code=2).stderr
+    assert "--write" in obuild("fmt", "--write", "--check", "-f", here / "spec", code=2).stderr
+    assert "cannot read" in obuild("fmt", "-f", here / "none", code=2).stderr
+
+
+def test_caches_go_in_and_out(here: Path) -> None:
+    store = f"--store=qemu:{here / 'store'}"
+    with tarfile.open(here / "in.tar", "w") as packed:
+        packed.add(here / "src", "src")
+    obuild("cache", "import", here / "in.tar", "a/b", store, code=0)
+    assert "a/b" in obuild("cache", "ls", store, code=0).stdout
+    (cache,) = json.loads(obuild("cache", "ls", store, "--json", code=0).stdout)
+    assert (cache["name"], cache["size"]) == ("a/b", (here / "in.tar").stat().st_size)
+    obuild("cache", "export", "a/b", here / "out.tar", store, code=0)
+    assert (here / "out.tar").read_bytes() == (here / "in.tar").read_bytes()
+    assert "--force" in obuild("cache", "export", "a/b", here / "out.tar", store, code=2).stderr
+    obuild("cache", "export", "a/b", here / "out.tar", "--force", store, code=0)
+    assert "there is: a/b" in obuild("cache", "rm", "b", store, code=2).stderr
+    obuild("cache", "rm", "a/b", store, code=0)
+    assert obuild("cache", "ls", store, code=0).stdout == ""
+    assert "spec is not a whole tar" in obuild("cache", "import", here / "spec", "c", store, code=2).stderr
+
+
+def test_fmt_reads_standard_input(here: Path) -> None:
+    argv = [sys.executable, "-m", "obuild", "fmt"]
+    done = subprocess.run(argv, input=b"((from \xc3\xa9))", capture_output=True, check=True)
+    assert done.stdout == b'((from "\\195\\169")\n)\n'
+    done = subprocess.run([*argv, "--check"], input=b"((from a))", capture_output=True, check=False)
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert b"standard input would change" in done.stderr

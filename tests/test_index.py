@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from obuild.errors import StoreError
-from obuild.index import Index, Row, ago, disk_usage
+from obuild.index import Index, Row, disk_usage
 from obuild.plan import Chain
 from obuild.store import Store
 from tests.test_store import make_all
@@ -106,14 +105,6 @@ def test_the_size_of_a_layer_leaves_holes_out(store: Store, chain: ChainMaker) -
 
 def test_a_layer_that_is_gone_takes_no_room(store: Store, chain: ChainMaker) -> None:
     assert disk_usage(store, chain("").steps[0].id) == 0
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"), [(-5, "0 s"), (59, "59 s"), (60, "1 min"), (7200, "2 h"), (86400 * 3, "3 d")]
-)
-def test_ages_are_one_short_word(monkeypatch: pytest.MonkeyPatch, seconds: float, words: str) -> None:
-    monkeypatch.setattr(time, "time", lambda: 1_000_000.0)
-    assert ago(1_000_000.0 - seconds) == words
 
 
 def test_the_index_is_found_in_the_state_folder(store: Store) -> None:

@@ -134,6 +134,17 @@ def test_parse_says_where() -> None:
     )
 
 
+def test_annotate_says_where_comments_are_and_where_nodes_end() -> None:
+    text = '; one \n(a #;(b ; in\n) "c" #;#;d e #| f |#) ; two\r\n'
+    found = sexp.annotate(text)
+    assert found.node == sexp.parse(text)
+    assert [remark.text for remark in found.remarks] == ["; one", "#;(b ; in\n)", "#;#;d e", "#| f |#", "; two"]
+    assert all(text[remark.start :].startswith(remark.text) for remark in found.remarks)
+    assert isinstance(found.node, List)
+    spans = [found.span(node) for node in (found.node, *found.node.items)]
+    assert [text[start:end] for start, end in spans] == [text[7:-8], "a", '"c"']
+
+
 @pytest.mark.parametrize(
     ("text", "line", "column", "message", "hint"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 
 import pytest
 
@@ -87,3 +88,11 @@ def test_an_error_says_where_what_and_what_to_do(
 )
 def test_sizes_for_people(count: int, text: str) -> None:
     assert ui.size(count) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(-5, "0 s"), (59, "59 s"), (60, "1 min"), (7200, "2 h"), (86400 * 3, "3 d")]
+)
+def test_ages_are_one_short_word(monkeypatch: pytest.MonkeyPatch, seconds: float, words: str) -> None:
+    monkeypatch.setattr(time, "time", lambda: 1_000_000.0)
+    assert ui.ago(1_000_000.0 - seconds) == words

@@ -1,0 +1,145 @@
+"""The caches of a store, for people: list them, remove one, take one out, put one in.
+
+A cache is a tar archive that only guests unpack, as root and inside the guest. The host reads its table of
+contents at most, and only when it is put in.
+"""
+
+from __future__ import annotations
+
+import os
+import tarfile
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from obuild import process
+from obuild.errors import UsageError
+from obuild.store import Store
+
+_BLOCK = tarfile.BLOCKSIZE
+
+
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """A cache that holds something. `size` is in bytes, `changed` in seconds since the epoch."""
+
+    name: str
+    size: int
+    changed: float
+
+
+def listing(store: Store) -> list[Cache]:
+    """All caches that hold something, by name."""
+    found = []
+    for name, archive in sorted(store.caches().items()):
+        try:
+            status = archive.stat()
+        except FileNotFoundError:  # it is just being removed
+            continue
+        found.append(Cache(name, status.st_size, status.st_mtime))
+    return found
+
+
+def remove(store: Store, name: str) -> None:
+    """Empty a cache. A step that has a copy of it goes on, and what it saves is dropped. UsageError if unknown."""
+    _check_known(store, name)
+    with store.cache_lock(name) as archive:
+        archive.unlink(missing_ok=True)
+        with suppress(OSError):  # it is gone already, or holds what is not ours
+            archive.parent.rmdir()
+
+
+def export(store: Store, name: str, file: Path, *, force: bool = False) -> None:
+    """Copy a cache's archive to `file`, which appears whole or not at all.
+
+    UsageError if the cache is unknown, or `file` is there and not `force`.
+    """
+    if file.is_dir():
+        raise UsageError(f"{file} is a directory", hint="name the file to write, for example cache.tar")
+    if file.exists() and not force:
+        raise UsageError(f"{file} is there already", hint="--force replaces it")
+    if not file.parent.is_dir():
+        raise UsageError(f"there is no directory {file.parent}")
+    _check_known(store, name)
+    with tempfile.TemporaryDirectory(prefix=".obuild-", dir=file.parent) as folder:
+        copy = Path(folder) / "cache.tar"
+        with store.cache_lock(name) as archive:
+            _check_known(store, name)
+            _copy(archive, copy)
+        with copy.open("rb") as written:
+            os.fsync(written.fileno())
+        copy.replace(file)
+
+
+def put(store: Store, file: Path, name: str) -> None:
+    """Make the tar archive `file` the cache `name`. UsageError if it is not one that a guest could unpack."""
+    if not file.is_file():
+        raise UsageError(f"there is no file {file}")
+    with store.borrow_cache(name, empty=True) as copy:
+        _copy(file, copy.path)
+        try:
+            check(copy.path)
+        except UsageError as error:
+            raise UsageError(f"{file} {error.message}", hint=error.hint) from error
+        copy.replace(copy.path)
+
+
+def check(archive: Path) -> None:
+    """UsageError unless this is a whole tar archive with safe names; its message goes on after a file's name."""
+    try:
+        with tarfile.open(archive, "r:", errors="surrogateescape") as members:
+            for member in members:
+                _check_name(member.name, "names")
+                if member.islnk():
+                    _check_name(member.linkname, "links to")
+            end = members.offset
+        _check_end(archive, end)
+    except tarfile.ReadError as error:
+        raise _no_archive(archive) from error
+    except (tarfile.TarError, ValueError, OverflowError) as error:
+        raise UsageError(f"is not a sound tar archive: {error}") from error
+
+
+def _check_name(name: str, how: str) -> None:
+    if name.startswith("/") or ".." in name.split("/"):
+        shown = name if name.isprintable() else ascii(name)
+        raise UsageError(
+            f"{how} {shown!r}, which leads out of the cache",
+            hint="pack it with: tar --create --file=FILE --directory=FOLDER .",
+        )
+
+
+def _check_end(archive: Path, end: int) -> None:
+    """tarfile takes the first thing that it cannot read for the end."""
+    with archive.open("rb") as file:
+        file.seek(end)
+        block = file.read(_BLOCK)
+    if block != bytes(_BLOCK):
+        raise UsageError(f"is a tar archive that is damaged or cut off at byte {end}")
+
+
+def _no_archive(archive: Path) -> UsageError:
+    with archive.open("rb") as file:
+        magic = file.read(6)
+    for begins, how in (
+        (b"\x1f\x8b", "gunzip"),
+        (b"\xfd7zXZ", "unxz"),
+        (b"BZh", "bunzip2"),
+        (b"\x28\xb5\x2f", "unzstd"),
+    ):
+        if magic.startswith(begins):
+            return UsageError("is compressed", hint=f"{how} it first: a cache is a plain tar archive")
+    return UsageError("is not a whole tar archive", hint="a cache is what `tar --create` makes, not compressed")
+
+
+def _check_known(store: Store, name: str) -> None:
+    known = store.caches()
+    if name not in known:
+        there = ", ".join(name if name.isprintable() else ascii(name) for name in known)
+        hint = f"there is: {there}" if there else "there are none yet"
+        raise UsageError(f"there is no cache {name!r}", hint=hint)
+
+
+def _copy(source: Path, dest: Path) -> None:
+    process.run(["cp", "--reflink=auto", "--", source, dest])

@@ -1,0 +1,62 @@
+"""All that is known of a layer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import pytest
+
+from obuild import ui
+from obuild.describe import Neighbour, describe
+from obuild.errors import StoreError
+from obuild.index import Index
+from obuild.plan import Chain
+from obuild.store import Store
+from tests.test_store import make_all
+
+ChainMaker = Callable[[str], Chain]
+
+
+def test_a_layer_between_others(store: Store, chain: ChainMaker) -> None:
+    made = chain('(env A 1) (run (shell one)) (run (shell "two\\nlines"))')
+    root, middle, leaf = make_all(store, made)
+    with Index(store) as index:
+        for step in made.steps:
+            index.add(step.id, step.parent, step.headings[-1], 1000.0, 2.5)
+        sizes = {row.id: row.size for row in index.rows()}
+    found = describe(store, middle)
+    assert (found.id, found.op) == (middle, "/: (run (shell one))")
+    assert found.parents == (Neighbour(root, "(from tiny)"),)
+    assert [layer.id for layer in found.children] == [leaf]
+    assert (found.created, found.seconds, found.total) == (1000.0, 2.5, sum(sizes.values()) - sizes[leaf])
+    assert describe(store, leaf).total == sum(sizes.values())
+    assert found.log_size == len("log of /: (run (shell one))")
+    assert found.key["run"] == ("bash", "-c", "one")
+    shown = list(ui.description(found))
+    assert f"layer   {middle}" in shown
+    assert "  env       A=1" in shown
+    assert f"  {root[:12]}  (from tiny)" in shown
+    assert "children: nothing" in list(ui.description(describe(store, leaf)))
+
+
+def test_a_layer_whose_builder_died_before_it_was_remembered(store: Store, chain: ChainMaker) -> None:
+    root, leaf = make_all(store, chain("(run (shell one))"))
+    found = describe(store, leaf)
+    assert found.op == "(run (shell one))"
+    assert found.seconds is None
+    assert re.fullmatch(r"\(from …@sha256:[0-9a-f]{64}\)", found.parents[0].op)
+    assert found.parents[0].id == root
+    assert not [line for line in ui.description(found) if "took" in line]
+
+
+def test_long_keys_are_cut(store: Store, chain: ChainMaker) -> None:
+    variables = " ".join(f"(env V{number} x)" for number in range(50))
+    *_, leaf = make_all(store, chain(f"{variables} (run (shell one))"))
+    shown = list(ui.description(describe(store, leaf)))
+    assert "            … and 10 more; --json has them all" in shown
+
+
+def test_a_layer_that_is_just_being_removed(store: Store, chain: ChainMaker) -> None:
+    with pytest.raises(StoreError, match="just removed"):
+        describe(store, chain("").steps[0].id)
