@@ -10,7 +10,7 @@ from obuild import base, process
 from obuild.build import Builder
 from obuild.errors import MachineError
 from obuild.events import Event, Listener, Note, Output
-from obuild.plan import Import, LayerId, plan
+from obuild.plan import Base, Import, LayerId, plan
 from obuild.shape import ARCHES, Settings
 from obuild.spec import Run, Shell, Stage
 from obuild.store import Store
@@ -30,7 +30,7 @@ def build(
     chain = plan(
         stage,
         source=source,
-        find_base=lambda name: base.find(store, name, say=say),
+        find_base=lambda name: _with_os(base.find(store, name, say=say), settings.os),
         secrets=tuple(secrets),
     )
     shape = settings.shape(chain.base.card, "tcg")
@@ -41,10 +41,12 @@ def build(
         return Builder(store, None, tell).build(chain)
     from obuild import accel  # late: a cached build needs no machine
     from obuild.executors.qemu import Qemu
+    from obuild.guests import GUESTS
 
     process.require(ARCHES[shape.arch].binary)
     chosen = accel.choose(settings.accel, shape.arch, memo=store.state / "accel.json", note=say)
-    executor = Qemu(replace(shape, accel=chosen), chain.base.card.login, base.key_path(store, chain.base.card))
+    card = chain.base.card
+    executor = Qemu(replace(shape, accel=chosen), card.login, base.key_path(store, card), GUESTS[card.os])
     return Builder(store, executor, tell, secrets).build(chain)
 
 
@@ -63,8 +65,15 @@ def healthcheck(store: Store, *, base_name: str, settings: Settings, tell: Liste
     from obuild import upkeep
 
     # no two checks are the same step, so that none is ever found in the store
-    stage = Stage(base_name, (Shell(("/bin/sh", "-c")), Run(f"echo healthcheck # {uuid4()}")))
+    found = _with_os(base.find(store, base_name, say=lambda text: tell(Note(text))), settings.os)
+    shell = () if found.card.os == "windows" else (Shell(("/bin/sh", "-c")),)
+    stage = Stage(base_name, (*shell, Run(f"echo healthcheck # {uuid4()}")))
     made = build(stage, source=Path(), store=store, settings=settings, secrets={}, tell=listen)
     upkeep.delete(store, made, tell=lambda id: None)
     if b"healthcheck" not in said:
         raise MachineError("the guest ran the command but its output did not arrive")
+
+
+def _with_os(found: Base, os: str) -> Base:
+    """The base as one that runs `os`, if the user says so."""
+    return replace(found, card=replace(found.card, os=os)) if os else found

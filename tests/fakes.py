@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from obuild.errors import MachineError
 from obuild.events import Event
+from obuild.guests import Guest
 from obuild.plan import Command, Transfer
 from obuild.shape import Shape
 from obuild.store import CacheCopy, Draft
@@ -57,6 +58,7 @@ class FakeExecutor:
 
     script: Mapping[str, Act] = field(default_factory=dict)
     seen: list[str] = field(default_factory=list)
+    guest: Guest | None = None
 
     @contextmanager
     def open(self, draft: Draft, *, network: bool) -> Iterator[FakeSession]:
