@@ -114,7 +114,7 @@ def unpack_cache(slot: int) -> bytes:
 
 
 def pack_cache(slot: int) -> bytes:
-    """Pack a cache folder into SCRATCH/SLOT.tar; the same files give the same bytes."""
+    """Pack a cache folder into SCRATCH/SLOT.tar, in the order of names."""
     return script(
         [
             "set -e",

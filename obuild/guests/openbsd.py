@@ -122,7 +122,7 @@ def unpack_cache(slot: int) -> bytes:
 
 
 def pack_cache(slot: int) -> bytes:
-    """Pack a cache folder into SCRATCH/SLOT.tar; the same files give the same bytes.
+    """Pack a cache folder into SCRATCH/SLOT.tar, in the order of names.
 
     The first call packs every cache and puts back what was at its target, last first: one that lies within
     another must be out of it before that one is packed.
