@@ -10,9 +10,10 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 import paramiko
+from paramiko.common import AUTH_SUCCESSFUL, OPEN_SUCCEEDED
 
 #: Runs a command line: its stdin to read, its output to write; returns its exit status.
 Handler = Callable[[str, IO[bytes], IO[bytes]], int]
@@ -23,13 +24,13 @@ class _Server(paramiko.ServerInterface):
         self.handler = handler
 
     def check_auth_publickey(self, username: str, key: paramiko.PKey) -> int:
-        return paramiko.AUTH_SUCCESSFUL
+        return AUTH_SUCCESSFUL
 
     def get_allowed_auths(self, username: str) -> str:
         return "publickey"
 
     def check_channel_request(self, kind: str, chanid: int) -> int:
-        return paramiko.OPEN_SUCCEEDED
+        return OPEN_SUCCEEDED
 
     def check_channel_exec_request(self, channel: paramiko.Channel, command: bytes) -> bool:
         text = command.decode("utf-8", "surrogateescape")
@@ -40,7 +41,7 @@ class _Server(paramiko.ServerInterface):
         status = 255
         try:
             with channel.makefile("rb") as stdin, channel.makefile("wb", 0) as stdout:
-                status = self.handler(command, stdin, stdout)
+                status = self.handler(command, cast(IO[bytes], stdin), cast(IO[bytes], stdout))
         except Exception as error:
             channel.sendall(f"the test's server: {error!r}".encode())
         channel.send_exit_status(status)
