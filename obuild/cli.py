@@ -89,7 +89,10 @@ BootOption = Annotated[
 OsOption = Annotated[
     str,
     typer.Option(
-        "--qemu-guest-os", metavar="OS", rich_help_panel=_MACHINE, help="[default: as the base's card says]"
+        "--qemu-guest-os",
+        metavar="OS",
+        rich_help_panel=_MACHINE,
+        help="linux, windows, openbsd or freebsd. [default: as the base's card says]",
     ),
 ]
 ArchOption = Annotated[
@@ -475,7 +478,7 @@ def base_add(
     name: Annotated[str, typer.Option(metavar="NAME", help="What specs call it: (from NAME).")],
     store: StoreOption,
     login: Annotated[
-        str, typer.Option(metavar="USER", help="Who SSH logs in as; root, or may use sudo.")
+        str, typer.Option(metavar="USER", help="Who SSH logs in as; root, or an administrator.")
     ] = "root",
     key: Annotated[
         Path | None,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from obuild import base, process
 from obuild.build import Builder, Executor
-from obuild.errors import MachineError
+from obuild.errors import MachineError, UsageError
 from obuild.events import Event, Listener, Note, Output, Started
 from obuild.extract import Extractor
 from obuild.plan import Base, Built, Chain, Extract, Graft, Import, LayerId, plan
@@ -60,6 +60,8 @@ class Engine:
             sources = {name: self._extractor(built, stack) for name, built in scope.items()}
 
             def extract(request: Extract) -> tuple[LayerId, Manifest]:
+                if (os := scope[request.origin].base.card.os) != "linux":
+                    raise UsageError(f"files can be copied from a build that runs Linux, not {os}")
                 source = sources[request.origin]
                 return source.layer, source.manifest(request)
 
@@ -78,7 +80,7 @@ class Engine:
 
     def _base(self, reference: str) -> Base:
         if reference not in self._bases:
-            self._bases[reference] = base.find(self.store, reference, say=self._say)
+            self._bases[reference] = _with_os(base.find(self.store, reference, say=self._say), self.settings.os)
         return self._bases[reference]
 
     def _extractor(self, built: Built, stack: ExitStack) -> Extractor:
@@ -97,13 +99,16 @@ class Engine:
         if found.name not in self._executors:
             from obuild import accel  # late: a cached build needs no machine
             from obuild.executors.qemu import Qemu
+            from obuild.guests import GUESTS
 
             shape = self.settings.shape(found.card, "tcg")
             process.require(ARCHES[shape.arch].binary)
             memo = self.store.state / "accel.json"
             chosen = accel.choose(self.settings.accel, shape.arch, memo=memo, note=self._say)
             key = base.key_path(self.store, found.card)
-            self._executors[found.name] = Qemu(replace(shape, accel=chosen), found.card.login, key)
+            self._executors[found.name] = Qemu(
+                replace(shape, accel=chosen), found.card.login, key, GUESTS[found.card.os]
+            )
         return self._executors[found.name]
 
     def _say(self, text: str) -> None:
@@ -132,8 +137,15 @@ def healthcheck(store: Store, *, base_name: str, settings: Settings, tell: Liste
         tell(event)
 
     # no two checks are the same step, so that none is ever found in the store
-    stage = Stage(base_name, (Shell(("/bin/sh", "-c")), Run(f"echo healthcheck # {uuid4()}")))
+    os_name = settings.os or base.find(store, base_name, say=lambda text: tell(Note(text))).card.os
+    shell = () if os_name == "windows" else (Shell(("/bin/sh", "-c")),)
+    stage = Stage(base_name, (*shell, Run(f"echo healthcheck # {uuid4()}")))
     made = Engine(Path(), store, settings, listen).build(stage)
     upkeep.delete(store, made, tell=lambda id: None)
     if b"healthcheck" not in said:
         raise MachineError("the guest ran the command but its output did not arrive")
+
+
+def _with_os(found: Base, os: str) -> Base:
+    """The base as one that runs `os`, if the user says so."""
+    return replace(found, card=replace(found.card, os=os)) if os else found

@@ -9,6 +9,7 @@ not in it.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import posixpath
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import NewType
 
-from obuild import sexp, tree
+from obuild import sexp, systems, tree
 from obuild.card import Card
 from obuild.errors import SpecError, UsageError
 from obuild.spec import (
@@ -154,6 +155,7 @@ class Chain:
 class Context:
     """What the ops so far say of the steps to come."""
 
+    card: Card = Card()  # noqa: RUF009  # frozen
     workdir: str = "/"
     user: UnixUser | WindowsUser = ROOT
     shell: tuple[str, ...] = ("bash", "-c")
@@ -176,13 +178,14 @@ def plan(
     base = find_base(stage.base)
     steps = [Step(None, Import(base), (f"(from {sexp.dumps(stage.base)})",))]
     headings: list[str] = []
-    context = Context()
+    start = systems.start(base.card.os)
+    context = Context(base.card, start.workdir, start.user, start.shell)
     for op in stage.ops:
         place = f"{context.workdir}: "
         headings.append(f"{place}{format_op(op, column=len(place))}")
         with _blame(op):
             action = _action(op, context, source, secrets, extract)
-            context = _fold(op, context, base.card.os)
+            context = _fold(op, context)
         if action is not None:
             steps.append(Step(steps[-1].id, action, tuple(headings)))
             headings = []
@@ -201,16 +204,17 @@ def _action(op: Op, context: Context, source: Path, secrets: Sequence[str], extr
             return None
 
 
-def _fold(op: Op, context: Context, guest_os: str) -> Context:
+def _fold(op: Op, context: Context) -> Context:
     match op:
         case Workdir(path):
-            return replace(context, workdir=_join(context.workdir, _no_nul(path, "workdir")))
+            return replace(context, workdir=_join(context, _no_nul(path, "workdir")))
         case Env(name, value):
             env = {**dict(context.env), _env_name(name): _no_nul(value, f"value of {name}")}
             _fits(f"{name}={value}", "the variable")
             return replace(context, env=tuple(sorted(env.items())))
         case User(user):
-            return replace(context, user=_user(user, guest_os))
+            systems.check_user(user, context.card)
+            return replace(context, user=user)
         case Shell(argv):
             return replace(context, shell=_shell(argv))
         case Run() | Copy() | Comment():
@@ -224,74 +228,68 @@ def _command(op: Run, context: Context, secrets: Sequence[str]) -> Command:
             raise UsageError(f"no value for the secret {secret.name!r}", hint=f"add --secret {secret.name}:FILE")
     for cache in op.caches:
         _no_nul(cache.target, "cache target")
-    return Command(
+    command = Command(
         argv=(*context.shell, _no_nul(op.shell, "command")),
         cwd=context.workdir,
         env=context.env,
         user=context.user,
         network=op.network == ("host",),  # as OBuilder: any other list of networks is a closed one
-        caches=tuple(replace(cache, target=_join(context.workdir, cache.target)) for cache in op.caches),
-        secrets=tuple(replace(secret, target=_join(context.workdir, secret.target)) for secret in op.secrets),
+        caches=tuple(replace(cache, target=_join(context, cache.target)) for cache in op.caches),
+        secrets=tuple(replace(secret, target=_join(context, secret.target)) for secret in op.secrets),
     )
+    targets = (*(cache.target for cache in command.caches), *(secret.target for secret in command.secrets))
+    systems.check_command(context.card.os, command.argv, (command.cwd, *targets, *itertools.chain(*command.env)))
+    return command
 
 
 def _graft(op: Copy, context: Context, extract: Extractor) -> Graft:
-    dest = _destination(op, context)
+    if context.card.os != "linux":
+        raise UsageError(f"a copy from another build needs a Linux guest, and this one runs {context.card.os}")
+    dest, into = _destination(op, context)
     for src in op.src:
         if ".." in src.split("/"):
             raise UsageError(f"copy source {src!r}: '..' is not allowed")
         if posixpath.basename(src.rstrip("/")) in op.exclude:
             raise UsageError(f"copy source {src!r} is excluded, too")
     rename = None
-    if not op.dst.endswith("/"):
+    if not into:
         dest, rename = posixpath.split(dest)
     request = Extract(op.origin or "", op.src, op.exclude, rename or None, context.user)
     return Graft(request, *extract(request), dest)
 
 
-def _destination(op: Copy, context: Context) -> str:
+def _destination(op: Copy, context: Context) -> tuple[str, bool]:
+    """Where a copy goes, and whether that is a folder for several items."""
     if not op.src:
         raise UsageError("no source items for copy")
-    if len(op.src) > 1 and not op.dst.endswith("/"):
-        raise UsageError("to copy several items, the destination must end with '/'", hint=f"(dst {op.dst}/)")
+    dst = systems.slashes(context.card.os, _no_nul(op.dst, "dst"))
+    if len(op.src) > 1 and not dst.endswith("/"):
+        raise UsageError("to copy several items, the destination must end with '/'", hint=f"(dst {dst}/)")
     for src in op.src:
         _no_nul(src, "src")
-    return _join(context.workdir, _no_nul(op.dst, "dst"))
+    return _join(context, dst), dst.endswith("/")
 
 
 def _transfer(op: Copy, context: Context, source: Path) -> Transfer:
-    dest = _destination(op, context)
-    if op.dst.endswith("/"):
+    dest, into = _destination(op, context)
+    if into:
         return Transfer(tree.walk(source, op.src, exclude=op.exclude), dest, context.user)
     if tree.is_folder(source, op.src[0]):
         return Transfer(tree.walk(source, op.src, exclude=op.exclude, rename=""), dest, context.user)
-    folder, name = posixpath.split(dest)
+    folder, name = systems.split(dest)
     if not name:
         raise UsageError("the destination / is a folder", hint="end dst with the name of the file")
     return Transfer(tree.walk(source, op.src, rename=name), folder, context.user)
 
 
-def _join(workdir: str, path: str) -> str:
-    """`path` seen from `workdir`, as the guest would walk it: `.` and doubled slashes go, `..` stays."""
-    joined = posixpath.join(workdir, path)
-    parts = [part for part in joined.split("/") if part not in ("", ".")]
-    return "/" + "/".join(parts)
+def _join(context: Context, path: str) -> str:
+    return systems.join(context.card.os, context.workdir, path)
 
 
 def _env_name(name: str) -> str:
     if not name or "=" in name or "\0" in name:
         raise UsageError(f"{name!r} cannot be the name of an environment variable")
     return name
-
-
-def _user(user: UnixUser | WindowsUser, guest_os: str) -> UnixUser | WindowsUser:
-    if isinstance(user, WindowsUser) and guest_os == "linux":
-        raise UsageError(
-            f"a Linux guest knows users by number, not {user.name!r}", hint="(user (uid 1000) (gid 1000))"
-        )
-    if isinstance(user, UnixUser) and not (0 <= user.uid < 2**32 - 1 and 0 <= user.gid < 2**32 - 1):
-        raise UsageError("uid and gid must lie between 0 and 4294967294")
-    return user
 
 
 def _shell(argv: tuple[str, ...]) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from obuild.card import Card
+from obuild.card import OSES, Card
 from obuild.errors import UsageError
 
 Accel = Literal["kvm", "tcg"]
@@ -48,16 +48,14 @@ class Settings:
             raise UsageError(f"unknown accelerator {self.accel!r}", hint="--qemu-accel auto, kvm or tcg")
         if self.memory and self.memory < SMALLEST_MEMORY:
             raise UsageError(f"--qemu-memory: a machine needs at least {SMALLEST_MEMORY >> 20}M")
-        if self.os not in ("", "linux"):
-            raise UsageError(f"unknown guest OS {self.os!r}", hint="--qemu-guest-os linux")
+        if self.os not in ("", *OSES):
+            raise UsageError(f"unknown guest OS {self.os!r}", hint=f"--qemu-guest-os {', '.join(OSES)}")
         if self.arch:
             arch_named(self.arch)
         return self
 
     def shape(self, card: Card, accel: Accel) -> Shape:
         """The machine for a base image with this card. UsageError if its guest cannot be run."""
-        if (self.os or card.os) != "linux":
-            raise UsageError(f"guests that run {card.os} are not known to this version of obuild")
         return Shape(
             arch=arch_named(self.arch or card.arch),
             accel=accel,

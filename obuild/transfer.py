@@ -7,18 +7,18 @@ from functools import partial
 from pathlib import Path
 
 from obuild import tree
-from obuild.guests import linux
+from obuild.guests import Guest, linux
 from obuild.plan import Command, Extract, Graft, Transfer
 from obuild.spec import UnixUser
 from obuild.ssh import Connection
 from obuild.store import CacheCopy
 
 
-def send_tree(connection: Connection, login: str, transfer: Transfer) -> None:
+def send_tree(connection: Connection, guest: Guest, login: str, transfer: Transfer) -> None:
     """Unpack the tree in the guest, owned by the transfer's user. ObuildError if a file changed meanwhile."""
     user = transfer.user
     uid, gid = (user.uid, user.gid) if isinstance(user, UnixUser) else (0, 0)
-    command = linux.receive_command(login, transfer.dest, user)
+    command = guest.receive_command(login, transfer.dest, user)
     connection.stream(
         command,
         lambda sink: tree.send(transfer.tree, sink, uid=uid, gid=gid),
@@ -27,13 +27,13 @@ def send_tree(connection: Connection, login: str, transfer: Transfer) -> None:
 
 
 def take_tree(connection: Connection, login: str, extract: Extract, archive: Path) -> None:
-    """Write files of the guest to `archive`, a tar file on the host; nothing of it is unpacked there."""
+    """Write files of a Linux guest to `archive`, a tar file on the host; nothing of it is unpacked there."""
     script = linux.extract_script(extract.src, exclude=extract.exclude, rename=extract.rename, user=extract.user)
     with archive.open("wb") as out:
         connection.fetch(linux.root_shell(login), script, out, what=f"copying from the build {extract.origin}")
 
 
-def send_archive(connection: Connection, login: str, graft: Graft, archive: Path) -> None:
+def send_archive(connection: Connection, guest: Guest, login: str, graft: Graft, archive: Path) -> None:
     """Unpack an archive that another guest has made."""
 
     def send(sink: tree.Sink) -> None:
@@ -41,51 +41,57 @@ def send_archive(connection: Connection, login: str, graft: Graft, archive: Path
             while data := file.read(1 << 18):
                 sink.write(data)
 
-    command = linux.receive_command(login, graft.dest, graft.user)
+    command = guest.receive_command(login, graft.dest, graft.user)
     connection.stream(command, send, what=f"copying to {graft.dest}")
 
 
-def send_caches(connection: Connection, login: str, command: Command, copies: Sequence[CacheCopy]) -> None:
+def send_caches(
+    connection: Connection, guest: Guest, login: str, command: Command, copies: Sequence[CacheCopy]
+) -> None:
     """Mount each cache at its target, with what the copy holds."""
-    root = linux.root_shell(login)
-    connection.check(root, linux.prepare_scratch(login), what="making room for caches")
+    root = guest.root_shell(login)
+    connection.check(root, guest.prepare_scratch(login), what="making room for caches")
     for slot, (cache, copy) in enumerate(zip(command.caches, copies, strict=True)):
         connection.check(
-            root, linux.open_cache(slot, cache.target, command.user), what=f"mounting cache {cache.name}"
+            root, guest.open_cache(slot, cache.target, command.user), what=f"mounting cache {cache.name}"
         )
         if copy.path.exists():
-            connection.put(copy.path, linux.cache_archive(slot))
-            connection.check(root, linux.unpack_cache(slot), what=f"unpacking cache {cache.name}")
+            connection.put(copy.path, guest.cache_archive(slot))
+            connection.check(root, guest.unpack_cache(slot), what=f"unpacking cache {cache.name}")
 
 
-def send_secrets(connection: Connection, login: str, command: Command, values: Mapping[str, bytes]) -> None:
+def send_secrets(
+    connection: Connection, guest: Guest, login: str, command: Command, values: Mapping[str, bytes]
+) -> None:
     """Put each secret's value where the command expects it, in memory only."""
-    root = linux.root_shell(login)
-    connection.check(root, linux.prepare_secrets(), what="making room for secrets")
+    root = guest.root_shell(login)
+    connection.check(root, guest.prepare_secrets(), what="making room for secrets")
     for slot, secret in enumerate(command.secrets):
         what = f"placing the secret {secret.name}"
-        connection.stream(linux.receive_secret(login, slot), partial(_write, values[secret.name]), what=what)
-        connection.check(root, linux.open_secret(slot, secret.target, command.user), what=what)
+        connection.stream(guest.receive_secret(login, slot), partial(_write, values[secret.name]), what=what)
+        connection.check(root, guest.open_secret(slot, secret.target, command.user), what=what)
 
 
-def remove_secrets(connection: Connection, login: str, command: Command) -> None:
+def remove_secrets(connection: Connection, guest: Guest, login: str, command: Command) -> None:
     """Leave no trace of the secrets in the guest."""
-    script = linux.close_secrets(secret.target for secret in command.secrets)
-    connection.check(linux.root_shell(login), script, what="removing the secrets")
+    script = guest.close_secrets(secret.target for secret in command.secrets)
+    connection.check(guest.root_shell(login), script, what="removing the secrets")
 
 
 def _write(data: bytes, sink: tree.Sink) -> None:
     sink.write(data)
 
 
-def fetch_caches(connection: Connection, login: str, command: Command, copies: Sequence[CacheCopy]) -> list[Path]:
+def fetch_caches(
+    connection: Connection, guest: Guest, login: str, command: Command, copies: Sequence[CacheCopy]
+) -> list[Path]:
     """Fetch each cache's archive to a file beside its copy, and take the caches out of the guest's tree."""
-    root = linux.root_shell(login)
+    root = guest.root_shell(login)
     fetched = []
     for slot, (cache, copy) in enumerate(zip(command.caches, copies, strict=True)):
-        connection.check(root, linux.pack_cache(slot), what=f"packing cache {cache.name}")
+        connection.check(root, guest.pack_cache(slot), what=f"packing cache {cache.name}")
         fetched.append(copy.path.with_suffix(".new"))
-        connection.get(linux.cache_archive(slot), fetched[-1])
+        connection.get(guest.cache_archive(slot), fetched[-1])
     targets = [cache.target for cache in command.caches]
-    connection.check(root, linux.close_caches(targets), what="unmounting caches")
+    connection.check(root, guest.close_caches(targets), what="unmounting caches")
     return fetched

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from obuild.errors import MachineError
 from obuild.events import Event
+from obuild.guests import Guest
 from obuild.plan import Command, Extract, Graft, Transfer
 from obuild.shape import Shape
 from obuild.store import CacheCopy, Draft
@@ -61,6 +62,7 @@ class FakeExecutor:
     script: Mapping[str, Act] = field(default_factory=dict)
     seen: list[str] = field(default_factory=list)
     files: dict[str, bytes] = field(default_factory=dict)
+    guest: Guest | None = None
 
     @contextmanager
     def open(self, draft: Draft, *, network: bool) -> Iterator[FakeSession]:

@@ -12,6 +12,7 @@ import pytest
 from obuild import accel, engine, spec, tree, upkeep
 from obuild.errors import MachineError, ObuildError, StepFailed, UsageError
 from obuild.events import Hit, Note, Output, Saved
+from obuild.guests import GUESTS, Guest
 from obuild.plan import LayerId
 from obuild.shape import Settings, Shape
 from obuild.store import Store
@@ -30,7 +31,8 @@ def executor(monkeypatch: pytest.MonkeyPatch) -> FakeExecutor:
     """Stands in for machines; the first thing it has seen is how they would have been made."""
     executor = FakeExecutor()
 
-    def make(shape: Shape, login: str, key: Path) -> FakeExecutor:
+    def make(shape: Shape, login: str, key: Path, guest: Guest) -> FakeExecutor:
+        executor.guest = guest
         executor.seen.append(f"{shape.accel} {shape.memory >> 20}M {login}")
         return executor
 
@@ -63,6 +65,22 @@ def test_a_build_makes_machines_as_the_card_and_the_settings_say(
     assert executor.seen == ["tcg 4096M debian", "open", "a", "sealed"]
 
 
+@pytest.mark.parametrize(
+    ("card", "settings", "os"),
+    [
+        ("linux", Settings(accel="tcg"), "linux"),
+        ("windows", Settings(accel="tcg"), "windows"),
+        ("linux", Settings(accel="tcg", os="freebsd"), "freebsd"),
+    ],
+)
+def test_a_guest_is_spoken_to_as_its_card_says_unless_the_user_knows_better(
+    tiny: Path, build: Build, executor: FakeExecutor, card: str, settings: Settings, os: str
+) -> None:
+    tiny.with_suffix(".toml").write_text(f'os = "{card}"\n')
+    build("(run (shell a))", settings=settings)
+    assert executor.guest is GUESTS[os]
+
+
 @pytest.mark.usefixtures("tiny")
 def test_a_cached_build_needs_neither_machine_nor_qemu(
     build: Build, executor: FakeExecutor, heard: Heard, monkeypatch: pytest.MonkeyPatch
@@ -90,7 +108,8 @@ def test_importing_a_base_needs_no_machine(build: Build, executor: FakeExecutor,
         ("(run (shell a))", "none", Settings(), "unknown base image 'none'"),
         ("(run (secrets (s (target /s))) (shell a))", "tiny", Settings(), "no value for the secret 's'"),
         ("(copy (src none) (dst /d/))", "tiny", Settings(), "not found"),
-        ("(run (shell a))", "windows", Settings(), "guests that run windows"),
+        ("(user (uid 0) (gid 0))", "windows", Settings(), "by name"),
+        ("(user (uid 0) (gid 0))", "tiny", Settings(os="windows"), "by name"),
         ("(run (shell a))", "tiny", Settings(accel="kvm"), "KVM cannot be used: it is broken"),
     ],
 )

@@ -13,12 +13,13 @@ PACKAGE = Path(__file__).parent.parent / "obuild"
 
 #: Lowest first. A module imports only from lines above its own.
 RANKS = (
-    "errors events files locks mask spec_ops version",
-    "card process qmp sexp tree",
+    "errors events files locks mask quoting spec_ops version",
+    "card posix process qmp sexp tree",
     "disk explain recipe shape spec_fields spec_show",
     "accel machine spec_read",
     "spec ssh",
-    "dockerfile fmt guests guests.linux plan",
+    "dockerfile fmt guests.freebsd guests.linux guests.openbsd guests.windows systems",
+    "guests plan",
     "store",
     "bases.debian caches index transfer",
     "bases describe executors.qemu",

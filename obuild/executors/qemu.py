@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from obuild import machine, ssh, transfer
-from obuild.guests import linux
+from obuild.guests import GUESTS, Guest
 from obuild.plan import Command, Extract, Graft, Transfer
 from obuild.shape import Shape
 from obuild.store import CacheCopy, Draft
@@ -16,22 +17,23 @@ from obuild.store import CacheCopy, Draft
 
 @dataclass(frozen=True, slots=True)
 class Qemu:
-    """How machines are made: their shape, who logs in, and with which private key."""
+    """How machines are made: their shape, who logs in, with which private key, and what their OS is told."""
 
     shape: Shape
     login: str
     key: Path
+    guest: Guest = GUESTS["linux"]
 
     @contextmanager
     def open(self, draft: Draft, *, network: bool) -> Iterator[Session]:
         """A machine on the draft's image. When the block ends the guest has shut itself down and QEMU is
         gone; if it raises, QEMU is killed and the image is not to be used."""
-        with machine.start(self.shape, draft.image, network=network) as guest:
+        with machine.start(self.shape, draft.image, network=network) as running:
             import obuild.index  # noqa: F401  # slow to load, and needed soon: now, while the guest boots
 
-            with ssh.connect(guest, login=self.login, key=self.key) as connection:
-                yield Session(connection, self.login)
-            guest.power_off()
+            with ssh.connect(running, login=self.login, key=self.key) as connection:
+                yield Session(connection, self.login, self.guest)
+            running.power_off()
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,7 @@ class Session:
 
     connection: ssh.Connection
     login: str
+    guest: Guest = GUESTS["linux"]
 
     def run(
         self,
@@ -53,21 +56,21 @@ class Session:
         The caches are saved whatever the status is.
         """
         if copies:
-            transfer.send_caches(self.connection, self.login, command, copies)
+            transfer.send_caches(self.connection, self.guest, self.login, command, copies)
         if command.secrets:
-            transfer.send_secrets(self.connection, self.login, command, secrets)
-        status = self.connection.run(linux.root_shell(self.login), lambda mark: _script(command, mark), output)
+            transfer.send_secrets(self.connection, self.guest, self.login, command, secrets)
+        status = self.connection.run(self.guest.root_shell(self.login), partial(self._script, command), output)
         if command.secrets:
-            transfer.remove_secrets(self.connection, self.login, command)
+            transfer.remove_secrets(self.connection, self.guest, self.login, command)
         if copies:
-            fetched = transfer.fetch_caches(self.connection, self.login, command, copies)
+            fetched = transfer.fetch_caches(self.connection, self.guest, self.login, command, copies)
             for copy, archive in zip(copies, fetched, strict=True):
                 copy.save(archive)
         return status
 
     def send(self, action: Transfer) -> None:
         """Put a tree into the guest."""
-        transfer.send_tree(self.connection, self.login, action)
+        transfer.send_tree(self.connection, self.guest, self.login, action)
 
     def take(self, extract: Extract, archive: Path) -> None:
         """Take files out of the guest, into a tar archive."""
@@ -75,8 +78,7 @@ class Session:
 
     def graft(self, action: Graft, archive: Path) -> None:
         """Put the files of such an archive into the guest."""
-        transfer.send_archive(self.connection, self.login, action, archive)
+        transfer.send_archive(self.connection, self.guest, self.login, action, archive)
 
-
-def _script(command: Command, mark: str) -> bytes:
-    return linux.run_script(command.argv, cwd=command.cwd, env=command.env, user=command.user, mark=mark)
+    def _script(self, command: Command, mark: str) -> bytes:
+        return self.guest.run_script(command.argv, cwd=command.cwd, env=command.env, user=command.user, mark=mark)

@@ -1,0 +1,70 @@
+"""What OS families need to be told, each a module that spells it: they return command lines and run nothing.
+
+A guest's own user, environment and file system are reached by an administrator's shell (`root_shell`) that
+takes a script on its stdin, or by a command (`receive_…`) that takes bytes on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+from obuild.guests import freebsd, linux, openbsd, windows
+from obuild.spec import UnixUser, WindowsUser
+
+User = UnixUser | WindowsUser
+
+
+class Guest(Protocol):
+    """What every member spells. Paths are absolute, and users of a kind that the OS knows."""
+
+    def root_shell(self, login: str) -> str:
+        """The command whose stdin takes a script that runs as root."""
+
+    def run_script(
+        self, argv: Iterable[str], *, cwd: str, env: Iterable[tuple[str, str]], user: User, mark: str
+    ) -> bytes:
+        """Run argv as `user` in `cwd`, which is made if need be; then print `mark STATUS` and a newline.
+
+        The mark comes through the same pipe as stdout and stderr, after all that the command printed.
+        """
+
+    def receive_command(self, login: str, dest: str, user: User) -> str:
+        """Unpack a tar stream from stdin in the folder `dest`, owned by `user`."""
+
+    def prepare_scratch(self, login: str) -> bytes:
+        """Make room for caches."""
+
+    def open_cache(self, slot: int, target: str, user: User) -> bytes:
+        """Let an empty folder, owned by `user`, appear at `target`."""
+
+    def unpack_cache(self, slot: int) -> bytes:
+        """Fill an open cache from its archive, and remove that."""
+
+    def pack_cache(self, slot: int) -> bytes:
+        """Make a cache's archive. Called for each, in order, once the command has ended."""
+
+    def close_caches(self, targets: Iterable[str]) -> bytes:
+        """Remove every trace of the caches; `targets` are all of them, in order."""
+
+    def cache_archive(self, slot: int) -> str:
+        """Where scp finds a cache's archive, and puts it."""
+
+    def prepare_secrets(self) -> bytes:
+        """Make room for secrets: in memory, where the OS has a file system there."""
+
+    def receive_secret(self, login: str, slot: int) -> str:
+        """Take a secret's value from stdin."""
+
+    def open_secret(self, slot: int, target: str, user: User) -> bytes:
+        """Let a secret's file, readable by `user` only, appear at `target`."""
+
+    def close_secrets(self, targets: Iterable[str]) -> bytes:
+        """Remove every trace of the secrets; `targets` are all of them, in order."""
+
+    def power_off(self) -> bytes:
+        """Power off, for a guest that does not hear the power button."""
+
+
+#: By the `os` of a base image's card.
+GUESTS: dict[str, Guest] = {"linux": linux, "freebsd": freebsd, "openbsd": openbsd, "windows": windows}

@@ -12,6 +12,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable
 
+from obuild.posix import ensure_folder, say_status, script
 from obuild.spec import UnixUser, WindowsUser
 
 #: What a command sees if the spec says nothing else; as in a login shell of Debian's root.
@@ -53,16 +54,16 @@ def run_script(
     pairs = " ".join(shlex.quote(f"{name}={value}") for name, value in env)
     lines = [
         "exec 2>&1",
-        *_ensure_folder(cwd, uid, gid),
-        f"cd -P {shlex.quote(cwd)} || {{ {_say_status(mark, '125')}; exit; }}",
+        *ensure_folder(cwd, f"{uid}:{gid}"),
+        f"cd -P {shlex.quote(cwd)} || {{ {say_status(mark, '125')}; exit; }}",
         f"home=$(getent passwd {uid} 2>/dev/null | cut -d: -f6)",
         # the environment is set last, so that nothing in it (LD_PRELOAD, say) acts on a program run as root
         f"become='setpriv --reuid {uid} --regid {gid} --clear-groups --'",
         f"command -v setpriv >/dev/null || become='sudo -n -u #{uid} -g #{gid} --'",
         f'$become env -i HOME="${{home:-/}}" PATH={DEFAULT_PATH} {pairs} {words} </dev/null',
-        f"status=$?; {_say_status(mark, '$status')}",
+        f"status=$?; {say_status(mark, '$status')}",
     ]
-    return _script(lines)
+    return script(lines)
 
 
 def receive_script(dest: str, user: UnixUser | WindowsUser) -> bytes:
@@ -72,18 +73,18 @@ def receive_script(dest: str, user: UnixUser | WindowsUser) -> bytes:
     """
     uid, gid = _ids(user)
     lines = [
-        *_ensure_folder(dest, uid, gid),
+        *ensure_folder(dest, f"{uid}:{gid}"),
         f"cd -P {shlex.quote(dest)} && "
         "exec tar --extract --file=- --same-permissions --same-owner --numeric-owner "
         "--no-overwrite-dir --keep-directory-symlink",
     ]
-    return _script(lines)
+    return script(lines)
 
 
 def receive_command(login: str, dest: str, user: UnixUser | WindowsUser) -> str:
     """`receive_script` as one command line, for stdin is taken by the stream."""
-    script = receive_script(dest, user).decode(errors="surrogateescape")
-    return as_root(login, f"sh -c {shlex.quote(script)}")
+    text = receive_script(dest, user).decode(errors="surrogateescape")
+    return as_root(login, f"sh -c {shlex.quote(text)}")
 
 
 def extract_script(
@@ -111,7 +112,7 @@ def extract_script(
         words.append("--transform=flags=rhS;s|^" + _pattern(name) + "|" + _replacement(rename) + "|")
     else:
         words.append(r"--transform=flags=rhS;s|^\./\(.\)|\1|")
-    return _script([*lines, f"exec {shlex.join(words)} {' '.join(places)}"])
+    return script([*lines, f"exec {shlex.join(words)} {' '.join(places)}"])
 
 
 def _pattern(name: str) -> str:
@@ -135,15 +136,15 @@ def open_cache(slot: int, target: str, user: UnixUser | WindowsUser) -> bytes:
         "set -e",
         f"mkdir -p {folder}",
         f"chown {uid}:{gid} {folder}",
-        *_ensure_folder(target, uid, gid),
+        *ensure_folder(target, f"{uid}:{gid}"),
         f"mount --bind {folder} {shlex.quote(target)}",
     ]
-    return _script(lines)
+    return script(lines)
 
 
 def unpack_cache(slot: int) -> bytes:
     """Unpack SCRATCH/SLOT.tar into its cache folder."""
-    return _script(
+    return script(
         [
             "set -e",
             f"tar --extract --file={SCRATCH}/{slot}.tar --directory={SCRATCH}/{slot} "
@@ -155,7 +156,7 @@ def unpack_cache(slot: int) -> bytes:
 
 def pack_cache(slot: int) -> bytes:
     """Pack a cache folder into SCRATCH/SLOT.tar; the same files give the same bytes."""
-    return _script(
+    return script(
         [
             # 1: a file changed as it was read, by a process that the step left running
             f"tar --create --file={SCRATCH}/{slot}.tar --directory={SCRATCH}/{slot} --format=gnu "
@@ -167,7 +168,7 @@ def pack_cache(slot: int) -> bytes:
 def close_caches(targets: Iterable[str]) -> bytes:
     """Unmount the caches, last first, and remove every trace of them."""
     lines = [f"umount -l {shlex.quote(target)}" for target in reversed(tuple(targets))]
-    return _script(["set -e", *lines, f"rm -rf {SCRATCH}"])
+    return script(["set -e", *lines, f"rm -rf {SCRATCH}"])
 
 
 def cache_archive(slot: int) -> str:
@@ -177,7 +178,7 @@ def cache_archive(slot: int) -> str:
 
 def prepare_secrets() -> bytes:
     """Mount the tmpfs that holds secrets: their values never touch the guest's disk."""
-    return _script(["set -e", f"mkdir -p {SECRETS}", f"mount -t tmpfs -o mode=700 tmpfs {SECRETS}"])
+    return script(["set -e", f"mkdir -p {SECRETS}", f"mount -t tmpfs -o mode=700 tmpfs {SECRETS}"])
 
 
 def receive_secret(login: str, slot: int) -> str:
@@ -199,7 +200,7 @@ def open_secret(slot: int, target: str, user: UnixUser | WindowsUser) -> bytes:
         f"mount --bind {file} {path}",
         f"mount -o remount,bind,ro {path}",
     ]
-    return _script(lines)
+    return script(lines)
 
 
 def close_secrets(targets: Iterable[str]) -> bytes:
@@ -213,40 +214,22 @@ def close_secrets(targets: Iterable[str]) -> bytes:
             f'while [ "$folder" != "$(cat {made})" ] && rmdir -- "$folder" 2>/dev/null; do',
             'folder=$(dirname -- "$folder"); done; fi',
         ]
-    return _script([*lines, f"umount {SECRETS}", f"rmdir {SECRETS}"])
+    return script([*lines, f"umount {SECRETS}", f"rmdir {SECRETS}"])
 
 
 def prepare_scratch(login: str) -> bytes:
     """Make the scratch folder, which only root and the login user can enter."""
-    return _script(
+    return script(
         ["set -e", f"mkdir -p {SCRATCH}", f"chmod 700 {SCRATCH}", f"chown {shlex.quote(login)} {SCRATCH}"]
     )
 
 
 def power_off() -> bytes:
     """Power off from inside, for a guest that does not hear the power button."""
-    return _script(["poweroff || shutdown -P now"])
-
-
-def _ensure_folder(path: str, uid: int, gid: int) -> list[str]:
-    """Make `path` and its missing parents, all owned by uid:gid; what exists is left as it is."""
-    quoted = shlex.quote(path)
-    return [
-        f"if [ ! -d {quoted} ]; then new={quoted}; top=$new",
-        'while [ ! -e "$(dirname -- "$top")" ]; do top=$(dirname -- "$top"); done',
-        'mkdir -p -- "$new" && chown -R ' + f'{uid}:{gid} -- "$top"; fi',
-    ]
-
-
-def _say_status(mark: str, status: str) -> str:
-    return f"printf '%s %d\\n' {shlex.quote(mark)} \"{status}\""
+    return script(["poweroff || shutdown -P now"])
 
 
 def _ids(user: UnixUser | WindowsUser) -> tuple[int, int]:
     if isinstance(user, WindowsUser):
         raise TypeError("a Linux guest has no Windows users")  # plan refuses it with the op's line
     return user.uid, user.gid
-
-
-def _script(lines: Iterable[str]) -> bytes:
-    return ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape")

@@ -1,0 +1,194 @@
+"""How a FreeBSD guest spells what a step needs: POSIX shell scripts, fed to a root shell on stdin.
+
+Needed in the guest: its base system, and sudo or doas without a password where the login user is not root.
+Manual pages that lines here rest on: chroot(8) for `-u -g -G`, which takes numbers that no file knows;
+mount_nullfs(8); tmpfs(5); bsdtar(1) for `--uid --gid` while unpacking. root's login shell may be csh, so
+what sshd is given is one line, and nothing in it is csh's to read.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable
+
+from obuild.posix import ensure_folder, make_parents, remove_parents, say_status, script
+from obuild.spec import UnixUser, WindowsUser
+
+#: What a command sees if the spec says nothing else; as in login.conf(5).
+DEFAULT_PATH = "/sbin:/bin:/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin"
+
+#: Where caches live in the guest while a step runs; gone before the layer is sealed.
+SCRATCH = "/var/obuild-scratch"
+
+#: Where the values of secrets live in the guest, in a tmpfs, while a command runs.
+SECRETS = "/var/obuild-secrets"
+
+#: `sudo` and `doas` are both packages here: whichever there is.
+_BECOME_ROOT = """sh -c 'exec "$(command -v sudo || command -v doas)" -n "$@"' sh"""
+
+#: Run as the new user: its arguments are a workdir, then those of env(1).
+_ENTER = '\'cd -P -- "$0" || exit 125; exec env -i "$@"\''
+
+
+def root_shell(login: str) -> str:
+    """The command whose stdin takes a script that runs as root."""
+    return "exec sh" if login == "root" else f"exec {_BECOME_ROOT} sh"
+
+
+def run_script(
+    argv: Iterable[str],
+    *,
+    cwd: str,
+    env: Iterable[tuple[str, str]],
+    user: UnixUser | WindowsUser,
+    mark: str,
+) -> bytes:
+    """Run argv as `user` in `cwd`; then print `mark`, the exit status and a newline, in the same pipe.
+
+    chroot(8) forgets the folder it is called in, so the user's own shell enters the workdir. The environment
+    is set after that, so that nothing in it acts on a program run as root.
+    """
+    words = " ".join(shlex.quote(word) for word in argv)
+    pairs = " ".join(shlex.quote(f"{name}={value}") for name, value in env)
+    return script(
+        [
+            "exec 2>&1",
+            f"PATH={DEFAULT_PATH}; export PATH",
+            f"{_who(user)} || {{ {say_status(mark, '125')}; exit; }}",
+            *ensure_folder(cwd, '"$uid:$gid"'),
+            'home=$(getent passwd "$uid" 2>/dev/null | cut -d: -f6)',
+            f'chroot -u "$uid" -g "$gid" -G "$groups" / /bin/sh -c {_ENTER} {shlex.quote(cwd)} '
+            f'HOME="${{home:-/}}" PATH={DEFAULT_PATH} {pairs} {words} </dev/null',
+            f"status=$?; {say_status(mark, '$status')}",
+        ]
+    )
+
+
+def receive_command(login: str, dest: str, user: UnixUser | WindowsUser) -> str:
+    """The command line that unpacks a tar stream from stdin in the folder `dest`, owned by `user`.
+
+    A symlink to a folder is followed, not replaced (-P). Folders that exist get the owner and mode of those
+    that are copied onto them: FreeBSD's tar has no way to leave them, other than other guests' tars.
+    """
+    lines = [
+        "set -e",
+        f"{_who(user)} || exit 1",
+        *ensure_folder(dest, '"$uid:$gid"'),
+        f"cd -P -- {shlex.quote(dest)}",
+        'exec tar -x -f - -p -P --same-owner --numeric-owner --uid "$uid" --gid "$gid"',
+    ]
+    return _as_root(login, f"sh -c {shlex.quote('; '.join(lines))}")
+
+
+def prepare_scratch(login: str) -> bytes:
+    """Make the scratch folder, which only root and the login user can enter."""
+    return script(
+        ["set -e", f"mkdir -p {SCRATCH}", f"chmod 700 {SCRATCH}", f"chown {shlex.quote(login)} {SCRATCH}"]
+    )
+
+
+def open_cache(slot: int, target: str, user: UnixUser | WindowsUser) -> bytes:
+    """Make an empty cache folder, owned by `user`, and mount it over `target`."""
+    folder = f"{SCRATCH}/{slot}"
+    return script(
+        [
+            "set -e",
+            f"{_who(user)} || exit 1",
+            f"mkdir -p {folder}",
+            f'chown "$uid:$gid" {folder}',
+            *ensure_folder(target, '"$uid:$gid"'),
+            f"mount_nullfs {folder} {shlex.quote(target)}",
+        ]
+    )
+
+
+def unpack_cache(slot: int) -> bytes:
+    """Unpack SCRATCH/SLOT.tar into its cache folder."""
+    return script(
+        [
+            "set -e",
+            f"tar -x -f {SCRATCH}/{slot}.tar -C {SCRATCH}/{slot} -p --same-owner --numeric-owner",
+            f"rm {SCRATCH}/{slot}.tar",
+        ]
+    )
+
+
+def pack_cache(slot: int) -> bytes:
+    """Pack a cache folder into SCRATCH/SLOT.tar, in the order of names."""
+    return script(
+        [
+            "set -e",
+            f"cd {SCRATCH}/{slot}",
+            "find . -print0 | LC_ALL=C sort -z | "
+            f"tar -c -f {SCRATCH}/{slot}.tar --format gnutar --numeric-owner --no-recursion --null -T -",
+        ]
+    )
+
+
+def close_caches(targets: Iterable[str]) -> bytes:
+    """Unmount the caches, last first, though a process may use them still; and remove every trace of them."""
+    lines = [f"umount -f {shlex.quote(target)}" for target in reversed(tuple(targets))]
+    return script(["set -e", *lines, f"rm -rf {SCRATCH}"])
+
+
+def cache_archive(slot: int) -> str:
+    """Where a cache's archive lies in the guest, between scp and tar."""
+    return f"{SCRATCH}/{slot}.tar"
+
+
+def prepare_secrets() -> bytes:
+    """Mount the tmpfs that holds secrets. Users may pass through it, but not see what is in it."""
+    return script(["set -e", f"mkdir -p {SECRETS}", f"mount -t tmpfs -o mode=711 tmpfs {SECRETS}"])
+
+
+def receive_secret(login: str, slot: int) -> str:
+    """The command that takes a secret's value from stdin."""
+    return _as_root(login, f"sh -c 'umask 077 && exec cat >{SECRETS}/{slot}'")
+
+
+def open_secret(slot: int, target: str, user: UnixUser | WindowsUser) -> bytes:
+    """Link `target` to a secret's file; what is there is put aside. (nullfs mounts no files before FreeBSD 14.)"""
+    file, path, aside = f"{SECRETS}/{slot}", shlex.quote(target), shlex.quote(f"{target}.obuild-secret-{slot}")
+    return script(
+        [
+            "set -e",
+            f"{_who(user)} || exit 1",
+            f'chown "$uid:$gid" {file}',
+            f"chmod 400 {file}",
+            f"if [ -e {path} ] || [ -L {path} ]; then mv -- {path} {aside}; else",
+            *make_parents(target, f"{file}.made"),
+            "fi",
+            f"ln -s {file} {path}",
+        ]
+    )
+
+
+def close_secrets(targets: Iterable[str]) -> bytes:
+    """Remove the links, the folders made for them, and the values."""
+    lines = ["set -e"]
+    for slot, target in reversed(tuple(enumerate(targets))):
+        path, aside = shlex.quote(target), shlex.quote(f"{target}.obuild-secret-{slot}")
+        lines += [
+            f"rm -f -- {path}",
+            f"if [ -e {SECRETS}/{slot}.made ]; then",
+            *remove_parents(target, f"{SECRETS}/{slot}.made"),
+            f"else mv -- {aside} {path}; fi",
+        ]
+    return script([*lines, f"umount -f {SECRETS}", f"rmdir {SECRETS}"])
+
+
+def power_off() -> bytes:
+    """Power off from inside, for a guest that does not hear the power button."""
+    return script(["shutdown -p now"])
+
+
+def _as_root(login: str, command: str) -> str:
+    return command if login == "root" else f"{_BECOME_ROOT} {command}"
+
+
+def _who(user: UnixUser | WindowsUser) -> str:
+    """Set uid, gid and groups. A number has no other groups; a name has those that the guest gives it."""
+    if isinstance(user, UnixUser):
+        return f"uid={user.uid} gid={user.gid} groups={user.gid}"
+    name = shlex.quote(user.name)
+    return f"uid=$(id -u -- {name}) && gid=$(id -g -- {name}) && groups=$(id -G -- {name} | tr ' ' ,)"

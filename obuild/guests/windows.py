@@ -1,0 +1,265 @@
+r"""How a Windows guest spells what a step needs: PowerShell scripts, fed to an administrator's shell on stdin.
+
+Needed in the guest: Windows 10 or Server 2019, or later (they bring PowerShell 5.1, tar.exe and OpenSSH's
+server), and a login that is an administrator: over SSH it has all its rights at once.
+
+Scripts are not given to `powershell -Command -`, which reads stdin as if it were typed: a block that is not
+followed by an empty line is never run, and the code page decides about letters. Instead a fixed
+`-EncodedCommand` reads all of stdin as UTF-8 and runs it as one script block. PowerShell leaves stdin alone
+unless a command names `$input`, so the same way serves for streams of bytes.
+
+There is no way to become another user without a password: every command runs as the login user.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from obuild.quoting import arguments, literal, powershell
+from obuild.spec import UnixUser, WindowsUser
+
+#: Where caches live in the guest while a step runs; gone before the layer is sealed.
+SCRATCH = r"C:\obuild-scratch"
+
+#: Where the values of secrets arrive in the guest; only the login user and the system can enter it.
+SECRETS = r"C:\obuild-secrets"
+
+_TAR = r'& "$env:SystemRoot\System32\tar.exe"'
+
+#: Write zeros over a file, on the disk, and delete it.
+_WIPE = (
+    "function wipe($f){[IO.File]::SetAttributes($f,'Normal');$o=[IO.File]::Open($f,'Open','Write','None');"
+    "$z=New-Object byte[] $o.Length;$o.Write($z,0,$z.Length);$o.Flush($true);$o.Close();[IO.File]::Delete($f)}"
+)
+
+
+def root_shell(login: str) -> str:
+    """The command whose stdin takes a script."""
+    return powershell(
+        "$t=(New-Object IO.StreamReader([Console]::OpenStandardInput(),[Text.Encoding]::UTF8)).ReadToEnd();"
+        "& ([ScriptBlock]::Create($t))"
+    )
+
+
+def run_script(
+    argv: Iterable[str],
+    *,
+    cwd: str,
+    env: Iterable[tuple[str, str]],
+    user: UnixUser | WindowsUser,
+    mark: str,
+) -> bytes:
+    """Run argv in `cwd`; then print `mark`, the exit status and a newline, in the same pipe.
+
+    The command finds the environment of a new login and the spec's variables, and nothing of SSH's. What it
+    prints goes to the pipe as the bytes it is. Exit codes beyond 255 are told in words, and become 255.
+    """
+    _check(user)
+    words = list(argv)
+    return _script(
+        [
+            "$c=125",
+            "try{",
+            f"$d={literal(_native(cwd))}",
+            "[void][IO.Directory]::CreateDirectory($d)",
+            "$i=New-Object Diagnostics.ProcessStartInfo",
+            f"$i.FileName={literal(_native(words[0]))}",
+            f"$i.Arguments={literal(arguments(words))}",
+            "$i.WorkingDirectory=$d",
+            "$i.UseShellExecute=$false",
+            "$i.RedirectStandardInput=$true",
+            "$e=$i.EnvironmentVariables",
+            "foreach($n in @($e.Keys)){if($n -like 'SSH_*' -or $n -eq 'PROMPT'){$e.Remove($n)}}",
+            *(f"$e[{literal(name)}]={literal(value)}" for name, value in env),
+            "$env:Path=$e['Path']",  # where a program without a folder is looked for
+            "try{[Console]::OutputEncoding=New-Object Text.UTF8Encoding $false}catch{}",
+            "$c=127",
+            "$p=[Diagnostics.Process]::Start($i)",
+            "$p.StandardInput.Close()",
+            "$p.WaitForExit()",
+            "$c=$p.ExitCode",
+            "}catch{[Console]::Error.WriteLine($_.Exception.Message)}",
+            "if($c -lt 0 -or $c -gt 255){",
+            "[Console]::Error.WriteLine(('exit code {0} (0x{0:X8})' -f $c))",
+            "$c=255",
+            "}",
+            "$o=[Console]::OpenStandardOutput()",
+            f'$b=[Text.Encoding]::ASCII.GetBytes({literal(mark)}+" $c`n")',
+            "$o.Write($b,0,$b.Length)",
+            "$o.Flush()",
+        ]
+    )
+
+
+def receive_command(login: str, dest: str, user: UnixUser | WindowsUser) -> str:
+    """The command line that unpacks a tar stream from stdin in the folder `dest`.
+
+    tar.exe reads its command line in the system's code page, so it is started in `dest` rather than told it.
+    A link to a folder is followed, not replaced (-P); names in the stream are UTF-8, whatever the code page.
+    """
+    _check(user)
+    return powershell(
+        f"$d={literal(_native(dest))};[void][IO.Directory]::CreateDirectory($d);Set-Location -LiteralPath $d;"
+        f"{_TAR} -x -P -f - --options 'hdrcharset=UTF-8';exit $LASTEXITCODE"
+    )
+
+
+def prepare_scratch(login: str) -> bytes:
+    """Make the scratch folder."""
+    return _script([f"[void][IO.Directory]::CreateDirectory('{SCRATCH}')"])
+
+
+def open_cache(slot: int, target: str, user: UnixUser | WindowsUser) -> bytes:
+    """Put what is at `target` aside and a junction to an empty folder in its place; note that it is so."""
+    _check(user)
+    return _script(
+        [
+            f"$t={literal(_native(target))}",
+            "[void][IO.Directory]::CreateDirectory($t)",
+            f"[void][IO.Directory]::CreateDirectory('{SCRATCH}\\{slot}')",
+            f'[IO.Directory]::Move($t,"$t.obuild-{slot}")',
+            f"[IO.File]::WriteAllText('{SCRATCH}\\{slot}.target',$t)",
+            f"[void](New-Item -ItemType Junction -Path $t -Value '{SCRATCH}\\{slot}')",
+        ]
+    )
+
+
+def unpack_cache(slot: int) -> bytes:
+    """Unpack SCRATCH/SLOT.tar into its cache folder."""
+    archive = f"{SCRATCH}\\{slot}.tar"
+    return _script(
+        [
+            f"{_TAR} -x -f '{archive}' -C '{SCRATCH}\\{slot}'",
+            "if($LASTEXITCODE){exit $LASTEXITCODE}",
+            f"[IO.File]::Delete('{archive}')",
+        ]
+    )
+
+
+def pack_cache(slot: int) -> bytes:
+    """Pack a cache folder into SCRATCH/SLOT.tar.
+
+    The first call puts back what was at the targets of all caches, last first: the junction of one that
+    lies within another must not be packed with it.
+    """
+    return _script(
+        [
+            *_put_back(),
+            f"{_TAR} -c -f '{SCRATCH}\\{slot}.tar' -C '{SCRATCH}\\{slot}' .",
+            "exit $LASTEXITCODE",
+        ]
+    )
+
+
+def close_caches(targets: Iterable[str]) -> bytes:
+    """Put back what was at the targets, unless that is done, and remove every trace of the caches.
+
+    rd goes into no junction that a command may have left in its cache; it fails without saying so.
+    """
+    return _script(
+        [
+            *_put_back(),
+            f"cmd /D /C rd /S /Q {SCRATCH}",
+            f"if(Test-Path -LiteralPath '{SCRATCH}'){{throw 'cannot remove {SCRATCH}: is a file in it in use?'}}",
+        ]
+    )
+
+
+def cache_archive(slot: int) -> str:
+    """Where a cache's archive lies in the guest, between scp and tar."""
+    return f"C:/obuild-scratch/{slot}.tar"
+
+
+def prepare_secrets() -> bytes:
+    """Make the folder for secrets; what is made in it is for the login user and the system only."""
+    return _script(
+        [
+            f"[void][IO.Directory]::CreateDirectory('{SECRETS}')",
+            "$me='*'+[Security.Principal.WindowsIdentity]::GetCurrent().User.Value+':(OI)(CI)F'",
+            f"$said=& icacls '{SECRETS}' /inheritance:r /grant:r $me '*S-1-5-18:(OI)(CI)F'",
+            "if($LASTEXITCODE){throw $said}",
+        ]
+    )
+
+
+def receive_secret(login: str, slot: int) -> str:
+    """The command that takes a secret's value from stdin.
+
+    There is no file system in memory. The file is made large first: NTFS keeps the bytes of a small one in
+    its own tables, and writes them to its journal, where nothing wipes them. Once outside they stay outside.
+    """
+    return powershell(
+        f"$f=[IO.File]::Open('{SECRETS}\\{slot}','Create','Write','None');$z=New-Object byte[] 65536;"
+        "$f.Write($z,0,$z.Length);$f.Flush($true);$f.Position=0;[Console]::OpenStandardInput().CopyTo($f);"
+        "$f.SetLength($f.Position);$f.Flush($true);$f.Close()"
+    )
+
+
+def open_secret(slot: int, target: str, user: UnixUser | WindowsUser) -> bytes:
+    """Move a secret's file to `target`, with the rights it has; what had to be made for that is noted."""
+    _check(user)
+    return _script(
+        [
+            f"$t={literal(_native(target))}",
+            "$p=[IO.Path]::GetDirectoryName($t)",
+            f'if(Test-Path -LiteralPath $t){{[IO.File]::Move($t,"$t.obuild-secret-{slot}")}}',
+            "$made=@()",
+            "for($n=$p;!(Test-Path -LiteralPath $n);$n=[IO.Path]::GetDirectoryName($n)){$made+=$n}",
+            f"[IO.File]::WriteAllLines('{SECRETS}\\{slot}.made',[string[]]$made)",
+            "[void][IO.Directory]::CreateDirectory($p)",
+            f"[IO.File]::Move('{SECRETS}\\{slot}',$t)",
+        ]
+    )
+
+
+def close_secrets(targets: Iterable[str]) -> bytes:
+    """Write over the values, delete them, and remove the folders made for them."""
+    lines = [_WIPE]
+    for slot, target in reversed(tuple(enumerate(targets))):
+        aside = f'"$t.obuild-secret-{slot}"'
+        lines += [
+            f"$t={literal(_native(target))}",
+            "if([IO.File]::Exists($t)){wipe $t}",
+            f"if([IO.File]::Exists({aside})){{[IO.File]::Move({aside},$t)}}",
+            f"foreach($n in [IO.File]::ReadAllLines('{SECRETS}\\{slot}.made'))"
+            "{try{[IO.Directory]::Delete($n)}catch{break}}",
+        ]
+    return _script(
+        [
+            *lines,
+            f"foreach($f in [IO.Directory]::GetFiles('{SECRETS}')){{wipe $f}}",
+            f"[IO.Directory]::Delete('{SECRETS}')",
+        ]
+    )
+
+
+def power_off() -> bytes:
+    """Power off from inside, for a guest that does not hear the power button."""
+    return _script([r'& "$env:SystemRoot\System32\shutdown.exe" /s /t 0', "exit $LASTEXITCODE"])
+
+
+def _put_back() -> list[str]:
+    """Take the junctions away (a plain Delete removes no more than the link) and move back what they hid."""
+    return [
+        f"foreach($r in (Get-ChildItem -LiteralPath '{SCRATCH}' -Filter *.target|"
+        "Sort-Object {[int]$_.BaseName} -Descending)){",
+        "$t=[IO.File]::ReadAllText($r.FullName)",
+        "[IO.Directory]::Delete($t)",
+        '[IO.Directory]::Move("$t.obuild-$($r.BaseName)",$t)',
+        "[IO.File]::Delete($r.FullName)",
+        "}",
+    ]
+
+
+def _native(path: str) -> str:
+    """With backslashes, as every program takes it. A path that is a drive's root keeps its last one."""
+    return path.replace("/", "\\")
+
+
+def _check(user: UnixUser | WindowsUser) -> None:
+    if isinstance(user, UnixUser):
+        raise TypeError("a Windows guest knows users by name")  # plan refuses it with the op's line
+
+
+def _script(lines: Iterable[str]) -> bytes:
+    return ("\n".join(lines) + "\n").encode()

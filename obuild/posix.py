@@ -1,0 +1,45 @@
+"""Lines of POSIX shell that every Unix guest needs. They are written for sh, and every path in them is quoted."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable
+
+
+def script(lines: Iterable[str]) -> bytes:
+    """The script that these lines are; a name that is no UTF-8 travels as the bytes it is."""
+    return ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape")
+
+
+def ensure_folder(path: str, owner: str) -> list[str]:
+    """Make `path` and its missing parents, all owned by `owner` (shell text); what exists is left as it is."""
+    quoted = shlex.quote(path)
+    return [
+        f"if [ ! -d {quoted} ]; then new={quoted}; top=$new",
+        'while [ ! -e "$(dirname -- "$top")" ]; do top=$(dirname -- "$top"); done',
+        f'mkdir -p -- "$new" && chown -R {owner} -- "$top"; fi',
+    ]
+
+
+def make_parents(path: str, note: str) -> list[str]:
+    """Make the parents of `path`, and write the deepest one that was there already to the file `note`."""
+    quoted = shlex.quote(path)
+    return [
+        f"top={quoted}",
+        'while [ ! -e "$(dirname -- "$top")" ]; do top=$(dirname -- "$top"); done',
+        f'mkdir -p -- "$(dirname -- {quoted})"; dirname -- "$top" >{note}',
+    ]
+
+
+def remove_parents(path: str, note: str) -> list[str]:
+    """Remove the folders that `make_parents` made, as far as they are empty."""
+    return [
+        f"folder=$(dirname -- {shlex.quote(path)})",
+        f'while [ "$folder" != "$(cat {note})" ] && rmdir -- "$folder" 2>/dev/null; do',
+        'folder=$(dirname -- "$folder"); done',
+    ]
+
+
+def say_status(mark: str, status: str) -> str:
+    """Print the mark and an exit status, with nothing before them."""
+    return f"printf '%s %d\\n' {shlex.quote(mark)} \"{status}\""

@@ -1,0 +1,144 @@
+"""What a spec means on each OS: paths, users, defaults, and what is refused with the op's line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from obuild import plan, spec, systems
+from obuild.card import OSES, Card
+from obuild.errors import SpecError, UsageError
+from obuild.guests import GUESTS
+from obuild.plan import Base, Command, Transfer
+from obuild.spec import UnixUser, WindowsUser
+
+CMD = (r"C:\Windows\System32\cmd.exe", "/S", "/C")
+
+
+def last(ops: str, os: str, source: Path = Path()) -> Any:
+    base = Base("b", Path("/nowhere"), "d" * 64, (1, 2, 3), Card(os=os, login="Administrator"))
+    stage = spec.parse(f"((from b)\n{ops})".encode())
+    return plan.plan(stage, source=source, find_base=lambda name: base, secrets=("s",)).steps[-1].action
+
+
+def test_there_is_a_guest_for_every_system_that_a_card_may_name() -> None:
+    assert set(GUESTS) == set(OSES)
+
+
+@pytest.mark.parametrize("os", ["linux", "freebsd", "openbsd"])
+def test_a_stage_begins_as_root_in_the_root_folder_with_bash(os: str) -> None:
+    assert last("(run (shell x))", os) == Command(("bash", "-c", "x"), "/", (), UnixUser(0, 0), network=False)
+
+
+def test_on_windows_a_stage_begins_with_cmd_as_its_administrator() -> None:
+    user = WindowsUser("ContainerAdministrator")
+    assert last("(run (shell x))", "windows") == Command((*CMD, "x"), "C:/", (), user, network=False)
+
+
+@pytest.mark.parametrize(
+    ("workdirs", "cwd"),
+    [
+        (r"(workdir C:\src)", "C:/src"),
+        ("(workdir C:/src)", "C:/src"),
+        ("(workdir c:/src/)", "C:/src"),
+        ("(workdir /src)", "C:/src"),
+        (r"(workdir \src)", "C:/src"),
+        ("(workdir src)", "C:/src"),
+        (r"(workdir /src) (workdir a\b) (workdir ./c)", "C:/src/a/b/c"),
+        ("(workdir D:/x) (workdir y)", "D:/x/y"),
+        ("(workdir D:/x) (workdir /y)", "D:/y"),
+        ("(workdir /src) (workdir ..)", "C:/src/.."),
+        ("(workdir C:/)", "C:/"),
+    ],
+)
+def test_a_windows_path_has_two_slashes_and_one_spelling(workdirs: str, cwd: str) -> None:
+    assert last(f"{workdirs} (run (shell x))", "windows").cwd == cwd
+
+
+def test_a_unix_path_has_no_drive_and_no_backslashes() -> None:
+    assert last(r"(workdir C:\src) (run (shell x))", "freebsd").cwd == r"/C:\src"
+
+
+def test_targets_are_windows_paths_too() -> None:
+    command = last(
+        r"(run (cache (c (target C:\Users\opam\cache)) (d (target sub))) (secrets (s (target /run/s))) (shell x))",
+        "windows",
+    )
+    assert [cache.target for cache in command.caches] == ["C:/Users/opam/cache", "C:/sub"]
+    assert command.secrets[0].target == "C:/run/s"
+
+
+@pytest.mark.parametrize(
+    ("dst", "dest", "paths"),
+    [
+        ("C:/", "C:/", ["file"]),
+        ("C:\\\\new\\\\", "C:/new", ["file"]),
+        ("/new/file.txt", "C:/new", ["file.txt"]),
+        ("C:\\\\file.txt", "C:/", ["file.txt"]),
+        ("file.txt", "C:/", ["file.txt"]),
+    ],
+)
+def test_a_copy_into_windows(tmp_path: Path, dst: str, dest: str, paths: list[str]) -> None:
+    (tmp_path / "file").touch()
+    transfer = last(f'(copy (src file) (dst "{dst}"))', "windows", tmp_path)
+    assert isinstance(transfer, Transfer)
+    assert (transfer.dest, [entry.path for entry in transfer.tree.entries]) == (dest, paths)
+
+
+@pytest.mark.parametrize(
+    ("user", "os"),
+    [
+        ("(uid 1000) (gid 1000)", "linux"),
+        ("(uid 1000) (gid 1000)", "freebsd"),
+        ("(uid 1000) (gid 1000)", "openbsd"),
+        ("(name opam)", "freebsd"),
+        ("(name ContainerAdministrator)", "windows"),
+        ("(name administrator)", "windows"),
+    ],
+)
+def test_users_that_a_guest_can_have(user: str, os: str) -> None:
+    assert last(f"(user {user}) (run (shell x))", os).user
+
+
+REFUSED = [
+    ("linux", "(user (name opam))", "a Linux guest knows users by number"),
+    ("openbsd", "(user (name opam))", "an OpenBSD guest knows users by number"),
+    ("windows", "(user (uid 0) (gid 0))", "by name"),
+    ("windows", "(user (name opam))", "would need a password"),
+    ("freebsd", "(user (name -x))", "name of a user"),
+    ("freebsd", "(user (name 0))", "name of a user"),
+    ("freebsd", "(user (uid -1) (gid 0))", "between"),
+    ("windows", "(workdir D:src)", "no path"),
+    ("windows", r"(workdir \\server\share)", "no path"),
+    ("windows", r"(workdir 1:\src)", "no path"),
+    ("windows", '(run (shell "a\\nb"))', "first line"),
+    ("windows", f"(run (shell {'x' * 8192}))", "cmd.exe takes at most 8191"),
+    ("windows", '(shell powershell -Command) (run (shell "' + "x" * 32768 + '"))', "Windows takes at most 32767"),
+    ("windows", "(shell setup.bat) (run (shell x))", "batch file"),
+    ("windows", '(run (shell "\\255"))', "UTF-8"),
+]
+
+
+@pytest.mark.parametrize(("os", "ops", "why"), REFUSED)
+def test_what_a_guest_cannot_have_is_refused_with_its_line(os: str, ops: str, why: str) -> None:
+    with pytest.raises(SpecError, match=why) as caught:
+        last(f"{ops} (run (shell x))", os)
+    assert (caught.value.line, caught.value.exit_code) == (2, 2)
+
+
+def test_a_command_of_other_shells_may_have_lines() -> None:
+    assert last('(shell powershell -Command) (run (shell "a\\nb"))', "windows").argv[-1] == "a\nb"
+
+
+def test_a_windows_path_that_is_a_drive_is_split_at_its_root() -> None:
+    assert systems.split("C:/x") == ("C:/", "x")
+    assert systems.split("C:/") == ("C:/", "")
+    assert systems.split("/x") == ("/", "x")
+
+
+def test_the_administrator_is_known_by_its_login_too() -> None:
+    systems.check_user(WindowsUser("opam"), Card(os="windows", login="opam"))
+    with pytest.raises(UsageError):
+        systems.check_user(WindowsUser("opam"), Card(os="windows", login="Administrator"))
