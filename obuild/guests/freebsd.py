@@ -3,7 +3,8 @@
 Needed in the guest: its base system, and sudo or doas without a password where the login user is not root.
 Manual pages that lines here rest on: chroot(8) for `-u -g -G`, which takes numbers that no file knows;
 mount_nullfs(8); tmpfs(5); bsdtar(1) for `--uid --gid` while unpacking. root's login shell may be csh, so
-what sshd is given is one line, and nothing in it is csh's to read.
+what sshd is given is one line, and nothing in it is csh's to read; but csh looks for `!` even in quotes, so
+there a copy to a path with that in it fails, loudly.
 """
 
 from __future__ import annotations
