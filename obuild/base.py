@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from obuild import card, disk, locks, process
-from obuild.card import Card
+from obuild.card import INITRD, KERNEL, Card
 from obuild.errors import UsageError
-from obuild.plan import Base
+from obuild.plan import Base, Beside
+from obuild.shape import Kernel
 from obuild.store import Store
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+:-]*")
@@ -47,14 +48,31 @@ def find(store: Store, reference: str, *, say: Say) -> Base:
             raise _unknown(store, name)
         say(f"base image {name!r} is not in the store yet; making it from its recipe")
         path = make(store, name, say=say)
+    about = card.read(_card_path(path))
     stamp = disk.stamp(path)
+    beside = _beside(path, about)
     digest = _digest(store, path, stamp)
+    if beside:
+        # The machine boots from these files and not from the disk: what they are changes what is built.
+        parts = (digest, *(_digest(store, file.path, file.stamp) for file in beside), about.cmdline)
+        digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
     if pin and pin != digest:
         raise UsageError(
             f"the base image {name!r} is not the one that the spec pins",
             hint=f"it is {name}@sha256:{digest}",
         )
-    return Base(name, path, digest, stamp, card.read(_card_path(path)))
+    return Base(name, path, digest, stamp, about, beside)
+
+
+def kernel(found: Base, layer: Path) -> Kernel | None:
+    """What QEMU itself loads to start a machine on a base; `layer` is where the base's layer is or will be.
+
+    It is the layer's own copy: a base that is made again has another kernel, and other modules for it.
+    """
+    if not found.beside:
+        return None
+    image, *initrd = (layer / "rootfs" / file.name for file in found.beside)
+    return Kernel(image, initrd[0] if initrd else None, found.card.cmdline)
 
 
 def listing(store: Store) -> list[Found]:
@@ -124,7 +142,8 @@ def remove(store: Store, name: str) -> None:
     if path is None:
         raise _unknown(store, name)
     path.unlink()
-    _card_path(path).unlink(missing_ok=True)
+    for suffix in (".toml", KERNEL, INITRD):
+        path.with_name(name + suffix).unlink(missing_ok=True)
     _own_key(store, name).unlink(missing_ok=True)
 
 
@@ -167,17 +186,28 @@ def _card_path(image: Path) -> Path:
     return image.with_suffix(".toml")
 
 
-def _digest(store: Store, path: Path, stamp: tuple[int, int, int]) -> str:
-    """sha256 of an image file, read once for each path, inode, size and time of change.
+def _beside(image: Path, about: Card) -> tuple[Beside, ...]:
+    """The kernel, and its initial RAM disk if there is one. UsageError if a kernel is needed and not there."""
+    if about.firmware != "kernel":
+        return ()
+    paths = (image.with_suffix(KERNEL), image.with_suffix(INITRD))
+    if not paths[0].is_file():
+        raise UsageError(f"{paths[0]} is missing: the card of {image.stem!r} says that QEMU loads its kernel")
+    return tuple(Beside(f"image{path.suffix}", path, disk.stamp(path)) for path in paths if path.is_file())
 
-    A file that is read for the first time is checked to be a sound disk, so that a bad one is found early.
+
+def _digest(store: Store, path: Path, stamp: tuple[int, int, int]) -> str:
+    """sha256 of a file, read once for each path, inode, size and time of change.
+
+    An image that is read for the first time is checked to be a sound disk, so that a bad one is found early.
     """
     memo = store.state / "digests.json"
     kept = _read_memo(memo)
     entry = kept.get(path.name)
     if isinstance(entry, list) and entry[:3] == list(stamp):
         return str(entry[3])
-    disk.inspect(path)
+    if path.suffix not in (KERNEL, INITRD):
+        disk.inspect(path)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     _write(memo, json.dumps({**_read_memo(memo), path.name: [*stamp, digest]}))

@@ -44,7 +44,9 @@ def build(
 
     process.require(ARCHES[shape.arch].binary)
     chosen = accel.choose(settings.accel, shape.arch, memo=store.state / "accel.json", note=say)
-    executor = Qemu(replace(shape, accel=chosen), chain.base.card.login, base.key_path(store, chain.base.card))
+    kernel = base.kernel(chain.base, store.result / chain.steps[0].id)
+    machine = replace(shape, accel=chosen, kernel=kernel)
+    executor = Qemu(machine, chain.base.card.login, base.key_path(store, chain.base.card))
     return Builder(store, executor, tell, secrets).build(chain)
 
 

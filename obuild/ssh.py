@@ -86,6 +86,13 @@ class Connection:
             channel.shutdown_write()
             self._finish(channel, what)
 
+    def power_off(self, command: str, script: bytes) -> None:
+        """Run a script that powers the guest off, and wait until it has. MachineError if it does not."""
+        with self._channel(command) as channel:
+            channel.sendall(script)
+            channel.shutdown_write()
+            self.machine.power_off(ask=False)
+
     def put(self, source: Path, dest: str) -> None:
         """Send one file by scp."""
         with self._scp() as client:

@@ -119,9 +119,9 @@ def test_a_disk_gets_one_bootable_partition_and_grub(tmp_path: Path) -> None:
     disk = tmp_path / "disk.raw"
     with disk.open("wb") as file:
         file.truncate(64 << 20)
-    debian.make_bootable(disk, tmp_path, signature=0x12345678)
+    debian.make_bootable(RECIPE, disk, tmp_path)
     written = disk.read_bytes()[: 1 << 20]
-    assert struct.unpack("<I", written[440:444]) == (0x12345678,)
+    assert struct.unpack("<I", written[440:444]) == (debian.disk_id(RECIPE).fields[0],)
     active, kind = written[446], written[450]
     start, length = struct.unpack("<II", written[454:462])
     assert (active, kind, start, length) == (0x80, 0x83, 2048, 129024)

@@ -18,6 +18,8 @@ suite = "bookworm"
 variant = "extract"
 size = "1G"
 packages = ["bash", "g++"]
+kernel = ["linux-image-amd64"]
+tools = ["cpio"]
 cmdline = " quiet "
 script = "true\\n"
 
@@ -54,8 +56,9 @@ def test_every_entry_is_read() -> None:
         suite="bookworm",
         variant="extract",
         size=1 << 30,
-        packages=("bash", "g++"),
+        packages=("bash", "g++", "linux-image-amd64"),
         cmdline="quiet",
+        tools=("cpio",),
         files=(File("/etc/motd", 0o644, "hello\n"), File("/usr/bin/hello", 0o4755, "#!/bin/sh")),
         script="true\n",
     )

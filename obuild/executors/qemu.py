@@ -1,4 +1,4 @@
-"""Steps run in a virtual machine: booted on the draft's overlay, reached by SSH, shut down by ACPI."""
+"""Steps run in a virtual machine: booted on the draft's overlay, reached by SSH, shut down by its power button."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from obuild import machine, ssh, transfer
 from obuild.guests import linux
 from obuild.plan import Command, Transfer
-from obuild.shape import Shape
+from obuild.shape import ARCHES, Shape
 from obuild.store import CacheCopy, Draft
 
 
@@ -29,6 +29,9 @@ class Qemu:
         with machine.start(self.shape, draft.image, network=network) as guest:
             with ssh.connect(guest, login=self.login, key=self.key) as connection:
                 yield Session(connection, self.login)
+                if not ARCHES[self.shape.arch].button:
+                    connection.power_off(linux.root_shell(self.login), linux.power_off())
+                    return
             guest.power_off()
 
 
