@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -111,15 +111,26 @@ def make(store: Store, name: str, *, say: Say, again: bool = False) -> Path:
         return out
 
 
-def add(store: Store, file: Path, name: str, *, about: Card, key: Path | None, force: bool = False) -> Path:
+def add(
+    store: Store,
+    file: Path,
+    name: str,
+    *,
+    about: Card,
+    key: Path | None,
+    boot: Sequence[Path] = (),
+    force: bool = False,
+) -> Path:
     """Take an image made elsewhere as the base `name`, with the private key that opens it.
 
-    UsageError if it is no disk, or if the name is taken and not `force`.
+    `boot` are the kernel and the initial RAM disk, if the card says that QEMU loads them. UsageError if the file
+    is no disk, or if the name is taken and not `force`.
     """
     from obuild.ssh import load_key
 
-    if not file.is_file():
-        raise UsageError(f"there is no image file {file}")
+    for path in (file, *boot):
+        if not path.is_file():
+            raise UsageError(f"there is no image file {path}")
     with locks.file_lock(store.locks / f"base-{_checked(name)}.lock"):
         existing = image_path(store, name)
         if existing and not force:
@@ -129,6 +140,8 @@ def add(store: Store, file: Path, name: str, *, about: Card, key: Path | None, f
             load_key(key)
             about = replace(about, key=str(_keep_key(store, name, key).relative_to(store.root)))
         out = store.base_image / f"{name}.{'qcow2' if image.format == 'qcow2' else 'img'}"
+        for path, suffix in zip(boot, (KERNEL, INITRD), strict=False):
+            _place(path, out.with_suffix(suffix))
         _place(file, out)
         _write(_card_path(out), card.dump(about))
         if existing and existing != out:
