@@ -14,7 +14,7 @@ from pathlib import Path
 from obuild import card, disk, locks, process
 from obuild.card import INITRD, KERNEL, Card
 from obuild.errors import UsageError
-from obuild.plan import Base, Beside
+from obuild.plan import Base, Beside, Import, Step
 from obuild.shape import Kernel
 from obuild.store import Store
 
@@ -64,13 +64,14 @@ def find(store: Store, reference: str, *, say: Say) -> Base:
     return Base(name, path, digest, stamp, about, beside)
 
 
-def kernel(found: Base, layer: Path) -> Kernel | None:
-    """What QEMU itself loads to start a machine on a base; `layer` is where the base's layer is or will be.
+def kernel(store: Store, found: Base) -> Kernel | None:
+    """What QEMU itself loads to start a machine on a base; it is there once the base's layer is.
 
     It is the layer's own copy: a base that is made again has another kernel, and other modules for it.
     """
     if not found.beside:
         return None
+    layer = store.result / Step(None, Import(found)).id
     image, *initrd = (layer / "rootfs" / file.name for file in found.beside)
     return Kernel(image, initrd[0] if initrd else None, found.card.cmdline)
 

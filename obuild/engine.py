@@ -44,7 +44,7 @@ def build(
 
     process.require(ARCHES[shape.arch].binary)
     chosen = accel.choose(settings.accel, shape.arch, memo=store.state / "accel.json", note=say)
-    kernel = base.kernel(chain.base, store.result / chain.steps[0].id)
+    kernel = base.kernel(store, chain.base)
     machine = replace(shape, accel=chosen, kernel=kernel)
     executor = Qemu(machine, chain.base.card.login, base.key_path(store, chain.base.card))
     return Builder(store, executor, tell, secrets).build(chain)

@@ -14,7 +14,7 @@ import pytest
 from obuild import base, bases, card, disk, recipe, ssh
 from obuild.card import Card
 from obuild.errors import UsageError
-from obuild.plan import Base
+from obuild.plan import Base, Import, Step
 from obuild.recipe import Recipe
 from obuild.shape import Kernel
 from obuild.store import Store
@@ -141,14 +141,17 @@ def test_a_base_without_its_kernel_is_refused(store: Store, direct: Path) -> Non
         find(store, "tiny")
 
 
-def test_a_machine_is_started_with_the_layers_own_kernel(store: Store, direct: Path, tmp_path: Path) -> None:
-    assert base.kernel(find(store, "tiny"), tmp_path) == Kernel(
-        tmp_path / "rootfs/image.vmlinuz", tmp_path / "rootfs/image.initrd", "quiet"
-    )
+def test_a_machine_is_started_with_the_layers_own_kernel(store: Store, direct: Path) -> None:
+    def rootfs() -> Path:
+        return store.result / Step(None, Import(find(store, "tiny"))).id / "rootfs"
+
+    found = base.kernel(store, find(store, "tiny"))
+    assert found == Kernel(rootfs() / "image.vmlinuz", rootfs() / "image.initrd", "quiet")
     direct.with_suffix(".initrd").unlink()
-    assert base.kernel(find(store, "tiny"), tmp_path) == Kernel(tmp_path / "rootfs/image.vmlinuz", None, "quiet")
+    found = base.kernel(store, find(store, "tiny"))
+    assert found == Kernel(rootfs() / "image.vmlinuz", None, "quiet")
     direct.with_suffix(".toml").unlink()
-    assert base.kernel(find(store, "tiny"), tmp_path) is None
+    assert base.kernel(store, find(store, "tiny")) is None
 
 
 def test_a_kernel_can_be_added_with_an_image_and_goes_with_it(
