@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from obuild import accel, base, disk, machine, ssh
-from obuild.shape import Settings, Shape
+from obuild.shape import Accel, Settings, Shape
 from obuild.store import Store
 
 ROOT = Path(__file__).parent.parent
@@ -88,6 +88,11 @@ def report(what: str, beside: str, ours: list[float], theirs: list[float], targe
     return ratio / target
 
 
+def kvm_or_tcg(store: Store, arch: str) -> Accel:
+    """What guests run on here."""
+    return accel.choose("auto", arch, memo=store.state / "accel.json", note=print)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--runs", type=int, default=5)
@@ -95,8 +100,7 @@ def main() -> None:
     compileall.compile_dir(ROOT / "obuild", quiet=1)  # as a package that was installed
     store = Store.open(KEPT)
     card = base.find(store, "micro", say=print).card
-    chosen = accel.choose("auto", card.arch, memo=store.state / "accel.json", note=print)
-    shape = Settings().shape(card, chosen)
+    shape = Settings().shape(card, kvm_or_tcg(store, card.arch))
     with tempfile.TemporaryDirectory() as folder:
         worst = max(step_ratio(store, shape, Path(folder), runs), cached_ratio(store, Path(folder), runs))
     sys.exit(0 if worst <= 1 else "over the target")

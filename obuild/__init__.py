@@ -1,1 +1,40 @@
-"""obuild: virtual-machine images, built the way a compiler builds objects."""
+"""obuild: virtual-machine images, built the way a compiler builds objects.
+
+The front door for programs that use it as a library; nothing is loaded until it is asked for:
+
+    from pathlib import Path
+    import obuild
+
+    store = obuild.Store.open(Path("/data"))
+    stage = obuild.parse(Path("hello.spec").read_bytes())
+    last = obuild.Engine(Path("."), store, obuild.Settings(), print).build(stage)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from obuild.engine import Engine
+    from obuild.errors import ObuildError
+    from obuild.shape import Settings
+    from obuild.spec import parse
+    from obuild.store import Store
+
+__all__ = ["Engine", "ObuildError", "Settings", "Store", "parse"]
+
+_HOMES = {
+    "Engine": "obuild.engine",
+    "ObuildError": "obuild.errors",
+    "Settings": "obuild.shape",
+    "Store": "obuild.store",
+    "parse": "obuild.spec",
+}
+
+
+def __getattr__(name: str) -> object:
+    from importlib import import_module
+
+    if name not in _HOMES:
+        raise AttributeError(f"module 'obuild' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+from typing import NoReturn
 
 
 def main() -> None:
     """Run the command line."""
     try:
+        signal.signal(signal.SIGTERM, _terminate)
         from obuild.cli import run
 
         run()
     except KeyboardInterrupt:
         sys.stderr.write("obuild: interrupted\n")
         sys.exit(130)
+
+
+def _terminate(number: int, frame: object) -> NoReturn:
+    """A polite kill ends a build as Ctrl-C does, so that no guest is left behind."""
+    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

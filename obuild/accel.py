@@ -15,6 +15,7 @@ from pathlib import Path
 
 from obuild import process
 from obuild.errors import UsageError
+from obuild.files import replace_text
 from obuild.shape import ARCH_ALIASES, ARCHES, Accel
 
 KVM = Path("/dev/kvm")
@@ -78,9 +79,7 @@ def _verdict(arch: str, memo: Path) -> tuple[str, bool]:
     except (OSError, ValueError, KeyError, TypeError):
         pass
     problem = probe(arch)
-    with tempfile.NamedTemporaryFile("w", dir=memo.parent, delete=False) as file:
-        json.dump({"key": key, "problem": problem}, file)
-    Path(file.name).replace(memo)
+    replace_text(memo, json.dumps({"key": key, "problem": problem}))
     return problem, True
 
 

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import re
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 from obuild import card, disk, locks, process
 from obuild.card import INITRD, KERNEL, Card
 from obuild.errors import UsageError
+from obuild.files import replace_text
 from obuild.plan import Base, Beside, Import, Step
 from obuild.shape import Kernel
 from obuild.store import Store
@@ -108,7 +108,7 @@ def make(store: Store, name: str, *, say: Say, again: bool = False) -> Path:
             return existing
         out = store.base_image / f"{name}.qcow2"
         KINDS[plan.kind](plan, out, public_key=make_key(store_key(store)), say=say)
-        _write(_card_path(out), card.dump(plan.card))
+        replace_text(_card_path(out), card.dump(plan.card))
         return out
 
 
@@ -144,7 +144,7 @@ def add(
         for path, suffix in zip(boot, (KERNEL, INITRD), strict=False):
             _place(path, out.with_suffix(suffix))
         _place(file, out)
-        _write(_card_path(out), card.dump(about))
+        replace_text(_card_path(out), card.dump(about))
         if existing and existing != out:
             existing.unlink()
         return out
@@ -224,7 +224,7 @@ def _digest(store: Store, path: Path, stamp: tuple[int, int, int]) -> str:
         disk.inspect(path)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    _write(memo, json.dumps({**_read_memo(memo), path.name: [*stamp, digest]}))
+    replace_text(memo, json.dumps({**_read_memo(memo), path.name: [*stamp, digest]}))
     return digest
 
 
@@ -240,7 +240,7 @@ def _read_memo(memo: Path) -> dict[str, object]:
 def _keep_key(store: Store, name: str, key: Path) -> Path:
     path = _own_key(store, name)
     path.parent.mkdir(mode=0o700, exist_ok=True)
-    _write(path, key.read_text(), mode=0o600)
+    replace_text(path, key.read_text(), mode=0o600)
     return path
 
 
@@ -257,12 +257,3 @@ def _place(file: Path, out: Path) -> None:
     finally:
         with contextlib.suppress(FileNotFoundError):
             partial.unlink()
-
-
-def _write(path: Path, text: str, *, mode: int = 0o644) -> None:
-    """Write a small file so that it appears whole or not at all."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-        file.write(text)
-    written = Path(file.name)
-    written.chmod(mode)
-    written.replace(path)

@@ -6,13 +6,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from obuild import disk
 from obuild.errors import ObuildError, StepFailed, StoreError
 from obuild.events import Hit, Listener, Note, Output, Saved, Started
 from obuild.mask import Mask
-from obuild.plan import Base, Chain, Command, Import, LayerId, Step, Transfer
+from obuild.plan import Base, Chain, Command, Extract, Graft, Import, LayerId, Step, Transfer
 from obuild.store import CacheCopy, Draft, Store
 
 
@@ -28,12 +29,18 @@ class Session(Protocol):
     ) -> int: ...
 
     def send(self, action: Transfer) -> None: ...
+    def take(self, extract: Extract, archive: Path) -> None: ...
+    def graft(self, action: Graft, archive: Path) -> None: ...
 
 
 class Executor(Protocol):
     """Where steps run. Leaving the session seals the draft's image; leaving it by an exception does not."""
 
     def open(self, draft: Draft, *, network: bool) -> AbstractContextManager[Session]: ...
+
+
+def _no_archive(action: Graft) -> Path:
+    raise TypeError("a copy from another build needs the means to look into it")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +51,7 @@ class Builder:
     executor: Executor | None
     tell: Listener
     secrets: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    archive: Callable[[Graft], Path] = _no_archive
 
     def build(self, chain: Chain) -> LayerId:
         """Make the layers of a chain that the store has not got, in order, and return the last one's id.
@@ -97,6 +105,11 @@ class Builder:
             case Transfer() as transfer:
                 with self._open(draft, network=False) as session:
                     session.send(transfer)
+
+            case Graft() as graft:
+                archive = self.archive(graft)
+                with self._open(draft, network=False) as session:
+                    session.graft(graft, archive)
 
     def _open(self, draft: Draft, *, network: bool) -> AbstractContextManager[Session]:
         if self.executor is None:

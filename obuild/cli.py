@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import functools
 import os
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -104,13 +103,7 @@ Command = TypeVar("Command", bound=Callable[..., None])
 
 def run() -> None:
     """Run the command line and exit."""
-    signal.signal(signal.SIGTERM, _terminate)
     app(prog_name="obuild")
-
-
-def _terminate(number: int, frame: object) -> NoReturn:
-    """A polite kill ends a build as Ctrl-C does, so that no guest is left behind."""
-    raise KeyboardInterrupt
 
 
 def _guarded(command: Command) -> Command:
@@ -180,6 +173,9 @@ def build(
     secret: Annotated[
         list[str] | None, typer.Option(metavar="ID:FILE", help="A value for (secrets ID). May be repeated.")
     ] = None,
+    jobs: Annotated[
+        int, typer.Option("--jobs", "-j", metavar="N", min=1, help="How many independent stages to build at once.")
+    ] = 1,
     qemu_accel: AccelOption = "auto",
     qemu_memory: MemoryOption = "",
     qemu_cpus: CpusOption = 2,
@@ -202,15 +198,8 @@ def build(
         raise UsageError(f"there is no source directory {source}")
     tell = _lines()
     opened = _open(store, create=True)
-    last = engine.build(
-        stage,
-        source=Path(source),
-        store=opened,
-        settings=settings,
-        secrets=_secrets(secret or []),
-        tell=tell,
-    )
-    tell(Done(last))
+    values = _secrets(secret or [])
+    tell(Done(engine.Engine(Path(source), opened, settings, tell, values, jobs).build(stage)))
 
 
 def _read_spec(path: Path) -> bytes:

@@ -1,57 +1,129 @@
-"""A whole build: plan it, see that it can be done, then make its chain."""
+"""A whole build: see that it can be done, then make each stage's chain, those it copies from first."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from obuild import base, process
-from obuild.build import Builder
+from obuild.build import Builder, Executor
 from obuild.errors import MachineError
-from obuild.events import Event, Listener, Note, Output
-from obuild.plan import Import, LayerId, plan
+from obuild.events import Event, Listener, Note, Output, Started
+from obuild.extract import Extractor
+from obuild.plan import Base, Built, Chain, Extract, Graft, Import, LayerId, plan
 from obuild.shape import ARCHES, Settings
 from obuild.spec import Run, Shell, Stage
 from obuild.store import Store
+from obuild.tree import Manifest
 
 
-def build(
-    stage: Stage, *, source: Path, store: Store, settings: Settings, secrets: Mapping[str, bytes], tell: Listener
-) -> LayerId:
-    """Build a stage and return the id of its last layer.
+@dataclass
+class Engine:
+    """Builds specs from one source folder into one store. `secrets` are values by id."""
 
-    UsageError, before anything is built, for all that can be seen to be wrong; then as build.build.
-    """
+    source: Path
+    store: Store
+    settings: Settings
+    tell: Listener
+    secrets: Mapping[str, bytes] = field(default_factory=dict)
+    jobs: int = 1
+    _bases: dict[str, Base] = field(default_factory=dict, init=False)
+    _executors: dict[str, Executor] = field(default_factory=dict, init=False)
 
-    def say(text: str) -> None:
-        tell(Note(text))
+    def build(self, stage: Stage) -> LayerId:
+        """Build a stage, with those inside it, and return the id of its last layer.
 
-    chain = plan(
-        stage,
-        source=source,
-        find_base=lambda name: base.find(store, name, say=say),
-        secrets=tuple(secrets),
-    )
-    shape = settings.shape(chain.base.card, "tcg")
-    missing = [step for step in chain.steps if store.find(step.id) is None]
-    if missing:
-        process.require("qemu-img")
-    if all(isinstance(step.action, Import) for step in missing):
-        return Builder(store, None, tell).build(chain)
-    from obuild import accel  # late: a cached build needs no machine
-    from obuild.executors.qemu import Qemu
+        UsageError, before anything is built, for all that can be seen to be wrong; then as Builder.build.
+        """
+        for each in everything(stage):
+            self._plan(each)
+            self.settings.shape(self._base(each.base).card, "tcg")
+        if self.jobs > 1 and stage.stages:
+            from obuild.parallel import Parallel
 
-    process.require(ARCHES[shape.arch].binary)
-    chosen = accel.choose(settings.accel, shape.arch, memo=store.state / "accel.json", note=say)
-    kernel = base.kernel(store, chain.base)
-    machine = replace(shape, accel=chosen, kernel=kernel)
-    executor = Qemu(machine, chain.base.card.login, base.key_path(store, chain.base.card))
-    return Builder(store, executor, tell, secrets).build(chain)
+            return Parallel(self.make, self.tell, self.jobs).build(stage).layer
+        return self._in_order(stage, {}).layer
+
+    def _in_order(self, stage: Stage, scope: Mapping[str, Built]) -> Built:
+        scope = dict(scope)
+        for name, inner in stage.stages:
+            self.tell(Started(f'(build "{name}" …)'))
+            scope[name] = self._in_order(inner, scope)
+            self.tell(Note(f'--> finished "{name}"'))
+        return self.make(stage, scope, self.tell)
+
+    def make(self, stage: Stage, scope: Mapping[str, Built], tell: Listener) -> Built:
+        """Make the chain of one stage; `scope` has the builds that it may copy from."""
+        with ExitStack() as stack:
+            sources = {name: self._extractor(built, stack) for name, built in scope.items()}
+
+            def extract(request: Extract) -> tuple[LayerId, Manifest]:
+                source = sources[request.origin]
+                return source.layer, source.manifest(request)
+
+            def archive(graft: Graft) -> Path:
+                return sources[graft.extract.origin].checked_archive(graft)
+
+            chain = self._plan(stage, extract)
+            builder = Builder(self.store, self._executor_for(chain), tell, self.secrets, archive)
+            return Built(builder.build(chain), chain.base)
+
+    def _plan(self, stage: Stage, extract: Callable[[Extract], tuple[LayerId, Manifest]] | None = None) -> Chain:
+        secrets = tuple(self.secrets)
+        if extract is None:
+            return plan(stage, source=self.source, find_base=self._base, secrets=secrets)
+        return plan(stage, source=self.source, find_base=self._base, secrets=secrets, extract=extract)
+
+    def _base(self, reference: str) -> Base:
+        if reference not in self._bases:
+            self._bases[reference] = base.find(self.store, reference, say=self._say)
+        return self._bases[reference]
+
+    def _extractor(self, built: Built, stack: ExitStack) -> Extractor:
+        return Extractor(self.store, lambda: self._executor(built.base), built.layer, stack)
+
+    def _executor_for(self, chain: Chain) -> Executor | None:
+        """Machines for a chain, if it needs any."""
+        missing = [step for step in chain.steps if self.store.find(step.id) is None]
+        if missing:
+            process.require("qemu-img")
+        if all(isinstance(step.action, Import) for step in missing):
+            return None
+        return self._executor(chain.base)
+
+    def _executor(self, found: Base) -> Executor:
+        if found.name not in self._executors:
+            from obuild import accel  # late: a cached build needs no machine
+            from obuild.executors.qemu import Qemu
+
+            shape = self.settings.shape(found.card, "tcg")
+            process.require(ARCHES[shape.arch].binary)
+            memo = self.store.state / "accel.json"
+            chosen = accel.choose(self.settings.accel, shape.arch, memo=memo, note=self._say)
+            key = base.key_path(self.store, found.card)
+            machine = replace(shape, accel=chosen, kernel=base.kernel(self.store, found))
+            self._executors[found.name] = Qemu(machine, found.card.login, key)
+        return self._executors[found.name]
+
+    def _say(self, text: str) -> None:
+        self.tell(Note(text))
+
+
+def everything(stage: Stage) -> Iterator[Stage]:
+    """A stage and all stages inside it, inner ones first."""
+    for _, inner in stage.stages:
+        yield from everything(inner)
+    yield stage
 
 
 def healthcheck(store: Store, *, base_name: str, settings: Settings, tell: Listener) -> None:
     """Run one command on a base image, really, and remove its layer again. ObuildError if anything fails."""
+    from uuid import uuid4
+
+    from obuild import upkeep
+
     said = b""
 
     def listen(event: Event) -> None:
@@ -60,13 +132,9 @@ def healthcheck(store: Store, *, base_name: str, settings: Settings, tell: Liste
             said += event.data
         tell(event)
 
-    from uuid import uuid4
-
-    from obuild import upkeep
-
     # no two checks are the same step, so that none is ever found in the store
     stage = Stage(base_name, (Shell(("/bin/sh", "-c")), Run(f"echo healthcheck # {uuid4()}")))
-    made = build(stage, source=Path(), store=store, settings=settings, secrets={}, tell=listen)
+    made = Engine(Path(), store, settings, listen).build(stage)
     upkeep.delete(store, made, tell=lambda id: None)
     if b"healthcheck" not in said:
         raise MachineError("the guest ran the command but its output did not arrive")

@@ -69,6 +69,14 @@ class Base:
 
 
 @dataclass(frozen=True, slots=True)
+class Built:
+    """What a stage has become: its last layer, and the base that this stands on."""
+
+    layer: LayerId
+    base: Base
+
+
+@dataclass(frozen=True, slots=True)
 class Import:
     """Take a base image into the store as a first layer."""
 
@@ -97,7 +105,35 @@ class Transfer:
     user: UnixUser | WindowsUser
 
 
-Action = Import | Command | Transfer
+@dataclass(frozen=True, slots=True)
+class Extract:
+    """Files of another build: `src` are paths in its file system; a single one is called `rename`, if given."""
+
+    origin: str
+    src: tuple[str, ...]
+    exclude: tuple[str, ...]
+    rename: str | None
+    user: UnixUser | WindowsUser
+
+
+@dataclass(frozen=True, slots=True)
+class Graft:
+    """Put files that were taken out of the layer `source` into the guest's folder `dest`."""
+
+    extract: Extract
+    source: LayerId
+    manifest: tree.Manifest
+    dest: str
+
+    @property
+    def user(self) -> UnixUser | WindowsUser:
+        return self.extract.user
+
+
+Action = Import | Command | Transfer | Graft
+
+#: Says which layer an Extract's build has become, and what the files are.
+Extractor = Callable[[Extract], tuple[LayerId, tree.Manifest]]
 
 
 @dataclass(frozen=True)
@@ -137,16 +173,19 @@ class Context:
     env: tuple[tuple[str, str], ...] = ()
 
 
-def plan(stage: Stage, *, source: Path, find_base: Callable[[str], Base], secrets: Sequence[str] = ()) -> Chain:
-    """The steps of a stage. UsageError, with the op's line, for what can be seen to be wrong in it.
+def plan(
+    stage: Stage,
+    *,
+    source: Path,
+    find_base: Callable[[str], Base],
+    secrets: Sequence[str] = (),
+    extract: Extractor = lambda request: (LayerId(""), ()),
+) -> Chain:
+    """The steps of one stage. UsageError, with the op's line, for what can be seen to be wrong in it.
 
-    `find_base` turns the name after `from` into a Base; `secrets` are the ids that have a value.
+    `find_base` turns the name after `from` into a Base; `secrets` are the ids that have a value. `extract` is
+    asked for the files of a copy from another build; without it, ids from such a copy on mean nothing.
     """
-    if stage.stages:
-        raise UsageError(
-            f"nested build {stage.stages[0][0]!r}: this version builds one chain at a time",
-            hint="build the inner spec by itself",
-        )
     base = find_base(stage.base)
     steps = [Step(None, Import(base), (f"(from {sexp.dumps(stage.base)})",))]
     headings: list[str] = []
@@ -155,7 +194,7 @@ def plan(stage: Stage, *, source: Path, find_base: Callable[[str], Base], secret
         place = f"{context.workdir}: "
         headings.append(f"{place}{format_op(op, column=len(place))}")
         with _blame(op):
-            action = _action(op, context, source, secrets)
+            action = _action(op, context, source, secrets, extract)
             context = _fold(op, context, base.card.os)
         if action is not None:
             steps.append(Step(steps[-1].id, action, tuple(headings)))
@@ -163,12 +202,14 @@ def plan(stage: Stage, *, source: Path, find_base: Callable[[str], Base], secret
     return Chain(tuple(steps), base, tuple(headings))
 
 
-def _action(op: Op, context: Context, source: Path, secrets: Sequence[str]) -> Action | None:
+def _action(op: Op, context: Context, source: Path, secrets: Sequence[str], extract: Extractor) -> Action | None:
     match op:
         case Run():
             return _command(op, context, secrets)
-        case Copy():
+        case Copy(origin=None):
             return _transfer(op, context, source)
+        case Copy():
+            return _graft(op, context, extract)
         case _:
             return None
 
@@ -207,14 +248,34 @@ def _command(op: Run, context: Context, secrets: Sequence[str]) -> Command:
     )
 
 
-def _transfer(op: Copy, context: Context, source: Path) -> Transfer:
+def _graft(op: Copy, context: Context, extract: Extractor) -> Graft:
+    dest = _destination(op, context)
+    for src in op.src:
+        if ".." in src.split("/"):
+            raise UsageError(f"copy source {src!r}: '..' is not allowed")
+        if posixpath.basename(src.rstrip("/")) in op.exclude:
+            raise UsageError(f"copy source {src!r} is excluded, too")
+    rename = None
+    if not op.dst.endswith("/"):
+        dest, rename = posixpath.split(dest)
+    request = Extract(op.origin or "", op.src, op.exclude, rename or None, context.user)
+    return Graft(request, *extract(request), dest)
+
+
+def _destination(op: Copy, context: Context) -> str:
     if not op.src:
         raise UsageError("no source items for copy")
-    dest = _join(context.workdir, _no_nul(op.dst, "dst"))
+    if len(op.src) > 1 and not op.dst.endswith("/"):
+        raise UsageError("to copy several items, the destination must end with '/'", hint=f"(dst {op.dst}/)")
+    for src in op.src:
+        _no_nul(src, "src")
+    return _join(context.workdir, _no_nul(op.dst, "dst"))
+
+
+def _transfer(op: Copy, context: Context, source: Path) -> Transfer:
+    dest = _destination(op, context)
     if op.dst.endswith("/"):
         return Transfer(tree.walk(source, op.src, exclude=op.exclude), dest, context.user)
-    if len(op.src) > 1:
-        raise UsageError("to copy several items, the destination must end with '/'", hint=f"(dst {op.dst}/)")
     if tree.is_folder(source, op.src[0]):
         return Transfer(tree.walk(source, op.src, exclude=op.exclude, rename=""), dest, context.user)
     folder, name = posixpath.split(dest)
@@ -309,6 +370,10 @@ def _fields(parent: LayerId | None, action: Action) -> Iterator[tuple[str, sexp.
             yield "copy", action.dest
             yield "user", _user_key(action.user)
             yield "files", action.tree.manifest
+        case Graft():  # the same files give the same id, wherever they come from
+            yield "copy", action.dest
+            yield "user", _user_key(action.user)
+            yield "files", action.manifest
 
 
 def _user_key(user: UnixUser | WindowsUser) -> sexp.Sexp:

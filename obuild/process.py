@@ -11,6 +11,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
@@ -41,6 +42,9 @@ PACKAGES = {
 STDERR_TAIL = 2000
 
 Arg = str | Path
+
+_spawned: weakref.WeakSet[subprocess.Popen[bytes]] = weakref.WeakSet()
+_stopping: list[bool] = []
 
 
 def require(program: str) -> str:
@@ -101,7 +105,9 @@ def spawn(
     """
     command = [require("setpriv"), "--pdeathsig", "KILL", "--", require(str(argv[0])), *map(str, argv[1:])]
     _tell(shown or argv)
-    return subprocess.Popen(
+    if _stopping:
+        raise ProcessError(f"{argv[0]} was not started: the build is being stopped")
+    child = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
         stdout=stderr,
@@ -109,6 +115,22 @@ def spawn(
         pass_fds=pass_fds,
         start_new_session=True,
     )
+    _spawned.add(child)
+    if _stopping:  # stop_all may have looked just before
+        child.kill()
+    return child
+
+
+def stop_all() -> None:
+    """Kill what was spawned, and spawn nothing more until `resume`: how one thread ends what others wait for."""
+    _stopping.append(True)
+    for child in list(_spawned):
+        child.kill()
+
+
+def resume() -> None:
+    """Spawn again."""
+    _stopping.clear()
 
 
 def ending(returncode: int) -> str:

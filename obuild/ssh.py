@@ -14,11 +14,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from obuild.errors import MachineError, UsageError
 from obuild.machine import Machine
 from obuild.mask import overlap
+from obuild.process import STDERR_TAIL
 
 if TYPE_CHECKING:
     import paramiko
@@ -93,6 +94,16 @@ class Connection:
             channel.shutdown_write()
             self.machine.power_off(ask=False)
 
+    def fetch(self, command: str, script: bytes, out: BinaryIO, *, what: str) -> None:
+        """Run a script of our own and write its stdout to `out`. MachineError unless it exits with 0."""
+        with self._channel(command, combined=False) as channel:
+            channel.sendall(script)
+            channel.shutdown_write()
+            said = bytearray()
+            while data := self._recv(channel, said):
+                out.write(data)
+            self._ended(channel, bytes(said), what)
+
     def put(self, source: Path, dest: str) -> None:
         """Send one file by scp."""
         with self._scp() as client:
@@ -106,28 +117,38 @@ class Connection:
     def _finish(self, channel: paramiko.Channel, what: str) -> None:
         said = b""
         while data := self._recv(channel):
-            said = (said + data)[-2000:]
+            said = (said + data)[-STDERR_TAIL:]
+        self._ended(channel, said, what)
+
+    def _ended(self, channel: paramiko.Channel, said: bytes, what: str) -> None:
         status = channel.recv_exit_status()
         if status != 0:
             raise MachineError(f"{what} failed in the guest: {said.decode(errors='replace').strip()}")
 
     @contextmanager
-    def _channel(self, command: str) -> Iterator[paramiko.Channel]:
+    def _channel(self, command: str, *, combined: bool = True) -> Iterator[paramiko.Channel]:
         import paramiko
 
         try:
             channel = self._transport.open_session(timeout=REPLY_TIMEOUT)
-            channel.set_combine_stderr(True)
+            channel.set_combine_stderr(combined)
             channel.exec_command(command)
         except (paramiko.SSHException, EOFError, OSError) as error:
             raise self._lost() from error
         with contextlib.closing(channel):
             yield channel
 
-    def _recv(self, channel: paramiko.Channel) -> bytes:
-        """The next output of a channel, b"" at its end; watches the machine meanwhile."""
+    def _recv(self, channel: paramiko.Channel, errors: bytearray | None = None) -> bytes:
+        """The next output of a channel, b"" at its end; watches the machine meanwhile.
+
+        If its stderr is not in its output, the end of that is kept in `errors`.
+        """
         while not channel.recv_ready() and not channel.closed and not channel.eof_received:
-            self.machine.pause(1.0, channel.fileno())
+            if errors is not None and channel.recv_stderr_ready():
+                errors += channel.recv_stderr(_CHUNK)
+                del errors[:-STDERR_TAIL]
+            else:
+                self.machine.pause(1.0, channel.fileno())
         return bytes(channel.recv(_CHUNK))
 
     @contextmanager
@@ -218,8 +239,9 @@ def connect(machine: Machine, *, login: str, key: Path) -> Iterator[Connection]:
     MachineError if it has not answered within the machine's boot time, or does not take the key.
     """
     deadline = time.monotonic() + machine.shape.boot_time
+    private = load_key(key)  # before the wait: loading paramiko takes a while, and the guest boots meanwhile
     with contextlib.closing(wait_for_banner(machine, deadline)) as sock:
-        transport = _log_in(machine, sock, login, key, deadline)
+        transport = _log_in(machine, sock, login, private, key, deadline)
         try:
             yield Connection(machine, transport)
         finally:
@@ -269,11 +291,12 @@ def _speaks(sock: socket.socket) -> bool:
         return False
 
 
-def _log_in(machine: Machine, sock: socket.socket, login: str, key: Path, deadline: float) -> paramiko.Transport:
+def _log_in(
+    machine: Machine, sock: socket.socket, login: str, private: paramiko.PKey, key: Path, deadline: float
+) -> paramiko.Transport:
     import paramiko
 
     logging.getLogger("paramiko").setLevel(logging.CRITICAL)
-    private = load_key(key)
     transport = paramiko.Transport(sock)
     options = transport.get_security_options()
     options.kex = tuple(name for name in KEX if name in options.kex)

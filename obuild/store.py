@@ -85,6 +85,7 @@ class Store:
         self.cache_tmp = root / "cache-tmp"
         self.state = root / "state"
         self.locks = self.state / "locks"
+        self.manifests = self.state / "manifests"
 
     # -- opening
 
@@ -202,6 +203,19 @@ class Store:
         finally:
             _remove(path)
 
+    @contextmanager
+    def scratch(self, id: LayerId) -> Iterator[Draft]:
+        """A draft on a layer that is thrown away: to look into it with a machine."""
+        with (
+            _storage_errors(self.root),
+            self.use(id) as layer,
+            _owned_folder(self.cache_tmp, f"scratch-{id[:12]}") as folder,
+            (folder / "log").open("wb") as log,
+        ):
+            (folder / "rootfs").mkdir()
+            disk.create_overlay(folder / "rootfs" / "image.qcow2", str(layer.image))
+            yield Draft(id, folder, log)
+
     def _commit(self, id: LayerId) -> None:
         """fsync what is in it, rename it, fsync both folders: after the rename the layer is there for good."""
         draft, layer = self.result_tmp / id, self.result / id
@@ -248,6 +262,8 @@ class Store:
             (self.result / id).rename(self.result_tmp / id)
             _fsync(self.result)
             _remove(self.result_tmp / id)
+            for memo in self.manifests.glob(f"{id}-*"):
+                memo.unlink(missing_ok=True)
             parents.pop(id, None)
             return True
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from obuild import tree
 from obuild.guests import linux
-from obuild.plan import Command, Transfer
+from obuild.plan import Command, Extract, Graft, Transfer
 from obuild.spec import UnixUser
 from obuild.ssh import Connection
 from obuild.store import CacheCopy
@@ -24,6 +24,25 @@ def send_tree(connection: Connection, login: str, transfer: Transfer) -> None:
         lambda sink: tree.send(transfer.tree, sink, uid=uid, gid=gid),
         what=f"copying to {transfer.dest}",
     )
+
+
+def take_tree(connection: Connection, login: str, extract: Extract, archive: Path) -> None:
+    """Write files of the guest to `archive`, a tar file on the host; nothing of it is unpacked there."""
+    script = linux.extract_script(extract.src, exclude=extract.exclude, rename=extract.rename, user=extract.user)
+    with archive.open("wb") as out:
+        connection.fetch(linux.root_shell(login), script, out, what=f"copying from the build {extract.origin}")
+
+
+def send_archive(connection: Connection, login: str, graft: Graft, archive: Path) -> None:
+    """Unpack an archive that another guest has made."""
+
+    def send(sink: tree.Sink) -> None:
+        with archive.open("rb") as file:
+            while data := file.read(1 << 18):
+                sink.write(data)
+
+    command = linux.receive_command(login, graft.dest, graft.user)
+    connection.stream(command, send, what=f"copying to {graft.dest}")
 
 
 def send_caches(connection: Connection, login: str, command: Command, copies: Sequence[CacheCopy]) -> None:

@@ -22,6 +22,9 @@ from obuild.errors import ObuildError, UsageError
 
 Kind = Literal["file", "dir", "symlink", "link"]
 
+#: What of some files changes the result of a copy, and nothing else: kind, path, permission bits, content of each.
+Manifest = tuple[tuple[str, ...], ...]
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -48,8 +51,8 @@ class Tree:
     entries: tuple[Entry, ...]
 
     @property
-    def manifest(self) -> tuple[tuple[str, ...], ...]:
-        """What of the tree changes the result of a copy, and nothing else."""
+    def manifest(self) -> Manifest:
+        """What of the tree changes the result of a copy."""
         return tuple((entry.kind, entry.path, f"{entry.mode:o}", entry.content) for entry in self.entries)
 
 
@@ -243,4 +246,40 @@ def _changed(entry: Entry) -> ObuildError:
     return ObuildError(
         f"{entry.source!r} changed while it was being copied",
         hint="nothing was saved; build again when the source directory is at rest",
+    )
+
+
+def manifest_of(archive: Path) -> Manifest:
+    """The manifest of a tar archive that a guest made; nothing of it is unpacked here.
+
+    ObuildError if it is damaged, holds what a copy cannot (a device, say), or names paths outside itself.
+    """
+    import tarfile
+
+    try:
+        with tarfile.open(archive, mode="r:", encoding="utf-8", errors="surrogateescape") as members:
+            return tuple(_described(members, member) for member in members)
+    except (tarfile.TarError, EOFError, ValueError) as error:
+        raise ObuildError(f"the guest sent no sound tar archive: {error}") from error
+
+
+def _described(members: tarfile.TarFile, member: tarfile.TarInfo) -> tuple[str, ...]:
+    path = member.name.removeprefix("./")
+    if path.startswith("/") or ".." in path.split("/"):
+        raise ObuildError(f"the guest sent an archive with the path {member.name!r}")
+    mode = f"{member.mode & 0o7777:o}"
+    if member.isdir():
+        return ("dir", path, mode, "")
+    if member.issym():
+        return ("symlink", path, "777", member.linkname)
+    if member.islnk():
+        return ("link", path, "0", member.linkname.removeprefix("./"))
+    if member.isfile() and (file := members.extractfile(member)) is not None:
+        digest = hashlib.sha256()
+        while data := file.read(1 << 20):
+            digest.update(data)
+        return ("file", path, mode, digest.hexdigest())
+    raise ObuildError(
+        f"cannot copy {path!r} from the build: it is neither a file, a folder nor a symlink",
+        hint=f"leave it out: (exclude {path.rpartition('/')[2]})",
     )

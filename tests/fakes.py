@@ -5,13 +5,16 @@ from __future__ import annotations
 import select
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
 
 from obuild.errors import MachineError
 from obuild.events import Event
-from obuild.plan import Command, Transfer
+from obuild.plan import Command, Extract, Graft, Transfer
 from obuild.shape import Shape
 from obuild.store import CacheCopy, Draft
 
@@ -57,6 +60,7 @@ class FakeExecutor:
 
     script: Mapping[str, Act] = field(default_factory=dict)
     seen: list[str] = field(default_factory=list)
+    files: dict[str, bytes] = field(default_factory=dict)
 
     @contextmanager
     def open(self, draft: Draft, *, network: bool) -> Iterator[FakeSession]:
@@ -91,6 +95,17 @@ class FakeSession:
 
     def send(self, action: Transfer) -> None:
         self.executor.seen.append(f"send to {action.dest}")
+
+    def take(self, extract: Extract, archive: Path) -> None:
+        self.executor.seen.append(f"take {' '.join(extract.src)}")
+        with tarfile.open(archive, "w") as out:
+            for name, data in self.executor.files.items():
+                member = tarfile.TarInfo(name)
+                member.size, member.mode = len(data), 0o644
+                out.addfile(member, BytesIO(data))
+
+    def graft(self, action: Graft, archive: Path) -> None:
+        self.executor.seen.append(f"graft to {action.dest}: {len(archive.read_bytes())} bytes")
 
 
 def _echo(run: Run) -> int:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import tarfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
-from obuild import accel, engine, spec
-from obuild.errors import MachineError, StepFailed, UsageError
+from obuild import accel, engine, spec, tree, upkeep
+from obuild.errors import MachineError, ObuildError, StepFailed, UsageError
 from obuild.events import Hit, Note, Output, Saved
 from obuild.plan import LayerId
 from obuild.shape import Settings, Shape
@@ -46,14 +47,9 @@ def build(store: Store, heard: Heard, tmp_path: Path) -> Build:
         settings: Settings | None = None,
         secrets: Mapping[str, bytes] | None = None,
     ) -> LayerId:
-        return engine.build(
-            spec.parse(f"((from {base}) {ops})".encode()),
-            source=tmp_path,
-            store=store,
-            settings=settings or Settings(accel="tcg"),
-            secrets=secrets or {},
-            tell=heard,
-        )
+        stage = spec.parse(f"((from {base}) {ops})".encode())
+        settings = settings or Settings(accel="tcg")
+        return engine.Engine(tmp_path, store, settings, heard, secrets or {}).build(stage)
 
     return run
 
@@ -180,3 +176,77 @@ def test_a_healthcheck_fails_if_the_guest_says_no_or_nothing(
     with pytest.raises(error):
         check(store, heard)
     assert len(store.layers()) == 1
+
+
+STAGES = """((build dev ((from tiny) (run (shell {made}))))
+             (from tiny) (copy (from (build dev)) (src /out) (dst /in/)) (run (shell after)))"""
+
+
+@pytest.fixture
+def stages(store: Store, heard: Heard, tmp_path: Path, tiny: Path) -> Callable[[str], LayerId]:
+    def run(made: str) -> LayerId:
+        stage = spec.parse(STAGES.format(made=made).encode())
+        return engine.Engine(tmp_path, store, Settings(accel="tcg"), heard).build(stage)
+
+    return run
+
+
+def test_a_copy_from_a_build_looks_into_its_layer_once(
+    executor: FakeExecutor, stages: Callable[[str], LayerId], store: Store
+) -> None:
+    executor.files = {"out": b"result"}
+    last = stages("one")
+    looked = ["open", "take /out", "sealed"]
+    assert [line for line in executor.seen if "graft" not in line] == [
+        *("tcg 2048M root", "open", "one", "sealed", *looked, "open", "sealed", "open", "after", "sealed")
+    ]
+    executor.seen.clear()
+    assert stages("one") == last
+    assert executor.seen == []
+    assert not any(store.cache_tmp.iterdir())
+
+
+def test_the_same_files_from_another_build_are_the_same_step(
+    executor: FakeExecutor, stages: Callable[[str], LayerId]
+) -> None:
+    executor.files = {"out": b"result"}
+    last = stages("one")
+    executor.seen.clear()
+    assert stages("two") == last
+    assert executor.seen == ["tcg 2048M root", "open", "two", "sealed", "open", "take /out", "sealed"]
+    executor.files = {"out": b"other"}
+    assert stages("three") != last
+
+
+def test_a_layer_that_was_made_again_is_looked_into_again(
+    executor: FakeExecutor, stages: Callable[[str], LayerId], store: Store
+) -> None:
+    executor.files = {"out": b"result"}
+    last = stages("one")
+    upkeep.clean(store, tell=lambda id: None)
+    executor.files = {"out": b"other"}
+    assert stages("one") != last
+
+
+def test_a_device_in_a_build_cannot_be_copied(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as out:
+        member = tarfile.TarInfo("./null")
+        member.type = tarfile.CHRTYPE
+        out.addfile(member)
+    with pytest.raises(ObuildError, match="neither a file, a folder nor a symlink"):
+        tree.manifest_of(tmp_path / "a.tar")
+
+
+@pytest.mark.parametrize("name", ["../up", "a/../../b", "/abs"])
+def test_an_archive_that_leads_outside_is_refused(tmp_path: Path, name: str) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as out:
+        out.addfile(tarfile.TarInfo(name))
+    with pytest.raises(ObuildError, match="path"):
+        tree.manifest_of(tmp_path / "a.tar")
+
+
+@pytest.mark.parametrize("content", [b"", b"no tar at all" * 100, b"\0" * 100])
+def test_an_archive_that_is_none_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.tar").write_bytes(content)
+    with pytest.raises(ObuildError, match="no sound tar archive"):
+        tree.manifest_of(tmp_path / "a.tar")

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from obuild import plan, sexp, spec
+from obuild import plan, sexp, spec, tree
 from obuild.card import Card
 from obuild.errors import SpecError, UsageError
-from obuild.plan import Base, Chain, Command, Import, Transfer
+from obuild.plan import Base, Chain, Command, Import, LayerId, Transfer
 from obuild.spec import Copy, Env, Run, Shell, Stage, UnixUser
+from obuild.tree import Manifest
 
 BASE = Base("b", Path("/nowhere"), "d" * 64, (1, 2, 3), Card())
 
@@ -200,10 +201,43 @@ def test_a_base_that_is_not_there_is_told_as_it_is() -> None:
         plan.plan(Stage("b"), source=Path(), find_base=find)
 
 
-def test_nested_builds_are_refused() -> None:
-    stage = Stage("b", (Copy(("x",), "/y/", origin="inner"),), (("inner", Stage("b")),))
-    with pytest.raises(UsageError, match="inner"):
-        plan.plan(stage, source=Path(), find_base=lambda name: BASE)
+def grafted(manifest: Manifest, copy: Copy) -> plan.Chain:
+    """The plan of a stage that copies files with this manifest from another build."""
+    stage = Stage("b", (copy,), (("inner", Stage("b")),))
+    found = (LayerId("f" * 64), manifest)
+    return plan.plan(stage, source=Path(), find_base=lambda name: BASE, extract=lambda request: found)
+
+
+def test_a_copy_from_a_build_is_known_by_the_files_and_not_by_the_build(tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("hello")
+    (tmp_path / "x").chmod(0o644)
+    context = plan.plan(Stage("b", (Copy(("x",), "/y/"),)), source=tmp_path, find_base=lambda name: BASE)
+    manifest = tree.walk(tmp_path, ["x"]).manifest
+    assert grafted(manifest, Copy(("/out/x",), "/y/", origin="inner")).steps[-1].id == context.steps[-1].id
+    assert grafted((), Copy(("/out/x",), "/y/", origin="inner")).steps[-1].id != context.steps[-1].id
+
+
+@pytest.mark.parametrize(
+    ("dst", "folder", "name"), [("/a/b", "/a", "b"), ("/a/b/", "/a/b", None), ("/", "/", None)]
+)
+def test_a_copy_from_a_build_to_a_name_renames_it(dst: str, folder: str, name: str | None) -> None:
+    action = grafted((), Copy(("/x",), dst, origin="inner")).steps[-1].action
+    assert isinstance(action, plan.Graft)
+    assert (action.dest, action.extract.rename) == (folder, name)
+
+
+@pytest.mark.parametrize(
+    ("copy", "why"),
+    [
+        (Copy((), "/y/", origin="inner"), "no source"),
+        (Copy(("a", "b"), "/y", origin="inner"), "must end with"),
+        (Copy(("../a",), "/y", origin="inner"), "not allowed"),
+        (Copy(("a",), "/y", ("a",), origin="inner"), "excluded"),
+    ],
+)
+def test_a_copy_from_a_build_that_cannot_be_is_refused(copy: Copy, why: str) -> None:
+    with pytest.raises(UsageError, match=why):
+        grafted((), copy)
 
 
 def test_headings_are_the_ops_as_written_after_their_workdir() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from obuild import machine, ssh, transfer
 from obuild.guests import linux
-from obuild.plan import Command, Transfer
+from obuild.plan import Command, Extract, Graft, Transfer
 from obuild.shape import ARCHES, Shape
 from obuild.store import CacheCopy, Draft
 
@@ -27,6 +27,8 @@ class Qemu:
         """A machine on the draft's image. When the block ends the guest has shut itself down and QEMU is
         gone; if it raises, QEMU is killed and the image is not to be used."""
         with machine.start(self.shape, draft.image, network=network) as guest:
+            import obuild.index  # noqa: F401  # slow to load, and needed soon: now, while the guest boots
+
             with ssh.connect(guest, login=self.login, key=self.key) as connection:
                 yield Session(connection, self.login)
                 if not ARCHES[self.shape.arch].button:
@@ -69,6 +71,14 @@ class Session:
     def send(self, action: Transfer) -> None:
         """Put a tree into the guest."""
         transfer.send_tree(self.connection, self.login, action)
+
+    def take(self, extract: Extract, archive: Path) -> None:
+        """Take files out of the guest, into a tar archive."""
+        transfer.take_tree(self.connection, self.login, extract, archive)
+
+    def graft(self, action: Graft, archive: Path) -> None:
+        """Put the files of such an archive into the guest."""
+        transfer.send_archive(self.connection, self.login, action, archive)
 
 
 def _script(command: Command, mark: str) -> bytes:

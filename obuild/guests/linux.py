@@ -86,6 +86,44 @@ def receive_command(login: str, dest: str, user: UnixUser | WindowsUser) -> str:
     return as_root(login, f"sh -c {shlex.quote(script)}")
 
 
+def extract_script(
+    src: Iterable[str], *, exclude: Iterable[str], rename: str | None, user: UnixUser | WindowsUser
+) -> bytes:
+    """Write the files `src` to stdout as a tar archive, sparse files sparse, everything owned by `user`.
+
+    Each goes in under its basename, the root folder as its contents; a single one is called `rename`.
+    """
+    uid, gid = _ids(user)
+    words = [
+        *("tar", "--create", "--file=-", "--format=gnu", "--sparse", "--sort=name"),
+        *(f"--owner=u:{uid}", f"--group=g:{gid}", "--numeric-owner"),  # a bare number may be a name, too
+        *("--no-wildcards", "--no-anchored", *(f"--exclude={name}" for name in exclude)),
+    ]
+    lines = []
+    places = []
+    for number, path in enumerate(src):
+        folder, _, name = ("/" + path).rstrip("/").rpartition("/")
+        name = name if name not in ("", ".") else "."
+        # the folder may be reached through symlinks: to the guest's own files, so no harm
+        lines.append(f"folder{number}=$(cd -P {shlex.quote(folder or '/')} && pwd) || exit")
+        places.append(f'-C "$folder{number}" {shlex.quote("./" + name if name != "." else name)}')
+    if rename is not None:
+        words.append("--transform=flags=rhS;s|^" + _pattern(name) + "|" + _replacement(rename) + "|")
+    else:
+        words.append(r"--transform=flags=rhS;s|^\./\(.\)|\1|")
+    return _script([*lines, f"exec {shlex.join(words)} {' '.join(places)}"])
+
+
+def _pattern(name: str) -> str:
+    """A basic regular expression for `./name`, or for the folder `.` itself."""
+    quoted = "".join("\\" + letter if letter in r"\.*[]^$|" else letter for letter in name)
+    return quoted if name == "." else r"\./" + quoted
+
+
+def _replacement(name: str) -> str:
+    return "".join("\\" + letter if letter in r"\&|" else letter for letter in name)
+
+
 def open_cache(slot: int, target: str, user: UnixUser | WindowsUser) -> bytes:
     """Make an empty cache folder, owned by `user`, and mount it over `target`.
 

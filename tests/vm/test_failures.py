@@ -51,10 +51,12 @@ def assert_clean(program: Program) -> None:
 
 
 @contextmanager
-def running(program: Program, spec: Path, source: Path, until: str) -> Iterator[subprocess.Popen[bytes]]:
+def running(
+    program: Program, spec: Path, source: Path, until: str, *options: str
+) -> Iterator[subprocess.Popen[bytes]]:
     """A build that has printed `until`."""
     child = subprocess.Popen(
-        program.argv("build", "-f", spec, source), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        program.argv("build", "-f", spec, *options, source), stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     with child:
         assert child.stdout is not None

@@ -1,0 +1,75 @@
+"""Files out of a finished build: asked of its guest once, and remembered as long as the layer is the same one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from obuild import tree
+from obuild.build import Executor
+from obuild.errors import ObuildError
+from obuild.files import replace_text
+from obuild.plan import Extract, Graft, LayerId
+from obuild.spec import UnixUser
+from obuild.store import Store
+
+
+@dataclass
+class Extractor:
+    """Takes files out of the layer that a build has become. Its archives are gone when `stack` closes."""
+
+    store: Store
+    executor: Callable[[], Executor]
+    layer: LayerId
+    stack: ExitStack
+    archives: dict[Extract, Path] = field(default_factory=dict)
+
+    def manifest(self, extract: Extract) -> tree.Manifest:
+        """What the files are: as remembered, else a machine is booted on the layer to see."""
+        memo = self._memo(extract)
+        try:
+            kept = json.loads(memo.read_text())
+            if kept["stamp"] == self._stamp():
+                return tuple(tuple(entry) for entry in kept["manifest"])
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        found = tree.manifest_of(self.archive(extract))
+        memo.parent.mkdir(exist_ok=True)
+        text = json.dumps({"stamp": self._stamp(), "manifest": found})
+        replace_text(memo, text)
+        return found
+
+    def checked_archive(self, graft: Graft) -> Path:
+        """The archive that holds what the graft's manifest says. ObuildError if the layer holds something else."""
+        archive = self.archive(graft.extract)
+        if tree.manifest_of(archive) != graft.manifest:
+            raise ObuildError(
+                f"the files of the build {graft.extract.origin} are not what they were", hint="build again"
+            )
+        return archive
+
+    def archive(self, extract: Extract) -> Path:
+        """The files as a tar archive."""
+        if extract not in self.archives:
+            draft = self.stack.enter_context(self.store.scratch(self.layer))
+            path = draft.path / f"{len(self.archives)}.tar"
+            with self.executor().open(draft, network=False) as session:
+                session.take(extract, path)
+            self.archives[extract] = path
+        return self.archives[extract]
+
+    def _memo(self, extract: Extract) -> Path:
+        user = extract.user
+        who = [user.uid, user.gid] if isinstance(user, UnixUser) else [user.name]
+        text = json.dumps([self.layer, extract.src, extract.exclude, extract.rename, who])
+        name = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+        return self.store.manifests / f"{self.layer}-{name[:32]}.json"
+
+    def _stamp(self) -> list[int]:
+        """A layer that was removed and made again may hold something else under the same id."""
+        status = (self.store.result / self.layer / "key").stat()
+        return [status.st_ino, status.st_mtime_ns]
