@@ -8,16 +8,22 @@ OBUILD := .venv/bin/obuild
 PACKAGES := python3-venv qemu-system-x86 qemu-utils mmdebstrap debian-archive-keyring uidmap \
 	grub-common grub-pc-bin e2fsprogs fdisk util-linux ca-certificates
 
+# What `make test-arch` needs besides: QEMU for each architecture, and what looks into a foreign root from outside.
+ARCHES ?= aarch64 s390x ppc64le riscv64
+ARCH_PACKAGES := qemu-system-arm qemu-system-misc qemu-system-ppc cpio kmod openssh-client xz-utils
+
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: help setup demo test lint clean
+.PHONY: help setup demo test test-arch lint clean
 help:
 	@sed -n 's/^# make/make/p' Makefile
 
 setup: .venv/packages .venv/python
 
-.venv/packages: Makefile
-	@missing=$$(for package in $(PACKAGES); do \
+.venv/packages: WANTED := $(PACKAGES)
+.venv/packages-arch: WANTED := $(ARCH_PACKAGES)
+.venv/packages .venv/packages-arch: Makefile
+	@missing=$$(for package in $(WANTED); do \
 	    dpkg-query -W -f '$${Status}' $$package 2>/dev/null | grep -q 'ok installed' || echo $$package; done); \
 	if [ -n "$$missing" ]; then \
 	    echo "installing" $$missing; \
@@ -46,6 +52,12 @@ demo: setup
 
 test: setup lint
 	.venv/bin/pytest -q -n auto --maxprocesses 8
+
+# make test-arch: the main job in guests of other architectures, emulated; ARCHES=s390x for one of them.
+test-arch: setup .venv/packages-arch
+	@for arch in $(ARCHES); do \
+	    echo "== $$arch"; OBUILD_TEST_ARCH=$$arch .venv/bin/pytest -q tests/vm/test_build.py || exit 1; \
+	done
 
 lint: setup
 	.venv/bin/ruff check .

@@ -16,7 +16,7 @@ from pathlib import Path
 from obuild import process
 from obuild.errors import UsageError
 from obuild.files import replace_text
-from obuild.shape import ARCHES, Accel
+from obuild.shape import ARCH_ALIASES, ARCHES, Accel
 
 KVM = Path("/dev/kvm")
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -30,12 +30,23 @@ PROBE_TIMEOUT = 10.0
 #:     cli; clear segments; page tables at 0x1000, one 2 MiB page, identity
 #:     cr4.PAE, EFER.LME, cr0.PE|PG; lgdt; far jump to 64-bit code
 #:     mov $20000000, %ecx; 1: dec %ecx; jnz 1b; mov $0x604, %dx; mov $0x2000, %ax; outw; 2: hlt; jmp 2b
+#: Other hosts: see `_probe_argv`.
 PROBE = bytes.fromhex(
     "fa31c08ed88ec08ed0bc007c66bf001000000f22df6631c066b9000c000066f3ab66c70600100320000066c706002003"
     "30000066c7060030830000000f20e06683c8200f22e066b9800000c00f32660d000100000f300f20c0660d010000800f"
     "22c00f0116a07cea6c7c0800b9002d3101ffc975fc66ba040666b8002066eff4ebfd660f1f4400000000000000000000"
     "00000000009a200000000000009200001700887c"
 ).ljust(510, b"\0") + b"\x55\xaa"  # fmt: skip
+
+
+#: The same for aarch64, loaded by QEMU as if it were a kernel: the loop, then PSCI's SYSTEM_OFF.
+#:
+#:     mov x1, #20000000; 1: subs x1, x1, #1; b.ne 1b; mov w0, #0x84000008; hvc #0; 2: wfi; b 2b
+PROBE_AARCH64 = b"".join(
+    word.to_bytes(4, "little")
+    for word in (0xD285A001, 0xF2A02621, 0xF1000421, 0x54FFFFE1, 0x52800100, 0x72B08000, 0xD4000002, 0xD503207F,
+                 0x17FFFFFF)
+)  # fmt: skip
 
 
 def choose(wanted: str, arch: str, *, memo: Path, note: Callable[[str], None]) -> Accel:
@@ -74,28 +85,22 @@ def _verdict(arch: str, memo: Path) -> tuple[str, bool]:
 
 def probe(arch: str) -> str:
     """Run a tiny guest under KVM; why it failed, or "" if it ran to its end."""
-    host = {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
+    host = ARCH_ALIASES.get(platform.machine(), platform.machine())
     if arch != host:
         return f"the guest is {arch}, this machine {host}"
     if not KVM.exists():
         return "there is no /dev/kvm"
     if not os.access(KVM, os.R_OK | os.W_OK):
         return "no permission to open /dev/kvm; add yourself to the group kvm"
-    return _run_probe(arch)
+    # There is no probe for the others, and no word of a KVM there that does not work: /dev/kvm is believed.
+    return _run_probe(arch) if arch in ("x86_64", "aarch64") else ""
 
 
 def _run_probe(arch: str) -> str:
-    row = ARCHES[arch]
-    with tempfile.NamedTemporaryFile(prefix="obuild-probe-") as disk, tempfile.TemporaryFile() as said:
-        disk.write(PROBE)
-        disk.truncate(1 << 20)  # SeaBIOS boots no disk of less than one cylinder
-        argv: list[str | Path] = [
-            row.binary, "-nodefaults", "-no-user-config", "-machine", row.machine, "-accel", "kvm",
-            "-cpu", row.cpu_kvm, "-m", "64M", "-display", "none", "-no-reboot",
-            "-drive", f"file={disk.name},format=raw,if=none,id=probe,readonly=on",
-            "-device", f"{row.disk},drive=probe,bootindex=0",
-        ]  # fmt: skip
-        child = process.spawn(argv, stderr=said)
+    with tempfile.NamedTemporaryFile(prefix="obuild-probe-") as file, tempfile.TemporaryFile() as said:
+        file.write(PROBE_AARCH64 if arch == "aarch64" else PROBE)
+        file.truncate(1 << 20)  # SeaBIOS boots no disk of less than one cylinder
+        child = process.spawn(_probe_argv(arch, file.name), stderr=said)
         try:
             status = child.wait(PROBE_TIMEOUT)
         except subprocess.TimeoutExpired:
@@ -106,6 +111,21 @@ def _run_probe(arch: str) -> str:
         said.seek(0)
         text = said.read().decode(errors="replace").strip() or "it said nothing"
         return "" if status == 0 else f"QEMU {process.ending(status)}: {text.splitlines()[0]}"
+
+
+def _probe_argv(arch: str, file: str) -> list[str | Path]:
+    row = ARCHES[arch]
+    boot: tuple[str, ...] = ("-kernel", file)
+    if arch == "x86_64":
+        boot = (
+            "-drive", f"file={file},format=raw,if=none,id=probe,readonly=on",
+            "-device", f"{row.disk},drive=probe,bootindex=0",
+        )  # fmt: skip
+    return [
+        row.binary, "-nodefaults", "-no-user-config", "-machine", row.machine, "-accel", "kvm",
+        "-cpu", row.cpu_kvm, "-m", "64M", "-display", "none", "-no-reboot",
+        *boot,
+    ]  # fmt: skip
 
 
 def _qemu_stamp(arch: str) -> str:

@@ -6,15 +6,16 @@ import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from obuild import card, disk, locks, process
-from obuild.card import Card
+from obuild.card import INITRD, KERNEL, Card
 from obuild.errors import UsageError
 from obuild.files import replace_text
-from obuild.plan import Base
+from obuild.plan import Base, Beside, Import, Step
+from obuild.shape import Kernel
 from obuild.store import Store
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+:-]*")
@@ -62,14 +63,32 @@ def look(store: Store, reference: str) -> Base | None:
 def _read(store: Store, path: Path, reference: str) -> Base:
     """The base in the file `path`. UsageError if it is not the one that `reference` pins."""
     name, pin = _split(reference)
+    about = card.read(_card_path(path))
     stamp = disk.stamp(path)
+    beside = _beside(path, about)
     digest = _digest(store, path, stamp)
+    if beside:
+        # The machine boots from these files and not from the disk: what they are changes what is built.
+        parts = (digest, *(_digest(store, file.path, file.stamp) for file in beside), about.cmdline)
+        digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
     if pin and pin != digest:
         raise UsageError(
             f"the base image {name!r} is not the one that the spec pins",
             hint=f"it is {name}@sha256:{digest}",
         )
-    return Base(name, path, digest, stamp, card.read(_card_path(path)))
+    return Base(name, path, digest, stamp, about, beside)
+
+
+def kernel(store: Store, found: Base) -> Kernel | None:
+    """What QEMU itself loads to start a machine on a base; it is there once the base's layer is.
+
+    It is the layer's own copy: a base that is made again has another kernel, and other modules for it.
+    """
+    if not found.beside:
+        return None
+    layer = store.result / Step(None, Import(found)).id
+    image, *initrd = (layer / "rootfs" / file.name for file in found.beside)
+    return Kernel(image, initrd[0] if initrd else None, found.card.cmdline)
 
 
 def listing(store: Store) -> list[Found]:
@@ -108,15 +127,26 @@ def make(store: Store, name: str, *, say: Say, again: bool = False) -> Path:
         return out
 
 
-def add(store: Store, file: Path, name: str, *, about: Card, key: Path | None, force: bool = False) -> Path:
+def add(
+    store: Store,
+    file: Path,
+    name: str,
+    *,
+    about: Card,
+    key: Path | None,
+    boot: Sequence[Path] = (),
+    force: bool = False,
+) -> Path:
     """Take an image made elsewhere as the base `name`, with the private key that opens it.
 
-    UsageError if it is no disk, or if the name is taken and not `force`.
+    `boot` are the kernel and the initial RAM disk, if the card says that QEMU loads them. UsageError if the file
+    is no disk, or if the name is taken and not `force`.
     """
     from obuild.ssh import load_key
 
-    if not file.is_file():
-        raise UsageError(f"there is no image file {file}")
+    for path in (file, *boot):
+        if not path.is_file():
+            raise UsageError(f"there is no image file {path}")
     with locks.file_lock(store.locks / f"base-{_checked(name)}.lock"):
         existing = image_path(store, name)
         if existing and not force:
@@ -126,6 +156,8 @@ def add(store: Store, file: Path, name: str, *, about: Card, key: Path | None, f
             load_key(key)
             about = replace(about, key=str(_keep_key(store, name, key).relative_to(store.root)))
         out = store.base_image / f"{name}.{'qcow2' if image.format == 'qcow2' else 'img'}"
+        for path, suffix in zip(boot, (KERNEL, INITRD), strict=False):
+            _place(path, out.with_suffix(suffix))
         _place(file, out)
         replace_text(_card_path(out), card.dump(about))
         if existing and existing != out:
@@ -139,7 +171,8 @@ def remove(store: Store, name: str) -> None:
     if path is None:
         raise _unknown(store, name)
     path.unlink()
-    _card_path(path).unlink(missing_ok=True)
+    for suffix in (".toml", KERNEL, INITRD):
+        path.with_name(name + suffix).unlink(missing_ok=True)
     _own_key(store, name).unlink(missing_ok=True)
 
 
@@ -182,17 +215,28 @@ def _card_path(image: Path) -> Path:
     return image.with_suffix(".toml")
 
 
-def _digest(store: Store, path: Path, stamp: tuple[int, int, int]) -> str:
-    """sha256 of an image file, read once for each path, inode, size and time of change.
+def _beside(image: Path, about: Card) -> tuple[Beside, ...]:
+    """The kernel, and its initial RAM disk if there is one. UsageError if a kernel is needed and not there."""
+    if about.firmware != "kernel":
+        return ()
+    paths = (image.with_suffix(KERNEL), image.with_suffix(INITRD))
+    if not paths[0].is_file():
+        raise UsageError(f"{paths[0]} is missing: the card of {image.stem!r} says that QEMU loads its kernel")
+    return tuple(Beside(f"image{path.suffix}", path, disk.stamp(path)) for path in paths if path.is_file())
 
-    A file that is read for the first time is checked to be a sound disk, so that a bad one is found early.
+
+def _digest(store: Store, path: Path, stamp: tuple[int, int, int]) -> str:
+    """sha256 of a file, read once for each path, inode, size and time of change.
+
+    An image that is read for the first time is checked to be a sound disk, so that a bad one is found early.
     """
     memo = store.state / "digests.json"
     kept = _read_memo(memo)
     entry = kept.get(path.name)
     if isinstance(entry, list) and entry[:3] == list(stamp):
         return str(entry[3])
-    disk.inspect(path)
+    if path.suffix not in (KERNEL, INITRD):
+        disk.inspect(path)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     replace_text(memo, json.dumps({**_read_memo(memo), path.name: [*stamp, digest]}))

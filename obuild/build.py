@@ -120,8 +120,11 @@ class Builder:
         """Take in a copy of the base, so that replacing its file changes nothing that was built on it."""
         self.tell(Note(f"importing {base.path}"))
         disk.import_image(disk.inspect(base.path), draft.image)
-        if disk.stamp(base.path) != base.stamp:
-            raise ObuildError(f"{base.path} changed while it was imported", hint="build again when it is complete")
+        for file in base.beside:
+            disk.copy(file.path, draft.image.with_name(file.name))
+        for path, stamp in ((base.path, base.stamp), *((file.path, file.stamp) for file in base.beside)):
+            if disk.stamp(path) != stamp:
+                raise ObuildError(f"{path} changed while it was imported", hint="build again when it is complete")
 
     def _run(self, command: Command, draft: Draft) -> None:
         def output(data: bytes) -> None:

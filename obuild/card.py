@@ -3,7 +3,8 @@
 os = "linux"                 # linux, windows, openbsd, freebsd
 arch = "x86_64"
 login = "root"               # the user that SSH logs in as
-firmware = "bios"            # bios or uefi
+firmware = "bios"            # bios: the machine's own starts the disk; kernel: NAME.vmlinuz is loaded by QEMU
+cmdline = "root=/dev/vda1"   # for that kernel, besides its console; NAME.initrd is its initial RAM disk
 memory = "256M"              # the least it boots with
 key = "state/ssh/id_ed25519" # optional: private key, relative to the store or absolute
 """
@@ -19,8 +20,11 @@ from typing import Any
 from obuild.errors import UsageError
 
 OSES = ("linux", "windows", "openbsd", "freebsd")
-ARCHES = ("x86_64",)
-FIRMWARES = ("bios",)
+ARCHES = ("x86_64", "aarch64", "riscv64", "s390x", "ppc64le")
+FIRMWARES = ("bios", "kernel")
+
+#: With firmware "kernel": the files that lie beside the image, by the ends of their names. The first must.
+KERNEL, INITRD = ".vmlinuz", ".initrd"
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)([KMGT]?)(?:i?B)?", re.IGNORECASE)
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -36,6 +40,7 @@ class Card:
     firmware: str = "bios"
     memory: int = 256 << 20
     key: str = ""
+    cmdline: str = ""
 
 
 def parse_size(text: str, *, default_unit: str = "") -> int:
@@ -80,6 +85,8 @@ def from_strings(table: dict[str, str], *, where: str) -> Card:
             raise UsageError(f"{where}: {name} is {table[name]!r}", hint=f"it can be {', '.join(allowed)}")
     if not re.fullmatch(r"[A-Za-z0-9_.][A-Za-z0-9_. -]*", table.get("login", "root")):
         raise UsageError(f"{where}: {table['login']!r} is not a login name")
+    if not table.get("cmdline", "").isprintable():
+        raise UsageError(f"{where}: cmdline must be one line of printable text")
     values: dict[str, Any] = dict(table)
     if "memory" in table:
         try:
@@ -93,8 +100,7 @@ def dump(card: Card) -> str:
     """The card as the text that `parse` reads back."""
     lines = [f"{name} = {_quoted(getattr(card, name))}" for name in ("os", "arch", "login", "firmware")]
     lines.append(f'memory = "{card.memory >> 10}K"')
-    if card.key:
-        lines.append(f"key = {_quoted(card.key)}")
+    lines += [f"{name} = {_quoted(value)}" for name in ("key", "cmdline") if (value := getattr(card, name))]
     return "\n".join(lines) + "\n"
 
 

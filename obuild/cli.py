@@ -487,15 +487,31 @@ def base_add(
     os_name: Annotated[str, typer.Option("--os", metavar="OS", help="The guest's system.")] = "linux",
     arch: Annotated[str, typer.Option(metavar="ARCH", help="The guest's architecture.")] = "x86_64",
     memory: Annotated[str, typer.Option(metavar="SIZE", help="The least memory it boots with.")] = "256M",
+    kernel: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A Linux kernel for QEMU to load. [default: the disk boots by itself]"),
+    ] = None,
+    initrd: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The initial RAM disk for that kernel.")
+    ] = None,
+    cmdline: Annotated[
+        str, typer.Option(metavar="TEXT", help="For that kernel, besides its console.")
+    ] = "root=/dev/vda1 rw",
     force: Annotated[bool, typer.Option("--force", help="Replace an image of that name.")] = False,
     verbose: VerboseOption = False,
 ) -> None:
     """Take a disk image made elsewhere as a base. Its SSH server must start by itself."""
     from obuild import base, card
+    from obuild.shape import arch_named
 
-    fields = {"os": os_name, "arch": arch, "login": login, "memory": memory}
+    fields = {"os": os_name, "arch": arch_named(arch), "login": login, "memory": memory}
+    boot = [path for path in (kernel, initrd) if path]
+    if initrd and not kernel:
+        raise UsageError("--initrd is of use only with --kernel")
+    if kernel:
+        fields |= {"firmware": "kernel", "cmdline": cmdline}
     about = card.from_strings(fields, where="obuild base add")
-    added = base.add(_open(store, create=True), file, name, about=about, key=key, force=force)
+    added = base.add(_open(store, create=True), file, name, about=about, key=key, boot=boot, force=force)
     print(f"added {added}")
 
 

@@ -110,9 +110,14 @@ def create_overlay(path: Path, backing: str) -> None:
 def import_image(source: Image, path: Path) -> None:
     """A stand-alone qcow2 copy of `source` at `path`; blocks are shared where the file system can."""
     if source.format == "qcow2":
-        process.run(["cp", "--reflink=auto", "--sparse=auto", "--", source.path, path])
+        copy(source.path, path)
     else:
         process.run(["qemu-img", "convert", "-q", "-f", "raw", "-O", "qcow2", source.path, path])
+
+
+def copy(source: Path, dest: Path) -> None:
+    """A copy of a file; blocks are shared where the file system can, holes stay holes."""
+    process.run(["cp", "--reflink=auto", "--sparse=auto", "--", source, dest])
 
 
 def pack(raw: Path, path: Path) -> None:

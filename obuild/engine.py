@@ -106,9 +106,8 @@ class Engine:
             memo = self.store.state / "accel.json"
             chosen = accel.choose(self.settings.accel, shape.arch, memo=memo, note=self._say)
             key = base.key_path(self.store, found.card)
-            self._executors[found.name] = Qemu(
-                replace(shape, accel=chosen), found.card.login, key, GUESTS[found.card.os]
-            )
+            machine = replace(shape, accel=chosen, kernel=base.kernel(self.store, found))
+            self._executors[found.name] = Qemu(machine, found.card.login, key, GUESTS[found.card.os])
         return self._executors[found.name]
 
     def _say(self, text: str) -> None:

@@ -89,13 +89,24 @@ class Machine:
         return []
 
     def power_off(self, *, ask: bool = True) -> None:
-        """Press the power button and wait until the guest has shut itself down. MachineError if it does not."""
+        """Press the power button and wait until the guest has shut itself down. MachineError if it does not.
+
+        Without `ask` the guest has been told already, some other way.
+        """
         if ask:
             self.qmp.execute("system_powerdown")
-        event = self.qmp.wait_event("SHUTDOWN", "BLOCK_IO_ERROR", timeout=self.shape.boot_time)
+        try:
+            event = self.qmp.wait_event("SHUTDOWN", "BLOCK_IO_ERROR", timeout=self.shape.boot_time)
+        except QmpLost:
+            # In QEMU 7.2 riscv64's power switch ends QEMU on the spot, with 0; a crash or a reset does not. What
+            # the guest flushed, and it does when it unmounts, is in the image: qcow2's tables go with it.
+            if not ask and self.child.wait() == 0:
+                return
+            raise
         if event is None:
             raise self.error(
-                f"the guest did not power off within {self.shape.boot_time:g} s of its power button being pressed",
+                f"the guest did not power off within {self.shape.boot_time:g} s of "
+                + ("its power button being pressed" if ask else "being told to"),
                 hint="does the image handle ACPI (acpid or systemd-logind)? --qemu-boot-time gives it longer",
             )
         if event["event"] == "BLOCK_IO_ERROR":

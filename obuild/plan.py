@@ -46,14 +46,27 @@ MAX_ARGUMENT = 131_071
 
 
 @dataclass(frozen=True, slots=True)
+class Beside:
+    """A file that belongs to a base image and goes into its layer under a name of its own."""
+
+    name: str
+    path: Path
+    stamp: tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
 class Base:
-    """A base image as found: where its file is, the sha256 of that file's content, and its card."""
+    """A base image as found: where its file is, the sha256 of that file's content, and its card.
+
+    If a kernel lies beside it, the digest is that of all their contents.
+    """
 
     name: str
     path: Path
     digest: str
     stamp: tuple[int, int, int]  # disk.stamp of the file when it was hashed
     card: Card
+    beside: tuple[Beside, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,10 @@ from obuild.errors import ProcessError, UsageError
 PACKAGES = {
     "qemu-img": "qemu-utils",
     "qemu-system-x86_64": "qemu-system-x86",
+    "qemu-system-aarch64": "qemu-system-arm",
+    "qemu-system-riscv64": "qemu-system-misc",
+    "qemu-system-s390x": "qemu-system-misc",
+    "qemu-system-ppc64": "qemu-system-ppc",
     "mmdebstrap": "mmdebstrap",
     "newuidmap": "uidmap",
     "mke2fs": "e2fsprogs",
@@ -29,6 +33,9 @@ PACKAGES = {
     "grub-mkimage": "grub-common",
     "setpriv": "util-linux",
     "ssh-keygen": "openssh-client",
+    "depmod": "kmod",
+    "modprobe": "kmod",
+    "xz": "xz-utils",
 }
 
 #: How many characters of a failed program's stderr are shown.

@@ -1,12 +1,15 @@
 """How a base image is made: read one TOML file, check it all, digest what goes into the image.
 
+extend = "micro"             # begin with this recipe: what is written here replaces what it says
 kind = "debian"              # which module of obuild.bases makes it
 suite = "bookworm"           # any name of a Debian release
 variant = "minbase"          # how mmdebstrap begins; "extract" unpacks and configures nothing
 size = "20G"                 # of the virtual disk
 packages = ["openssh-server", "sudo"]
+kernel = ["linux-image-amd64"]  # packages too, apart from the others so that another recipe can replace them
 cmdline = "quiet"            # for the kernel, besides root= and the console
-script = '''...'''           # /bin/sh on the host; $1 is the new root, nothing is booted
+tools = ["cpio"]             # programs of the host that the script calls
+script = '''...'''           # /bin/sh on the host; $1 is the new root, $2 its architecture, nothing is booted
 
 [card]                       # what goes into the image's card, see obuild.card
 
@@ -23,7 +26,7 @@ import json
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +42,9 @@ FOLDERS = (
 
 KINDS = ("debian",)
 VARIANTS = ("extract", "custom", "essential", "apt", "minbase", "required", "important", "standard")
+
+#: The partition that is the root, as the guest's kernel names it.
+ROOT = "/dev/vda1"
 
 #: Room for the partition table, the boot loader, and a file system worth the name.
 SMALLEST_DISK = 64 << 20
@@ -69,6 +75,7 @@ class Recipe:
     size: int
     packages: tuple[str, ...]
     cmdline: str
+    tools: tuple[str, ...]
     files: tuple[File, ...]
     script: str
 
@@ -111,7 +118,11 @@ def parse(text: str, *, name: str, where: str) -> Recipe:
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{where}: not a TOML file: {error}") from error
     entries = _Entries(where, table)
-    entries.only("kind", "suite", "variant", "size", "packages", "cmdline", "script", "card", "file")
+    if "extend" in table:
+        entries = _Entries(where, _extended(entries))
+    entries.only(
+        *("kind", "suite", "variant", "size", "packages", "kernel", "cmdline", "tools", "script", "card", "file")
+    )
     return Recipe(
         name=name,
         kind=entries.choice("kind", KINDS),
@@ -119,18 +130,38 @@ def parse(text: str, *, name: str, where: str) -> Recipe:
         suite=entries.match("suite", _NAME, hint='write it like "bookworm"'),
         variant=entries.choice("variant", VARIANTS, default="minbase"),
         size=_size(entries),
-        packages=_packages(entries),
+        packages=_packages(entries, "packages") + _packages(entries, "kernel"),
         cmdline=_one_line(entries, "cmdline"),
+        tools=_packages(entries, "tools"),
         files=tuple(_file(where, number, item) for number, item in enumerate(entries.tables("file"), 1)),
         script=entries.text("script", default=""),
     )
+
+
+def _extended(entries: _Entries) -> dict[str, Any]:
+    """A table on top of the one that it extends: an entry replaces an entry, in [card] too; files are added."""
+    name = entries.text("extend")
+    path = find(name)
+    if path is None:
+        raise UsageError(f"{entries.where}: there is no recipe {name!r}", hint=f"known: {', '.join(names())}")
+    below = _Entries(str(path), tomllib.loads(path.read_text(encoding="utf-8")))
+    above = {key: value for key, value in entries.values.items() if key != "extend"}
+    return {
+        **below.values,
+        **above,
+        "card": {**below.table("card"), **entries.table("card")},
+        "file": [*below.tables("file"), *entries.tables("file")],
+    }
 
 
 def _card(entries: _Entries) -> Card:
     table = _Entries(f"{entries.where}: [card]", entries.table("card"))
     # The key belongs to the store an image is made in, so a recipe cannot name one.
     table.only("os", "arch", "login", "firmware", "memory")
-    return card.from_strings({name: table.text(name) for name in table.values}, where=table.where)
+    made = card.from_strings({name: table.text(name) for name in table.values}, where=table.where)
+    if made.firmware == "kernel":
+        return replace(made, cmdline=f"root={ROOT} rw {_one_line(entries, 'cmdline')}".strip())
+    return made
 
 
 def _size(entries: _Entries) -> int:
@@ -144,14 +175,14 @@ def _size(entries: _Entries) -> int:
     return size
 
 
-def _packages(entries: _Entries) -> tuple[str, ...]:
-    packages = entries.values.get("packages", [])
+def _packages(entries: _Entries, name: str) -> tuple[str, ...]:
+    packages = entries.values.get(name, [])
     if not isinstance(packages, list):
-        raise UsageError(f"{entries.where}: packages must be a list", hint='write it like ["sudo", "tar"]')
+        raise UsageError(f"{entries.where}: {name} must be a list", hint='write it like ["sudo", "tar"]')
     for package in packages:
         if not isinstance(package, str) or not _PACKAGE.fullmatch(package):
             raise UsageError(
-                f"{entries.where}: packages: {package!r} is not the name of a package",
+                f"{entries.where}: {name}: {package!r} is not the name of a package",
                 hint="names of Debian packages are lower case: a-z, 0-9, plus, dash, dot",
             )
     return tuple(packages)

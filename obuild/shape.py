@@ -20,8 +20,20 @@ SMALLEST_MEMORY = 32 << 20
 
 
 @dataclass(frozen=True, slots=True)
+class Kernel:
+    """A Linux kernel that QEMU itself loads; `cmdline` is completed by the machine's console."""
+
+    image: Path
+    initrd: Path | None
+    cmdline: str
+
+
+@dataclass(frozen=True, slots=True)
 class Shape:
-    """`memory` is in bytes; `boot_time` in seconds, for booting and for powering off."""
+    """`memory` is in bytes; `boot_time` in seconds, for booting and for powering off.
+
+    Without a `kernel` the machine's firmware starts what is on the disk.
+    """
 
     arch: str = "x86_64"
     accel: Accel = "tcg"
@@ -29,6 +41,7 @@ class Shape:
     memory: int = 2 << 30
     firmware: str = "bios"
     boot_time: float = 180.0
+    kernel: Kernel | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +87,15 @@ class Arch:
     machine: str
     cpu_kvm: str
     cpu_tcg: str
-    console: str  # the chardev id is appended
+    console: tuple[str, str]  # an option and its value, to which the chardev's id is appended
+    tty: str  # what Linux calls that console
     disk: str
     net: str
     rng: str
+    #: Whether a Linux guest hears QEMU's power button; else it must be told to power off over SSH.
+    button: bool = True
+    #: Options that give the machine a firmware which starts a disk, if it has none built in.
+    firmware: tuple[str, ...] = ()
 
 
 ARCHES = {
@@ -86,15 +104,66 @@ ARCHES = {
         machine="pc",
         cpu_kvm="host",
         cpu_tcg="max",
-        console="isa-serial,chardev=",
+        console=("-device", "isa-serial,chardev="),
+        tty="ttyS0",
         disk="virtio-blk-pci",
         net="virtio-net-pci,romfile=",  # an empty romfile: no option ROM, so no time lost on network boot
+        rng="virtio-rng-pci",
+    ),
+    # The button is a GPIO key if QEMU loads the kernel itself, and ACPI's under UEFI.
+    "aarch64": Arch(
+        binary="qemu-system-aarch64",
+        machine="virt,gic-version=max",  # the machine's default, version 2, ends at 8 CPUs
+        cpu_kvm="host",
+        cpu_tcg="max,pauth-impdef=on",  # pointers are signed by a quick hash: QARMA costs more than all else
+        console=("-serial", "chardev:"),  # the board's own UART
+        tty="ttyAMA0",
+        disk="virtio-blk-pci",
+        net="virtio-net-pci,romfile=",
+        rng="virtio-rng-pci",
+        firmware=("-bios", "/usr/share/qemu-efi-aarch64/QEMU_EFI.fd"),
+    ),
+    "riscv64": Arch(
+        binary="qemu-system-riscv64",
+        machine="virt",
+        cpu_kvm="host",
+        cpu_tcg="rv64",
+        console=("-serial", "chardev:"),
+        tty="ttyS0",
+        disk="virtio-blk-pci",
+        net="virtio-net-pci,romfile=",
+        rng="virtio-rng-pci",
+        button=False,  # the board has none
+        firmware=("-kernel", "/usr/lib/u-boot/qemu-riscv64_smode/uboot.elf"),
+    ),
+    # The button is the signal `quiesce`, which Linux takes for Ctrl-Alt-Del.
+    "s390x": Arch(
+        binary="qemu-system-s390x",
+        machine="s390-ccw-virtio",
+        cpu_kvm="host",
+        cpu_tcg="max",
+        console=("-device", "sclpconsole,chardev="),
+        tty="ttysclp0",
+        disk="virtio-blk-ccw",
+        net="virtio-net-ccw",
+        rng="virtio-rng-ccw",
+    ),
+    # The button is an EPOW event, to which the kernel itself runs /sbin/poweroff.
+    "ppc64le": Arch(
+        binary="qemu-system-ppc64",
+        machine="pseries",
+        cpu_kvm="host",
+        cpu_tcg="power9",
+        console=("-device", "spapr-vty,chardev="),
+        tty="hvc0",
+        disk="virtio-blk-pci",
+        net="virtio-net-pci,romfile=",
         rng="virtio-rng-pci",
     ),
 }
 
 #: Other names that people use for the same thing.
-ARCH_ALIASES = {"amd64": "x86_64"}
+ARCH_ALIASES = {"amd64": "x86_64", "arm64": "aarch64", "ppc64el": "ppc64le"}
 
 
 def arch_named(name: str) -> str:
@@ -132,7 +201,7 @@ def qemu_argv(shape: Shape, image: Path, *, network: bool, qmp: str) -> Sequence
         "-mon", "chardev=qmp,mode=control",
         # bounded: a guest cannot fill the host's disk through its console
         "-chardev", "ringbuf,id=console,size=65536",
-        "-device", arch.console + "console",
+        arch.console[0], arch.console[1] + "console",
         "-device", arch.rng,
         # unsafe is safe here: a draft is thrown away after a crash, and the commit fsyncs
         "-blockdev", f"driver=file,filename={_comma(image)},node-name=file0,cache.no-flush=on,discard=unmap",
@@ -140,7 +209,16 @@ def qemu_argv(shape: Shape, image: Path, *, network: bool, qmp: str) -> Sequence
         "-device", f"{arch.disk},drive=disk0,bootindex=0",
         "-netdev", f"user,id=net0,restrict={restrict},ipv6=off,hostfwd=tcp:127.0.0.1:0-:22",
         "-device", f"{arch.net},netdev=net0" if "," not in arch.net else arch.net.replace(",", ",netdev=net0,", 1),
+        *(arch.firmware if shape.kernel is None else _kernel_argv(shape.kernel, arch.tty)),
     ]  # fmt: skip
+
+
+def _kernel_argv(kernel: Kernel, tty: str) -> list[str | Path]:
+    return [
+        *("-kernel", kernel.image),
+        *(("-initrd", kernel.initrd) if kernel.initrd else ()),
+        *("-append", f"console={tty} {kernel.cmdline}".strip()),
+    ]
 
 
 def _comma(path: Path) -> str:

@@ -87,6 +87,13 @@ class Connection:
             channel.shutdown_write()
             self._finish(channel, what)
 
+    def power_off(self, command: str, script: bytes) -> None:
+        """Run a script that powers the guest off, and wait until it has. MachineError if it does not."""
+        with self._channel(command) as channel:
+            channel.sendall(script)
+            channel.shutdown_write()
+            self.machine.power_off(ask=False)
+
     def fetch(self, command: str, script: bytes, out: BinaryIO, *, what: str) -> None:
         """Run a script of our own and write its stdout to `out`. MachineError unless it exits with 0."""
         with self._channel(command, combined=False) as channel:

@@ -1,6 +1,7 @@
 """Layers and caches on disk: draft, commit by rename, locks.
 
-STORE/result/ID/{rootfs/image.qcow2, log, key} is a layer; result-tmp/ID is a draft. The laws (docs/design.md
+STORE/result/ID/{rootfs/image.qcow2, log, key} is a layer; result-tmp/ID is a draft. A first layer has the
+kernel that its base image came with beside the image. The laws (docs/design.md
 argues them): what is in result/ is complete and never changes; a layer's parent is in result/; the rename is
 the only commit; a draft whose lock can be taken is rubbish; removal goes from the leaves; whoever builds on a
 layer holds a shared lock on it, removal needs the exclusive one.
@@ -218,9 +219,10 @@ class Store:
     def _commit(self, id: LayerId) -> None:
         """fsync what is in it, rename it, fsync both folders: after the rename the layer is there for good."""
         draft, layer = self.result_tmp / id, self.result / id
-        for name in ("rootfs/image.qcow2", "log", "key"):
-            (draft / name).chmod(0o444)
-            _fsync(draft / name)
+        image = draft / "rootfs" / "image.qcow2"
+        for path in (image, *set((draft / "rootfs").iterdir()) - {image}, draft / "log", draft / "key"):
+            path.chmod(0o444)
+            _fsync(path)
         _fsync(draft / "rootfs")
         _fsync(draft)
         draft.rename(layer)

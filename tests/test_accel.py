@@ -118,7 +118,8 @@ def test_a_damaged_memo_is_made_again(choose: Choose, verdict: Verdict, tmp_path
     assert runs == ["x86_64"]
 
 
-def test_a_guest_of_another_architecture_cannot_use_kvm() -> None:
+def test_a_guest_of_another_architecture_cannot_use_kvm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
     assert "s390x" in accel.probe("s390x")
 
 
@@ -146,8 +147,17 @@ def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @needs_qemu
 @pytest.mark.usefixtures("emulated")
-def test_the_probe_runs_to_its_end_where_guests_run() -> None:
-    assert accel._run_probe("x86_64") == ""
+@pytest.mark.parametrize("arch", ["x86_64", "aarch64"])
+def test_the_probe_runs_to_its_end_where_guests_run(arch: str) -> None:
+    if not shutil.which(f"qemu-system-{arch}"):
+        pytest.skip(f"needs QEMU for {arch}")
+    assert accel._run_probe(arch) == ""
+
+
+def test_a_host_without_a_probe_is_believed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "s390x")
+    monkeypatch.setattr(accel, "KVM", tmp_path)
+    assert accel.probe("s390x") == ""
 
 
 @needs_qemu

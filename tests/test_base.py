@@ -14,8 +14,9 @@ import pytest
 from obuild import base, bases, card, disk, recipe, ssh
 from obuild.card import Card
 from obuild.errors import UsageError
-from obuild.plan import Base
+from obuild.plan import Base, Import, Step
 from obuild.recipe import Recipe
+from obuild.shape import Kernel
 from obuild.store import Store
 
 RECIPE = 'kind = "debian"\nsuite = "bookworm"\nsize = "64M"\n[card]\nmemory = "512M"\n'
@@ -105,6 +106,65 @@ def test_a_broken_image_is_refused_when_it_is_found(store: Store, tiny: Path) ->
     with pytest.raises(UsageError, match="damaged or truncated"):
         find(store, "tiny")
     assert not (store.state / "digests.json").exists()
+
+
+# -- a kernel beside the image
+
+
+@pytest.fixture
+def direct(store: Store, tiny: Path) -> Path:
+    """`tiny`, for a machine whose kernel QEMU loads."""
+    tiny.with_suffix(".toml").write_text('arch = "aarch64"\nfirmware = "kernel"\ncmdline = "quiet"\n')
+    tiny.with_suffix(".vmlinuz").write_bytes(b"a kernel")
+    tiny.with_suffix(".initrd").write_bytes(b"a RAM disk")
+    return tiny
+
+
+@pytest.mark.parametrize(
+    ("suffix", "text"),
+    [
+        (".vmlinuz", "another kernel"),
+        (".initrd", "another RAM disk"),
+        (".toml", 'firmware = "kernel"\ncmdline = "noisy"\n'),
+    ],
+)
+def test_what_it_boots_from_is_part_of_a_base(store: Store, direct: Path, suffix: str, text: str) -> None:
+    first = find(store, "tiny").digest
+    assert first != digest(direct)
+    direct.with_suffix(suffix).write_text(text)
+    assert find(store, "tiny").digest != first
+
+
+def test_a_base_without_its_kernel_is_refused(store: Store, direct: Path) -> None:
+    direct.with_suffix(".vmlinuz").unlink()
+    with pytest.raises(UsageError, match=r"tiny\.vmlinuz is missing"):
+        find(store, "tiny")
+
+
+def test_a_machine_is_started_with_the_layers_own_kernel(store: Store, direct: Path) -> None:
+    def rootfs() -> Path:
+        return store.result / Step(None, Import(find(store, "tiny"))).id / "rootfs"
+
+    found = base.kernel(store, find(store, "tiny"))
+    assert found == Kernel(rootfs() / "image.vmlinuz", rootfs() / "image.initrd", "quiet")
+    direct.with_suffix(".initrd").unlink()
+    found = base.kernel(store, find(store, "tiny"))
+    assert found == Kernel(rootfs() / "image.vmlinuz", None, "quiet")
+    direct.with_suffix(".toml").unlink()
+    assert base.kernel(store, find(store, "tiny")) is None
+
+
+def test_a_kernel_can_be_added_with_an_image_and_goes_with_it(
+    store: Store, qcow2_disk: Path, tmp_path: Path
+) -> None:
+    boot = [tmp_path / "k", tmp_path / "i"]
+    for path in boot:
+        path.write_text(path.name)
+    about = Card(arch="s390x", firmware="kernel")
+    added = base.add(store, qcow2_disk, "new", about=about, key=None, boot=boot)
+    assert [file.path.read_text() for file in find(store, "new").beside] == ["k", "i"]
+    base.remove(store, "new")
+    assert not any(store.base_image.glob(f"{added.stem}.*"))
 
 
 # -- making

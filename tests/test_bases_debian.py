@@ -6,6 +6,7 @@ import io
 import struct
 import subprocess
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,12 @@ text = "here"
 
 EXTRACTED = recipe.parse(
     'kind="debian"\nsuite="bookworm"\nvariant="extract"\nsize="64M"', name="x", where="x.toml"
+)
+
+DIRECT = recipe.parse(
+    'kind="debian"\nsuite="bookworm"\nsize="64M"\n[card]\narch="s390x"\nfirmware="kernel"',
+    name="direct",
+    where="direct.toml",
 )
 
 
@@ -76,6 +83,46 @@ def test_the_scripts_of_our_recipes_are_shell_scripts(name: str) -> None:
     made = recipe.load(path)
     for text in (made.script, *(file.text for file in made.files if file.mode & 0o111)):
         subprocess.run(["sh", "-n"], input=text.encode(), check=True)
+
+
+def test_a_kernel_that_qemu_loads_is_taken_out_of_the_root() -> None:
+    text = debian.hook_text(DIRECT, Path("/a place"))
+    subprocess.run(["sh", "-n"], input=text.encode(), check=True)
+    assert "cat \"$root/vmlinuz\" >'/a place'/boot.vmlinuz" in text
+    assert "vmlinuz" not in debian.hook_text(RECIPE, Path("/w"))
+
+
+@pytest.mark.parametrize(
+    ("arch", "debians"),
+    [("aarch64", "arm64"), ("riscv64", "riscv64"), ("s390x", "s390x"), ("ppc64le", "ppc64el")],
+)
+def test_debian_has_its_own_names_for_architectures(arch: str, debians: str) -> None:
+    made = replace(DIRECT, card=replace(DIRECT.card, arch=arch))
+    assert f"--architectures={debians}" in debian.bootstrap_argv(made, Path("/w/hook"), root=False)
+    assert "--architectures=amd64" in debian.bootstrap_argv(RECIPE, Path("/w/hook"), root=False)
+
+
+def test_a_disk_whose_kernel_qemu_loads_has_a_partition_and_no_boot_loader(tmp_path: Path) -> None:
+    disk = tmp_path / "disk.raw"
+    with disk.open("wb") as file:
+        file.truncate(64 << 20)
+    debian.make_bootable(DIRECT, disk, tmp_path)
+    written = disk.read_bytes()[: 1 << 20]
+    assert written[510:512] == b"\x55\xaa"
+    assert not any(written[:440])
+    assert not any(written[512:])
+
+
+def test_a_boot_loader_for_another_architecture_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    made = replace(DIRECT, card=replace(DIRECT.card, firmware="bios"))
+    with pytest.raises(UsageError, match="x86_64 only"):
+        debian.make(made, tmp_path / "out.qcow2", public_key="", say=lambda _: None)
+
+
+def test_a_tool_that_the_script_needs_is_missed_before_anything_starts(tmp_path: Path) -> None:
+    made = replace(DIRECT, tools=("no-such-tool",))
+    with pytest.raises(UsageError, match="no-such-tool"):
+        debian.make(made, tmp_path / "out.qcow2", public_key="", say=lambda _: None)
 
 
 def test_the_partition_reaches_to_the_end_of_the_disk() -> None:
@@ -119,9 +166,9 @@ def test_a_disk_gets_one_bootable_partition_and_grub(tmp_path: Path) -> None:
     disk = tmp_path / "disk.raw"
     with disk.open("wb") as file:
         file.truncate(64 << 20)
-    debian.make_bootable(disk, tmp_path, signature=0x12345678)
+    debian.make_bootable(RECIPE, disk, tmp_path)
     written = disk.read_bytes()[: 1 << 20]
-    assert struct.unpack("<I", written[440:444]) == (0x12345678,)
+    assert struct.unpack("<I", written[440:444]) == (debian.disk_id(RECIPE).fields[0],)
     active, kind = written[446], written[450]
     start, length = struct.unpack("<II", written[454:462])
     assert (active, kind, start, length) == (0x80, 0x83, 2048, 129024)

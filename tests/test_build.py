@@ -112,6 +112,31 @@ def test_a_base_that_changes_while_it_is_imported_is_not_taken(
     assert drafts(store) == []
 
 
+def test_a_kernel_beside_the_base_goes_into_its_layer(store: Store, chain: ChainMaker, tiny: Path) -> None:
+    tiny.with_suffix(".toml").write_text('firmware = "kernel"\n')
+    tiny.with_suffix(".vmlinuz").write_bytes(b"a kernel")
+    made = chain("")
+    build(store, made)
+    tiny.with_suffix(".vmlinuz").unlink()
+    layer = store.find(made.steps[0].id)
+    assert layer is not None
+    kernel = layer.image.with_name("image.vmlinuz")
+    assert kernel.read_bytes() == b"a kernel"
+    assert kernel.stat().st_mode & 0o777 == 0o444
+
+
+def test_a_kernel_that_changes_while_it_is_imported_is_not_taken(
+    store: Store, chain: ChainMaker, tiny: Path
+) -> None:
+    tiny.with_suffix(".toml").write_text('firmware = "kernel"\n')
+    tiny.with_suffix(".vmlinuz").write_bytes(b"a kernel")
+    made = chain("")
+    tiny.with_suffix(".vmlinuz").write_bytes(b"another kernel")
+    with pytest.raises(ObuildError, match=r"tiny\.vmlinuz changed while it was imported"):
+        build(store, made)
+    assert store.layers() == []
+
+
 @pytest.mark.parametrize(
     "error", [MachineError("lost"), StepFailed("no"), KeyboardInterrupt(), OSError(errno.EIO, "broken")]
 )

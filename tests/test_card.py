@@ -43,6 +43,7 @@ def test_an_image_without_a_card_has_the_default_one(tmp_path: Path) -> None:
         Card(key='/a "quoted" \\ path/é'),
         Card(login="Administrator Smith", os="windows"),
         Card(key="/home/😀/key"),
+        Card(arch="s390x", firmware="kernel", cmdline='root=/dev/vda1 "rw"'),
     ],
 )
 def test_what_is_dumped_is_read_back(tmp_path: Path, about: Card) -> None:
@@ -61,6 +62,7 @@ def test_what_is_dumped_is_read_back(tmp_path: Path, about: Card) -> None:
         ('os = "plan9"', "os is 'plan9'"),
         ('arch = "pdp11"', "arch is 'pdp11'"),
         ('firmware = "none"', "firmware is 'none'"),
+        ('cmdline = "a\\nb"', "cmdline must be one line"),
         ('login = ""', "not a login name"),
         ('login = "-oProxyCommand=x"', "not a login name"),
         ('login = "a;b"', "not a login name"),

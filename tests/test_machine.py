@@ -9,7 +9,7 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -79,6 +79,18 @@ def test_a_guest_that_powers_off_ends_qemu_cleanly(boot: Boot) -> None:
     with boot(POWER_OFF) as guest:
         guest.power_off(ask=False)
         assert guest.child.returncode == 0
+
+
+@pytest.mark.parametrize(("ask", "status", "fine"), [(False, 0, True), (False, -9, False), (True, 0, False)])
+def test_a_qemu_that_just_ends_counts_if_the_guest_was_told_to_power_off(
+    boot: Boot, monkeypatch: pytest.MonkeyPatch, ask: bool, status: int, fine: bool
+) -> None:
+    with boot(HALT) as guest, monkeypatch.context() as patch:
+        guest.child.kill()
+        guest.child.wait()
+        patch.setattr(guest.child, "wait", lambda: status)
+        with nullcontext() if fine else pytest.raises(MachineError):
+            guest.power_off(ask=ask)
 
 
 def test_a_guest_that_does_not_power_off_is_told_with_its_console(halted: Machine) -> None:

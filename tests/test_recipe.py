@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from obuild import recipe
-from obuild.card import Card
+from obuild.card import ARCHES, Card
 from obuild.errors import UsageError
 from obuild.recipe import File, Recipe
 
@@ -18,6 +18,8 @@ suite = "bookworm"
 variant = "extract"
 size = "1G"
 packages = ["bash", "g++"]
+kernel = ["linux-image-amd64"]
+tools = ["cpio"]
 cmdline = " quiet "
 script = "true\\n"
 
@@ -54,8 +56,9 @@ def test_every_entry_is_read() -> None:
         suite="bookworm",
         variant="extract",
         size=1 << 30,
-        packages=("bash", "g++"),
+        packages=("bash", "g++", "linux-image-amd64"),
         cmdline="quiet",
+        tools=("cpio",),
         files=(File("/etc/motd", 0o644, "hello\n"), File("/usr/bin/hello", 0o4755, "#!/bin/sh")),
         script="true\n",
     )
@@ -173,3 +176,39 @@ def test_every_recipe_that_comes_with_obuild_is_sound(name: str) -> None:
     assert len(paths) == len(set(paths))
     for file in made.files:
         assert file.text.startswith("#!") == bool(file.mode & 0o111), file.path
+
+
+def test_a_recipe_begins_with_the_one_it_extends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipe, "FOLDERS", (tmp_path,))
+    (tmp_path / "whole.toml").write_text(WHOLE)
+    made = parse(
+        'extend = "whole"\nkernel = ["linux-image-arm64"]\n[card]\narch = "aarch64"\n'
+        '[[file]]\npath = "/etc/motd"\ntext = "bye"\n'
+    )
+    whole = parse(WHOLE)
+    assert made.packages == ("bash", "g++", "linux-image-arm64")
+    assert made.card == Card(login="builder", memory=512 << 20, arch="aarch64")
+    assert made.files == (*whole.files, File("/etc/motd", 0o644, "bye"))
+    assert (made.script, made.size) == (whole.script, whole.size)
+
+
+@pytest.mark.parametrize("below", ["none", "chain"])
+def test_only_a_whole_recipe_can_be_extended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, below: str) -> None:
+    monkeypatch.setattr(recipe, "FOLDERS", (tmp_path,))
+    (tmp_path / "chain.toml").write_text('extend = "chain"\n')
+    with pytest.raises(UsageError, match=r"no recipe 'none'|unknown entry 'extend'"):
+        parse(f'extend = "{below}"')
+
+
+def test_a_kernel_that_is_loaded_from_outside_is_told_where_the_root_is() -> None:
+    made = parse('cmdline = "quiet"\n' + SMALLEST + '[card]\narch = "s390x"\nfirmware = "kernel"\n')
+    assert made.card == Card(arch="s390x", firmware="kernel", cmdline="root=/dev/vda1 rw quiet")
+
+
+@pytest.mark.parametrize("arch", [arch for arch in ARCHES if arch != "x86_64"])
+def test_there_is_a_micro_for_each_architecture(arch: str) -> None:
+    path = recipe.find(f"micro-{arch}")
+    assert path is not None
+    made = recipe.load(path)
+    assert (made.card.arch, made.card.firmware) == (arch, "kernel")
+    assert {"cpio", "depmod"} <= set(made.tools)

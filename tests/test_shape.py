@@ -9,7 +9,9 @@ import pytest
 
 from obuild.card import OSES, Card
 from obuild.errors import UsageError
-from obuild.shape import DEFAULT_MEMORY, Settings, Shape, arch_named, qemu_argv
+from obuild.shape import ARCHES, DEFAULT_MEMORY, Accel, Kernel, Settings, Shape, arch_named, qemu_argv
+
+GOLDEN = Path(__file__).parent / "golden" / "qemu"
 
 
 @pytest.mark.parametrize(
@@ -51,6 +53,8 @@ def test_every_system_that_a_card_may_name_can_be_asked_for(os: str) -> None:
 
 def test_an_architecture_has_one_name() -> None:
     assert arch_named("amd64") == arch_named("x86_64") == "x86_64"
+    assert arch_named("arm64") == "aarch64"
+    assert arch_named("ppc64el") == "ppc64le"
 
 
 def option(argv: list[str], name: str) -> list[str]:
@@ -95,3 +99,22 @@ def test_a_comma_in_the_image_path_does_not_end_it() -> None:
 
 def test_no_default_device_and_no_user_configuration_slips_in() -> None:
     assert argv(Shape())[1:3] == ["-nodefaults", "-no-user-config"]
+
+
+@pytest.mark.parametrize("accel", ["kvm", "tcg"])
+@pytest.mark.parametrize("arch", ARCHES)
+def test_the_whole_command_line_is_what_it_was(arch: str, accel: Accel) -> None:
+    kernel = None if arch == "x86_64" else Kernel(Path("/k"), Path("/i"), "root=/dev/vda1 rw")
+    line = argv(Shape(arch=arch, accel=accel, kernel=kernel))
+    assert line == (GOLDEN / f"{arch}-{accel}.txt").read_text().splitlines()
+
+
+def test_a_kernel_needs_no_initial_ram_disk() -> None:
+    line = argv(Shape(kernel=Kernel(Path("/k"), None, "")))
+    assert line[-4:] == ["-kernel", "/k", "-append", "console=ttyS0"]
+
+
+@pytest.mark.parametrize(("arch", "option"), [("aarch64", "-bios"), ("riscv64", "-kernel")])
+def test_a_board_without_firmware_is_given_one_to_boot_a_disk(arch: str, option: str) -> None:
+    assert argv(Shape(arch=arch))[-2:] == [option, ARCHES[arch].firmware[1]]
+    assert ARCHES[arch].firmware[1] not in argv(Shape(arch=arch, kernel=Kernel(Path("/k"), None, "")))

@@ -4,6 +4,9 @@ mmdebstrap fills a folder; while it still stands, inside the same namespace, mke
 partition of a raw disk. GRUB goes where the partition leaves room. So a plain user can make an image,
 nothing is ever attached to a loop device, and nothing is left behind when we are interrupted.
 
+GRUB is there for x86_64 only. Other machines have their kernel loaded by QEMU (firmware = "kernel" in the
+card): it is taken out of the new root and laid beside the image, with its initial RAM disk.
+
     byte 0          boot.img, GRUB's 440 bytes of the MBR; it loads sector 1
     byte 440        disk signature and partition table, by sfdisk
     byte 512        core.img: GRUB's own drivers; loads /boot/grub/grub.cfg
@@ -24,7 +27,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from obuild import process, recipe
-from obuild.disk import pack
+from obuild.card import INITRD, KERNEL
+from obuild.disk import copy, pack
 from obuild.errors import UsageError
 from obuild.recipe import File, Recipe
 
@@ -37,6 +41,9 @@ BOOT_CODE = 440
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 GRUB = Path("/usr/lib/grub/i386-pc")
 GRUB_MODULES = ("biosdisk", "part_msdos", "ext2", "linux16", "normal")
+
+#: Debian's names for architectures.
+DEBIAN_ARCHES = {"x86_64": "amd64", "aarch64": "arm64", "ppc64le": "ppc64el"}
 
 #: What every mke2fs shall make: no feature that GRUB 2.06, an older kernel or an older e2fsck does not know.
 MKE2FS_CONFIG = """\
@@ -62,19 +69,26 @@ def make(recipe: Recipe, out: Path, *, public_key: str, say: Say) -> None:
 
     `out` appears complete or not at all; whatever else was written is gone afterwards, however it ends.
     """
-    _check_host()
+    _check_host(recipe)
     with ExitStack() as stack:
         beside = stack.enter_context(_scratch(out.parent))
         # As a plain user, mmdebstrap works under another uid, which may not enter a private home folder.
         work = beside if os.geteuid() == 0 else stack.enter_context(_scratch(Path("/var/tmp")))
         say(f"{recipe.name}: installing {len(recipe.packages)} packages of Debian {recipe.suite}")
         disk = _bootstrap(recipe, work, public_key)
-        say(f"{recipe.name}: adding the boot loader")
-        make_bootable(disk, work, signature=disk_id(recipe).fields[0])
+        if recipe.card.firmware == "bios":
+            say(f"{recipe.name}: adding the boot loader")
+        make_bootable(recipe, disk, work)
         say(f"{recipe.name}: packing the image")
         packed = beside / "packed.qcow2"
         pack(disk, packed)
         _sync(packed)
+        if recipe.card.firmware == "kernel":
+            for suffix in (KERNEL, INITRD):
+                copy(work / f"boot{suffix}", beside / suffix)
+                (beside / suffix).chmod(0o644)
+                _sync(beside / suffix)
+                (beside / suffix).replace(out.with_suffix(suffix))
         packed.replace(out)
 
 
@@ -101,7 +115,7 @@ def bootstrap_argv(recipe: Recipe, hook: Path, *, root: bool) -> list[str | Path
         # The hook cleans up, before the disk is made and not after. Who signed what needs no finding out.
         "--skip=cleanup,check/signed-by",
         f"--keyring={KEYRING}",
-        "--architectures=amd64",
+        f"--architectures={DEBIAN_ARCHES.get(recipe.card.arch, recipe.card.arch)}",
         '--aptopt=Acquire::Languages "none"',
         "--dpkgopt=force-unsafe-io",
         f"--include={','.join(recipe.packages)}",
@@ -116,6 +130,14 @@ def bootstrap_argv(recipe: Recipe, hook: Path, *, root: bool) -> list[str | Path
 MERGE_USR = 'for dir in bin sbin lib lib64; do mkdir -p "$1/usr/$dir" && ln -sT "usr/$dir" "$1/$dir"; done'
 
 
+#: /vmlinuz and /initrd.img are links to the kernel. What the guest is booted from, it need not hold as well.
+TAKE_KERNEL = f"""\
+cat "$root/vmlinuz" >{{here}}/boot{KERNEL}
+cat "$root/initrd.img" >{{here}}/boot{INITRD}
+rm -r "$root/vmlinuz" "$root/initrd.img" "$root"/boot/*
+"""
+
+
 def hook_text(recipe: Recipe, work: Path) -> str:
     """The script that mmdebstrap runs when the packages are in place: the new root becomes a file system.
 
@@ -127,8 +149,8 @@ def hook_text(recipe: Recipe, work: Path) -> str:
 set -eu
 root=$1
 tar --extract --same-permissions --keep-directory-symlink --file {here}/files.tar --directory "$root"
-sh -eu {here}/script "$root"
-
+sh -eu {here}/script "$root" {recipe.card.arch}
+{TAKE_KERNEL.format(here=here) if recipe.card.firmware == "kernel" else ""}
 entry=$(grep '^{recipe.card.login}:' "$root/etc/passwd")
 IFS=: read -r _ _ uid gid _ home _ <<END
 $entry
@@ -217,11 +239,20 @@ def install_grub(disk: Path, *, boot: bytes, core: bytes) -> None:
         file.write(core)
 
 
-def _check_host() -> None:
+def _check_host(recipe: Recipe) -> None:
     """Complain about all that is missing before anything is downloaded."""
-    for program in ("mmdebstrap", "mke2fs", "sfdisk", "grub-mkimage", "qemu-img"):
+    if recipe.card.firmware == "bios" and recipe.card.arch != "x86_64":
+        raise UsageError(
+            f"{recipe.name}: a boot loader can be put on a disk for x86_64 only",
+            hint='write firmware = "kernel" under [card]: then QEMU loads the kernel',
+        )
+    grub = recipe.card.firmware == "bios"
+    for program in ("mmdebstrap", "mke2fs", "sfdisk", *(["grub-mkimage"] if grub else []), "qemu-img"):
         process.require(program)
-    for path, package in ((KEYRING, "debian-archive-keyring"), (GRUB / "boot.img", "grub-pc-bin")):
+    for program in recipe.tools:
+        process.require(program)
+    needed = [(KEYRING, "debian-archive-keyring"), *([(GRUB / "boot.img", "grub-pc-bin")] if grub else [])]
+    for path, package in needed:
         if not path.exists():
             raise UsageError(f"{path} is missing", hint=f"apt install {package}")
 
@@ -233,6 +264,9 @@ def _bootstrap(recipe: Recipe, work: Path, public_key: str) -> Path:
     with disk.open("wb") as file:
         file.truncate(recipe.size)
     disk.chmod(0o666)
+    for suffix in (KERNEL, INITRD):
+        (work / f"boot{suffix}").touch()
+        (work / f"boot{suffix}").chmod(0o666)
     chroots = work / "tmp"
     chroots.mkdir()
     chroots.chmod(0o1777)
@@ -246,8 +280,9 @@ def _bootstrap(recipe: Recipe, work: Path, public_key: str) -> Path:
 
 def _write_inputs(recipe: Recipe, work: Path, public_key: str) -> None:
     """What the hook reads. It may be another user that reads, so nothing here is secret."""
-    cfg = File("/boot/grub/grub.cfg", 0o644, grub_cfg(recipe))
-    (work / "files.tar").write_bytes(archive((*recipe.files, cfg)))
+    grub = recipe.card.firmware == "bios"
+    cfg = [File("/boot/grub/grub.cfg", 0o644, grub_cfg(recipe))] if grub else []
+    (work / "files.tar").write_bytes(archive((*recipe.files, *cfg)))
     (work / "script").write_text(recipe.script, encoding="utf-8")
     (work / "mke2fs.conf").write_text(MKE2FS_CONFIG, encoding="utf-8")
     (work / "authorized_keys").write_text(public_key.strip() + "\n", encoding="utf-8")
@@ -268,11 +303,13 @@ def archive(files: tuple[File, ...]) -> bytes:
     return buffer.getvalue()
 
 
-def make_bootable(disk: Path, work: Path, *, signature: int) -> None:
-    """Give `disk` a partition table and GRUB; what is in the partition stays as it is."""
-    script = partition_script(signature=signature, size=disk.stat().st_size)
+def make_bootable(made: Recipe, disk: Path, work: Path) -> None:
+    """Give `disk` a partition table, and GRUB if it is to boot by itself; the partition stays as it is."""
+    script = partition_script(signature=disk_id(made).fields[0], size=disk.stat().st_size)
     # Never wipe: sfdisk would take the file system for a leftover of an older disk.
     process.run(["sfdisk", "--quiet", "--wipe=never", "--wipe-partitions=never", disk], input=script.encode())
+    if made.card.firmware != "bios":
+        return
     core = work / "core.img"
     process.run(grub_argv(core))
     install_grub(disk, boot=(GRUB / "boot.img").read_bytes(), core=core.read_bytes())

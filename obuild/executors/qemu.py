@@ -1,4 +1,4 @@
-"""Steps run in a virtual machine: booted on the draft's overlay, reached by SSH, shut down by ACPI."""
+"""Steps run in a virtual machine: booted on the draft's overlay, reached by SSH, shut down by its power button."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from obuild import machine, ssh, transfer
 from obuild.guests import GUESTS, Guest
 from obuild.plan import Command, Extract, Graft, Transfer
-from obuild.shape import Shape
+from obuild.shape import ARCHES, Shape
 from obuild.store import CacheCopy, Draft
 
 
@@ -33,6 +33,9 @@ class Qemu:
 
             with ssh.connect(running, login=self.login, key=self.key) as connection:
                 yield Session(connection, self.login, self.guest)
+                if not ARCHES[self.shape.arch].button:
+                    connection.power_off(self.guest.root_shell(self.login), self.guest.power_off())
+                    return
             running.power_off()
 
 

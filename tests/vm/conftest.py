@@ -15,6 +15,10 @@ from obuild.store import Store
 
 ROOT = Path(__file__).parent.parent.parent
 
+#: `make test-arch` runs the same tests in guests of another architecture: their `micro` is then micro-ARCH.
+ARCH = os.environ.get("OBUILD_TEST_ARCH", "")
+MICRO = f"micro-{ARCH}" if ARCH else "micro"
+
 
 class Program:
     """The `obuild` command on one store."""
@@ -57,16 +61,24 @@ def base_images(*names: str) -> Path:
     return kept
 
 
+def rename_base(store: Path, old: str, new: str) -> None:
+    """Call a base image something else: its file, and whatever belongs to it."""
+    for path in (store / "base-image").glob(f"{old}.*"):
+        path.rename(path.with_stem(new))
+
+
 def new_store(root: Path, bases: Path) -> Path:
     """A fresh store in which the images of `bases` are there already."""
     Store.open(root)
     subprocess.run(["cp", "-a", "--reflink=auto", f"{bases}/base-image", f"{bases}/state", root], check=True)
+    if ARCH:
+        rename_base(root, MICRO, "micro")
     return root
 
 
 @pytest.fixture(scope="session")
 def micro_images() -> Path:
-    return base_images("micro")
+    return base_images(MICRO)
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.vm.conftest import Program
+from tests.vm.conftest import Program, rename_base
 
 pytestmark = pytest.mark.vm
 
@@ -228,8 +228,7 @@ def test_a_base_can_be_pinned_and_is_known_by_its_content(fresh: Program, spec: 
     digest = re.search(r"micro@(sha256:[0-9a-f]{64})", wrong.stderr)
     assert digest
     first = fresh.build(spec(f"((from micro@{digest[1]}))"), source).stdout
-    image = fresh.store / "base-image/micro.qcow2"
-    image.rename(fresh.store / "base-image/other.qcow2")
+    rename_base(fresh.store, "micro", "other")
     second = fresh.build(spec("((from other))"), source).stdout
     assert USING.findall(second) == SAVED.findall(first)
 
