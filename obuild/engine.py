@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,7 +12,7 @@ from obuild.build import Builder, Executor
 from obuild.errors import MachineError, UsageError
 from obuild.events import Event, Listener, Note, Output, Started
 from obuild.extract import Extractor
-from obuild.plan import Base, Built, Chain, Extract, Graft, Import, LayerId, plan
+from obuild.plan import Base, Built, Chain, Extract, Graft, Import, LayerId, everything, plan
 from obuild.shape import ARCHES, Settings
 from obuild.spec import Run, Shell, Stage
 from obuild.store import Store
@@ -112,13 +112,6 @@ class Engine:
 
     def _say(self, text: str) -> None:
         self.tell(Note(text))
-
-
-def everything(stage: Stage) -> Iterator[Stage]:
-    """A stage and all stages inside it, inner ones first."""
-    for _, inner in stage.stages:
-        yield from everything(inner)
-    yield stage
 
 
 def healthcheck(store: Store, *, base_name: str, settings: Settings, tell: Listener) -> None:

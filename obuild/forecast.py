@@ -13,7 +13,7 @@ from pathlib import Path
 
 from obuild import base, explain
 from obuild.explain import Fields
-from obuild.plan import Base, Chain, Import, LayerId, Step, plan
+from obuild.plan import Base, Chain, Graft, Import, LayerId, Step, everything, plan
 from obuild.spec import Stage
 from obuild.store import Layer, Store
 
@@ -40,7 +40,15 @@ class Outlook:
 
 
 def forecast(stage: Stage, *, source: Path, store: Store, secrets: Sequence[str]) -> list[Outlook]:
-    """What a build of `stage` would find and make, step by step. UsageError as a build."""
+    """What a build of `stage` would find and make, step by step, inner builds first. UsageError as a build."""
+    return [
+        outlook
+        for each in everything(stage)
+        for outlook in _forecast(each, source=source, store=store, secrets=secrets)
+    ]
+
+
+def _forecast(stage: Stage, *, source: Path, store: Store, secrets: Sequence[str]) -> list[Outlook]:
     chain = plan(stage, source=source, find_base=lambda name: _base(store, name), secrets=secrets)
     if chain.base.digest:
         return list(_Forecaster(store).chain(chain))
@@ -67,8 +75,14 @@ class _Forecaster:
 
     def chain(self, chain: Chain) -> Iterator[Outlook]:
         stood: LayerId | None = None  # at the place of the step before: its layer, or the nearest to it
-        for step in chain.steps:
+        steps = iter(chain.steps)
+        for step in steps:
             op = step.headings[-1]
+            if isinstance(step.action, Graft):
+                origin = step.action.extract.origin
+                yield Outlook(op, None, False, (f"what it copies is known once the build {origin!r} is made",))
+                yield from (Outlook(later.headings[-1], None, False) for later in steps)
+                return
             if self.store.find(step.id):
                 stood = step.id
                 yield Outlook(op, step.id, True)

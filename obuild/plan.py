@@ -175,6 +175,13 @@ class Context:
     env: tuple[tuple[str, str], ...] = ()
 
 
+def everything(stage: Stage) -> Iterator[Stage]:
+    """A stage and all stages inside it, in the order in which they are built."""
+    for _, inner in stage.stages:
+        yield from everything(inner)
+    yield stage
+
+
 def plan(
     stage: Stage,
     *,

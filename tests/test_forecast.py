@@ -162,3 +162,13 @@ def test_comparing_ends_at_some_time(
     assert look("(run (shell aaac))")[-1].nearest == near
     monkeypatch.setattr(forecast, "ENOUGH", 1)
     assert look("(run (shell aaac))")[-1].nearest == used_last
+
+
+def test_a_copy_from_another_build_is_not_known_before_that_is_made(
+    store: Store, tiny: Path, tmp_path: Path
+) -> None:
+    text = """((build dev ((from tiny) (run (shell one))))
+               (from tiny) (copy (from (build dev)) (src /a) (dst /b)) (run (shell two)))"""
+    found = forecast.forecast(spec.parse(text.encode()), source=tmp_path, store=store, secrets=())
+    assert [outlook.id is None for outlook in found] == [False, False, False, True, True]
+    assert found[3].why == ("what it copies is known once the build 'dev' is made",)
