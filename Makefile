@@ -12,6 +12,9 @@ PACKAGES := python3-venv qemu-system-x86 qemu-utils mmdebstrap debian-archive-ke
 ARCHES ?= aarch64 s390x ppc64le riscv64
 ARCH_PACKAGES := qemu-system-arm qemu-system-misc qemu-system-ppc cpio kmod openssh-client xz-utils
 
+# What tests use where they find it: another tar, as FreeBSD and Windows have it.
+TEST_PACKAGES := libarchive-tools
+
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .PHONY: help setup demo test test-arch lint clean
@@ -22,7 +25,8 @@ setup: .venv/packages .venv/python
 
 .venv/packages: WANTED := $(PACKAGES)
 .venv/packages-arch: WANTED := $(ARCH_PACKAGES)
-.venv/packages .venv/packages-arch: Makefile
+.venv/packages-test: WANTED := $(TEST_PACKAGES)
+.venv/packages .venv/packages-arch .venv/packages-test: Makefile
 	@missing=$$(for package in $(WANTED); do \
 	    dpkg-query -W -f '$${Status}' $$package 2>/dev/null | grep -q 'ok installed' || echo $$package; done); \
 	if [ -n "$$missing" ]; then \
@@ -50,7 +54,7 @@ demo: setup
 	@echo 'Or look around:  $(OBUILD) ls --store=$(STORE)'
 	@echo '                 $(OBUILD) --help; the language is in docs/spec.md'
 
-test: setup lint
+test: setup lint .venv/packages-test
 	.venv/bin/pytest -q -n auto --maxprocesses 8
 
 # make test-arch: the main job in guests of other architectures, emulated; ARCHES=s390x for one of them.
