@@ -48,7 +48,14 @@ def bare_guest(image: Path, shape: Shape, scratch: Path) -> float:
 
 
 def build_argv(store: Store, spec: Path) -> list[str | Path]:
-    return [sys.executable, "-m", "obuild", "build", f"--store=qemu:{store.root}", "-f", spec, spec.parent]
+    return [
+        Path(sys.executable).with_name("obuild"),
+        "build",
+        f"--store=qemu:{store.root}",
+        "-f",
+        spec,
+        spec.parent,
+    ]
 
 
 def step_ratio(store: Store, shape: Shape, scratch: Path, runs: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -30,6 +31,7 @@ class Engine:
     secrets: Mapping[str, bytes] = field(default_factory=dict)
     jobs: int = 1
     _bases: dict[str, Base] = field(default_factory=dict, init=False)
+    _chains: dict[int, Chain] = field(default_factory=dict, init=False)  # as planned first, by id() of the stage
     _executors: dict[str, Executor] = field(default_factory=dict, init=False)
 
     def build(self, stage: Stage) -> LayerId:
@@ -38,7 +40,7 @@ class Engine:
         UsageError, before anything is built, for all that can be seen to be wrong; then as Builder.build.
         """
         for each in everything(stage):
-            self._plan(each)
+            self._chains[id(each)] = self._plan(each)
             self.settings.shape(self._base(each.base).card, "tcg")
         if self.jobs > 1 and stage.stages:
             from obuild.parallel import Parallel
@@ -68,7 +70,9 @@ class Engine:
             def archive(graft: Graft) -> Path:
                 return sources[graft.extract.origin].checked_archive(graft)
 
-            chain = self._plan(stage, extract)
+            chain = self._chains[id(stage)]
+            if any(isinstance(step.action, Graft) for step in chain.steps):
+                chain = self._plan(stage, extract)
             builder = Builder(self.store, self._executor_for(chain), tell, self.secrets, archive)
             return Built(builder.build(chain), chain.base)
 
@@ -97,6 +101,7 @@ class Engine:
 
     def _executor(self, found: Base) -> Executor:
         if found.name not in self._executors:
+            gc.enable()  # __main__ switched it off for the short run that a cached build is
             from obuild import accel  # late: a cached build needs no machine
             from obuild.executors.qemu import Qemu
             from obuild.guests import GUESTS
