@@ -117,7 +117,20 @@ Command = TypeVar("Command", bound=Callable[..., None])
 
 def run() -> None:
     """Run the command line and exit."""
+    _keep_only(sys.argv[1] if len(sys.argv) > 1 else "")
     app(prog_name="obuild")
+
+
+def _keep_only(name: str) -> None:
+    """If `name` is a command, forget the others: making their parsers costs a cached build a tenth of its time."""
+    commands = [each for each in app.registered_commands if name == (each.name or _name_of(each.callback))]
+    groups = [each for each in app.registered_groups if name == each.name]
+    if commands or groups:
+        app.registered_commands, app.registered_groups = commands, groups
+
+
+def _name_of(callback: Callable[..., Any] | None) -> str:
+    return callback.__name__.replace("_", "-") if callback else ""
 
 
 def _guarded(command: Command) -> Command:
