@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from obuild import card, disk, locks, process
+from obuild import card, disk, locks
 from obuild.card import INITRD, KERNEL, Card
 from obuild.errors import UsageError
 from obuild.files import replace_text
@@ -267,7 +267,7 @@ def _place(file: Path, out: Path) -> None:
     """Copy a large file so that `out` appears whole or not at all."""
     partial = out.with_name(f".{out.name}.part")  # the caller holds the base's lock
     try:
-        process.run(["cp", "--reflink=auto", "--sparse=auto", "--", file, partial])
+        disk.copy(file, partial)
         partial.replace(out)
     finally:
         with contextlib.suppress(FileNotFoundError):

@@ -105,7 +105,6 @@ class Builder:
             case Transfer() as transfer:
                 with self._open(draft, network=False) as session:
                     session.send(transfer)
-
             case Graft() as graft:
                 archive = self.archive(graft)
                 with self._open(draft, network=False) as session:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from obuild import process
+from obuild import disk
 from obuild.errors import UsageError
 from obuild.store import Store
 
@@ -66,7 +66,7 @@ def export(store: Store, name: str, file: Path, *, force: bool = False) -> None:
         copy = Path(folder) / "cache.tar"
         with store.cache_lock(name) as archive:
             _check_known(store, name)
-            _copy(archive, copy)
+            disk.copy(archive, copy)
         with copy.open("rb") as written:
             os.fsync(written.fileno())
         copy.replace(file)
@@ -77,7 +77,7 @@ def put(store: Store, file: Path, name: str) -> None:
     if not file.is_file():
         raise UsageError(f"there is no file {file}")
     with store.borrow_cache(name, empty=True) as copy:
-        _copy(file, copy.path)
+        disk.copy(file, copy.path)
         try:
             check(copy.path)
         except UsageError as error:
@@ -139,7 +139,3 @@ def _check_known(store: Store, name: str) -> None:
         there = ", ".join(name if name.isprintable() else ascii(name) for name in known)
         hint = f"there is: {there}" if there else "there are none yet"
         raise UsageError(f"there is no cache {name!r}", hint=hint)
-
-
-def _copy(source: Path, dest: Path) -> None:
-    process.run(["cp", "--reflink=auto", "--", source, dest])

@@ -26,7 +26,7 @@ class Extractor:
     executor: Callable[[], Executor]
     layer: LayerId
     stack: ExitStack
-    archives: dict[Extract, Path] = field(default_factory=dict)
+    archives: dict[Extract, tuple[Path, tree.Manifest]] = field(default_factory=dict)
 
     def manifest(self, extract: Extract) -> tree.Manifest:
         """What the files are: as remembered, else a machine is booted on the layer to see."""
@@ -37,7 +37,7 @@ class Extractor:
                 return tuple(tuple(entry) for entry in kept["manifest"])
         except (OSError, ValueError, KeyError, TypeError):
             pass
-        found = tree.manifest_of(self.archive(extract))
+        _, found = self._archive(extract)
         memo.parent.mkdir(exist_ok=True)
         text = json.dumps({"stamp": self._stamp(), "manifest": found})
         replace_text(memo, text)
@@ -45,21 +45,21 @@ class Extractor:
 
     def checked_archive(self, graft: Graft) -> Path:
         """The archive that holds what the graft's manifest says. ObuildError if the layer holds something else."""
-        archive = self.archive(graft.extract)
-        if tree.manifest_of(archive) != graft.manifest:
+        archive, found = self._archive(graft.extract)
+        if found != graft.manifest:
             raise ObuildError(
                 f"the files of the build {graft.extract.origin} are not what they were", hint="build again"
             )
         return archive
 
-    def archive(self, extract: Extract) -> Path:
-        """The files as a tar archive."""
+    def _archive(self, extract: Extract) -> tuple[Path, tree.Manifest]:
+        """The files as a tar archive, and what is in it."""
         if extract not in self.archives:
             draft = self.stack.enter_context(self.store.scratch(self.layer))
             path = draft.path / f"{len(self.archives)}.tar"
             with self.executor().open(draft, network=False) as session:
                 session.take(extract, path)
-            self.archives[extract] = path
+            self.archives[extract] = path, tree.manifest_of(path)
         return self.archives[extract]
 
     def _memo(self, extract: Extract) -> Path:

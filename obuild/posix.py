@@ -43,3 +43,30 @@ def remove_parents(path: str, note: str) -> list[str]:
 def say_status(mark: str, status: str) -> str:
     """Print the mark and an exit status, with nothing before them."""
     return f"printf '%s %d\\n' {shlex.quote(mark)} \"{status}\""
+
+
+def link_secret(file: str, slot: int, target: str, owner: str) -> list[str]:
+    """Give the secret in `file` to `owner` (shell text) and link `target` to it; what is there is put aside."""
+    path, aside = shlex.quote(target), shlex.quote(f"{target}.obuild-secret-{slot}")
+    return [
+        f"chown {owner} {file}",
+        f"chmod 400 {file}",
+        f"if [ -e {path} ] || [ -L {path} ]; then mv -- {path} {aside}; else",
+        *make_parents(target, f"{file}.made"),
+        "fi",
+        f"ln -s {file} {path}",
+    ]
+
+
+def unlink_secrets(folder: str, targets: Iterable[str]) -> list[str]:
+    """Undo `link_secret` for all of them, the last first; their files are FOLDER/SLOT."""
+    lines = []
+    for slot, target in reversed(tuple(enumerate(targets))):
+        path, aside = shlex.quote(target), shlex.quote(f"{target}.obuild-secret-{slot}")
+        lines += [
+            f"rm -f -- {path}",
+            f"if [ -e {folder}/{slot}.made ]; then",
+            *remove_parents(target, f"{folder}/{slot}.made"),
+            f"else mv -- {aside} {path}; fi",
+        ]
+    return lines

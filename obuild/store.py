@@ -318,7 +318,7 @@ class CacheCopy:
         with locks.file_lock(self._lock):
             self._taken = self._version()
             if self._taken is not None:
-                _copy(self._master, self.path)
+                disk.copy(self._master, self.path)
 
     def save(self, archive: Path) -> bool:
         """Make `archive` the cache, unless another step has done so first: False, and ours is dropped."""
@@ -413,12 +413,6 @@ def _same_content(one: Path, other: Path) -> bool:
     import filecmp
 
     return filecmp.cmp(one, other, shallow=False)
-
-
-def _copy(source: Path, dest: Path) -> None:
-    from obuild import process
-
-    process.run(["cp", "--reflink=auto", "--", source, dest])
 
 
 def _fsync(path: Path) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable
 
-from obuild.posix import ensure_folder, make_parents, remove_parents, say_status, script
+from obuild.posix import ensure_folder, link_secret, say_status, script, unlink_secrets
 from obuild.spec import UnixUser, WindowsUser
 
 #: What a command sees if the spec says nothing else; as in login.conf(5).
@@ -149,33 +149,14 @@ def receive_secret(login: str, slot: int) -> str:
 
 def open_secret(slot: int, target: str, user: UnixUser | WindowsUser) -> bytes:
     """Link `target` to a secret's file; what is there is put aside. (nullfs mounts no files before FreeBSD 14.)"""
-    file, path, aside = f"{SECRETS}/{slot}", shlex.quote(target), shlex.quote(f"{target}.obuild-secret-{slot}")
     return script(
-        [
-            "set -e",
-            f"{_who(user)} || exit 1",
-            f'chown "$uid:$gid" {file}',
-            f"chmod 400 {file}",
-            f"if [ -e {path} ] || [ -L {path} ]; then mv -- {path} {aside}; else",
-            *make_parents(target, f"{file}.made"),
-            "fi",
-            f"ln -s {file} {path}",
-        ]
+        ["set -e", f"{_who(user)} || exit 1", *link_secret(f"{SECRETS}/{slot}", slot, target, '"$uid:$gid"')]
     )
 
 
 def close_secrets(targets: Iterable[str]) -> bytes:
     """Remove the links, the folders made for them, and the values."""
-    lines = ["set -e"]
-    for slot, target in reversed(tuple(enumerate(targets))):
-        path, aside = shlex.quote(target), shlex.quote(f"{target}.obuild-secret-{slot}")
-        lines += [
-            f"rm -f -- {path}",
-            f"if [ -e {SECRETS}/{slot}.made ]; then",
-            *remove_parents(target, f"{SECRETS}/{slot}.made"),
-            f"else mv -- {aside} {path}; fi",
-        ]
-    return script([*lines, f"umount -f {SECRETS}", f"rmdir {SECRETS}"])
+    return script(["set -e", *unlink_secrets(SECRETS, targets), f"umount -f {SECRETS}", f"rmdir {SECRETS}"])
 
 
 def power_off() -> bytes:
