@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from obuild.build import Builder, Executor
 from obuild.errors import MachineError, UsageError
 from obuild.events import Event, Listener, Note, Output, Started
 from obuild.extract import Extractor
-from obuild.plan import Base, Built, Chain, Extract, Graft, Import, LayerId, everything, plan
+from obuild.plan import Base, Built, Chain, Extract, FilesOf, Graft, Import, LayerId, everything, not_built, plan
 from obuild.shape import ARCHES, Settings
 from obuild.spec import Run, Shell, Stage
 from obuild.store import Store
@@ -76,10 +76,8 @@ class Engine:
             builder = Builder(self.store, self._executor_for(chain), tell, self.secrets, archive)
             return Built(builder.build(chain), chain.base)
 
-    def _plan(self, stage: Stage, extract: Callable[[Extract], tuple[LayerId, Manifest]] | None = None) -> Chain:
+    def _plan(self, stage: Stage, extract: FilesOf = not_built) -> Chain:
         secrets = tuple(self.secrets)
-        if extract is None:
-            return plan(stage, source=self.source, find_base=self._base, secrets=secrets)
         return plan(stage, source=self.source, find_base=self._base, secrets=secrets, extract=extract)
 
     def _base(self, reference: str) -> Base:

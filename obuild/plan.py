@@ -134,7 +134,7 @@ class Graft:
 Action = Import | Command | Transfer | Graft
 
 #: Says which layer an Extract's build has become, and what the files are.
-Extractor = Callable[[Extract], tuple[LayerId, tree.Manifest]]
+FilesOf = Callable[[Extract], tuple[LayerId, tree.Manifest]]
 
 
 @dataclass(frozen=True)
@@ -175,6 +175,11 @@ class Context:
     env: tuple[tuple[str, str], ...] = ()
 
 
+def not_built(extract: Extract) -> tuple[LayerId, tree.Manifest]:
+    """Stands for the files of a build that is yet to be made."""
+    return LayerId(""), ()
+
+
 def everything(stage: Stage) -> Iterator[Stage]:
     """A stage and all stages inside it, in the order in which they are built."""
     for _, inner in stage.stages:
@@ -188,7 +193,7 @@ def plan(
     source: Path,
     find_base: Callable[[str], Base],
     secrets: Sequence[str] = (),
-    extract: Extractor = lambda request: (LayerId(""), ()),
+    extract: FilesOf = not_built,
 ) -> Chain:
     """The steps of one stage. UsageError, with the op's line, for what can be seen to be wrong in it.
 
@@ -212,7 +217,7 @@ def plan(
     return Chain(tuple(steps), base, tuple(headings))
 
 
-def _action(op: Op, context: Context, source: Path, secrets: Sequence[str], extract: Extractor) -> Action | None:
+def _action(op: Op, context: Context, source: Path, secrets: Sequence[str], extract: FilesOf) -> Action | None:
     match op:
         case Run():
             return _command(op, context, secrets)
@@ -262,7 +267,7 @@ def _command(op: Run, context: Context, secrets: Sequence[str]) -> Command:
     return command
 
 
-def _graft(op: Copy, context: Context, extract: Extractor) -> Graft:
+def _graft(op: Copy, context: Context, extract: FilesOf) -> Graft:
     if context.card.os != "linux":
         raise UsageError(f"a copy from another build needs a Linux guest, and this one runs {context.card.os}")
     dest, into = _destination(op, context)
