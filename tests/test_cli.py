@@ -7,9 +7,12 @@ import os
 import subprocess
 import sys
 import tarfile
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+
+from obuild import cli
 
 HELLO = "((from there) (run (shell true)))"
 
@@ -360,3 +363,10 @@ def test_fmt_reads_standard_input(here: Path) -> None:
     done = subprocess.run([*argv, "--check"], input=b"((from a))", capture_output=True, check=False)
     assert (done.returncode, done.stdout) == (1, b"")
     assert b"standard input would change" in done.stderr
+
+
+@pytest.mark.parametrize("family", cli.FAMILIES)
+def test_each_command_is_found_in_its_module(family: str) -> None:
+    app = import_module(f"obuild.commands.{family}").app
+    names = {each.name or each.callback.__name__ for each in app.registered_commands}
+    assert names == set(cli.FAMILIES[family])

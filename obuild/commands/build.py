@@ -1,0 +1,151 @@
+"""Build a spec, look at what a build would do, see if building works at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from obuild import ui
+from obuild.console import (
+    AccelOption,
+    ArchOption,
+    BootOption,
+    CpusOption,
+    JsonOption,
+    MemoryOption,
+    OsOption,
+    StoreOption,
+    VerboseOption,
+    guarded,
+    lines,
+    open_store,
+    put,
+    put_json,
+    read_spec,
+)
+from obuild.errors import UsageError
+
+if TYPE_CHECKING:
+    from obuild.shape import Settings
+
+app = typer.Typer()
+
+
+@app.command()
+@guarded
+def build(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="The folder that (copy …) takes files from.")],
+    store: StoreOption,
+    spec: Annotated[str, typer.Option("--file", "-f", metavar="SPEC", help="The spec to build.")],
+    secret: Annotated[
+        list[str] | None, typer.Option(metavar="ID:FILE", help="A value for (secrets ID). May be repeated.")
+    ] = None,
+    jobs: Annotated[
+        int, typer.Option("--jobs", "-j", metavar="N", min=1, help="How many independent stages to build at once.")
+    ] = 1,
+    qemu_accel: AccelOption = "auto",
+    qemu_memory: MemoryOption = "",
+    qemu_cpus: CpusOption = 2,
+    qemu_boot_time: BootOption = 180.0,
+    qemu_guest_os: OsOption = "",
+    qemu_guest_arch: ArchOption = "",
+    verbose: VerboseOption = False,
+) -> None:
+    """Build a spec: find the layers that are there, make those that are not.
+
+    Example: obuild build --store=qemu:/data -f hello.spec .
+    """
+    from obuild import engine
+    from obuild.events import Done
+    from obuild.spec import parse
+
+    stage = parse(read_spec(Path(spec)))
+    settings = _settings(qemu_accel, qemu_memory, qemu_cpus, qemu_boot_time, qemu_guest_os, qemu_guest_arch)
+    if not Path(source).is_dir():
+        raise UsageError(f"there is no source directory {source}")
+    tell = lines()
+    opened = open_store(store, create=True)
+    values = _secrets(secret or [])
+    tell(Done(engine.Engine(Path(source), opened, settings, tell, values, jobs).build(stage)))
+
+
+@app.command()
+@guarded
+def plan(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="The folder that (copy …) takes files from.")],
+    store: StoreOption,
+    spec: Annotated[str, typer.Option("--file", "-f", metavar="SPEC", help="The spec to look at.")],
+    secret: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID[:FILE]", help="As for build; the file is not read. May be repeated."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a build would do, and why; build nothing.
+
+    Each step is `cached`, or a `build` would make it. For a step that is not there, it says in what it differs
+    from the nearest layer that is.
+
+    Example: obuild plan --store=qemu:/data -f hello.spec .
+    """
+    from obuild.forecast import forecast
+    from obuild.spec import parse
+
+    stage = parse(read_spec(Path(spec)))
+    if not Path(source).is_dir():
+        raise UsageError(f"there is no source directory {source}")
+    names = [item.partition(":")[0] for item in secret or []]
+    if "" in names:
+        raise UsageError("--secret takes an ID, or ID:FILE")
+    steps = forecast(stage, source=Path(source), store=open_store(store), secrets=names)
+    if as_json:
+        put_json(steps)
+    else:
+        put(*ui.outlook(steps))
+
+
+def _settings(accel: str, memory: str, cpus: int, boot_time: float, guest_os: str, arch: str) -> Settings:
+    from obuild.card import parse_size
+    from obuild.shape import Settings
+
+    try:
+        size = parse_size(memory, default_unit="G") if memory else 0
+    except ValueError as error:
+        raise UsageError(f"--qemu-memory: {error}", hint="a number of GiB, or a size like 512M") from error
+    return Settings(accel, size, cpus, boot_time, guest_os, arch).checked()
+
+
+def _secrets(given: list[str]) -> dict[str, bytes]:
+    found = {}
+    for item in given:
+        name, colon, path = item.partition(":")
+        if not colon or not name:
+            raise UsageError(f"--secret {item} is not ID:FILE")
+        try:
+            found[name] = Path(path).read_bytes()
+        except OSError as error:
+            raise UsageError(f"cannot read the file of the secret {name!r}: {path}: {error.strerror}") from error
+    return found
+
+
+@app.command()
+@guarded
+def healthcheck(
+    store: StoreOption,
+    base: Annotated[str, typer.Option(metavar="NAME", help="The base image to try.")] = "micro",
+    qemu_accel: AccelOption = "auto",
+    qemu_memory: MemoryOption = "",
+    qemu_cpus: CpusOption = 2,
+    qemu_boot_time: BootOption = 180.0,
+    qemu_guest_os: OsOption = "",
+    qemu_guest_arch: ArchOption = "",
+    verbose: VerboseOption = False,
+) -> None:
+    """Boot a guest, run a command in it, shut it down: does everything work here?"""
+    from obuild import engine
+
+    settings = _settings(qemu_accel, qemu_memory, qemu_cpus, qemu_boot_time, qemu_guest_os, qemu_guest_arch)
+    engine.healthcheck(open_store(store, create=True), base_name=base, settings=settings, tell=lines())
+    print("Healthcheck passed")

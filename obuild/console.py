@@ -1,0 +1,165 @@
+"""What every command has in common: its options, how it opens the store, how it prints, how it ends."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from obuild import ui
+from obuild.errors import ObuildError, UsageError
+
+if TYPE_CHECKING:
+    from obuild.store import Store
+
+MACHINE = "Machine"
+
+StoreOption = Annotated[
+    str,
+    typer.Option(
+        "--store",
+        envvar="OBUILD_STORE",
+        metavar="KIND:PATH",
+        help="Where layers, caches and base images are kept, for example qemu:/data. Made if it is not there.",
+    ),
+]
+VerboseOption = Annotated[
+    bool,
+    typer.Option("--verbose", "-v", help="Show every external command, as a line to paste into a shell."),
+]
+AccelOption = Annotated[
+    str,
+    typer.Option(
+        "--qemu-accel",
+        metavar="auto|kvm|tcg",
+        rich_help_panel=MACHINE,
+        help="How guests run: KVM, or emulated (tcg). auto is KVM if it really runs a guest.",
+    ),
+]
+MemoryOption = Annotated[
+    str,
+    typer.Option(
+        "--qemu-memory",
+        metavar="SIZE",
+        rich_help_panel=MACHINE,
+        help="Memory of each machine, in GiB or as 512M. [default: 2, or what the base needs]",
+    ),
+]
+CpusOption = Annotated[
+    int,
+    typer.Option(
+        "--qemu-cpus", metavar="N", min=1, max=255, rich_help_panel=MACHINE, help="CPUs of each machine."
+    ),
+]
+BootOption = Annotated[
+    float,
+    typer.Option(
+        "--qemu-boot-time",
+        metavar="SECONDS",
+        min=0.1,
+        rich_help_panel=MACHINE,
+        help="How long a guest may take to boot, and to power off.",
+    ),
+]
+OsOption = Annotated[
+    str,
+    typer.Option(
+        "--qemu-guest-os",
+        metavar="OS",
+        rich_help_panel=MACHINE,
+        help="linux, windows, openbsd or freebsd. [default: as the base's card says]",
+    ),
+]
+ArchOption = Annotated[
+    str,
+    typer.Option(
+        "--qemu-guest-arch",
+        metavar="ARCH",
+        rich_help_panel=MACHINE,
+        help="[default: as the base's card says]",
+    ),
+]
+IdArgument = Annotated[str, typer.Argument(metavar="ID", help="A layer's id; its first digits will do.")]
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+Command = TypeVar("Command", bound=Callable[..., None])
+
+
+def guarded(command: Command) -> Command:
+    """End a command with a message and an exit code, never with a traceback."""
+
+    @functools.wraps(command)
+    def guarded(*args: Any, **options: Any) -> None:
+        try:
+            if options.get("verbose"):
+                log_commands()
+            command(*args, **options)
+            sys.stdout.flush()
+        except ObuildError as error:
+            failed = command.__name__ == "build" and error.exit_code == 1
+            ui.report(error, what="Build step failed:" if failed else "", file=str(options.get("spec") or ""))
+            raise typer.Exit(error.exit_code) from error
+        except BrokenPipeError as error:  # `obuild log … | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(1) from error
+        except OSError as error:
+            ui.report(ObuildError(str(error)))
+            raise typer.Exit(1) from error
+        except KeyboardInterrupt as error:
+            ui.report(ObuildError("interrupted", hint="what was saved stays; the next build goes on from there"))
+            raise typer.Exit(130) from error
+
+    return guarded  # type: ignore[return-value]  # functools.wraps keeps the signature that typer reads
+
+
+def log_commands() -> None:
+    import logging
+
+    logging.basicConfig(format="obuild: [%(levelname)s] %(message)s", stream=sys.stderr)
+    logging.getLogger("obuild").setLevel(logging.INFO)
+
+
+def open_store(store: str, *, create: bool = False) -> Store:
+    from obuild.store import Store
+
+    kind, colon, path = store.partition(":")
+    if not colon or not path:
+        raise UsageError(f"--store={store} is not KIND:PATH", hint="for example --store=qemu:/data")
+    if kind != "qemu":
+        raise UsageError(f"unknown kind of store {kind!r} in --store={store}", hint="there is: qemu:PATH")
+    return Store.open(Path(path), create=create)
+
+
+def lines() -> ui.Lines:
+    return ui.Lines(sys.stdout.buffer, colour=sys.stdout.isatty() and "NO_COLOR" not in os.environ)
+
+
+def put(*lines: str) -> None:
+    """Print lines, whatever bytes are in them and whatever the terminal's encoding."""
+    sys.stdout.buffer.write("".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape"))
+
+
+def put_json(value: object) -> None:
+    import json
+    from dataclasses import asdict
+
+    print(json.dumps(value, indent=2, default=asdict))
+
+
+def read_spec(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except IsADirectoryError:
+        raise UsageError(f"{path} is a directory, not a spec", hint="-f takes the spec file") from None
+    except OSError as error:
+        raise UsageError(f"cannot read the spec {path}: {error.strerror}") from error
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
