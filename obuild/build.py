@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from obuild import disk
-from obuild.errors import ObuildError, StepFailed, StoreError
+from obuild import disk, process, trace
+from obuild.errors import ObuildError, StepFailed
 from obuild.events import Hit, Listener, Note, Output, Saved, Started
+from obuild.follow import Follower, failure, failure_word
 from obuild.mask import Mask
 from obuild.plan import Base, Chain, Command, Extract, Graft, Import, LayerId, Step, Transfer
-from obuild.store import CacheCopy, Draft, Store
+from obuild.store import Draft, Store
+from obuild.volumes import CacheCopy
 
 
 class Session(Protocol):
@@ -45,10 +47,10 @@ def _no_archive(action: Graft) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Builder:
-    """What a build works with. `executor` may be None if no machine is needed: the layers are there."""
+    """What a build works with. `executor` gives machines, and is asked once one is needed."""
 
     store: Store
-    executor: Executor | None
+    executor: Callable[[], Executor]
     tell: Listener
     secrets: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     archive: Callable[[Graft], Path] = _no_archive
@@ -62,34 +64,52 @@ class Builder:
             for step in chain.steps:
                 for heading in step.headings:
                     self.tell(Started(heading))
-                self._ensure(step)
-                held = ExitStack()
-                held.enter_context(self.store.use(step.id))
+                held = self._hold(step)
                 tip.pop_all().close()
                 tip.push(held)
         for heading in chain.tail:
             self.tell(Started(heading))
         return chain.steps[-1].id
 
+    def _hold(self, step: Step) -> ExitStack:
+        """Make sure that the step's layer is there, and keep it from being removed until the stack closes."""
+        while True:
+            self._ensure(step)
+            with ExitStack() as stack:
+                if stack.enter_context(self.store.use(step.id)) is not None:
+                    return stack.pop_all()
+            self.tell(Note(f"layer {step.id} was removed just now; making it again"))
+
     def _ensure(self, step: Step) -> None:
         """Make the step's layer, or find that it is there: look, lock, look again."""
         if self._hit(step):
             return
-        with self.store.claim(step.id):
-            if self._hit(step):
+        follower = Follower(self.store, step.id, self.tell)
+        with self.store.claim(step.id, meanwhile=follower) as claim:
+            follower.drain()
+            if not claim.held:
+                raise failure(claim.word)
+            if self._hit(step, follower):
                 return
+            if follower.heard:
+                self.tell(Note("that build was interrupted; this one makes the step"))
             started = time.time()
-            with self.store.draft(step) as draft:
-                self._make(step, draft)
+            try:
+                with self.store.draft(step) as draft:
+                    self._make(step, draft)
+            except ObuildError as error:
+                if not process.stopping():  # whom we end ourselves did not fail: who waits should try
+                    claim.leave(failure_word(error))
+                raise
             self._remember(step, started)
             self.tell(Saved(step.id))
 
-    def _hit(self, step: Step) -> bool:
+    def _hit(self, step: Step, follower: Follower | None = None) -> bool:
         layer = self.store.find(step.id)
         if layer is None:
             return False
         try:
-            log = layer.log.read_bytes()
+            log = b"" if follower and follower.told(layer.log) else layer.log.read_bytes()
         except FileNotFoundError:  # it is just being removed
             return False
         self.tell(Hit(layer.id, log))
@@ -103,17 +123,12 @@ class Builder:
             case Command() as command:
                 self._run(command, draft)
             case Transfer() as transfer:
-                with self._open(draft, network=False) as session:
+                with self.executor().open(draft, network=False) as session:
                     session.send(transfer)
             case Graft() as graft:
                 archive = self.archive(graft)
-                with self._open(draft, network=False) as session:
+                with self.executor().open(draft, network=False) as session:
                     session.graft(graft, archive)
-
-    def _open(self, draft: Draft, *, network: bool) -> AbstractContextManager[Session]:
-        if self.executor is None:
-            raise StoreError(f"layer {draft.id} was removed from the store", hint="build again")
-        return self.executor.open(draft, network=network)
 
     def _import(self, base: Base, draft: Draft) -> None:
         """Take in a copy of the base, so that replacing its file changes nothing that was built on it."""
@@ -133,9 +148,10 @@ class Builder:
 
         with ExitStack() as stack:
             copies = [stack.enter_context(self.store.borrow_cache(cache.name)) for cache in command.caches]
-            session = stack.enter_context(self._open(draft, network=command.network))
+            session = stack.enter_context(self.executor().open(draft, network=command.network))
             with Mask((self.secrets[secret.name] for secret in command.secrets), output) as masked:
                 status = session.run(command, copies, self.secrets, masked)
+            trace.reach("step.done")
             if status != 0:
                 raise StepFailed(f"{_quote(command.argv[-1])} failed with exit status {status}")
 
@@ -144,6 +160,7 @@ class Builder:
 
         with Index(self.store) as index:
             index.add(step.id, step.parent, step.headings[-1], started, time.time() - started)
+        trace.reach("row.added")
 
 
 def _quote(command: str) -> str:

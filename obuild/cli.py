@@ -6,12 +6,14 @@ more than starting Python.
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 from typing import Annotated
 
 import typer
 
+from obuild import trace
 from obuild.version import VERSION
 
 #: The modules of `commands`, with the names of the commands in each.
@@ -36,6 +38,8 @@ app = typer.Typer(
 
 def run() -> None:
     """Run the command line and exit."""
+    if kill_at := os.environ.get("OBUILD_KILL_AT"):
+        trace.kill_at(kill_at)
     load(sys.argv[1] if len(sys.argv) > 1 else "")
     app(prog_name="obuild")
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from obuild import base, process
@@ -86,16 +87,16 @@ class Engine:
         return self._bases[reference]
 
     def _extractor(self, built: Built, stack: ExitStack) -> Extractor:
-        return Extractor(self.store, lambda: self._executor(built.base), built.layer, stack)
+        return Extractor(self.store, partial(self._executor, built.base), built.layer, stack)
 
-    def _executor_for(self, chain: Chain) -> Executor | None:
-        """Machines for a chain, if it needs any."""
+    def _executor_for(self, chain: Chain) -> Callable[[], Executor]:
+        """Machines for a chain. If any are needed, all that they need is seen to be there."""
         missing = [step for step in chain.steps if self.store.find(step.id) is None]
         if missing:
             process.require("qemu-img")
-        if all(isinstance(step.action, Import) for step in missing):
-            return None
-        return self._executor(chain.base)
+        if not all(isinstance(step.action, Import) for step in missing):
+            self._executor(chain.base)
+        return partial(self._executor, chain.base)
 
     def _executor(self, found: Base) -> Executor:
         if found.name not in self._executors:

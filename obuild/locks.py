@@ -8,9 +8,17 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+
+#: How often, in seconds, who waits for a claim looks what its holder does.
+LOOK = 0.05
+
+#: The longest word, in bytes.
+MAX_WORD = 1 << 16
 
 
 @contextmanager
@@ -30,6 +38,47 @@ def file_lock(path: Path, *, wait: bool = True) -> Iterator[bool]:
                 continue
             try:
                 yield True
+            finally:
+                path.unlink(missing_ok=True)
+            return
+        finally:
+            os.close(fd)
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A place that one at a time may hold. If `held` is False, `word` is what the last holder left to us."""
+
+    held: bool
+    word: bytes
+    _fd: int
+
+    def leave(self, word: bytes) -> None:
+        """Say something to all who wait for this claim now, in place of letting them have it; at most 64 KiB."""
+        os.pwrite(self._fd, word[:MAX_WORD], 0)
+
+
+@contextmanager
+def claim(path: Path, *, meanwhile: Callable[[], object] = lambda: None) -> Iterator[Claim]:
+    """As `file_lock`, but while another holds it `meanwhile` is called over and over, and its word is heard.
+
+    The word is written into the lock file, which who waits has open already. A holder that was killed leaves
+    none that counts: its file is still at `path`, so it has not let go by itself.
+    """
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            while not _flock(fd, fcntl.LOCK_EX, wait=False):
+                meanwhile()
+                time.sleep(LOOK)
+            if not _same(fd, path):
+                if word := os.pread(fd, MAX_WORD, 0):
+                    yield Claim(False, word, fd)
+                    return
+                continue
+            os.ftruncate(fd, 0)
+            try:
+                yield Claim(True, b"", fd)
             finally:
                 path.unlink(missing_ok=True)
             return

@@ -128,6 +128,11 @@ def stop_all() -> None:
         child.kill()
 
 
+def stopping() -> bool:
+    """Whether `stop_all` was called and `resume` was not: what fails now may fail because of that."""
+    return bool(_stopping)
+
+
 def resume() -> None:
     """Spawn again."""
     _stopping.clear()

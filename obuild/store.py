@@ -1,6 +1,6 @@
 """Layers and caches on disk: draft, commit by rename, locks.
 
-STORE/result/ID/{rootfs/image.qcow2, log, key} is a layer; result-tmp/ID is a draft. A first layer has the
+STORE/result/ID/{rootfs/image.qcow2, log, key, mtree} is a layer; result-tmp/ID is a draft. A first layer has the
 kernel that its base image came with beside the image. The laws (docs/design.md
 argues them): what is in result/ is complete and never changes; a layer's parent is in result/; the rename is
 the only commit; a draft whose lock can be taken is rubbish; removal goes from the leaves; whoever builds on a
@@ -14,15 +14,17 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from obuild import disk, locks
-from obuild.errors import ObuildError, ProcessError, StoreError, UsageError
+from obuild import disk, locks, mtree, trace
+from obuild.errors import ProcessError, StoreError, UsageError
+from obuild.files import discard, fsync
 from obuild.plan import LayerId, Step
+from obuild.volumes import CacheCopy, escape, unescape
 
 _ID = re.compile(r"[0-9a-f]{64}")
 _PARENT = re.compile(r"\(\(format 1\)\(executor \w+\)\(parent ([0-9a-f]{64})\)")
@@ -126,11 +128,11 @@ class Store:
         for draft in self.result_tmp.iterdir():
             with locks.file_lock(self._lock_file(draft.name), wait=False) as rubbish:
                 if rubbish:
-                    _remove(draft)
+                    discard(draft)
         for copy in self.cache_tmp.iterdir():
             with locks.folder_lock(copy, wait=False) as rubbish:
                 if rubbish:
-                    _remove(copy)
+                    discard(copy)
 
     # -- looking
 
@@ -165,20 +167,19 @@ class Store:
 
     # -- making
 
-    @contextmanager
-    def claim(self, id: LayerId) -> Iterator[None]:
-        """Be the only one to make `id`; waits while another process does."""
-        with locks.file_lock(self._lock_file(id)):
-            yield
+    def claim(
+        self, id: LayerId, *, meanwhile: Callable[[], object] = lambda: None
+    ) -> AbstractContextManager[locks.Claim]:
+        """Be the only one to make `id`; `meanwhile` is called over and over while another is."""
+        return locks.claim(self._lock_file(id), meanwhile=meanwhile)
 
     @contextmanager
-    def use(self, id: LayerId) -> Iterator[Layer]:
-        """The layer `id`, safe from removal meanwhile. StoreError if it is gone."""
+    def use(self, id: LayerId) -> Iterator[Layer | None]:
+        """The layer `id`, safe from removal meanwhile; None if it is gone."""
         with locks.folder_lock(self.result / id, shared=True) as held:
-            layer = self.find(id)
-            if not held or layer is None:
-                raise StoreError(f"layer {id} was removed from the store", hint="build again")
-            os.utime(layer.path)  # when it was last used
+            layer = self.find(id) if held else None
+            if layer is not None:
+                os.utime(layer.path)  # when it was last used
             yield layer
 
     @contextmanager
@@ -186,22 +187,26 @@ class Store:
         """A folder to make the step's layer in; committed when the block ends, gone if it raises.
 
         The caller holds the claim on the step's id, and the parent in use; the block leaves a complete
-        rootfs/image.qcow2 that no process writes to any more.
+        rootfs/image.qcow2 that no process writes to any more. StoreError if a layer below is damaged.
         """
         path = self.result_tmp / step.id
-        _remove(path)  # of a process that died since we opened the store
+        discard(path)  # of a process that died since we opened the store
+        if step.parent is not None:
+            self._check(step.parent)
         try:
             with _storage_errors(self.root):
                 (path / "rootfs").mkdir(parents=True)
+                trace.reach("draft.made")
                 (path / "key").write_bytes(step.key.encode("utf-8", "surrogateescape"))
                 if step.parent is not None:
                     backing = f"../../../result/{step.parent}/rootfs/image.qcow2"
                     disk.create_overlay(path / "rootfs" / "image.qcow2", backing)
+                trace.reach("draft.ready")
                 with (path / "log").open("wb") as log:
                     yield Draft(step.id, path, log)
                 self._commit(step.id)
         finally:
-            _remove(path)
+            discard(path)
 
     @contextmanager
     def scratch(self, id: LayerId) -> Iterator[Draft]:
@@ -212,6 +217,9 @@ class Store:
             _owned_folder(self.cache_tmp, f"scratch-{id[:12]}") as folder,
             (folder / "log").open("wb") as log,
         ):
+            if layer is None:
+                raise StoreError(f"layer {id} was removed from the store", hint="build again")
+            self._check(id)
             (folder / "rootfs").mkdir()
             disk.create_overlay(folder / "rootfs" / "image.qcow2", str(layer.image))
             yield Draft(id, folder, log)
@@ -219,15 +227,32 @@ class Store:
     def _commit(self, id: LayerId) -> None:
         """fsync what is in it, rename it, fsync both folders: after the rename the layer is there for good."""
         draft, layer = self.result_tmp / id, self.result / id
+        trace.reach("commit.sealing")
+        mtree.write(draft)
         image = draft / "rootfs" / "image.qcow2"
-        for path in (image, *set((draft / "rootfs").iterdir()) - {image}, draft / "log", draft / "key"):
+        for path in (image, *{path for path in draft.rglob("*") if path.is_file()} - {image}):
             path.chmod(0o444)
-            _fsync(path)
-        _fsync(draft / "rootfs")
-        _fsync(draft)
+            fsync(path)
+        fsync(draft / "rootfs")
+        fsync(draft)
+        trace.reach("commit.sealed")
         draft.rename(layer)
-        _fsync(self.result)
-        _fsync(self.result_tmp)
+        trace.reach("commit.renamed")
+        fsync(self.result)
+        fsync(self.result_tmp)
+        trace.reach("commit.done")
+
+    def _check(self, id: LayerId) -> None:
+        """StoreError if a layer, or one that it stands on, is not as large as it was when it was made."""
+        below: LayerId | None = id
+        while below is not None:
+            layer = Layer(below, self.result / below)
+            if problems := mtree.damage(layer.path):
+                raise StoreError(
+                    f"layer {below} is damaged: {'; '.join(problems)}",
+                    hint="`obuild fsck --repair` removes it with all that stands on it; build again then",
+                )
+            below = layer.parent
 
     # -- removing
 
@@ -259,9 +284,12 @@ class Store:
             self._add_parents(parents)
             if any(parent == id and self.find(child) for child, parent in parents.items()):
                 return False
+            trace.reach("remove.locked")
             (self.result / id).rename(self.result_tmp / id)
-            _fsync(self.result)
-            _remove(self.result_tmp / id)
+            trace.reach("remove.renamed")
+            fsync(self.result)
+            discard(self.result_tmp / id)
+            trace.reach("remove.done")
             for memo in self.manifests.glob(f"{id}-*"):
                 memo.unlink(missing_ok=True)
             parents.pop(id, None)
@@ -303,68 +331,6 @@ class Store:
         return self.locks / f"{name}.lock"
 
 
-class CacheCopy:
-    """One step's copy of a cache: a tar archive that only guests ever unpack."""
-
-    def __init__(self, name: str, path: Path, master: Path, lock: Path) -> None:
-        self.name = name
-        self.path = path
-        self._master = master
-        self._lock = lock
-        self._taken: tuple[int, int] | None = None
-
-    def take(self) -> None:
-        """Copy what the cache holds now; an empty cache has no file."""
-        with locks.file_lock(self._lock):
-            self._taken = self._version()
-            if self._taken is not None:
-                disk.copy(self._master, self.path)
-
-    def save(self, archive: Path) -> bool:
-        """Make `archive` the cache, unless another step has done so first: False, and ours is dropped."""
-        with locks.file_lock(self._lock):
-            if self._version() != self._taken:
-                return False
-            if self._taken is not None and _same_content(self._master, archive):
-                return True
-            self._put(archive)
-            return True
-
-    def replace(self, archive: Path) -> None:
-        """Make `archive` the cache, whatever it is by now; a step that has a copy then drops what it saves."""
-        with locks.file_lock(self._lock):
-            self._put(archive)
-
-    def _put(self, archive: Path) -> None:
-        self._master.parent.mkdir(exist_ok=True)
-        _fsync(archive)
-        archive.rename(self._master)
-        _fsync(self._master.parent)
-        _fsync(self._master.parent.parent)
-
-    def _version(self) -> tuple[int, int] | None:
-        try:
-            status = self._master.stat()
-        except FileNotFoundError:
-            return None
-        return status.st_ino, status.st_mtime_ns
-
-
-def escape(name: str) -> str:
-    """A cache's name as one file name: letters, digits and `.-_` stay, other bytes become %XX."""
-    from urllib.parse import quote
-
-    quoted = quote(name.encode("utf-8", "surrogateescape"), safe="")
-    return quoted.replace("~", "%7E")
-
-
-def unescape(name: str) -> str:
-    """The name that `escape` made `name` of."""
-    from urllib.parse import unquote_to_bytes
-
-    return unquote_to_bytes(name).decode("utf-8", "surrogateescape")
-
-
 @contextmanager
 def _owned_folder(parent: Path, name: str) -> Iterator[Path]:
     """A new folder N-NAME that is locked while it is in use, so that its lock says if it is rubbish."""
@@ -382,7 +348,7 @@ def _owned_folder(parent: Path, name: str) -> Iterator[Path]:
             try:
                 yield folder
             finally:
-                _remove(folder)
+                discard(folder)
             return
 
 
@@ -407,30 +373,3 @@ def no_space(root: Path, why: str) -> StoreError:
     free = shutil.disk_usage(root).free
     hint = f"{free >> 20} MiB are free; `obuild delete ID` removes a layer, `obuild clean` all of them"
     return StoreError(f"cannot write to the store {root}: {why}", hint=hint)
-
-
-def _same_content(one: Path, other: Path) -> bool:
-    import filecmp
-
-    return filecmp.cmp(one, other, shallow=False)
-
-
-def _fsync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _remove(path: Path) -> None:
-    """Remove a file, or a folder with all below it; whoever else removes it at the same time is welcome."""
-    try:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        raise ObuildError(f"cannot remove {path}: {error.strerror}") from error

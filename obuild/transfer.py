@@ -11,7 +11,7 @@ from obuild.guests import Guest, linux
 from obuild.plan import Command, Extract, Graft, Transfer
 from obuild.spec import UnixUser
 from obuild.ssh import Connection
-from obuild.store import CacheCopy
+from obuild.volumes import CacheCopy
 
 
 def send_tree(connection: Connection, guest: Guest, login: str, transfer: Transfer) -> None:

@@ -17,7 +17,8 @@ from obuild.events import Event
 from obuild.guests import Guest
 from obuild.plan import Command, Extract, Graft, Transfer
 from obuild.shape import Shape
-from obuild.store import CacheCopy, Draft
+from obuild.store import Draft
+from obuild.volumes import CacheCopy
 
 #: SeaBIOS boots no disk that is smaller than one cylinder.
 SMALLEST_DISK = 1 << 20

@@ -8,17 +8,18 @@ import os
 import subprocess
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
-from obuild import base, spec, upkeep
+from obuild import base, process, spec, upkeep
 from obuild.build import Builder
 from obuild.errors import MachineError, ObuildError, StepFailed, StoreError
 from obuild.events import Event, Hit, Note, Output, Saved, Started
 from obuild.index import Index
 from obuild.plan import Chain, LayerId, plan
-from obuild.store import Store
+from obuild.store import Layer, Store
 from tests.fakes import Act, FakeExecutor, Heard, Run
 
 ChainMaker = Callable[[str], Chain]
@@ -29,7 +30,7 @@ def build(
     store: Store, chain: Chain, script: dict[str, Act] | None = None, secrets: dict[str, bytes] | None = None
 ) -> tuple[FakeExecutor, Heard]:
     executor, heard = FakeExecutor(script or {}), Heard()
-    assert Builder(store, executor, heard, secrets or {}).build(chain) == chain.steps[-1].id
+    assert Builder(store, lambda: executor, heard, secrets or {}).build(chain) == chain.steps[-1].id
     return executor, heard
 
 
@@ -149,7 +150,7 @@ def test_a_step_that_raises_leaves_nothing_and_ends_its_machine(
 
     executor = FakeExecutor({"b": act})
     with pytest.raises((type(error), StoreError)):
-        Builder(store, executor, Heard()).build(chain(ABC))
+        Builder(store, lambda: executor, Heard()).build(chain(ABC))
     assert executor.seen == ["open", "a", "sealed", "open", "b", "killed"]
     assert {layer.id for layer in store.layers()} == {step.id for step in chain(ABC).steps[:2]}
     assert drafts(store) == []
@@ -295,19 +296,6 @@ def test_what_a_build_has_found_cannot_be_removed_while_it_goes_on(store: Store,
     assert stayed == ids[::-1]
 
 
-def test_a_layer_that_is_removed_right_after_it_was_found_is_told(store: Store, chain: ChainMaker) -> None:
-    made = chain("(run (shell a))")
-    build(store, made)
-
-    def tell(event: Event) -> None:
-        if event == Hit(made.steps[-1].id, b"a\n"):
-            upkeep.delete(store, made.steps[-1].id, tell=lambda id: None)
-
-    with pytest.raises(StoreError, match="removed") as caught:
-        Builder(store, FakeExecutor(), tell).build(made)
-    assert caught.value.hint == "build again"
-
-
 def test_a_layer_that_is_removed_while_it_is_found_is_made_anew(
     store: Store, chain: ChainMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -327,42 +315,139 @@ def test_a_layer_that_is_removed_while_it_is_found_is_made_anew(
     assert executor.seen == ["open", "a", "sealed"]
 
 
-def test_without_an_executor_what_is_there_is_found(store: Store, chain: ChainMaker) -> None:
+def no_executor() -> FakeExecutor:
+    raise AssertionError("no machine is needed")
+
+
+def test_no_machine_is_asked_for_while_layers_are_found(store: Store, chain: ChainMaker) -> None:
     build(store, chain(ABC))
     heard = Heard()
-    Builder(store, None, heard).build(chain(ABC))
+    Builder(store, no_executor, heard).build(chain(ABC))
     assert len(heard.of(Hit)) == 4
 
 
-def test_without_an_executor_a_layer_that_is_gone_is_told(store: Store, chain: ChainMaker) -> None:
-    build(store, chain(ABC))
-    upkeep.delete(store, chain(ABC).steps[-1].id, tell=lambda id: None)
-    with pytest.raises(StoreError, match="removed"):
-        Builder(store, None, Heard()).build(chain(ABC))
+def test_a_layer_that_is_removed_between_finding_and_using_it_is_made_again(
+    store: Store, chain: ChainMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = chain(ABC)
+    build(store, made)
+    use = store.use
+
+    def slow(id: LayerId) -> AbstractContextManager[Layer | None]:
+        if id == made.steps[-1].id:
+            monkeypatch.setattr(store, "use", use)
+            upkeep.delete(store, id, tell=lambda id: None)
+        return use(id)
+
+    monkeypatch.setattr(store, "use", slow)
+    executor, heard = build(store, made)
+    assert executor.seen == ["open", "c", "sealed"]
+    assert "removed" in str(heard.of(Note))
+    assert store.find(made.steps[-1].id)
+
+
+def test_a_damaged_layer_is_not_built_on(store: Store, chain: ChainMaker) -> None:
+    build(store, chain("(run (shell a)) (run (shell b))"))
+    image = store.result / chain(ABC).steps[1].id / "rootfs" / "image.qcow2"
+    os.truncate(image, image.stat().st_size - 512)
+    with pytest.raises(StoreError, match=r"damaged: its rootfs/image\.qcow2 has \d+ bytes, and had") as caught:
+        build(store, chain(ABC))
+    assert "fsck" in caught.value.hint
+    assert store.find(chain(ABC).steps[-1].id) is None
     assert drafts(store) == []
 
 
+# -- several builds of one step
+
+
+class Meeting:
+    """Two builds of the same chain: the second begins while the first is in the middle of `a`."""
+
+    def __init__(self, store: Store, chain: Chain) -> None:
+        self.store = store
+        self.chain = chain
+        self.executor, self.heard = FakeExecutor(), Heard()
+        self.waits = threading.Event()
+        self.error: BaseException | None = None
+        self.thread = threading.Thread(target=self._second)
+
+    def _second(self) -> None:
+        def tell(event: Event) -> None:
+            self.heard(event)
+            if isinstance(event, Output):
+                self.waits.set()
+
+        try:
+            Builder(Store(self.store.root), lambda: self.executor, tell).build(self.chain)
+        except BaseException as error:
+            self.error = error
+
+    def first(self, ending: int | BaseException) -> FakeExecutor:
+        """Run the first build; its `a` prints, sees that the other has heard it, prints again, and ends so."""
+
+        def act(run: Run) -> int:
+            run.output(b"one\n")
+            self.thread.start()
+            assert self.waits.wait(30)
+            run.output(b"two\n")
+            if isinstance(ending, BaseException):
+                raise ending
+            return ending
+
+        executor = FakeExecutor({"a": act})
+        try:
+            Builder(self.store, lambda: executor, Heard()).build(self.chain)
+        except (ObuildError, KeyboardInterrupt):
+            assert ending
+        self.thread.join()
+        return executor
+
+    @property
+    def log(self) -> bytes:
+        return b"".join(event.data for event in self.heard if isinstance(event, Output))
+
+
 def test_two_builds_of_the_same_steps_make_each_once(store: Store, chain: ChainMaker) -> None:
-    """The second begins while the first is in the middle of `a`, and waits for it."""
-    second, heard = FakeExecutor(), Heard()
-    started = threading.Event()
-
-    def other() -> None:
-        started.set()
-        Builder(Store(store.root), second, heard).build(chain(ABC))
-
-    thread = threading.Thread(target=other)
-
-    def act(run: Run) -> int:
-        thread.start()
-        started.wait()
-        return 0
-
-    first, _ = build(store, chain(ABC), {"a": act})
-    thread.join()
-    runs = [seen for seen in [*first.seen, *second.seen] if len(seen) == 1]
+    meeting = Meeting(store, chain(ABC))
+    first = meeting.first(0)
+    runs = [seen for seen in [*first.seen, *meeting.executor.seen] if len(seen) == 1]
     assert sorted(runs) == ["a", "b", "c"]
-    assert chain(ABC).steps[1].id in [event.id for event in heard if isinstance(event, Hit)]
+    assert meeting.log.startswith(b"one\ntwo\n")
+    assert Hit(chain(ABC).steps[1].id, b"") in meeting.heard  # its log was told already
+    assert meeting.error is None
+
+
+def test_who_waits_for_a_step_that_fails_fails_likewise(store: Store, chain: ChainMaker) -> None:
+    meeting = Meeting(store, chain(ABC))
+    meeting.first(7)
+    assert isinstance(meeting.error, StepFailed)
+    assert meeting.error.message == '"a" failed with exit status 7'
+    assert meeting.executor.seen == []
+    assert meeting.log == b"one\ntwo\n"
+    again, _ = build(store, chain(ABC))  # a new build tries it
+    assert "a" in again.seen
+
+
+def test_who_waits_takes_over_from_a_build_that_is_interrupted(store: Store, chain: ChainMaker) -> None:
+    meeting = Meeting(store, chain(ABC))
+    meeting.first(KeyboardInterrupt())
+    assert meeting.error is None
+    assert [seen for seen in meeting.executor.seen if len(seen) == 1] == ["a", "b", "c"]
+    assert meeting.log == b"one\ntwo\na\nb\nc\n"
+    assert Note("that build was interrupted; this one makes the step") in meeting.heard
+
+
+def test_who_waits_for_a_stage_that_is_ended_for_another_ones_failure_takes_over(
+    store: Store, chain: ChainMaker
+) -> None:
+    meeting = Meeting(store, chain(ABC))
+    process.stop_all()
+    try:
+        meeting.first(MachineError("QEMU is gone"))
+    finally:
+        process.resume()
+    assert meeting.error is None
+    assert meeting.executor.seen.count("sealed") == 3
 
 
 # -- the index

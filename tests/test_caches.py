@@ -13,7 +13,8 @@ import pytest
 
 from obuild import caches
 from obuild.errors import UsageError
-from obuild.store import Store, escape, unescape
+from obuild.store import Store
+from obuild.volumes import escape, unescape
 from tests.fakes import other_process
 
 NAMES = ["apt", "a/b", "..", "é ü", "\udcff", "~%41", "", "new\nline"]

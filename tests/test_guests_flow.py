@@ -24,7 +24,7 @@ from obuild.machine import Machine
 from obuild.plan import Command, Transfer
 from obuild.shape import Shape
 from obuild.spec import Cache, Secret, UnixUser, WindowsUser
-from obuild.store import CacheCopy
+from obuild.volumes import CacheCopy
 from tests.fakes import FakeMachine
 from tests.ssh_server import Handler, Unix, bsd_programs, pipe, serve, unquoted
 from tests.test_guests_linux import can_mount

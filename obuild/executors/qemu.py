@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from obuild import machine, ssh, transfer
+from obuild import machine, ssh, trace, transfer
 from obuild.guests import GUESTS, Guest
 from obuild.plan import Command, Extract, Graft, Transfer
 from obuild.shape import ARCHES, Shape
-from obuild.store import CacheCopy, Draft
+from obuild.store import Draft
+from obuild.volumes import CacheCopy
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +30,17 @@ class Qemu:
         """A machine on the draft's image. When the block ends the guest has shut itself down and QEMU is
         gone; if it raises, QEMU is killed and the image is not to be used."""
         with machine.start(self.shape, draft.image, network=network) as running:
+            trace.reach("machine.started")
             import obuild.index  # noqa: F401  # slow to load, and needed soon: now, while the guest boots
 
             with ssh.connect(running, login=self.login, key=self.key) as connection:
+                trace.reach("machine.ready")
                 yield Session(connection, self.login, self.guest)
                 if not ARCHES[self.shape.arch].button:
                     connection.power_off(self.guest.root_shell(self.login), self.guest.power_off())
                     return
             running.power_off()
+        trace.reach("machine.off")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,79 @@
+"""A step's own copy of a cache: taken, and saved unless another was quicker."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from obuild import disk, locks, trace
+from obuild.files import fsync
+
+
+class CacheCopy:
+    """One step's copy of a cache: a tar archive that only guests ever unpack."""
+
+    def __init__(self, name: str, path: Path, master: Path, lock: Path) -> None:
+        self.name = name
+        self.path = path
+        self._master = master
+        self._lock = lock
+        self._taken: tuple[int, int] | None = None
+
+    def take(self) -> None:
+        """Copy what the cache holds now; an empty cache has no file."""
+        with locks.file_lock(self._lock):
+            self._taken = self._version()
+            if self._taken is not None:
+                disk.copy(self._master, self.path)
+                trace.reach("cache.copied")
+
+    def save(self, archive: Path) -> bool:
+        """Make `archive` the cache, unless another step has done so first: False, and ours is dropped."""
+        with locks.file_lock(self._lock):
+            if self._version() != self._taken:
+                return False
+            if self._taken is not None and _same_content(self._master, archive):
+                return True
+            self._put(archive)
+            return True
+
+    def replace(self, archive: Path) -> None:
+        """Make `archive` the cache, whatever it is by now; a step that has a copy then drops what it saves."""
+        with locks.file_lock(self._lock):
+            self._put(archive)
+
+    def _put(self, archive: Path) -> None:
+        self._master.parent.mkdir(exist_ok=True)
+        fsync(archive)
+        trace.reach("cache.saving")
+        archive.rename(self._master)
+        trace.reach("cache.saved")
+        fsync(self._master.parent)
+        fsync(self._master.parent.parent)
+
+    def _version(self) -> tuple[int, int] | None:
+        try:
+            status = self._master.stat()
+        except FileNotFoundError:
+            return None
+        return status.st_ino, status.st_mtime_ns
+
+
+def escape(name: str) -> str:
+    """A cache's name as one file name: letters, digits and `.-_` stay, other bytes become %XX."""
+    from urllib.parse import quote
+
+    quoted = quote(name.encode("utf-8", "surrogateescape"), safe="")
+    return quoted.replace("~", "%7E")
+
+
+def unescape(name: str) -> str:
+    """The name that `escape` made `name` of."""
+    from urllib.parse import unquote_to_bytes
+
+    return unquote_to_bytes(name).decode("utf-8", "surrogateescape")
+
+
+def _same_content(one: Path, other: Path) -> bool:
+    import filecmp
+
+    return filecmp.cmp(one, other, shallow=False)
