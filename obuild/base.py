@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import re
@@ -14,6 +13,7 @@ from obuild import card, disk, locks
 from obuild.card import INITRD, KERNEL, Card
 from obuild.errors import UsageError
 from obuild.files import replace_text
+from obuild.placing import IMAGES
 from obuild.plan import Base, Beside, Import, Step
 from obuild.shape import Kernel
 from obuild.store import Store
@@ -100,7 +100,7 @@ def listing(store: Store) -> list[Found]:
 
 def image_path(store: Store, name: str) -> Path | None:
     """The file of a base image, if the store has it."""
-    candidates = (store.base_image / f"{name}{suffix}" for suffix in (".qcow2", ".img"))
+    candidates = (store.base_image / f"{name}{suffix}" for suffix in IMAGES)
     return next((path for path in candidates if path.is_file()), None)
 
 
@@ -117,14 +117,15 @@ def make(store: Store, name: str, *, say: Say, again: bool = False) -> Path:
     if path is None:
         raise UsageError(f"no recipe for {name!r}", hint=f"there are recipes for {', '.join(recipe.names())}")
     plan = recipe.load(path)
-    with locks.file_lock(store.locks / f"base-{name}.lock"):
+    with locks.file_lock(store.places.lock(name)):
         existing = image_path(store, name)
         if existing and not again:
             return existing
-        out = store.base_image / f"{name}.qcow2"
-        KINDS[plan.kind](plan, out, public_key=make_key(store_key(store)), say=say)
-        replace_text(_card_path(out), card.dump(plan.card))
-        return out
+        with store.places.staged(name) as folder:
+            out = folder / f"{name}.qcow2"
+            KINDS[plan.kind](plan, out, public_key=make_key(store_key(store)), say=say)
+            _card_path(out).write_text(card.dump(plan.card))
+        return store.base_image / out.name
 
 
 def add(
@@ -147,33 +148,29 @@ def add(
     for path in (file, *boot):
         if not path.is_file():
             raise UsageError(f"there is no image file {path}")
-    with locks.file_lock(store.locks / f"base-{_checked(name)}.lock"):
-        existing = image_path(store, name)
-        if existing and not force:
+    with locks.file_lock(store.places.lock(_checked(name))):
+        if image_path(store, name) and not force:
             raise UsageError(f"there is a base image {name!r} already", hint="--force replaces it")
         image = disk.inspect(file)
-        if key is not None:
-            load_key(key)
-            about = replace(about, key=str(_keep_key(store, name, key).relative_to(store.root)))
-        out = store.base_image / f"{name}.{'qcow2' if image.format == 'qcow2' else 'img'}"
-        for path, suffix in zip(boot, (KERNEL, INITRD), strict=False):
-            _place(path, out.with_suffix(suffix))
-        _place(file, out)
-        replace_text(_card_path(out), card.dump(about))
-        if existing and existing != out:
-            existing.unlink()
-        return out
+        with store.places.staged(name) as folder:
+            if key is not None:
+                load_key(key)
+                about = replace(about, key=str(_own_key(store, name).relative_to(store.root)))
+                _copy_key(key, folder / f"{name}.key")
+            out = folder / f"{name}.{'qcow2' if image.format == 'qcow2' else 'img'}"
+            for path, suffix in zip(boot, (KERNEL, INITRD), strict=False):
+                disk.copy(path, out.with_suffix(suffix))
+            disk.copy(file, out)
+            _card_path(out).write_text(card.dump(about))
+        return store.base_image / out.name
 
 
 def remove(store: Store, name: str) -> None:
     """Remove a base image; layers that were built on it stay. UsageError if there is none."""
-    path = image_path(store, _checked(name))
-    if path is None:
-        raise _unknown(store, name)
-    path.unlink()
-    for suffix in (".toml", KERNEL, INITRD):
-        path.with_name(name + suffix).unlink(missing_ok=True)
-    _own_key(store, name).unlink(missing_ok=True)
+    with locks.file_lock(store.places.lock(_checked(name))):
+        if image_path(store, name) is None:
+            raise _unknown(store, name)
+        store.places.remove(name)
 
 
 def key_path(store: Store, about: Card) -> Path:
@@ -183,7 +180,7 @@ def key_path(store: Store, about: Card) -> Path:
 
 def store_key(store: Store) -> Path:
     """The login key that is baked into the images made for this store."""
-    return store.state / "ssh" / "id_ed25519"
+    return store.ssh / "id_ed25519"
 
 
 def _split(reference: str) -> tuple[str, str]:
@@ -252,23 +249,10 @@ def _read_memo(memo: Path) -> dict[str, object]:
     return kept if isinstance(kept, dict) else {}
 
 
-def _keep_key(store: Store, name: str, key: Path) -> Path:
-    path = _own_key(store, name)
-    path.parent.mkdir(mode=0o700, exist_ok=True)
-    replace_text(path, key.read_text(), mode=0o600)
-    return path
-
-
 def _own_key(store: Store, name: str) -> Path:
-    return store.state / "ssh" / f"{name}.key"
+    return store.ssh / f"{name}.key"
 
 
-def _place(file: Path, out: Path) -> None:
-    """Copy a large file so that `out` appears whole or not at all."""
-    partial = out.with_name(f".{out.name}.part")  # the caller holds the base's lock
-    try:
-        disk.copy(file, partial)
-        partial.replace(out)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            partial.unlink()
+def _copy_key(key: Path, out: Path) -> None:
+    out.touch(mode=0o600)
+    out.write_bytes(key.read_bytes())

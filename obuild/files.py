@@ -13,7 +13,7 @@ def replace_text(path: Path, text: str, *, mode: int = 0o644) -> None:
     """Write a small file so that it appears with all of `text`, or not at all."""
     import tempfile  # late: a cached build writes nothing
 
-    fd, name = tempfile.mkstemp(dir=path.parent)
+    fd, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     written = Path(name)
     try:
         with os.fdopen(fd, "w") as file:

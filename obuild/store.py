@@ -23,6 +23,7 @@ from typing import BinaryIO
 from obuild import disk, locks, mtree, trace
 from obuild.errors import ProcessError, StoreError, UsageError
 from obuild.files import discard, fsync
+from obuild.placing import Places
 from obuild.plan import LayerId, Step
 from obuild.volumes import CacheCopy, escape, unescape
 
@@ -88,6 +89,8 @@ class Store:
         self.state = root / "state"
         self.locks = self.state / "locks"
         self.manifests = self.state / "manifests"
+        self.ssh = self.state / "ssh"
+        self.places = Places(self.base_image, self.ssh, self.locks)
 
     # -- opening
 
@@ -124,7 +127,7 @@ class Store:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
     def _sweep(self) -> None:
-        """Remove drafts and cache copies that no living process owns."""
+        """Remove what no living process owns: drafts, cache copies, half-made base images."""
         for draft in self.result_tmp.iterdir():
             with locks.file_lock(self._lock_file(draft.name), wait=False) as rubbish:
                 if rubbish:
@@ -133,6 +136,7 @@ class Store:
             with locks.folder_lock(copy, wait=False) as rubbish:
                 if rubbish:
                     discard(copy)
+        self.places.sweep()
 
     # -- looking
 

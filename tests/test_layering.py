@@ -20,7 +20,7 @@ RANKS = (
     "spec ssh",
     "dockerfile fmt guests.freebsd guests.linux guests.openbsd guests.windows systems",
     "guests plan",
-    "volumes",
+    "placing volumes",
     "store",
     "bases.debian caches index transfer",
     "bases describe executors.qemu",

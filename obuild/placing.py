@@ -1,0 +1,98 @@
+"""A base image takes its place together with all that belongs to it: card, kernel, login key. Or it does not.
+
+Its files are gathered in base-image/.NAME.part. Renaming that to .NAME.ready is what decides: from then on the
+image will be in its place, for whoever opens the store next finishes what was begun. A .NAME.part is rubbish,
+once nobody holds the lock of the base.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from obuild import locks, trace
+from obuild.card import INITRD, KERNEL
+from obuild.files import discard, fsync, replace_text
+
+#: All that a base image may be made of, by the ends of the names. The image is last: it is what names the base.
+IMAGES = (".qcow2", ".img")
+SUFFIXES = (KERNEL, INITRD, ".key", ".toml", *IMAGES)
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where the files of base images go, and the locks on them."""
+
+    images: Path
+    keys: Path
+    locks: Path
+
+    def lock(self, name: str) -> Path:
+        """The lock of a base image: held by who makes, replaces or removes it."""
+        return self.locks / f"base-{name}.lock"
+
+    @contextmanager
+    def staged(self, name: str) -> Iterator[Path]:
+        """A folder for the files of a new base `name`, which replace all old ones when the block ends.
+
+        The caller holds the lock.
+        """
+        part = self.images / f".{name}.part"
+        discard(part)
+        try:
+            part.mkdir()
+            yield part
+            for path in (*part.iterdir(), part):
+                fsync(path)
+            trace.reach("base.placing")
+            part.rename(self._ready(name))
+            fsync(self.images)
+            trace.reach("base.placed")
+            self._finish(name)
+        finally:
+            discard(part)
+
+    def sweep(self) -> None:
+        """Finish what was decided and remove what was not, where the process that did it is no more."""
+        for path in [*self.images.glob(".*.part"), *self.images.glob(".*.ready")]:
+            name = path.stem[1:]
+            with locks.file_lock(self.lock(name), wait=False) as free:
+                if free and path.suffix == ".part":
+                    discard(path)
+                elif free and path.exists():
+                    self._finish(name)
+
+    def remove(self, name: str) -> None:
+        """Remove a base image and all that belongs to it. The caller holds the lock."""
+        for suffix in reversed(SUFFIXES):  # the image first: without it there is no such base
+            self._place(name, suffix).unlink(missing_ok=True)
+
+    def _finish(self, name: str) -> None:
+        """Can be begun again at any point: the folder is complete until the last file is in its place."""
+        ready = self._ready(name)
+        for suffix in SUFFIXES:
+            new, place = ready / f"{name}{suffix}", self._place(name, suffix)
+            if new.exists() and suffix == ".key":
+                place.parent.mkdir(mode=0o700, exist_ok=True)
+                replace_text(place, new.read_text(), mode=0o600)
+            elif new.exists():
+                link = ready / "link"
+                discard(link)
+                os.link(new, link)
+                link.replace(place)
+            else:
+                place.unlink(missing_ok=True)
+        fsync(self.images)
+        part = self.images / f".{name}.part"
+        discard(part)
+        ready.rename(part)
+        discard(part)
+
+    def _ready(self, name: str) -> Path:
+        return self.images / f".{name}.ready"
+
+    def _place(self, name: str, suffix: str) -> Path:
+        return (self.keys if suffix == ".key" else self.images) / f"{name}{suffix}"
