@@ -3,6 +3,7 @@
 extend = "micro"             # begin with this recipe: what is written here replaces what it says
 kind = "debian"              # which module of obuild.bases makes it
 suite = "bookworm"           # any name of a Debian release
+updates = true               # false: from the release alone, without its suites of updates and of security fixes
 variant = "minbase"          # how mmdebstrap begins; "extract" unpacks and configures nothing
 size = "20G"                 # of the virtual disk
 packages = ["openssh-server", "sudo"]
@@ -71,6 +72,7 @@ class Recipe:
     kind: str
     card: Card
     suite: str
+    updates: bool
     variant: str
     size: int
     packages: tuple[str, ...]
@@ -121,13 +123,15 @@ def parse(text: str, *, name: str, where: str) -> Recipe:
     if "extend" in table:
         entries = _Entries(where, _extended(entries))
     entries.only(
-        *("kind", "suite", "variant", "size", "packages", "kernel", "cmdline", "tools", "script", "card", "file")
+        *("kind", "suite", "updates", "variant", "size", "packages", "kernel", "cmdline", "tools", "script"),
+        *("card", "file"),
     )
     return Recipe(
         name=name,
         kind=entries.choice("kind", KINDS),
         card=_card(entries),
         suite=entries.match("suite", _NAME, hint='write it like "bookworm"'),
+        updates=entries.flag("updates", default=True),
         variant=entries.choice("variant", VARIANTS, default="minbase"),
         size=_size(entries),
         packages=_packages(entries, "packages") + _packages(entries, "kernel"),
@@ -229,6 +233,12 @@ class _Entries:
         value = self.text(name, default=default)
         if value not in allowed:
             raise UsageError(f"{self.where}: {name} is {value!r}", hint=f"it can be {', '.join(allowed)}")
+        return value
+
+    def flag(self, name: str, *, default: bool) -> bool:
+        value = self.values.get(name, default)
+        if not isinstance(value, bool):
+            raise UsageError(f"{self.where}: {name} must be true or false, without quotes")
         return value
 
     def match(self, name: str, pattern: re.Pattern[str], *, hint: str, default: str | None = None) -> str:

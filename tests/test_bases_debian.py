@@ -58,6 +58,11 @@ def test_mmdebstrap_is_told_packages_and_suite_and_no_mirror() -> None:
     assert argv[-2:] == ["bookworm", "-"]
 
 
+def test_a_recipe_may_take_its_packages_from_the_release_alone() -> None:
+    argv = debian.bootstrap_argv(replace(RECIPE, updates=False), Path("/w/hook"), root=False)
+    assert argv[-3:] == ["bookworm", "-", debian.MIRROR]  # with a mirror named, mmdebstrap adds no other suite
+
+
 def test_nothing_that_root_starts_outlives_us() -> None:
     argv = debian.bootstrap_argv(RECIPE, Path("/w/hook"), root=True)
     assert argv[:2] == ["unshare", "--mount"]

@@ -15,6 +15,7 @@ from obuild.recipe import File, Recipe
 WHOLE = """
 kind = "debian"
 suite = "bookworm"
+updates = false
 variant = "extract"
 size = "1G"
 packages = ["bash", "g++"]
@@ -54,6 +55,7 @@ def test_every_entry_is_read() -> None:
         kind="debian",
         card=Card(login="builder", memory=512 << 20),
         suite="bookworm",
+        updates=False,
         variant="extract",
         size=1 << 30,
         packages=("bash", "g++", "linux-image-amd64"),
@@ -67,6 +69,7 @@ def test_every_entry_is_read() -> None:
 def test_little_must_be_said() -> None:
     made = parse(SMALLEST)
     assert (made.variant, made.packages, made.files, made.script) == ("minbase", (), (), "")
+    assert made.updates
     assert made.card == Card()
 
 
@@ -78,6 +81,7 @@ def test_little_must_be_said() -> None:
         ('kind = "gentoo"', "mine.toml: kind is 'gentoo'", "debian"),
         ("kind = 1", "mine.toml: kind must be a string", ""),
         ('suite = "-o"', "mine.toml: suite is '-o'", "bookworm"),
+        ('updates = "no"', "mine.toml: updates must be true or false", ""),
         ('variant = "tiny"', "mine.toml: variant is 'tiny'", "minbase"),
         ('size = "big"', "mine.toml: size: 'big' is not a size", "4G"),
         ('size = "1M"', "mine.toml: size must be", "4G"),
@@ -141,6 +145,7 @@ def test_the_digest_follows_every_input_but_the_name() -> None:
     changes = (
         replace(made, script="false\n"),
         replace(made, size=2 << 30),
+        replace(made, updates=True),
         replace(made, packages=("bash",)),
         replace(made, files=made.files[:1]),
         replace(made, card=Card()),

@@ -38,6 +38,9 @@ PARTITION_START = 1 << 20
 #: The part of the MBR that is code; the disk's signature and the partition table follow.
 BOOT_CODE = 440
 
+#: The archive itself: the name finds a mirror nearby.
+MIRROR = "http://deb.debian.org/debian"
+
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 GRUB = Path("/usr/lib/grub/i386-pc")
 GRUB_MODULES = ("biosdisk", "part_msdos", "ext2", "linux16", "normal")
@@ -100,7 +103,8 @@ def disk_id(made: Recipe) -> uuid.UUID:
 def bootstrap_argv(recipe: Recipe, hook: Path, *, root: bool) -> list[str | Path]:
     """The command that unpacks the packages and has `hook` make a disk of them.
 
-    No mirror is named: mmdebstrap knows Debian's own, and writes it to the guest's sources.list.
+    If no mirror is named, mmdebstrap takes Debian's own, with the suites of updates and of security fixes that
+    a stable release has; if one is, that alone. The guest's sources.list says the same.
     """
     # "extract" configures nothing, so it has no later hook to offer.
     when = "extract" if recipe.variant == "extract" else "customize"
@@ -123,6 +127,7 @@ def bootstrap_argv(recipe: Recipe, hook: Path, *, root: bool) -> list[str | Path
         f"--{when}-hook={hook}",
         recipe.suite,
         "-",
+        *(() if recipe.updates else (MIRROR,)),
     ]
 
 
