@@ -60,11 +60,19 @@ class Machine:
 
     def connected(self) -> bool:
         """Whether the guest has accepted a TCP connection to its SSH port."""
-        return bool(_ESTABLISHED.search(self._usernet()))
+        try:
+            return bool(_ESTABLISHED.search(self._usernet()))
+        except QmpLost:
+            self.check()  # it knows why
+            raise
 
     def check(self) -> None:
-        """MachineError if the guest has stopped by itself, or its disk cannot be written."""
-        self.qmp.poll()
+        """MachineError if the guest or QEMU has stopped by itself; OSError if the disk cannot be written."""
+        lost = False
+        try:
+            self.qmp.poll()
+        except QmpLost:  # its last events say more
+            lost = True
         for event in self.qmp.events:
             data = event.get("data", {})
             match event["event"]:
@@ -72,6 +80,8 @@ class Machine:
                     raise self.error(f"the guest {_why(str(data.get('reason')))} before the step was done")
                 case "BLOCK_IO_ERROR":
                     raise OSError(errno.ENOSPC, f"the guest's disk cannot be written: {data.get('reason')}")
+        if lost:
+            raise self._gone()
 
     def pause(self, seconds: float, *also: int) -> list[int]:
         """Wait until `seconds` are over or some of the file descriptors `also` can be read; returns those.
@@ -93,16 +103,15 @@ class Machine:
 
         Without `ask` the guest has been told already, some other way.
         """
-        if ask:
-            self.qmp.execute("system_powerdown")
         try:
+            if ask:
+                self.qmp.execute("system_powerdown")
             event = self.qmp.wait_event("SHUTDOWN", "BLOCK_IO_ERROR", timeout=self.shape.boot_time)
         except QmpLost:
-            # In QEMU 7.2 riscv64's power switch ends QEMU on the spot, with 0; a crash or a reset does not. What
-            # the guest flushed, and it does when it unmounts, is in the image: qcow2's tables go with it.
-            if not ask and self.child.wait() == 0:
+            # What the guest flushed, and it does when it unmounts, is in the image: qcow2's tables go with it.
+            if not ask and self._switched_off():
                 return
-            raise
+            raise self._gone() from None
         if event is None:
             raise self.error(
                 f"the guest did not power off within {self.shape.boot_time:g} s of "
@@ -142,6 +151,21 @@ class Machine:
             raise MachineError("QEMU does not quit") from None
         if status != 0:
             raise MachineError(f"QEMU {process.ending(status)}: {_tail(self._stderr)}")
+
+    def _gone(self) -> MachineError:
+        """What to say of a QEMU that has ended; its console went with it."""
+        if self._switched_off():
+            return MachineError("the guest powered off before the step was done")
+        return MachineError(
+            f"QEMU {process.ending(self.child.wait())} before the step was done: {_tail(self._stderr)}"
+        )
+
+    def _switched_off(self) -> bool:
+        """Whether the guest has ended QEMU, which has closed its channel already.
+
+        In QEMU 7.2 riscv64's power switch does, on the spot, with 0 and no event; a crash or a reset does not.
+        """
+        return self.child.wait() == 0
 
     def _usernet(self) -> str:
         return str(self.qmp.execute("human-monitor-command", {"command-line": "info usernet"}))

@@ -17,7 +17,7 @@ import pytest
 from obuild import machine, ssh
 from obuild.errors import MachineError
 from obuild.machine import Machine
-from obuild.shape import Shape
+from obuild.shape import ARCHES, Kernel, Shape
 from tests.fakes import HALT, POWER_OFF, RESET, boot_disk, other_process
 
 pytestmark = pytest.mark.skipif(
@@ -29,6 +29,16 @@ IMPATIENT = Shape(accel="tcg", cpus=1, memory=32 << 20, boot_time=0.01)
 
 #: Halted in the boot sector, with all said.
 AT_REST = re.compile(r"EIP=00007c.*HLT=1")
+
+#: For riscv64, to be loaded as a kernel: counts, so that QEMU gets round to greeting us, and then asks the
+#: firmware for SBI's system reset, of type shutdown.
+#:
+#:     lui t0, 0x4000; 1: addi t0, t0, -1; bnez t0, 1b
+#:     li a7, 0x53525354; li a6, 0; li a0, 0; li a1, 0; ecall; 2: j 2b
+RISCV_POWER_OFF = b"".join(
+    word.to_bytes(4, "little")
+    for word in (0x040002B7, 0xFFF28293, 0xFE029EE3, 0x535258B7, 0x35488893, 0x813, 0x513, 0x593, 0x73, 0x6F)
+)
 
 ORPHAN = """
 import sys
@@ -139,11 +149,33 @@ def test_a_disk_that_cannot_be_written_is_an_error_of_the_host(halted: Machine) 
 def test_a_qemu_that_was_killed_is_a_lost_machine(halted: Machine) -> None:
     halted.child.kill()
     halted.child.wait()
-    with pytest.raises(MachineError):
-        halted.pause(60.0)
-    with pytest.raises(MachineError):
-        halted.power_off()
+    calls = (lambda: halted.pause(60.0), halted.connected, halted.check, halted.power_off)
+    for call in calls:
+        with pytest.raises(MachineError, match="QEMU was killed by signal 9 before the step was done"):
+            call()
     assert halted.console() == ""
+
+
+def test_the_last_event_of_a_qemu_that_is_gone_says_why(halted: Machine) -> None:
+    halted.child.terminate()
+    halted.child.wait()
+    with pytest.raises(MachineError, match="the guest stopped \\(host-signal\\) before the step was done"):
+        halted.check()
+
+
+@pytest.mark.skipif(not shutil.which(ARCHES["riscv64"].binary), reason="needs QEMU for riscv64")
+def test_a_guest_whose_switch_ends_qemu_has_powered_off(
+    image: Callable[[str, bytes], Path], tmp_path: Path
+) -> None:
+    (tmp_path / "kernel").write_bytes(RISCV_POWER_OFF)
+    shape = Shape("riscv64", cpus=1, memory=64 << 20, kernel=Kernel(tmp_path / "kernel", None, ""))
+    with (
+        pytest.raises(MachineError, match=r"^the guest powered off before the step was done"),
+        machine.start(shape, image("", HALT), network=False) as guest,
+    ):
+        guest.pause(60.0)
+    with machine.start(shape, image("", HALT), network=False) as guest:
+        guest.power_off(ask=False)
 
 
 def test_nobody_can_log_in_to_a_lost_machine(halted: Machine, tmp_path: Path) -> None:
