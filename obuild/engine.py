@@ -106,11 +106,15 @@ class Engine:
             from obuild.guests import GUESTS
 
             shape = self.settings.shape(found.card, "tcg")
-            process.require(ARCHES[shape.arch].binary)
+            kernel = base.kernel(self.store, found)
+            row = ARCHES[shape.arch]
+            process.require(row.binary)
+            if row.firmware and kernel is None:
+                process.require_file(Path(row.firmware[-1]), row.firmware_package)
             memo = self.store.state / "accel.json"
             chosen = accel.choose(self.settings.accel, shape.arch, memo=memo, note=self._say)
             key = base.key_path(self.store, found.card)
-            machine = replace(shape, accel=chosen, kernel=base.kernel(self.store, found))
+            machine = replace(shape, accel=chosen, kernel=kernel)
             self._executors[found.name] = Qemu(machine, found.card.login, key, GUESTS[found.card.os])
         return self._executors[found.name]
 

@@ -60,6 +60,12 @@ def require(program: str) -> str:
     raise UsageError(f"{program} is not installed, or not on PATH", hint=f"apt install {package}")
 
 
+def require_file(path: Path, package: str) -> None:
+    """A UsageError that says to install `package` if what it brings is not there."""
+    if not path.exists():
+        raise UsageError(f"{path} is missing", hint=f"apt install {package}")
+
+
 def run(
     argv: Sequence[Arg],
     *,

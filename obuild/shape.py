@@ -96,6 +96,8 @@ class Arch:
     button: bool = True
     #: Options that give the machine a firmware which starts a disk, if it has none built in.
     firmware: tuple[str, ...] = ()
+    #: Debian's package for the last of them, a file.
+    firmware_package: str = ""
 
 
 ARCHES = {
@@ -122,6 +124,7 @@ ARCHES = {
         net="virtio-net-pci,romfile=",
         rng="virtio-rng-pci",
         firmware=("-bios", "/usr/share/qemu-efi-aarch64/QEMU_EFI.fd"),
+        firmware_package="qemu-efi-aarch64",
     ),
     "riscv64": Arch(
         binary="qemu-system-riscv64",
@@ -135,6 +138,7 @@ ARCHES = {
         rng="virtio-rng-pci",
         button=False,  # the board has none
         firmware=("-kernel", "/usr/lib/u-boot/qemu-riscv64_smode/uboot.elf"),
+        firmware_package="u-boot-qemu",
     ),
     # The button is the signal `quiesce`, which Linux takes for Ctrl-Alt-Del.
     "s390x": Arch(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tarfile
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from obuild.errors import MachineError, ObuildError, StepFailed, UsageError
 from obuild.events import Hit, Note, Output, Saved
 from obuild.guests import GUESTS, Guest
 from obuild.plan import LayerId
-from obuild.shape import Settings, Shape
+from obuild.shape import ARCHES, Settings, Shape
 from obuild.store import Store
 from tests.fakes import FakeExecutor, Heard, Run
 
@@ -143,6 +144,19 @@ def test_a_missing_qemu_is_told_before_anything_is_made(
     )
     with pytest.raises(UsageError, match="qemu-system-x86_64 is not installed"):
         build("(run (shell a))")
+    assert store.layers() == []
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize("arch", [arch for arch, row in ARCHES.items() if row.firmware])
+def test_missing_firmware_is_told_with_its_package_before_anything_is_made(
+    store: Store, build: Build, arch: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = replace(ARCHES[arch], binary="true", firmware=("-bios", str(tmp_path / "none.fd")))
+    monkeypatch.setitem(ARCHES, arch, row)
+    with pytest.raises(UsageError, match=r"none\.fd is missing") as caught:
+        build("(run (shell a))", settings=Settings(arch=arch))
+    assert caught.value.hint == f"apt install {row.firmware_package}"
     assert store.layers() == []
 
 

@@ -256,10 +256,9 @@ def _check_host(recipe: Recipe) -> None:
         process.require(program)
     for program in recipe.tools:
         process.require(program)
-    needed = [(KEYRING, "debian-archive-keyring"), *([(GRUB / "boot.img", "grub-pc-bin")] if grub else [])]
-    for path, package in needed:
-        if not path.exists():
-            raise UsageError(f"{path} is missing", hint=f"apt install {package}")
+    process.require_file(KEYRING, "debian-archive-keyring")
+    if grub:
+        process.require_file(GRUB / "boot.img", "grub-pc-bin")
 
 
 def _bootstrap(recipe: Recipe, work: Path, public_key: str) -> Path:
