@@ -11,13 +11,18 @@ from pathlib import Path
 import pytest
 
 from obuild import base, recipe
+from obuild.shape import ARCHES
 from obuild.store import Store
 
 ROOT = Path(__file__).parent.parent.parent
 
-#: `make test-arch` runs the same tests in guests of another architecture: their `micro` is then micro-ARCH.
-ARCH = os.environ.get("OBUILD_TEST_ARCH", "")
-MICRO = f"micro-{ARCH}" if ARCH else "micro"
+#: The recipe of `micro` for each architecture. Emulating the others is slow: only `make test-arch` asks for them.
+MICROS = [
+    pytest.param("micro", id=arch)
+    if arch == "x86_64"
+    else pytest.param(f"micro-{arch}", id=arch, marks=pytest.mark.arch)
+    for arch in ARCHES
+]
 
 
 class Program:
@@ -68,17 +73,18 @@ def rename_base(store: Path, old: str, new: str) -> None:
 
 
 def new_store(root: Path, bases: Path) -> Path:
-    """A fresh store in which the images of `bases` are there already."""
+    """A fresh store in which the images of `bases` are there already; a `micro-ARCH` is called `micro`."""
     Store.open(root)
     subprocess.run(["cp", "-a", "--reflink=auto", f"{bases}/base-image", f"{bases}/state", root], check=True)
-    if ARCH:
-        rename_base(root, MICRO, "micro")
+    for about in (root / "base-image").glob("micro-*.toml"):
+        rename_base(root, about.stem, "micro")
     return root
 
 
-@pytest.fixture(scope="session")
-def micro_images() -> Path:
-    return base_images(MICRO)
+@pytest.fixture(scope="session", params=MICROS)
+def micro_images(request: pytest.FixtureRequest) -> Path:
+    """What `micro` is in this run: a test that uses it runs once for each architecture."""
+    return base_images(request.param)
 
 
 @pytest.fixture(scope="session")

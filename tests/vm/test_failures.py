@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from obuild.ssh import make_key
+from obuild.store import Store
 from tests.vm.conftest import Program, new_store
 
 pytestmark = pytest.mark.vm
@@ -27,6 +28,10 @@ STUCK = (
     b"\xf4\xeb\xfd\x90"  # 2: hlt; jmp 2b; nop
     b"I am stuck here\n\0"
 ).ljust(510, b"\0") + b"\x55\xaa"
+
+
+#: How much there is left in a store with little room, in bytes, besides a base image and its layer.
+ROOM = 60 << 20
 
 
 def machines(store: Path) -> list[int]:
@@ -69,27 +74,31 @@ def running(
 
 
 def test_a_guest_that_never_answers_is_killed_and_its_console_shown(
-    fresh: Program, spec: Spec, source: Path, tmp_path: Path
+    spec: Spec, source: Path, tmp_path: Path
 ) -> None:
+    program = Program(Store.open(tmp_path / "store").root)
+    make_key(program.store / "state/ssh/id_ed25519")
     disk = tmp_path / "stuck.raw"
     disk.write_bytes(STUCK.ljust(1 << 20, b"\0"))
-    fresh("base", "add", disk, "--name", "stuck")
+    program("base", "add", disk, "--name", "stuck")
     path = spec('((from stuck) (run (shell "true")))')
-    done = fresh.build(path, source, "--qemu-boot-time", "2", code=1)
+    done = program.build(path, source, "--qemu-boot-time", "2", code=1)
     assert "did not answer SSH within 2 s" in done.stderr
     assert "I am stuck here" in done.stderr
     assert "--qemu-boot-time" in done.stderr
-    assert_clean(fresh)
+    assert_clean(program)
 
 
 @pytest.mark.parametrize(("command", "said"), [("poweroff -f", "powered off"), ("reboot -f", "rebooted")])
 def test_a_guest_that_stops_in_a_step_is_said_to_have(
     shared: Program, spec: Spec, source: Path, command: str, said: str
 ) -> None:
-    path = spec(f'((from micro) (run (shell "echo before; sync; busybox {command}; sleep 1000")))')
-    done = shared.build(path, source, code=1)
+    stop = f"echo before; echo on its console >/dev/console; sync; busybox {command}; sleep 1000"
+    done = shared.build(spec(f'((from micro) (run (shell "{stop}")))'), source, code=1)
     assert "before\n" in done.stdout
     assert f"the guest {said} before the step was done" in done.stderr
+    # Where the guest's switch ends QEMU there is no console any more, and nothing is said of it.
+    assert ("on its console" in done.stderr) == ("console" in done.stderr)
     assert_clean(shared)
 
 
@@ -142,7 +151,9 @@ def small(tmp_path: Path, micro_images: Path) -> Iterator[Program]:
         pytest.skip("only root can mount")
     mount = tmp_path / "small"
     mount.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=150M", "tmpfs", mount], check=True)
+    # For the image, its layer, and less than a step below will write.
+    image = sum(path.stat().st_blocks * 512 for path in (micro_images / "base-image").iterdir())
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={2 * image + ROOM}", "tmpfs", mount], check=True)
     try:
         yield Program(new_store(mount / "store", micro_images))
     finally:
