@@ -102,6 +102,7 @@ class Connection:
             said = bytearray()
             while data := self._recv(channel, said):
                 out.write(data)
+            _take_stderr(channel, said)  # what came right before the end
             self._ended(channel, bytes(said), what)
 
     def put(self, source: Path, dest: str) -> None:
@@ -122,6 +123,8 @@ class Connection:
 
     def _ended(self, channel: paramiko.Channel, said: bytes, what: str) -> None:
         status = channel.recv_exit_status()
+        if status == -1 and not self._transport.is_active():
+            raise self._lost()
         if status != 0:
             raise MachineError(f"{what} failed in the guest: {said.decode(errors='replace').strip()}")
 
@@ -145,8 +148,7 @@ class Connection:
         """
         while not channel.recv_ready() and not channel.closed and not channel.eof_received:
             if errors is not None and channel.recv_stderr_ready():
-                errors += channel.recv_stderr(_CHUNK)
-                del errors[:-STDERR_TAIL]
+                _take_stderr(channel, errors)
             else:
                 self.machine.pause(1.0, channel.fileno())
         return bytes(channel.recv(_CHUNK))
@@ -175,6 +177,13 @@ class Connection:
         except MachineError as error:
             return error
         return self.machine.error("the guest closed the SSH connection in the middle of the step")
+
+
+def _take_stderr(channel: paramiko.Channel, errors: bytearray) -> None:
+    """Add what has come on a channel's stderr to `errors`, of which only the end is kept."""
+    while channel.recv_stderr_ready():
+        errors += channel.recv_stderr(_CHUNK)
+        del errors[:-STDERR_TAIL]
 
 
 class _Closed(Exception):

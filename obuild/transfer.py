@@ -1,4 +1,4 @@
-"""How files enter and leave a guest: a tree as a tar stream, a cache as an archive by scp, a secret by a pipe."""
+"""How files enter and leave a guest: a tree or a cache as a tar stream (by scp if need be), a secret by a pipe."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from obuild import tree
-from obuild.guests import Guest, linux
+from obuild.guests import Guest, Piping, linux
 from obuild.plan import Command, Extract, Graft, Transfer
 from obuild.spec import UnixUser
 from obuild.ssh import Connection
@@ -35,14 +35,8 @@ def take_tree(connection: Connection, login: str, extract: Extract, archive: Pat
 
 def send_archive(connection: Connection, guest: Guest, login: str, graft: Graft, archive: Path) -> None:
     """Unpack an archive that another guest has made."""
-
-    def send(sink: tree.Sink) -> None:
-        with archive.open("rb") as file:
-            while data := file.read(1 << 18):
-                sink.write(data)
-
     command = guest.receive_command(login, graft.dest, graft.user)
-    connection.stream(command, send, what=f"copying to {graft.dest}")
+    connection.stream(command, partial(_write_file, archive), what=f"copying to {graft.dest}")
 
 
 def send_caches(
@@ -50,14 +44,21 @@ def send_caches(
 ) -> None:
     """Mount each cache at its target, with what the copy holds."""
     root = guest.root_shell(login)
-    connection.check(root, guest.prepare_scratch(login), what="making room for caches")
+    connection.check(root, guest.prepare_scratch(), what="making room for caches")
     for slot, (cache, copy) in enumerate(zip(command.caches, copies, strict=True)):
         connection.check(
             root, guest.open_cache(slot, cache.target, command.user), what=f"mounting cache {cache.name}"
         )
         if copy.path.exists():
-            connection.put(copy.path, guest.cache_archive(slot))
-            connection.check(root, guest.unpack_cache(slot), what=f"unpacking cache {cache.name}")
+            _fill_cache(connection, guest, login, slot, copy.path, what=f"unpacking cache {cache.name}")
+
+
+def _fill_cache(connection: Connection, guest: Guest, login: str, slot: int, archive: Path, *, what: str) -> None:
+    if isinstance(guest, Piping):
+        connection.stream(guest.receive_cache(login, slot), partial(_write_file, archive), what=what)
+    else:
+        connection.put(archive, guest.cache_archive(slot))
+        connection.check(guest.root_shell(login), guest.unpack_cache(slot), what=what)
 
 
 def send_secrets(
@@ -82,16 +83,29 @@ def _write(data: bytes, sink: tree.Sink) -> None:
     sink.write(data)
 
 
+def _write_file(path: Path, sink: tree.Sink) -> None:
+    with path.open("rb") as file:
+        while data := file.read(1 << 18):
+            sink.write(data)
+
+
 def fetch_caches(
     connection: Connection, guest: Guest, login: str, command: Command, copies: Sequence[CacheCopy]
 ) -> list[Path]:
     """Fetch each cache's archive to a file beside its copy, and take the caches out of the guest's tree."""
-    root = guest.root_shell(login)
-    fetched = []
-    for slot, (cache, copy) in enumerate(zip(command.caches, copies, strict=True)):
-        connection.check(root, guest.pack_cache(slot), what=f"packing cache {cache.name}")
-        fetched.append(copy.path.with_suffix(".new"))
-        connection.get(guest.cache_archive(slot), fetched[-1])
-    targets = [cache.target for cache in command.caches]
-    connection.check(root, guest.close_caches(targets), what="unmounting caches")
+    fetched = [copy.path.with_suffix(".new") for copy in copies]
+    for slot, cache in reversed(tuple(enumerate(command.caches))):
+        _fetch_cache(connection, guest, login, slot, fetched[slot], what=f"packing cache {cache.name}")
+    script = guest.close_caches(cache.target for cache in command.caches)
+    connection.check(guest.root_shell(login), script, what="unmounting caches")
     return fetched
+
+
+def _fetch_cache(connection: Connection, guest: Guest, login: str, slot: int, archive: Path, *, what: str) -> None:
+    root = guest.root_shell(login)
+    if isinstance(guest, Piping):
+        with archive.open("wb") as out:
+            connection.fetch(root, guest.send_cache(slot), out, what=what)
+    else:
+        connection.check(root, guest.pack_cache(slot), what=what)
+        connection.get(guest.cache_archive(slot), archive)

@@ -74,10 +74,15 @@ def serve(handler: Handler) -> Iterator[int]:
 def pipe(argv: Sequence[str | Path], stdin: IO[bytes], stdout: IO[bytes], **options: object) -> int:
     """Run a program between the two, byte by byte as it comes, and return its exit status."""
     child = subprocess.Popen(
-        argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0, **options
+        argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0, **options
     )  # type: ignore[call-overload]
     assert child.stdin is not None
     assert child.stdout is not None
+    assert child.stderr is not None
+
+    def complain() -> None:
+        while data := child.stderr.read(65536):
+            stdout.channel.sendall_stderr(data)  # type: ignore[attr-defined]  # paramiko's own file
 
     def feed() -> None:
         try:
@@ -88,9 +93,13 @@ def pipe(argv: Sequence[str | Path], stdin: IO[bytes], stdout: IO[bytes], **opti
             pass
 
     threading.Thread(target=feed, daemon=True).start()
+    complaining = threading.Thread(target=complain)
+    complaining.start()
     while data := child.stdout.read(65536):
         stdout.write(data)
+    complaining.join()
     child.stdout.close()
+    child.stderr.close()
     return int(child.wait())
 
 
@@ -120,6 +129,8 @@ BSD_PROGRAMS = {
                  exec setpriv --reuid "$uid" --regid "$gid" --groups "$groups" -- "$@" """,
     "tar": 'exec bsdtar "$@"',
     "gtar": f'exec {shutil.which("tar")} "$@"',
+    "sudo": '[ "$1" = -n ] && shift && exec "$@"',
+    "doas": '[ "$1" = -n ] && shift && exec "$@"',
     "mount_nullfs": '[ $# = 2 ] && exec mount --bind "$1" "$2"',
     "mount_mfs": '[ "$1 $3 $5" = "-o -s swap" ] && exec mount -t tmpfs -o "$2" swap "$6"',
 }

@@ -119,6 +119,7 @@ def test_what_receives_a_tree() -> None:
 def test_what_csh_may_have_to_read_is_one_line(guest: ModuleType) -> None:
     for line in (
         guest.receive_command("root", "/d", USER),
+        guest.receive_cache("root", 0),
         guest.receive_secret("root", 0),
         guest.root_shell("x"),
     ):
@@ -136,6 +137,33 @@ def test_freebsd_mounts_caches_and_openbsd_swaps_folders() -> None:
         "printf %s /c >/var/obuild-scratch/1.target",
         "mkdir -- /c",
         "chown 12345:23456 /c",
+    ]
+
+
+def test_a_cache_goes_through_pipes() -> None:
+    head, options = "/var/obuild-scratch/1.head", "-C /var/obuild-scratch/1 -p --same-owner --numeric-owner"
+    assert freebsd.receive_cache("root", 1) == (
+        f"sh -c 'set -e; dd bs=1 count=512 of={head} 2>/dev/null; "
+        f'if [ "$(tar -t -f {head} 2>/dev/null)" = ./ ]; then tar -x -f - {options}; tar -x -f {head} {options}; '
+        f"else cat {head} - | tar -x -f - {options}; fi'"
+    )
+    assert freebsd.receive_cache("opam", 1).endswith(' -n "$@"\' sh ' + freebsd.receive_cache("root", 1))
+    assert freebsd.send_cache(1).decode().splitlines() == [
+        "set -e",
+        "cd /var/obuild-scratch/1",
+        "find . -print0 | LC_ALL=C sort -z | "
+        "tar -c -f - --format gnutar --numeric-owner --no-recursion --null -T -",
+    ]
+    assert openbsd.receive_cache("opam", 1) == (
+        "doas -n sh -c 'set -e; target=$(cat /var/obuild-scratch/1.target; echo .); target=${target%.}; "
+        'exec gtar --extract --file=- --directory="$target" --same-permissions --same-owner --numeric-owner\''
+    )
+    assert openbsd.send_cache(1).decode().splitlines()[3:] == [
+        'gtar --create --file=- --directory="$target" --format=gnu '
+        "--sort=name --numeric-owner --sparse . || [ $? -eq 1 ]",
+        'rm -rf -- "$target"',
+        'mv -- "$target.obuild-1" "$target"',
+        "rm /var/obuild-scratch/1.target",
     ]
 
 
@@ -258,11 +286,10 @@ def test_caches_within_caches_come_and_go_and_leave_no_trace(place: Path, guest:
     outer, inner = place / "c d", place / "c d" / "inner"
     outer.mkdir()
     (outer / "hidden").touch()
-    opened = (guest.prepare_scratch("root"), guest.open_cache(0, str(outer), USER))
+    opened = (guest.prepare_scratch(), guest.open_cache(0, str(outer), USER))
     closing = (
-        guest.pack_cache(0),
-        guest.pack_cache(1),
-        f"cp {place}/scratch/*.tar {place}".encode(),
+        f"exec >{place}/1.tar\n".encode() + guest.send_cache(1),
+        f"exec >{place}/0.tar\n".encode() + guest.send_cache(0),
         guest.close_caches([str(outer), str(inner)]),
     )
     said = together(
@@ -279,15 +306,72 @@ def test_caches_within_caches_come_and_go_and_leave_no_trace(place: Path, guest:
     assert names == {0: {".", "./inner", "./o"}, 1: {".", "./f"}}
     together(
         *opened,
-        f"cp {place}/0.tar {guest.cache_archive(0)}".encode(),
-        guest.unpack_cache(0),
+        f"cat {place}/0.tar | {guest.receive_cache('root', 0)}".encode(),
         guest.open_cache(1, str(inner), ROOT),
-        f"cp {place}/1.tar {guest.cache_archive(1)}".encode(),
-        guest.unpack_cache(1),
+        f"cat {place}/1.tar | {guest.receive_cache('root', 1)}".encode(),
         f"cat '{inner}/f' '{outer}/o' >{place}/read".encode(),
         *closing,
     )
     assert (place / "read").read_text() == "x\ny\n"
+
+
+@mounting
+@BOTH
+def test_caches_that_were_not_sent_leave_no_trace_either(place: Path, guest: ModuleType) -> None:
+    outer, inner = place / "c d", place / "c d" / "inner"
+    outer.mkdir()
+    (outer / "hidden").touch()
+    together(
+        guest.prepare_scratch(),
+        guest.open_cache(0, str(outer), USER),
+        guest.open_cache(1, str(inner), ROOT),
+        f"touch '{inner}/f' '{outer}/o'".encode(),
+        guest.close_caches([str(outer), str(inner)]),
+    )
+    assert os.listdir(outer) == ["hidden"]
+    assert not (place / "scratch").exists()
+
+
+@pytest.mark.parametrize(("status", "fails"), [(1, False), (2, True)])
+def test_openbsd_keeps_a_cache_that_it_cannot_pack(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, fails: bool
+) -> None:
+    """A file that changes meanwhile is no failure."""
+    monkeypatch.setattr(openbsd, "SCRATCH", str(tmp_path))
+    (tmp_path / "0.target").write_text(f"{tmp_path}/c")
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "file").touch()
+    (tmp_path / "c.obuild-0").mkdir()
+    (tmp_path / "gtar").write_text(f"#!/bin/sh\necho archive; exit {status}\n")
+    (tmp_path / "gtar").chmod(0o755)
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(["sh"], input=openbsd.send_cache(0), env=env, capture_output=True, check=False)
+    assert (done.stdout, done.returncode != 0) == (b"archive\n", fails)
+    assert (tmp_path / "c" / "file").exists() == fails
+    assert (tmp_path / "c.obuild-0").exists() == fails
+
+
+@mounting
+@BOTH
+@pytest.mark.parametrize(
+    "packed", [["."], ["file", "folder"], ["--format=posix", "."], ["--files-from=/dev/null"]]
+)
+def test_a_cache_that_was_put_in_may_be_packed_in_another_way(
+    place: Path, guest: ModuleType, packed: list[str]
+) -> None:
+    source = place / "source"
+    (source / "folder").mkdir(parents=True)
+    (source / "file").write_text("text")
+    subprocess.run(["tar", "-cf", place / "in.tar", "-C", source, *packed], check=True)
+    together(
+        guest.prepare_scratch(),
+        guest.open_cache(0, f"{place}/c", USER),
+        f"cat {place}/in.tar | {guest.receive_cache('root', 0)}".encode(),
+        f"exec >{place}/out.tar\n".encode() + guest.send_cache(0),
+        guest.close_caches([f"{place}/c"]),
+    )
+    full = {"./file", "./folder"} if packed[0] != "--files-from=/dev/null" else set()
+    assert names_in(place / "out.tar") == {".", *full}
 
 
 def names_in(archive: Path) -> set[str]:

@@ -7,8 +7,9 @@ import re
 import shlex
 import shutil
 import subprocess
+import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -17,13 +18,14 @@ from typing import IO, cast
 import pytest
 
 from obuild import ssh, tree
-from obuild.errors import MachineError
+from obuild.errors import MachineError, StoreError
 from obuild.executors.qemu import Session
 from obuild.guests import GUESTS, freebsd, linux, openbsd, windows
 from obuild.machine import Machine
-from obuild.plan import Command, Transfer
+from obuild.plan import Chain, Command, Transfer
 from obuild.shape import Shape
 from obuild.spec import Cache, Secret, UnixUser, WindowsUser
+from obuild.store import Store
 from obuild.volumes import CacheCopy
 from tests.fakes import FakeMachine
 from tests.ssh_server import Handler, Unix, bsd_programs, pipe, serve, unquoted
@@ -31,9 +33,11 @@ from tests.test_guests_linux import can_mount
 
 UNIX = {"linux": linux, "freebsd": freebsd, "openbsd": openbsd}
 
-missing = [program for program in ("bsdtar", "scp", "nsenter", "setpriv", "perl") if not shutil.which(program)]
+missing = [program for program in ("bsdtar", "nsenter", "setpriv", "perl") if not shutil.which(program)]
 mounting = pytest.mark.skipif(not can_mount() or bool(missing), reason="needs to be root, and mount namespaces")
-needs_bsdtar = pytest.mark.skipif(not shutil.which("bsdtar"), reason="needs bsdtar, the tar of Windows")
+like_windows = pytest.mark.skipif(
+    not shutil.which("bsdtar") or not shutil.which("scp"), reason="needs scp, and bsdtar, the tar of Windows"
+)
 
 
 @pytest.fixture
@@ -51,8 +55,7 @@ def key(tmp_path: Path) -> Path:
 
 
 @contextmanager
-def session(os: str, handler: Handler, key: Path) -> Iterator[Session]:
-    login = "Administrator" if os == "windows" else "root"
+def session(os: str, handler: Handler, key: Path, login: str = "root") -> Iterator[Session]:
     with serve(handler) as port:
         machine = cast(Machine, FakeMachine(port, Shape()))
         with ssh.connect(machine, login=login, key=key) as connection:
@@ -120,6 +123,130 @@ def test_a_step_on_a_unix(
     assert {path.name for path in place.iterdir()} - {"programs", "source"} == {"c d", "dest", "it's"}
     assert [str(path.relative_to(cache)) for path in cache.rglob("*")] in ([], ["inner"])
     assert not any("value" in text for text in guest.seen)
+
+
+def cached(cache: Path | str, text: str) -> Command:
+    """A step of root's that has one cache."""
+    return Command(
+        argv=("sh", "-c", text),
+        cwd="/",
+        env=(),
+        user=UnixUser(0, 0),
+        network=False,
+        caches=(Cache("c", str(cache)),),
+    )
+
+
+#: Makes in the current folder what tar has a way of its own for.
+ODD_FILES = f"""set -e
+    echo x >a; chown 7:8 a; chmod 4711 a; ln a hard; ln -s a link; ln -s {"long/" * 50} far; mkfifo fifo
+    truncate -s 10M sparse; printf end >>sparse; mkdir -m 1777 dir; mkdir -p {"d" * 120}/{"e" * 120}
+    echo y >{"d" * 120}/{"e" * 120}/{"f" * 200}; touch "$(printf 'b\\377\n')" -- -C
+    touch -d @1000000000 dir .; chown 9:10 ."""
+
+#: How the folder $PWD was packed into the file $OUT as long as scp carried it.
+PACKED = {
+    "linux": "tar --create --file=$OUT --format=gnu --sort=name --numeric-owner --sparse .",
+    "freebsd": "find . -print0 | LC_ALL=C sort -z | "
+    "tar -c -f $OUT --format gnutar --numeric-owner --no-recursion --null -T -",
+    "openbsd": "gtar --create --file=$OUT --format=gnu --sort=name --numeric-owner --sparse .",
+}
+
+
+@mounting
+@pytest.mark.parametrize("login", ["root", "opam"])
+@pytest.mark.parametrize("os", UNIX)
+def test_a_cache_is_stored_as_scp_carried_it(
+    os: str, login: str, place: Path, key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Byte for byte; only FreeBSD's tar pads what it writes to a pipe. What is the same is not written again."""
+    module: ModuleType = UNIX[os]
+    programs = bsd_programs(place / "programs")
+    if os == "linux":
+        (programs / "tar").unlink()
+    monkeypatch.setattr(module, "DEFAULT_PATH", f"{programs}:{module.DEFAULT_PATH}")
+    monkeypatch.setattr(module, "SCRATCH", f"{place}/scratch")
+    cache, stored = place / "cache", tmp_path / "c" / "master" / "cache.tar"
+    pack = f"cd {cache}; export LC_ALL=C; OUT={place}"
+    guest = Unix(programs)
+    try:
+        with session(os, guest, key, login) as opened:
+            first = f"cd {cache}; {ODD_FILES}; {pack}/first.tar; {PACKED[os]}"
+            assert opened.run(cached(cache, first), [taken(tmp_path, "c")], {}, print) == 0
+            data, inode = stored.read_bytes(), stored.stat().st_ino
+            again = f"{pack}/again.tar; {PACKED[os]}"
+            assert opened.run(cached(cache, again), [taken(tmp_path, "c")], {}, print) == 0
+    finally:
+        guest.close()
+    by_scp = (place / "first.tar").read_bytes()
+    padding = len(data) - len(by_scp)
+    assert 0 <= padding < (tarfile.RECORDSIZE if os == "freebsd" else 1)
+    assert data == by_scp + bytes(padding)
+    assert (place / "again.tar").read_bytes() == by_scp
+    assert (stored.read_bytes(), stored.stat().st_ino) == (data, inode)
+    with tarfile.open(stored) as archive:
+        names = set(archive.getnames())
+    assert names > {".", "./a", "./hard", "./far", "./sparse", "./dir", "./fifo"}
+    assert any(len(name) > 440 for name in names)
+
+
+def guest_that(sends: Callable[[IO[bytes]], int]) -> Handler:
+    """A guest that does nothing but send a cache's archive, in its own way."""
+
+    def handler(command: str, stdin: IO[bytes], stdout: IO[bytes]) -> int:
+        script = stdin.read()
+        if b"exec 2>&1" in script:
+            mark = re.search(rb"obuild-[0-9a-f]{32}", script)
+            assert mark
+            stdout.write(mark[0] + b" 0\n")
+        return sends(stdout) if b"--create" in script else 0
+
+    return handler
+
+
+def fails(stdout: IO[bytes]) -> int:
+    stdout.write(bytes(100_000))
+    stdout.channel.sendall_stderr(b"tar: it broke\n")  # type: ignore[attr-defined]  # paramiko's own file
+    return 2
+
+
+def hangs_up(stdout: IO[bytes]) -> int:
+    stdout.write(bytes(100_000))
+    stdout.channel.get_transport().close()  # type: ignore[attr-defined]  # paramiko's own file
+    return 0
+
+
+@pytest.mark.parametrize(
+    ("sends", "said"),
+    [
+        (fails, "^packing cache c failed in the guest: tar: it broke$"),
+        (hangs_up, "the guest closed the SSH connection"),
+    ],
+)
+def test_a_cache_that_does_not_arrive_whole_leaves_the_old_one(
+    sends: Callable[[IO[bytes]], int], said: str, key: Path, tmp_path: Path
+) -> None:
+    stored = tmp_path / "c" / "master" / "cache.tar"
+    stored.parent.mkdir(parents=True)
+    stored.write_bytes(b"as it was")
+    with session("linux", guest_that(sends), key) as opened, pytest.raises(MachineError, match=said):
+        opened.run(cached("/c", "true"), [taken(tmp_path, "c")], {}, print)
+    assert stored.read_bytes() == b"as it was"
+
+
+def test_a_cache_that_fills_the_hosts_disk_is_told_as_one(
+    key: Path, store: Store, chain: Callable[[str], Chain]
+) -> None:
+    def sends(stdout: IO[bytes]) -> int:
+        stdout.write(bytes(1 << 20))
+        return 0
+
+    full = r"cannot write to the store .*: No space left on device"
+    with session("linux", guest_that(sends), key) as opened, store.borrow_cache("c") as copy:
+        copy.path.with_suffix(".new").symlink_to("/dev/full")
+        with pytest.raises(StoreError, match=full), store.draft(chain("").steps[0]):
+            opened.run(cached("/c", "true"), [copy], {}, print)
+    assert store.caches() == {}
 
 
 class Windows:
@@ -224,7 +351,7 @@ class Windows:
         return 0
 
 
-@needs_bsdtar
+@like_windows
 def test_a_step_on_windows(key: Path, tmp_path: Path) -> None:
     user = WindowsUser("ContainerAdministrator")
     command = Command(
@@ -239,7 +366,7 @@ def test_a_step_on_windows(key: Path, tmp_path: Path) -> None:
     (tmp_path / "C").mkdir()
     guest = Windows(tmp_path / "C")
     outputs = []
-    with session("windows", guest, key) as opened:
+    with session("windows", guest, key, "Administrator") as opened:
         opened.send(Transfer(source_tree(tmp_path), "C:/dest", user))
         for _ in range(2):
             output = bytearray()

@@ -79,6 +79,19 @@ def test_a_login_that_is_not_root_goes_through_sudo() -> None:
     assert linux.as_root("debian", "tar x") == "sudo -n tar x"
 
 
+def test_a_cache_goes_through_pipes() -> None:
+    assert linux.receive_cache("debian", 1) == (
+        "sudo -n tar --extract --file=- --directory=/var/lib/obuild-scratch/1 "
+        "--same-permissions --same-owner --numeric-owner"
+    )
+    assert linux.receive_cache("root", 1).startswith("tar --extract ")
+    assert linux.send_cache(1).decode() == (
+        "tar --create --file=- --directory=/var/lib/obuild-scratch/1 --format=gnu "
+        "--sort=name --numeric-owner --sparse . || [ $? -eq 1 ]\n"
+    )
+    assert b"chmod 700 /var/lib/obuild-scratch\n" in linux.prepare_scratch()
+
+
 def test_a_step_is_spelled_so() -> None:
     text = script("/bin/sh", "-c", "echo 'it works'", cwd="/a b", env=(("A", "1 2"),), user=USER).decode()
     lines = text.splitlines()
@@ -352,17 +365,21 @@ def together(*scripts: bytes) -> str:
     return done.stdout.decode()
 
 
+def sent(slot: int, archive: Path) -> bytes:
+    """A script that writes a cache to a file of its own."""
+    return f"exec >{archive}\n".encode() + linux.send_cache(slot)
+
+
 @mounting
 def test_a_cache_hides_what_is_at_its_target_and_leaves_no_trace(rooms: Path) -> None:
     target = rooms / "target dir"
     target.mkdir()
     (target / "hidden").touch()
     said = together(
-        linux.prepare_scratch("root"),
+        linux.prepare_scratch(),
         linux.open_cache(0, str(target), USER),
         f"ls '{target}'; stat -c '%u %a' '{target}'; touch '{target}/new'".encode(),
-        linux.pack_cache(0),
-        f"cp {linux.cache_archive(0)} {rooms}/kept.tar".encode(),
+        sent(0, rooms / "kept.tar"),
         linux.close_caches([str(target)]),
     )
     assert said == "12345 755\n"
@@ -376,23 +393,21 @@ def test_a_cache_comes_back_with_owners_modes_and_holes(rooms: Path) -> None:
     make = f"""cd {target}; echo x >a; chown 7:8 a; chmod 4711 a; ln -s a link; ln a hard
                truncate -s 10M sparse; mkdir -m 1777 dir"""
     together(
-        linux.prepare_scratch("root"),
+        linux.prepare_scratch(),
         linux.open_cache(0, str(target), USER),
         make.encode(),
-        linux.pack_cache(0),
-        f"cp {linux.cache_archive(0)} {rooms}/kept.tar".encode(),
+        sent(0, rooms / "kept.tar"),
         linux.close_caches([str(target)]),
     )
     assert (rooms / "kept.tar").stat().st_size < 1 << 20
     said = together(
-        linux.prepare_scratch("root"),
+        linux.prepare_scratch(),
         linux.open_cache(3, str(target), ROOT),
-        f"cp {rooms}/kept.tar {linux.cache_archive(3)}".encode(),
-        linux.unpack_cache(3),
+        f"cat {rooms}/kept.tar | {linux.receive_cache('root', 3)}".encode(),
         f"cd {target}; stat -c '%n %u:%g %a' . *".encode(),
         f"cd {target}; [ a -ef hard ] && stat -c %s sparse; ls {rooms}/scratch".encode(),
-        linux.pack_cache(3),
-        f"cmp {linux.cache_archive(3)} {rooms}/kept.tar && echo equal".encode(),
+        sent(3, rooms / "again.tar"),
+        f"cmp {rooms}/again.tar {rooms}/kept.tar && echo equal".encode(),
         linux.close_caches([str(target)]),
     )
     assert said.splitlines() == [
@@ -408,11 +423,20 @@ def test_a_cache_comes_back_with_owners_modes_and_holes(rooms: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(("status", "fails"), [(0, False), (1, False), (2, True)])
+def test_a_file_that_changes_while_a_cache_is_packed_is_no_failure(place: Path, status: int, fails: bool) -> None:
+    (place / "tar").write_text(f"#!/bin/sh\necho archive; echo warning >&2; exit {status}\n")
+    (place / "tar").chmod(0o755)
+    env = {"PATH": f"{place}:{linux.DEFAULT_PATH}"}
+    done = subprocess.run(["sh"], input=linux.send_cache(0), env=env, capture_output=True, check=False)
+    assert (done.stdout, done.returncode != 0) == (b"archive\n", fails)
+
+
 @mounting
 def test_a_cache_within_a_cache_is_taken_out_first(rooms: Path) -> None:
     outer, inner = str(rooms / "c"), str(rooms / "c" / "inner")
     together(
-        linux.prepare_scratch("root"),
+        linux.prepare_scratch(),
         linux.open_cache(0, outer, ROOT),
         linux.open_cache(1, inner, ROOT),
         f"touch {inner}/file".encode(),

@@ -115,7 +115,7 @@ PUT_BACK = [
 
 
 def test_a_cache_is_a_junction() -> None:
-    assert lines(windows.prepare_scratch("x")) == [r"[void][IO.Directory]::CreateDirectory('C:\obuild-scratch')"]
+    assert lines(windows.prepare_scratch()) == [r"[void][IO.Directory]::CreateDirectory('C:\obuild-scratch')"]
     assert lines(windows.open_cache(1, "C:/Users/opam/cache", ADMIN)) == [
         r"$t='C:\Users\opam\cache'",
         "[void][IO.Directory]::CreateDirectory($t)",

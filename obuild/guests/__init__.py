@@ -7,7 +7,7 @@ takes a script on its stdin, or by a command (`receive_…`) that takes bytes on
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from obuild.guests import freebsd, linux, openbsd, windows
 from obuild.spec import UnixUser, WindowsUser
@@ -15,7 +15,7 @@ from obuild.spec import UnixUser, WindowsUser
 User = UnixUser | WindowsUser
 
 
-class Guest(Protocol):
+class Common(Protocol):
     """What every member spells. Paths are absolute, and users of a kind that the OS knows."""
 
     def root_shell(self, login: str) -> str:
@@ -32,23 +32,14 @@ class Guest(Protocol):
     def receive_command(self, login: str, dest: str, user: User) -> str:
         """Unpack a tar stream from stdin in the folder `dest`, owned by `user`."""
 
-    def prepare_scratch(self, login: str) -> bytes:
+    def prepare_scratch(self) -> bytes:
         """Make room for caches."""
 
     def open_cache(self, slot: int, target: str, user: User) -> bytes:
         """Let an empty folder, owned by `user`, appear at `target`."""
 
-    def unpack_cache(self, slot: int) -> bytes:
-        """Fill an open cache from its archive, and remove that."""
-
-    def pack_cache(self, slot: int) -> bytes:
-        """Make a cache's archive. Called for each, in order, once the command has ended."""
-
     def close_caches(self, targets: Iterable[str]) -> bytes:
         """Remove every trace of the caches; `targets` are all of them, in order."""
-
-    def cache_archive(self, slot: int) -> str:
-        """Where scp finds a cache's archive, and puts it."""
 
     def prepare_secrets(self) -> bytes:
         """Make room for secrets: in memory, where the OS has a file system there."""
@@ -65,6 +56,35 @@ class Guest(Protocol):
     def power_off(self) -> bytes:
         """Power off, for a guest that does not hear the power button."""
 
+
+@runtime_checkable
+class Piping(Common, Protocol):
+    """A member whose tar reads and writes caches through SSH's own pipes: the quicker way."""
+
+    def receive_cache(self, login: str, slot: int) -> str:
+        """Fill an open cache from the tar archive on stdin."""
+
+    def send_cache(self, slot: int) -> bytes:
+        """Write a cache's tar archive, and nothing else, to stdout.
+
+        Called for each, the last first, once the command has ended.
+        """
+
+
+class Copying(Common, Protocol):
+    """A member whose pipes do not keep bytes as they are: a cache's archive is a file there, moved by scp."""
+
+    def cache_archive(self, slot: int) -> str:
+        """Where scp finds a cache's archive, and puts it."""
+
+    def unpack_cache(self, slot: int) -> bytes:
+        """Fill an open cache from its archive, and remove that."""
+
+    def pack_cache(self, slot: int) -> bytes:
+        """Make a cache's archive. Called for each, the last first, once the command has ended."""
+
+
+Guest = Piping | Copying
 
 #: By the `os` of a base image's card.
 GUESTS: dict[str, Guest] = {"linux": linux, "freebsd": freebsd, "openbsd": openbsd, "windows": windows}

@@ -81,11 +81,9 @@ def receive_command(login: str, dest: str, user: UnixUser | WindowsUser) -> str:
     return _as_root(login, f"sh -c {shlex.quote('; '.join(lines))}")
 
 
-def prepare_scratch(login: str) -> bytes:
-    """Make the scratch folder, which only root and the login user can enter."""
-    return script(
-        ["set -e", f"mkdir -p {SCRATCH}", f"chmod 700 {SCRATCH}", f"chown {shlex.quote(login)} {SCRATCH}"]
-    )
+def prepare_scratch() -> bytes:
+    """Make the scratch folder, which only root can enter."""
+    return script(["set -e", f"mkdir -p {SCRATCH}", f"chmod 700 {SCRATCH}"])
 
 
 def open_cache(slot: int, target: str, user: UnixUser | WindowsUser) -> bytes:
@@ -103,25 +101,35 @@ def open_cache(slot: int, target: str, user: UnixUser | WindowsUser) -> bytes:
     )
 
 
-def unpack_cache(slot: int) -> bytes:
-    """Unpack SCRATCH/SLOT.tar into its cache folder."""
-    return script(
-        [
-            "set -e",
-            f"tar -x -f {SCRATCH}/{slot}.tar -C {SCRATCH}/{slot} -p --same-owner --numeric-owner",
-            f"rm {SCRATCH}/{slot}.tar",
-        ]
-    )
+def receive_cache(login: str, slot: int) -> str:
+    """The command line that unpacks a tar archive from stdin in a cache's folder.
+
+    FreeBSD's tar gives a folder that is there its time before it fills it. So the folder's own entry, if it is
+    the first, is held back and comes last: a cache in which nothing is changed is then packed into the same bytes.
+    """
+    head = f"{SCRATCH}/{slot}.head"
+    options = f"-C {SCRATCH}/{slot} -p --same-owner --numeric-owner"
+    lines = [
+        "set -e",
+        f"dd bs=1 count=512 of={head} 2>/dev/null",
+        f'if [ "$(tar -t -f {head} 2>/dev/null)" = ./ ]',
+        f"then tar -x -f - {options}; tar -x -f {head} {options}",
+        f"else cat {head} - | tar -x -f - {options}; fi",
+    ]
+    return _as_root(login, f"sh -c {shlex.quote('; '.join(lines))}")
 
 
-def pack_cache(slot: int) -> bytes:
-    """Pack a cache folder into SCRATCH/SLOT.tar, in the order of names."""
+def send_cache(slot: int) -> bytes:
+    """Write a cache's folder to stdout as a tar archive, in the order of names.
+
+    To stdout, FreeBSD's tar fills the last record up with zeros, as GNU's always does.
+    """
     return script(
         [
             "set -e",
             f"cd {SCRATCH}/{slot}",
             "find . -print0 | LC_ALL=C sort -z | "
-            f"tar -c -f {SCRATCH}/{slot}.tar --format gnutar --numeric-owner --no-recursion --null -T -",
+            "tar -c -f - --format gnutar --numeric-owner --no-recursion --null -T -",
         ]
     )
 
@@ -130,11 +138,6 @@ def close_caches(targets: Iterable[str]) -> bytes:
     """Unmount the caches, last first, though a process may use them still; and remove every trace of them."""
     lines = [f"umount -f {shlex.quote(target)}" for target in reversed(tuple(targets))]
     return script(["set -e", *lines, f"rm -rf {SCRATCH}"])
-
-
-def cache_archive(slot: int) -> str:
-    """Where a cache's archive lies in the guest, between scp and tar."""
-    return f"{SCRATCH}/{slot}.tar"
 
 
 def prepare_secrets() -> bytes:

@@ -142,24 +142,20 @@ def open_cache(slot: int, target: str, user: UnixUser | WindowsUser) -> bytes:
     return script(lines)
 
 
-def unpack_cache(slot: int) -> bytes:
-    """Unpack SCRATCH/SLOT.tar into its cache folder."""
-    return script(
-        [
-            "set -e",
-            f"tar --extract --file={SCRATCH}/{slot}.tar --directory={SCRATCH}/{slot} "
-            "--same-permissions --same-owner --numeric-owner",
-            f"rm {SCRATCH}/{slot}.tar",
-        ]
+def receive_cache(login: str, slot: int) -> str:
+    """The command that unpacks a tar archive from stdin in a cache's folder."""
+    return as_root(
+        login,
+        f"tar --extract --file=- --directory={SCRATCH}/{slot} --same-permissions --same-owner --numeric-owner",
     )
 
 
-def pack_cache(slot: int) -> bytes:
-    """Pack a cache folder into SCRATCH/SLOT.tar; the same files give the same bytes."""
+def send_cache(slot: int) -> bytes:
+    """Write a cache's folder to stdout as a tar archive; the same files give the same bytes."""
     return script(
         [
             # 1: a file changed as it was read, by a process that the step left running
-            f"tar --create --file={SCRATCH}/{slot}.tar --directory={SCRATCH}/{slot} --format=gnu "
+            f"tar --create --file=- --directory={SCRATCH}/{slot} --format=gnu "
             "--sort=name --numeric-owner --sparse . || [ $? -eq 1 ]",
         ]
     )
@@ -169,11 +165,6 @@ def close_caches(targets: Iterable[str]) -> bytes:
     """Unmount the caches, last first, and remove every trace of them."""
     lines = [f"umount -l {shlex.quote(target)}" for target in reversed(tuple(targets))]
     return script(["set -e", *lines, f"rm -rf {SCRATCH}"])
-
-
-def cache_archive(slot: int) -> str:
-    """Where a cache's archive lies in the guest, between scp and tar."""
-    return f"{SCRATCH}/{slot}.tar"
 
 
 def prepare_secrets() -> bytes:
@@ -217,11 +208,9 @@ def close_secrets(targets: Iterable[str]) -> bytes:
     return script([*lines, f"umount {SECRETS}", f"rmdir {SECRETS}"])
 
 
-def prepare_scratch(login: str) -> bytes:
-    """Make the scratch folder, which only root and the login user can enter."""
-    return script(
-        ["set -e", f"mkdir -p {SCRATCH}", f"chmod 700 {SCRATCH}", f"chown {shlex.quote(login)} {SCRATCH}"]
-    )
+def prepare_scratch() -> bytes:
+    """Make the scratch folder, which only root can enter."""
+    return script(["set -e", f"mkdir -p {SCRATCH}", f"chmod 700 {SCRATCH}"])
 
 
 def power_off() -> bytes:

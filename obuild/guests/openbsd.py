@@ -17,7 +17,7 @@ from obuild.spec import UnixUser, WindowsUser
 #: What a command sees if the spec says nothing else; as in login.conf(5).
 DEFAULT_PATH = "/usr/bin:/bin:/usr/sbin:/sbin:/usr/X11R6/bin:/usr/local/bin:/usr/local/sbin"
 
-#: Where caches are packed in the guest; gone before the layer is sealed.
+#: Where caches are noted in the guest while a step runs; gone before the layer is sealed.
 SCRATCH = "/var/obuild-scratch"
 
 #: Where the values of secrets live in the guest, in a memory file system, while a command runs.
@@ -84,11 +84,9 @@ def receive_command(login: str, dest: str, user: UnixUser | WindowsUser) -> str:
     return _as_root(login, f"sh -c {shlex.quote('; '.join(lines))}")
 
 
-def prepare_scratch(login: str) -> bytes:
-    """Make the scratch folder, which only root and the login user can enter."""
-    return script(
-        ["set -e", f"mkdir -p {SCRATCH}", f"chmod 700 {SCRATCH}", f"chown {shlex.quote(login)} {SCRATCH}"]
-    )
+def prepare_scratch() -> bytes:
+    """Make the scratch folder, which only root can enter."""
+    return script(["set -e", f"mkdir -p {SCRATCH}", f"chmod 700 {SCRATCH}"])
 
 
 def open_cache(slot: int, target: str, user: UnixUser | WindowsUser) -> bytes:
@@ -108,36 +106,44 @@ def open_cache(slot: int, target: str, user: UnixUser | WindowsUser) -> bytes:
     )
 
 
-def unpack_cache(slot: int) -> bytes:
-    """Unpack SCRATCH/SLOT.tar into its cache folder."""
+def receive_cache(login: str, slot: int) -> str:
+    """The command that unpacks a tar archive from stdin in a cache's folder, which is at its target."""
+    lines = [
+        "set -e",
+        *_read_target(str(slot)),
+        'exec gtar --extract --file=- --directory="$target" --same-permissions --same-owner --numeric-owner',
+    ]
+    return _as_root(login, f"sh -c {shlex.quote('; '.join(lines))}")
+
+
+def send_cache(slot: int) -> bytes:
+    """Write a cache's folder to stdout as a tar archive, in the order of names; put back what was at its target.
+
+    So a cache that lies within another is out of it before that one is packed.
+    """
     return script(
         [
             "set -e",
             *_read_target(str(slot)),
-            f'gtar --extract --file={SCRATCH}/{slot}.tar --directory="$target" '
-            "--same-permissions --same-owner --numeric-owner",
-            f"rm {SCRATCH}/{slot}.tar",
+            # 1: a file changed as it was read, by a process that the step left running
+            'gtar --create --file=- --directory="$target" --format=gnu '
+            "--sort=name --numeric-owner --sparse . || [ $? -eq 1 ]",
+            *_put_back(str(slot)),
         ]
     )
 
 
-def pack_cache(slot: int) -> bytes:
-    """Pack a cache folder into SCRATCH/SLOT.tar, in the order of names.
-
-    The first call packs every cache and puts back what was at its target, last first: one that lies within
-    another must be out of it before that one is packed.
-    """
-    return script(["set -e", *_put_back(), f"[ -e {SCRATCH}/{slot}.tar ]"])
-
-
 def close_caches(targets: Iterable[str]) -> bytes:
-    """Put back what was at the targets, unless that is done, and remove every trace of the caches."""
-    return script(["set -e", *_put_back(), f"rm -rf {SCRATCH}"])
-
-
-def cache_archive(slot: int) -> str:
-    """Where a cache's archive lies in the guest, between scp and tar."""
-    return f"{SCRATCH}/{slot}.tar"
+    """Put back what was at the targets, last first, unless that is done, and remove every trace of the caches."""
+    return script(
+        [
+            "set -e",
+            f"for slot in $(ls {SCRATCH} | sed -n 's/\\.target$//p' | sort -rn); do",
+            *_read_target("$slot"),
+            *_put_back("$slot"),
+            f"done; rm -rf {SCRATCH}",
+        ]
+    )
 
 
 def prepare_secrets() -> bytes:
@@ -176,16 +182,12 @@ def power_off() -> bytes:
     return script(["halt -p"])
 
 
-def _put_back() -> list[str]:
+def _put_back(slot: str) -> list[str]:
+    """Take a cache away from its `target`, and note that it is done."""
     return [
-        f"for slot in $(ls {SCRATCH} | sed -n 's/\\.target$//p' | sort -rn); do",
-        *_read_target("$slot"),
-        # 1: a file changed as it was read, by a process that the step left running
-        f'gtar --create --file={SCRATCH}/$slot.tar --directory="$target" --format=gnu '
-        "--sort=name --numeric-owner --sparse . || [ $? -eq 1 ]",
         'rm -rf -- "$target"',
-        f'mv -- "{_aside("$target", "$slot")}" "$target"',
-        f"rm {SCRATCH}/$slot.target; done",
+        f'mv -- "{_aside("$target", slot)}" "$target"',
+        f"rm {SCRATCH}/{slot}.target",
     ]
 
 

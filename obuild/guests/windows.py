@@ -104,7 +104,7 @@ def receive_command(login: str, dest: str, user: UnixUser | WindowsUser) -> str:
     )
 
 
-def prepare_scratch(login: str) -> bytes:
+def prepare_scratch() -> bytes:
     """Make the scratch folder."""
     return _script([f"[void][IO.Directory]::CreateDirectory('{SCRATCH}')"])
 
