@@ -1,6 +1,6 @@
 """Which way a cache travels quicker: by tar's pipe over SSH, as it does, or by scp and an archive in the guest.
 
-    .venv/bin/python bench/caches.py
+Run it on a quiet machine:  .venv/bin/python bench/caches.py
 
 5,000 small files and one file of 200 MB, each sent to and fetched from `micro`, both ways in one guest, in turns.
 It prints seconds and ratios, and checks that both ways brought back the same bytes.
