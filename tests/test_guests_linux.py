@@ -433,6 +433,19 @@ def test_a_file_that_changes_while_a_cache_is_packed_is_no_failure(place: Path, 
 
 
 @mounting
+def test_what_is_mounted_below_a_folder_does_not_leave_with_it(place: Path) -> None:
+    folder = place / "whole"
+    (folder / "proc").mkdir(parents=True)
+    (folder / "file").touch()
+    extract = linux.extract_script([str(folder)], exclude=(), rename="root", user=USER).decode()
+    said = together(
+        f"mount -t tmpfs tmpfs {folder}/proc && touch {folder}/proc/of-the-machine".encode(),
+        f"sh -c {shlex.quote(extract)} | tar --list".encode(),
+    )
+    assert said.splitlines() == ["root/", "root/file", "root/proc/"]
+
+
+@mounting
 def test_a_cache_within_a_cache_is_taken_out_first(rooms: Path) -> None:
     outer, inner = str(rooms / "c"), str(rooms / "c" / "inner")
     together(

@@ -92,11 +92,12 @@ def extract_script(
 ) -> bytes:
     """Write the files `src` to stdout as a tar archive, sparse files sparse, everything owned by `user`.
 
-    Each goes in under its basename, the root folder as its contents; a single one is called `rename`.
+    Each goes in under its basename, the root folder as its contents; a single one is called `rename`. Of what is
+    mounted below one of them, only the empty folder goes in: /proc and /sys are the machine's, not the image's.
     """
     uid, gid = _ids(user)
     words = [
-        *("tar", "--create", "--file=-", "--format=gnu", "--sparse", "--sort=name"),
+        *("tar", "--create", "--file=-", "--format=gnu", "--sparse", "--sort=name", "--one-file-system"),
         *(f"--owner=u:{uid}", f"--group=g:{gid}", "--numeric-owner"),  # a bare number may be a name, too
         *("--no-wildcards", "--no-anchored", *(f"--exclude={name}" for name in exclude)),
     ]

@@ -85,11 +85,17 @@ def test_stages_are_built_side_by_side_and_all_of_them(fresh: Program, spec: Spe
          (from micro)
          (copy (from (build c)) (src /c) (dst /from/))
          (copy (from (build a)) (src /a) (dst /from/))
-         (run (shell "head /from/*")))
+         (workdir /whole)
+         (copy (from (build a)) (src .) (dst ./) (exclude bin boot lib usr var))
+         (run (shell "head /from/*; ls; ls -A proc sys dev; cat a; find / -xdev -name image.qcow2")))
     """)
     out = fresh.build(path, source, "--jobs", "3").stdout
     assert "==> /from/a <==\nI am a\n\n==> /from/c <==\ninner\n" in out
     assert "I am b\n" in out  # no one needs it, and it is built all the same
+    whole, machines_own = out.partition("inner\n")[2].split("\ndev:\n")
+    assert {"a", "dev", "etc", "proc", "root", "sys"} < set(whole.split())  # the build's file system from its root
+    assert not {"bin", "boot", "lib", "usr", "var"} & set(whole.split())
+    assert machines_own.startswith("\nproc:\n\nsys:\nI am a\n---> saved")  # without what its guest adds
     for name in ("a", "b"):  # each stage's words stand together
         assert f'(build "{name}" …)\n(from micro)\n' in out
     assert_clean(fresh)
