@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from obuild import fmt, sexp, spec
 from obuild.errors import SpecError
+from tests.manual import example
 
 HERE = Path(__file__).parent
 VECTORS = json.loads((HERE / "vectors" / "spec.json").read_text(encoding="utf-8"))
@@ -90,9 +91,8 @@ def test_comments_stay_where_they_stood(text: str, expected: str) -> None:
 
 
 def test_the_page_on_the_language_shows_it_as_it_is() -> None:
-    page = (HERE.parent / "docs" / "spec.md").read_text(encoding="utf-8")
-    example = page.partition("## One layout")[2].partition("```lisp\n")[2].partition("```")[0]
-    assert tidy(example) == example
+    shown = example("One layout").spec
+    assert tidy(shown) == shown
 
 
 def test_what_is_no_spec_is_refused_with_its_place() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import pytest
@@ -27,11 +26,11 @@ from obuild.spec import (
     WindowsUser,
     Workdir,
 )
+from tests.manual import examples
 
 HERE = Path(__file__).parent
 VECTORS = json.loads((HERE / "vectors" / "spec.json").read_text(encoding="utf-8"))
 ACCEPTED = [case["spec"] for case in VECTORS if case["accepted"]]
-DOCS = HERE.parent / "docs" / "spec.md"
 
 budget = settings(max_examples=100, deadline=None, derandomize=True)
 
@@ -512,7 +511,6 @@ def test_any_text_is_accepted_or_refused(text: str) -> None:
 
 
 def test_the_examples_in_the_manual_are_specs() -> None:
-    examples = re.findall(r"^```lisp\n(.*?)^```$", DOCS.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-    assert len(examples) > 8
-    for example in examples:
-        spec.parse(example)
+    assert len(examples()) > 8
+    for each in examples():
+        spec.parse(each.spec)
