@@ -48,6 +48,7 @@ def refused(
     where = store or f"qemu:{here / 'store'}"
     done = obuild("build", f"--store={where}", "-f", here / "spec", *options, here / source, code=2)
     assert not list((here / "store").glob("result*/*"))
+    assert done.stdout == ""
     return done.stderr
 
 
@@ -226,6 +227,17 @@ def test_a_store_is_only_made_by_commands_that_fill_it(tmp_path: Path) -> None:
     ):
         assert "is not a store" in obuild(*args, f"--store=qemu:{tmp_path / 'none'}", code=2).stderr
     assert not (tmp_path / "none").exists()
+
+
+def test_a_store_is_made_with_the_folders_above_it_and_may_be_relative(
+    based: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(based)
+    (based / "spec").write_text("((from there))")
+    obuild("base", "add", "disk.raw", "--name", "there", "--store=qemu:not/yet/there", code=0)
+    built = obuild("build", "--store=qemu:not/yet/there", "-f", "spec", "src", code=0).stdout
+    (layer,) = (based / "not/yet/there/result").iterdir()
+    assert built.endswith(f'Got: "{layer.name}"\n')
 
 
 COMMANDS = [

@@ -119,6 +119,15 @@ def test_what_changes_the_result_changes_the_id(source: Path, one: str, other: s
     assert chains[0].steps[-1].id != chains[1].steps[-1].id
 
 
+def test_a_file_that_becomes_executable_makes_another_step(source: Path) -> None:
+    def copied() -> str:
+        return make("(copy (src file) (dst /d/))", source).steps[-1].id
+
+    before = copied()
+    (source / "file").chmod(0o755)
+    assert copied() != before
+
+
 def test_a_base_counts_by_its_content_and_not_by_its_name_card_or_place() -> None:
     def id(base: Base) -> str:
         return make("(run (shell x))", base=base).steps[-1].id

@@ -95,33 +95,38 @@ def test_a_failing_command_is_shown_and_not_saved(fresh: Program, spec: Spec, so
 def test_user_env_shell_and_workdir_mean_what_they_say(shared: Program, spec: Spec, source: Path) -> None:
     (source / "say").write_text(r"""
         id; pwd; stat -c %u:%g . /deep; printf '[%s]\n' "$PATH" "$HOME" "$QUOTED" "$0"
-        touch /root/x || echo denied
+        touch /root/x || echo denied; stat -c '%u:%g %n' /home /home/new /home/new/src/say
     """)
     path = spec(r"""
         ((from micro)
-         (copy (src say) (dst /say))
          (env PATH /opt/none:/usr/bin:/bin)
          (env HOME "/a home")
          (env QUOTED "it's \"$HOME\" `id`\nsecond line")
          (user (uid 1234) (gid 4321))
+         (workdir /home/new)
+         (copy (src .) (dst ./src/))
          (workdir "/deep/er/with space")
          (workdir sub)
          (shell /bin/sh -c)
-         (run (shell ". /say; echo one; echo two")))
+         (run (shell ". /home/new/src/say; echo one; echo two")))
     """)
     out = shared.build(path, source).stdout
     assert "uid=1234 gid=4321 groups=4321\n/deep/er/with space/sub\n1234:4321\n1234:4321\n" in out
     assert "[/opt/none:/usr/bin:/bin]\n[/a home]\n" in out
     assert '[it\'s "$HOME" `id`\nsecond line]\n[/bin/sh]\n' in out
-    assert "denied\none\ntwo\n" in out
+    assert "denied\n0:0 /home\n1234:4321 /home/new\n1234:4321 /home/new/src/say\none\ntwo\n" in out
 
 
-def test_ld_preload_exists_in_the_guest_only(shared: Program, spec: Spec, source: Path) -> None:
-    path = spec('((from micro) (env LD_PRELOAD /no/such.so) (run (shell "env | grep ^LD_")))')
+def test_what_steers_a_loader_exists_in_the_guest_only(shared: Program, spec: Spec, source: Path) -> None:
+    path = spec("""((from micro) (env LD_PRELOAD /no/such.so) (env LD_DEBUG files)
+                   (run (shell "env | grep ^LD_")))""")
     done = shared.build(path, source, "-v")
     assert "LD_PRELOAD=/no/such.so\n" in done.stdout
     assert "ld.so: object '/no/such.so'" in done.stdout  # it did reach the command's own programs
     assert "/no/such.so" not in done.stderr  # and no program on the host
+    assert "LD_DEBUG=files\n" in done.stdout
+    assert "calling init: " in done.stdout
+    assert "calling init: " not in done.stderr
 
 
 def test_a_workdir_that_cannot_be_entered_fails_the_step(shared: Program, spec: Spec, source: Path) -> None:
@@ -160,6 +165,10 @@ def test_the_network_is_closed_unless_a_step_opens_it(shared: Program, spec: Spe
         '(run (shell "timeout 20 bash /fetch.sh || echo closed")))'
     )
     assert "closed\n" in shared.build(closed_spec, source).stdout
+    other_spec = spec(closed_spec.read_text().replace("(run (shell", "(run (network bridge) (shell"))
+    other = shared.build(other_spec, source)
+    assert not SAVED.findall(other.stdout)  # another network is no network: it is the same step
+    assert "closed\n" in other.stdout
     open_spec = spec(
         "((from micro) (copy (src fetch.sh) (dst /fetch.sh)) "
         '(run (network host) (shell "timeout 20 bash /fetch.sh")))'
@@ -207,9 +216,9 @@ def test_caches_outlive_steps_and_stay_out_of_layers(shared: Program, spec: Spec
         return shared.build(path, source).stdout
 
     run("echo 1 >/var/one/file; ln -s file /var/one/link; echo 2 >/two/file; chmod 600 /two/file")
-    out = run("cat /var/one/link; stat -c '%A %u' /two/file; echo longer >/two/file")
+    out = run("cat /var/one/link; stat -c '%A %u' /two/file; echo V >/two/file")
     assert "1\n-rw------- 5\n" in out
-    assert "longer\n" in run("cat /two/file; rm /var/one/file")
+    assert "\nV\n" in run("cat /two/file; rm /var/one/file")  # overwritten in place: nothing grew
     assert "gone\n" in run("test -e /var/one/file || echo gone")
     after = spec(
         '((from micro) (run (cache (one (target /var/one))) (shell "true # a")) (run (shell "ls -A /var/one")))'

@@ -89,6 +89,25 @@ def test_a_guest_that_never_answers_is_killed_and_its_console_shown(
     assert_clean(program)
 
 
+def test_a_machine_that_cannot_be_started_is_told(shared: Program, spec: Spec, source: Path) -> None:
+    path = spec('((from micro) (run (shell "echo never")))')
+    done = shared.build(path, source, "--qemu-memory", "1000000", code=1)  # GiB
+    assert "QEMU did not start" in done.stderr
+    assert "--qemu-memory" in done.stderr
+    assert_clean(shared)
+
+
+def test_a_signal_shows_in_the_status_and_a_store_may_be_relative(
+    fresh: Program, spec: Spec, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(fresh.store.parent)
+    path = spec('((from micro) (run (shell "echo begun; kill -9 $$")))')
+    done = Program(Path(fresh.store.name)).build(path, source, code=1)
+    assert "begun\n" in done.stdout
+    assert '"echo begun; kill -9 $$" failed with exit status 137' in done.stderr
+    assert_clean(fresh)
+
+
 @pytest.mark.parametrize(("command", "said"), [("poweroff -f", "powered off"), ("reboot -f", "rebooted")])
 def test_a_guest_that_stops_in_a_step_is_said_to_have(
     shared: Program, spec: Spec, source: Path, command: str, said: str
