@@ -11,10 +11,10 @@ from pathlib import Path
 
 from obuild import base, process
 from obuild.build import Builder, Executor
-from obuild.errors import MachineError, UsageError
+from obuild.errors import MachineError
 from obuild.events import Event, Listener, Note, Output, Started
 from obuild.extract import Extractor
-from obuild.plan import Base, Built, Chain, Extract, FilesOf, Graft, Import, LayerId, everything, not_built, plan
+from obuild.plan import Base, Built, Chain, Extract, FilesOf, Graft, Import, LayerId, everything, plan, unbuilt
 from obuild.shape import ARCHES, Settings
 from obuild.spec import Run, Shell, Stage
 from obuild.store import Store
@@ -40,8 +40,8 @@ class Engine:
 
         UsageError, before anything is built, for all that can be seen to be wrong; then as Builder.build.
         """
-        for each in everything(stage):
-            self._chains[id(each)] = self._plan(each)
+        for each, builds in everything(stage):
+            self._chains[id(each)] = self._plan(each, unbuilt(builds, self._base))
             self.settings.shape(self._base(each.base).card, "tcg")
         if self.jobs > 1 and stage.stages:
             from obuild.parallel import Parallel
@@ -63,8 +63,6 @@ class Engine:
             sources = {name: self._extractor(built, stack) for name, built in scope.items()}
 
             def extract(request: Extract) -> tuple[LayerId, Manifest]:
-                if (os := scope[request.origin].base.card.os) != "linux":
-                    raise UsageError(f"files can be copied from a build that runs Linux, not {os}")
                 source = sources[request.origin]
                 return source.layer, source.manifest(request)
 
@@ -77,7 +75,7 @@ class Engine:
             builder = Builder(self.store, self._executor_for(chain), tell, self.secrets, archive)
             return Built(builder.build(chain), chain.base)
 
-    def _plan(self, stage: Stage, extract: FilesOf = not_built) -> Chain:
+    def _plan(self, stage: Stage, extract: FilesOf) -> Chain:
         secrets = tuple(self.secrets)
         return plan(stage, source=self.source, find_base=self._base, secrets=secrets, extract=extract)
 

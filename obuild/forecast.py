@@ -5,15 +5,15 @@ Looks and compares; boots nothing, makes no base image, writes no layer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from obuild import base, explain
 from obuild.explain import Fields
-from obuild.plan import Base, Chain, Graft, Import, LayerId, Step, everything, plan
+from obuild.plan import Base, Chain, Graft, Import, LayerId, Step, everything, plan, unbuilt
 from obuild.spec import Stage
 from obuild.store import Layer, Store
 
@@ -43,13 +43,16 @@ def forecast(stage: Stage, *, source: Path, store: Store, secrets: Sequence[str]
     """What a build of `stage` would find and make, step by step, inner builds first. UsageError as a build."""
     return [
         outlook
-        for each in everything(stage)
-        for outlook in _forecast(each, source=source, store=store, secrets=secrets)
+        for each, builds in everything(stage)
+        for outlook in _forecast(each, builds, source=source, store=store, secrets=secrets)
     ]
 
 
-def _forecast(stage: Stage, *, source: Path, store: Store, secrets: Sequence[str]) -> list[Outlook]:
-    chain = plan(stage, source=source, find_base=lambda name: _base(store, name), secrets=secrets)
+def _forecast(
+    stage: Stage, builds: Mapping[str, Stage], *, source: Path, store: Store, secrets: Sequence[str]
+) -> list[Outlook]:
+    find = partial(_base, store)
+    chain = plan(stage, source=source, find_base=find, secrets=secrets, extract=unbuilt(builds, find))
     if chain.base.digest:
         return list(_Forecaster(store).chain(chain))
     why = f"the base image {chain.base.name!r} would be made from its recipe first; ids are known only then"

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import posixpath
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -175,16 +174,26 @@ class Context:
     env: tuple[tuple[str, str], ...] = ()
 
 
-def not_built(extract: Extract) -> tuple[LayerId, tree.Manifest]:
-    """Stands for the files of a build that is yet to be made."""
-    return LayerId(""), ()
+def unbuilt(builds: Mapping[str, Stage], find_base: Callable[[str], Base]) -> FilesOf:
+    """Stands for the files of builds that are yet to be made. UsageError if one could not be asked for them."""
+
+    def files(extract: Extract) -> tuple[LayerId, tree.Manifest]:
+        os = find_base(builds[extract.origin].base).card.os
+        systems.check_sources(os, extract.src, extract.exclude, extract.rename)
+        return LayerId(""), ()
+
+    return files
 
 
-def everything(stage: Stage) -> Iterator[Stage]:
-    """A stage and all stages inside it, in the order in which they are built."""
-    for _, inner in stage.stages:
-        yield from everything(inner)
-    yield stage
+def everything(
+    stage: Stage, builds: Mapping[str, Stage] | None = None
+) -> Iterator[tuple[Stage, Mapping[str, Stage]]]:
+    """A stage and all stages inside it, in the order in which they are built, with those it may copy from."""
+    builds = dict(builds or {})
+    for name, inner in stage.stages:
+        yield from everything(inner, builds)
+        builds[name] = inner
+    yield stage, builds
 
 
 def plan(
@@ -193,16 +202,18 @@ def plan(
     source: Path,
     find_base: Callable[[str], Base],
     secrets: Sequence[str] = (),
-    extract: FilesOf = not_built,
+    extract: FilesOf | None = None,
 ) -> Chain:
     """The steps of one stage. UsageError, with the op's line, for what can be seen to be wrong in it.
 
     `find_base` turns the name after `from` into a Base; `secrets` are the ids that have a value. `extract` is
-    asked for the files of a copy from another build; without it, ids from such a copy on mean nothing.
+    asked for the files of a copy from another build; without it (as with `unbuilt`), ids from such a copy on mean
+    nothing.
     """
     base = find_base(stage.base)
     steps = [Step(None, Import(base), (f"(from {sexp.dumps(stage.base)})",))]
     headings: list[str] = []
+    extract = extract or unbuilt(dict(stage.stages), find_base)
     start = systems.start(base.card.os)
     context = Context(base.card, start.workdir, start.user, start.shell)
     for op in stage.ops:
@@ -268,17 +279,10 @@ def _command(op: Run, context: Context, secrets: Sequence[str]) -> Command:
 
 
 def _graft(op: Copy, context: Context, extract: FilesOf) -> Graft:
-    if context.card.os != "linux":
-        raise UsageError(f"a copy from another build needs a Linux guest, and this one runs {context.card.os}")
     dest, into = _destination(op, context)
-    for src in op.src:
-        if ".." in src.split("/"):
-            raise UsageError(f"copy source {src!r}: '..' is not allowed")
-        if posixpath.basename(src.rstrip("/")) in op.exclude:
-            raise UsageError(f"copy source {src!r} is excluded, too")
     rename = None
     if not into:
-        dest, rename = posixpath.split(dest)
+        dest, rename = systems.split(dest)
     request = Extract(op.origin or "", op.src, op.exclude, rename or None, context.user)
     return Graft(request, *extract(request), dest)
 

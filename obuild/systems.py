@@ -94,9 +94,7 @@ def check_command(os: str, argv: Sequence[str], texts: Iterable[str]) -> None:
     """UsageError if the guest cannot run argv, or cannot be told one of the `texts`: its paths and variables."""
     if os != "windows":
         return
-    for text in (*argv, *texts):
-        if any("\ud800" <= letter <= "\udfff" for letter in text):
-            raise UsageError("a Windows guest takes text in UTF-8 only")
+    _check_utf8(*argv, *texts)
     if re.search(r"\.(bat|cmd)$", argv[0], re.IGNORECASE):
         raise UsageError("a batch file cannot be a shell", hint="(shell cmd /S /C) runs batch files")
     size, limit = len(argv[0]) + 3 + len(arguments(argv)), MAX_COMMAND_LINE
@@ -112,6 +110,27 @@ def check_command(os: str, argv: Sequence[str], texts: Iterable[str]) -> None:
             f"takes at most {limit}",
             hint="put it into a script, and copy that in",
         )
+
+
+def check_sources(os: str, src: Iterable[str], exclude: Iterable[str], rename: str | None) -> None:
+    """UsageError if a build that runs `os` cannot be asked for these files."""
+    for path in src:
+        plain = slashes(os, path)
+        if ".." in plain.split("/"):
+            raise UsageError(f"copy source {path!r}: '..' is not allowed")
+        if posixpath.basename(plain.rstrip("/")) in exclude:
+            raise UsageError(f"copy source {path!r} is excluded, too")
+        if os == "windows":
+            _check_utf8(path, rename or "")
+            if rename is not None and not split(join(os, "C:/", path))[1]:
+                raise UsageError(
+                    f"copy source {path!r} is a drive", hint="end dst with a slash: it has no name to change"
+                )
+
+
+def _check_utf8(*texts: str) -> None:
+    if any("\ud800" <= letter <= "\udfff" for text in texts for letter in text):
+        raise UsageError("a Windows guest takes text in UTF-8 only")
 
 
 def _tidy(root: str, path: str) -> str:

@@ -7,9 +7,9 @@ from functools import partial
 from pathlib import Path
 
 from obuild import tree
-from obuild.guests import Guest, Piping, linux
+from obuild.guests import Guest, Piping
 from obuild.plan import Command, Extract, Graft, Transfer
-from obuild.spec import UnixUser
+from obuild.spec import UnixUser, WindowsUser
 from obuild.ssh import Connection
 from obuild.volumes import CacheCopy
 
@@ -17,7 +17,7 @@ from obuild.volumes import CacheCopy
 def send_tree(connection: Connection, guest: Guest, login: str, transfer: Transfer) -> None:
     """Unpack the tree in the guest, owned by the transfer's user. ObuildError if a file changed meanwhile."""
     user = transfer.user
-    uid, gid = (user.uid, user.gid) if isinstance(user, UnixUser) else (0, 0)
+    uid, gid = _owner(user)
     command = guest.receive_command(login, transfer.dest, user)
     connection.stream(
         command,
@@ -26,11 +26,25 @@ def send_tree(connection: Connection, guest: Guest, login: str, transfer: Transf
     )
 
 
-def take_tree(connection: Connection, login: str, extract: Extract, archive: Path) -> None:
-    """Write files of a Linux guest to `archive`, a tar file on the host; nothing of it is unpacked there."""
-    script = linux.extract_script(extract.src, exclude=extract.exclude, rename=extract.rename, user=extract.user)
-    with archive.open("wb") as out:
-        connection.fetch(linux.root_shell(login), script, out, what=f"copying from the build {extract.origin}")
+def _owner(user: UnixUser | WindowsUser) -> tuple[int, int]:
+    """Whose files are in an archive for a guest; one that knows users by name sees to it by itself."""
+    return (user.uid, user.gid) if isinstance(user, UnixUser) else (0, 0)
+
+
+def take_tree(connection: Connection, guest: Guest, login: str, extract: Extract, archive: Path) -> None:
+    """Write files of a guest to `archive`, a tar file on the host; nothing of it is unpacked there."""
+    what = f"copying from the build {extract.origin}"
+    root = guest.root_shell(login)
+    packing = guest.pack_files(
+        extract.src, exclude=extract.exclude, rename=extract.rename, owner=_owner(extract.user)
+    )
+    if not packing.file:
+        with archive.open("wb") as out:
+            connection.fetch(root, packing.script, out, what=what)
+        return
+    connection.check(root, packing.script, what=what)
+    connection.get(packing.file, archive)
+    connection.check(root, packing.remove, what=what)
 
 
 def send_archive(connection: Connection, guest: Guest, login: str, graft: Graft, archive: Path) -> None:

@@ -437,10 +437,10 @@ def test_what_is_mounted_below_a_folder_does_not_leave_with_it(place: Path) -> N
     folder = place / "whole"
     (folder / "proc").mkdir(parents=True)
     (folder / "file").touch()
-    extract = linux.extract_script([str(folder)], exclude=(), rename="root", user=USER).decode()
+    pack = linux.pack_files([str(folder)], exclude=(), rename="root", owner=(7, 8)).script.decode()
     said = together(
         f"mount -t tmpfs tmpfs {folder}/proc && touch {folder}/proc/of-the-machine".encode(),
-        f"sh -c {shlex.quote(extract)} | tar --list".encode(),
+        f"sh -c {shlex.quote(pack)} | tar --list".encode(),
     )
     assert said.splitlines() == ["root/", "root/file", "root/proc/"]
 

@@ -15,10 +15,11 @@ PACKAGE = Path(__file__).parent.parent / "obuild"
 RANKS = (
     "errors events locks mask quoting spec_ops trace version",
     "card files mtree posix process qmp sexp tree",
-    "disk explain recipe shape spec_fields spec_show",
+    "disk explain packing recipe shape spec_fields spec_show",
     "accel machine spec_read",
     "spec ssh",
-    "dockerfile fmt guests.freebsd guests.linux guests.openbsd guests.windows systems",
+    "systems",
+    "dockerfile fmt guests.freebsd guests.linux guests.openbsd guests.windows",
     "guests plan",
     "placing volumes",
     "store",

@@ -245,8 +245,9 @@ def test_a_copy_from_a_build_to_a_name_renames_it(dst: str, folder: str, name: s
     ],
 )
 def test_a_copy_from_a_build_that_cannot_be_is_refused(copy: Copy, why: str) -> None:
+    stage = Stage("b", (copy,), (("inner", Stage("b")),))
     with pytest.raises(UsageError, match=why):
-        grafted((), copy)
+        plan.plan(stage, source=Path(), find_base=lambda name: BASE)
 
 
 def test_headings_are_the_ops_as_written_after_their_workdir() -> None:

@@ -81,7 +81,7 @@ class Session:
 
     def take(self, extract: Extract, archive: Path) -> None:
         """Take files out of the guest, into a tar archive."""
-        transfer.take_tree(self.connection, self.login, extract, archive)
+        transfer.take_tree(self.connection, self.guest, self.login, extract, archive)
 
     def graft(self, action: Graft, archive: Path) -> None:
         """Put the files of such an archive into the guest."""

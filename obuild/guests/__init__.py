@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Protocol, runtime_checkable
 
 from obuild.guests import freebsd, linux, openbsd, windows
+from obuild.packing import Packing
 from obuild.spec import UnixUser, WindowsUser
 
 User = UnixUser | WindowsUser
@@ -31,6 +32,15 @@ class Common(Protocol):
 
     def receive_command(self, login: str, dest: str, user: User) -> str:
         """Unpack a tar stream from stdin in the folder `dest`, owned by `user`."""
+
+    def pack_files(
+        self, src: Iterable[str], *, exclude: Iterable[str], rename: str | None, owner: tuple[int, int]
+    ) -> Packing:
+        """Pack files of the guest into a tar archive, sparse ones sparse, all owned by the uid and gid `owner`.
+
+        Each goes in under its basename, a root folder and `FOLDER/.` as their contents; a single one is called
+        `rename`. What has a name in `exclude` is left out. The script fails, and names it, if one is missing.
+        """
 
     def prepare_scratch(self) -> bytes:
         """Make room for caches."""

@@ -9,9 +9,12 @@ there a copy to a path with that in it fails, loudly.
 
 from __future__ import annotations
 
+import os
+import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 
+from obuild.packing import Packing, bsdtar_options, names, split
 from obuild.posix import ensure_folder, link_secret, say_status, script, unlink_secrets
 from obuild.spec import UnixUser, WindowsUser
 
@@ -69,16 +72,44 @@ def receive_command(login: str, dest: str, user: UnixUser | WindowsUser) -> str:
     """The command line that unpacks a tar stream from stdin in the folder `dest`, owned by `user`.
 
     A symlink to a folder is followed, not replaced (-P). Folders that exist get the owner and mode of those
-    that are copied onto them: FreeBSD's tar has no way to leave them, other than other guests' tars.
+    that are copied onto them: FreeBSD's tar has no way to leave them, other than other guests' tars. Names that
+    an archive says are UTF-8, as from Windows, need a locale that has them; others stay the bytes they are.
     """
     lines = [
         "set -e",
+        "LC_ALL=C.UTF-8",
+        "export LC_ALL",
         f"{_who(user)} || exit 1",
         *ensure_folder(dest, '"$uid:$gid"'),
         f"cd -P -- {shlex.quote(dest)}",
         'exec tar -x -f - -p -P --same-owner --numeric-owner --uid "$uid" --gid "$gid"',
     ]
     return _as_root(login, f"sh -c {shlex.quote('; '.join(lines))}")
+
+
+def pack_files(
+    src: Iterable[str], *, exclude: Iterable[str], rename: str | None, owner: tuple[int, int]
+) -> Packing:
+    """Pack files of the guest, for a copy out of a build: find lists them, in the order of names, for tar.
+
+    What cannot be listed leaves a name in the list that tar does not find either.
+    """
+    roots = [_root(path, count) for count, path in enumerate(src, start=1)]
+    words = ["tar", "-c", "-P", "-f", "-", *bsdtar_options(owner), "--no-recursion", "--null", "-T", "-"]
+    return Packing(
+        script(
+            [
+                "LC_ALL=C; export LC_ALL",  # a letter is a byte
+                "cd / || exit",
+                """checked() { "$@" || printf 'some files could not be listed\\0'; }""",
+                # a slash comes before all other bytes, so that what is in a folder follows it at once
+                r"""list() { checked find "$@" | tr '/\001' '\001/' | checked sort -z | tr '/\001' '\001/'; }""",
+                "{",
+                *(f"list {shlex.quote(root)} -xdev {_unless(exclude)}! -type s -print0" for root in roots),
+                f"}} | {shlex.join([*words, *_edits(roots, rename)])}",
+            ]
+        )
+    )
 
 
 def prepare_scratch() -> bytes:
@@ -169,6 +200,39 @@ def power_off() -> bytes:
 
 def _as_root(login: str, command: str) -> str:
     return command if login == "root" else f"{_BECOME_ROOT} {command}"
+
+
+def _root(path: str, count: int) -> str:
+    """A source from the root, with `count` slashes before it, and single ones in it."""
+    folder, name = split(path)
+    return "/" * count + "/".join([*(part for part in folder.split("/") if part not in ("", ".")), name])
+
+
+def _unless(exclude: Iterable[str]) -> str:
+    """Words of find that pass over files of these names, and what is below them."""
+    patterns = (re.sub(r"([\\*?[])", r"\\\1", name) for name in names(exclude))
+    tests = " -o ".join(f"-name {shlex.quote(pattern)}" for pattern in patterns)
+    return rf"\( {tests} \) -prune -o " if tests else ""
+
+
+def _edits(roots: Sequence[str], rename: str | None) -> Iterator[str]:
+    """Words of tar that cut off the folders of the roots, or rename the only one.
+
+    They go by the number of bytes, so that nothing in a name means anything. One root may lie in another: the
+    slashes before it tell to which a path belongs. What is left of it begins with none, so later rules leave it.
+    """
+    if rename is not None:
+        (root,) = roots
+        escaped = re.sub(r"([\\~])", r"\\\1", rename)
+        yield from ("-s", f"/^{_any(root)}/{escaped}/S")
+        return
+    for count, root in reversed(tuple(enumerate(roots, start=1))):
+        folder = root[: root.rindex("/") + 1]
+        yield from ("-s", f",^{'/' * count}{_any(folder[count:])},,S")
+
+
+def _any(text: str) -> str:
+    return "." * len(os.fsencode(text))
 
 
 def _who(user: UnixUser | WindowsUser) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable
 
+from obuild.packing import Packing, by_gnu_tar
 from obuild.posix import ensure_folder, say_status, script
 from obuild.spec import UnixUser, WindowsUser
 
@@ -87,43 +88,11 @@ def receive_command(login: str, dest: str, user: UnixUser | WindowsUser) -> str:
     return as_root(login, f"sh -c {shlex.quote(text)}")
 
 
-def extract_script(
-    src: Iterable[str], *, exclude: Iterable[str], rename: str | None, user: UnixUser | WindowsUser
-) -> bytes:
-    """Write the files `src` to stdout as a tar archive, sparse files sparse, everything owned by `user`.
-
-    Each goes in under its basename, the root folder as its contents; a single one is called `rename`. Of what is
-    mounted below one of them, only the empty folder goes in: /proc and /sys are the machine's, not the image's.
-    """
-    uid, gid = _ids(user)
-    words = [
-        *("tar", "--create", "--file=-", "--format=gnu", "--sparse", "--sort=name", "--one-file-system"),
-        *(f"--owner=u:{uid}", f"--group=g:{gid}", "--numeric-owner"),  # a bare number may be a name, too
-        *("--no-wildcards", "--no-anchored", *(f"--exclude={name}" for name in exclude)),
-    ]
-    lines = []
-    places = []
-    for number, path in enumerate(src):
-        folder, _, name = ("/" + path).rstrip("/").rpartition("/")
-        name = name if name not in ("", ".") else "."
-        # the folder may be reached through symlinks: to the guest's own files, so no harm
-        lines.append(f"folder{number}=$(cd -P {shlex.quote(folder or '/')} && pwd) || exit")
-        places.append(f'-C "$folder{number}" {shlex.quote("./" + name if name != "." else name)}')
-    if rename is not None:
-        words.append("--transform=flags=rhS;s|^" + _pattern(name) + "|" + _replacement(rename) + "|")
-    else:
-        words.append(r"--transform=flags=rhS;s|^\./\(.\)|\1|")
-    return script([*lines, f"exec {shlex.join(words)} {' '.join(places)}"])
-
-
-def _pattern(name: str) -> str:
-    """A basic regular expression for `./name`, or for the folder `.` itself."""
-    quoted = "".join("\\" + letter if letter in r"\.*[]^$|" else letter for letter in name)
-    return quoted if name == "." else r"\./" + quoted
-
-
-def _replacement(name: str) -> str:
-    return "".join("\\" + letter if letter in r"\&|" else letter for letter in name)
+def pack_files(
+    src: Iterable[str], *, exclude: Iterable[str], rename: str | None, owner: tuple[int, int]
+) -> Packing:
+    """Pack files of the guest, for a copy out of a build."""
+    return by_gnu_tar("tar", src, exclude=exclude, rename=rename, owner=owner)
 
 
 def open_cache(slot: int, target: str, user: UnixUser | WindowsUser) -> bytes:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable
 
+from obuild.packing import Packing, by_gnu_tar
 from obuild.posix import ensure_folder, link_secret, say_status, script, unlink_secrets
 from obuild.spec import UnixUser, WindowsUser
 
@@ -82,6 +83,13 @@ def receive_command(login: str, dest: str, user: UnixUser | WindowsUser) -> str:
         "--no-overwrite-dir --keep-directory-symlink",
     ]
     return _as_root(login, f"sh -c {shlex.quote('; '.join(lines))}")
+
+
+def pack_files(
+    src: Iterable[str], *, exclude: Iterable[str], rename: str | None, owner: tuple[int, int]
+) -> Packing:
+    """Pack files of the guest, for a copy out of a build."""
+    return by_gnu_tar("gtar", src, exclude=exclude, rename=rename, owner=owner)
 
 
 def prepare_scratch() -> bytes:

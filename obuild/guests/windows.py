@@ -13,8 +13,11 @@ There is no way to become another user without a password: every command runs as
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
+from obuild import systems
+from obuild.packing import Packing, bsdtar_options, names, split
 from obuild.quoting import arguments, literal, powershell
 from obuild.spec import UnixUser, WindowsUser
 
@@ -23,6 +26,13 @@ SCRATCH = r"C:\obuild-scratch"
 
 #: Where the values of secrets arrive in the guest; only the login user and the system can enter it.
 SECRETS = r"C:\obuild-secrets"
+
+#: Where files are packed for a copy out of a build.
+TAKEN = r"C:\obuild-taken"
+PACKED = rf"{TAKEN}\files.tar"
+
+#: The folder in which a file has another name while it is packed, beside it: a rename does not leave its volume.
+ASIDE = "obuild-renamed"
 
 _TAR = r'& "$env:SystemRoot\System32\tar.exe"'
 
@@ -102,6 +112,84 @@ def receive_command(login: str, dest: str, user: UnixUser | WindowsUser) -> str:
         f"$d={literal(_native(dest))};[void][IO.Directory]::CreateDirectory($d);Set-Location -LiteralPath $d;"
         f"{_TAR} -x -P -f - --options 'hdrcharset=UTF-8';exit $LASTEXITCODE"
     )
+
+
+def pack_files(
+    src: Iterable[str], *, exclude: Iterable[str], rename: str | None, owner: tuple[int, int]
+) -> Packing:
+    """Pack files of the guest, for a copy out of a build, into a file: what goes through PowerShell becomes text.
+
+    This tar.exe cannot rename what it packs, so a file or folder really has its new name for that time, in a
+    folder beside it. It reads its command line in the system's code page; names that this lacks are refused.
+    """
+    words = ["-c", "-f", PACKED, *bsdtar_options(owner)]
+    words += [word for name in names(exclude) if _can_be(name) for word in ("--exclude", _pattern(name))]
+    before: list[str] = []
+    after: list[str] = []
+    for path in src:
+        folder, name = _place(path)
+        if rename is not None:
+            folder, name = systems.split(systems.join("windows", "C:/", path))
+            if name != rename:
+                before, after = _rename(folder, name, rename)
+                folder, name = f"{folder}/{ASIDE}", rename
+        words += ["-C", _native(folder), f"./{name}" if name != "." else name]
+    return Packing(
+        _script(
+            [
+                f"[void][IO.Directory]::CreateDirectory('{TAKEN}')",
+                f"$a={literal(arguments(['tar.exe', *words]))}",
+                "$e=[Text.Encoding]::Default",
+                "if(![string]::Equals($e.GetString($e.GetBytes($a)),$a))"
+                '{throw "the code page of this Windows lacks letters of: $a"}',
+                "$i=New-Object Diagnostics.ProcessStartInfo",
+                r'$i.FileName="$env:SystemRoot\System32\tar.exe"',
+                "$i.Arguments=$a",
+                "$i.UseShellExecute=$false",
+                *before,
+                "try{",
+                "$p=[Diagnostics.Process]::Start($i)",
+                "$p.WaitForExit()",
+                "}finally{",
+                *after,
+                "}",
+                "exit $p.ExitCode",
+            ]
+        ),
+        file=PACKED.replace("\\", "/"),
+        remove=_script([f"[IO.Directory]::Delete('{TAKEN}',$true)"]),
+    )
+
+
+def _rename(folder: str, name: str, rename: str) -> tuple[list[str], list[str]]:
+    """Lines that give a file another name, in the folder ASIDE, and the old one back. A link is not followed."""
+    lines = [
+        f"$d={literal(_native(f'{folder}/{ASIDE}'))}",
+        f"$f={literal(_native(f'{folder}/{name}'))}",
+        f"$t={literal(_native(f'{folder}/{ASIDE}/{rename}'))}",
+        "[void][IO.Directory]::CreateDirectory($d)",
+        "[IO.Directory]::Move($f,$t)",
+    ]
+    return lines, ["[IO.Directory]::Move($t,$f)", "[IO.Directory]::Delete($d)"]
+
+
+def _place(path: str) -> tuple[str, str]:
+    """The folder of a source, and its name there; the name `.` stands for all that is in the folder."""
+    place = systems.join("windows", "C:/", path)
+    if split(systems.slashes("windows", path))[1] == ".":
+        return place, "."
+    folder, name = systems.split(place)
+    return folder, name or "."
+
+
+def _can_be(name: str) -> bool:
+    """Whether a file can have this name."""
+    return not re.search('[\0-\x1f<>:"/\\\\|?*\ud800-\udfff]', name)
+
+
+def _pattern(name: str) -> str:
+    """What tar's --exclude takes for nothing but this name."""
+    return re.sub(r"([\[^$])", r"\\\1", name)
 
 
 def prepare_scratch() -> bytes:
