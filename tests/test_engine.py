@@ -239,6 +239,28 @@ def test_a_copy_from_a_build_looks_into_its_layer_once(
     assert not any(store.cache_tmp.iterdir())
 
 
+def test_files_come_out_of_a_build_of_another_system(
+    store: Store, executor: FakeExecutor, heard: Heard, tiny: Path, tmp_path: Path
+) -> None:
+    (store.base_image / "windows.qcow2").write_bytes(tiny.read_bytes())
+    (store.base_image / "windows.toml").write_text('os = "windows"\n')
+    executor.files = {"out": b"result"}
+    text = STAGES.replace("(from tiny)", "(from windows)", 1).format(made="one")
+    engine.Engine(tmp_path, store, Settings(accel="tcg"), heard).build(spec.parse(text.encode()))
+    assert "take /out" in executor.seen
+
+
+@pytest.mark.usefixtures("tiny")
+def test_an_impossible_source_in_a_build_is_refused_before_that_is_made(
+    store: Store, executor: FakeExecutor, heard: Heard, tmp_path: Path
+) -> None:
+    inner = "((from tiny) (copy (from (build dev)) (src ../x) (dst /x)))"
+    text = f"((build dev ((from tiny) (run (shell a)))) (build two {inner}) (from tiny))"
+    with pytest.raises(UsageError, match="not allowed"):
+        engine.Engine(tmp_path, store, Settings(accel="tcg"), heard).build(spec.parse(text.encode()))
+    assert executor.seen == []
+
+
 def test_the_same_files_from_another_build_are_the_same_step(
     executor: FakeExecutor, stages: Callable[[str], LayerId]
 ) -> None:

@@ -7,6 +7,7 @@ import base64
 import pytest
 
 from obuild.guests import windows
+from obuild.quoting import literal
 from obuild.spec import UnixUser, WindowsUser
 
 ADMIN = WindowsUser("ContainerAdministrator")
@@ -168,6 +169,68 @@ def test_a_secret_is_a_file_for_the_login_only_and_wiped() -> None:
     assert closing[-1] == r"[IO.Directory]::Delete('C:\obuild-secrets')"
 
 
+def test_files_are_packed_into_a_file_and_put_back_where_they_were() -> None:
+    packing = windows.pack_files((r"C:\out", "/it's", "D:/x/."), exclude=["[a]", "^b$"], rename=None, owner=(1, 2))
+    arguments = (
+        r"-c -f C:\obuild-taken\files.tar --format pax --no-acls --no-xattrs --no-fflags --uid 1 --gid 2 "
+        r'--numeric-owner --exclude "\[a]" --exclude "\^b\$" '
+        r'-C "C:\\" ./out -C "C:\\" "./it' + "''" + r's" -C D:\x .'
+    )
+    assert lines(packing.script) == [
+        r"[void][IO.Directory]::CreateDirectory('C:\obuild-taken')",
+        f"$a='{arguments}'",
+        "$e=[Text.Encoding]::Default",
+        "if(![string]::Equals($e.GetString($e.GetBytes($a)),$a))"
+        '{throw "the code page of this Windows lacks letters of: $a"}',
+        "$i=New-Object Diagnostics.ProcessStartInfo",
+        r'$i.FileName="$env:SystemRoot\System32\tar.exe"',
+        "$i.Arguments=$a",
+        "$i.UseShellExecute=$false",
+        "try{",
+        "$p=[Diagnostics.Process]::Start($i)",
+        "$p.WaitForExit()",
+        "}finally{",
+        "}",
+        "exit $p.ExitCode",
+    ]
+    assert packing.file == "C:/obuild-taken/files.tar"
+    assert lines(packing.remove) == [r"[IO.Directory]::Delete('C:\obuild-taken',$true)"]
+
+
+@pytest.mark.parametrize(
+    ("source", "old", "folder"),
+    [("D:/x/out", r"D:\x\out", r"D:\x"), ("out/.", r"C:\out", "C:"), ("/a b", r"C:\a b", "C:")],
+)
+def test_a_file_really_has_its_new_name_while_it_is_packed(source: str, old: str, folder: str) -> None:
+    moved = literal(rf"{folder}\obuild-renamed\new é")
+    text = lines(windows.pack_files((source,), exclude=[], rename="new é", owner=(0, 0)).script)
+    assert text[text.index("try{") - 5 : text.index("try{")] == [
+        f"$d='{folder}\\obuild-renamed'",
+        f"$f='{old}'",
+        f"$t={moved}",
+        "[void][IO.Directory]::CreateDirectory($d)",
+        "[IO.Directory]::Move($f,$t)",
+    ]
+    assert text[-5:] == [
+        "}finally{",
+        "[IO.Directory]::Move($t,$f)",
+        "[IO.Directory]::Delete($d)",
+        "}",
+        "exit $p.ExitCode",
+    ]
+    assert (
+        "Move"
+        not in windows.pack_files((source,), exclude=[], rename=old.split("\\")[-1], owner=(0, 0)).script.decode()
+    )
+
+
+def test_a_name_that_no_file_can_have_is_not_told_to_tar() -> None:
+    text = windows.pack_files(
+        ("x",), exclude=["*", 'a"b', "a\\b", "a/b", "\udcff", "", "."], rename=None, owner=(0, 0)
+    )
+    assert b"--exclude" not in text.script
+
+
 def test_powering_off_from_inside() -> None:
     assert lines(windows.power_off())[0] == r'& "$env:SystemRoot\System32\shutdown.exe" /s /t 0'
 
@@ -182,6 +245,7 @@ def test_no_word_of_a_spec_is_read_by_powershell(word: str) -> None:
         windows.open_cache(0, f"C:/{word}", ADMIN).decode(),
         windows.open_secret(0, f"C:/{word}", ADMIN).decode(),
         windows.close_secrets([f"C:/{word}"]).decode(),
+        windows.pack_files([f"C:/{word}"], exclude=[], rename="x", owner=(0, 0)).script.decode(),
         body(windows.receive_command("x", f"C:/{word}", ADMIN)),
     ]
     plain = [
@@ -189,6 +253,7 @@ def test_no_word_of_a_spec_is_read_by_powershell(word: str) -> None:
         windows.open_cache(0, "C:/w", ADMIN).decode(),
         windows.open_secret(0, "C:/w", ADMIN).decode(),
         windows.close_secrets(["C:/w"]).decode(),
+        windows.pack_files(["C:/w"], exclude=[], rename="x", owner=(0, 0)).script.decode(),
         body(windows.receive_command("x", "C:/w", ADMIN)),
     ]
     assert [outside(text) for text in scripts] == [outside(text) for text in plain]

@@ -142,3 +142,51 @@ def test_the_administrator_is_known_by_its_login_too() -> None:
     systems.check_user(WindowsUser("opam"), Card(os="windows", login="opam"))
     with pytest.raises(UsageError):
         systems.check_user(WindowsUser("opam"), Card(os="windows", login="Administrator"))
+
+
+def grafted(op: str, *, origin: str, os: str = "linux") -> Any:
+    """The action of a copy from a build that runs `origin`."""
+    stage = spec.parse(f"((build dev ((from {origin}))) (from {os})\n{op})".encode())
+
+    def find(name: str) -> Base:
+        return Base(name, Path("/nowhere"), "d" * 64, (1, 2, 3), Card(os=name, login="Administrator"))
+
+    return plan.plan(stage, source=Path(), find_base=find).steps[-1].action
+
+
+@pytest.mark.parametrize("origin", OSES)
+@pytest.mark.parametrize("os", OSES)
+def test_files_may_come_from_a_build_of_any_system(origin: str, os: str) -> None:
+    action = grafted("(copy (from (build dev)) (src /a b) (dst /x/))", origin=origin, os=os)
+    assert (action.dest, action.extract.rename) == ("C:/x" if os == "windows" else "/x", None)
+
+
+@pytest.mark.parametrize(
+    ("dst", "dest", "rename"),
+    [(r"C:\x\y", "C:/x", "y"), ("C:/y", "C:/", "y"), ("C:\\y\\", "C:/y", None), ("C:/", "C:/", None)],
+)
+def test_files_of_a_build_go_where_a_windows_path_says(dst: str, dest: str, rename: str | None) -> None:
+    action = grafted(f"(copy (from (build dev)) (src /a) (dst {dst}))", origin="linux", os="windows")
+    assert (action.dest, action.extract.rename) == (dest, rename)
+
+
+@pytest.mark.parametrize(
+    ("op", "why"),
+    [
+        (r"(src a\..\b) (dst /x)", "'..' is not allowed"),
+        (r"(src C:\a\b) (dst /x) (exclude b)", "is excluded, too"),
+        ("(src C:/) (dst /x)", "is a drive"),
+        (r"(src \\server\share\x) (dst /x)", "no path that a step can use"),
+        (r'(src "\255") (dst /x)', "UTF-8 only"),
+        (r'(src a) (dst "/x/\255")', "UTF-8 only"),
+    ],
+)
+def test_what_a_windows_build_cannot_be_asked_for_is_refused(op: str, why: str) -> None:
+    with pytest.raises(SpecError, match=why) as caught:
+        grafted(f"(copy (from (build dev)) {op})", origin="windows")
+    assert caught.value.line == 2
+
+
+def test_a_backslash_is_a_letter_where_it_separates_nothing() -> None:
+    action = grafted(r"(copy (from (build dev)) (src a\..\b) (dst /x) (exclude b))", origin="linux")
+    assert action.extract.src == (r"a\..\b",)

@@ -132,7 +132,7 @@ def pack_files(
             folder, name = systems.split(systems.join("windows", "C:/", path))
             if name != rename:
                 before, after = _rename(folder, name, rename)
-                folder, name = f"{folder}/{ASIDE}", rename
+                folder, name = _below(folder, ASIDE), rename
         words += ["-C", _native(folder), f"./{name}" if name != "." else name]
     return Packing(
         _script(
@@ -163,10 +163,11 @@ def pack_files(
 
 def _rename(folder: str, name: str, rename: str) -> tuple[list[str], list[str]]:
     """Lines that give a file another name, in the folder ASIDE, and the old one back. A link is not followed."""
+    aside = _below(folder, ASIDE)
     lines = [
-        f"$d={literal(_native(f'{folder}/{ASIDE}'))}",
-        f"$f={literal(_native(f'{folder}/{name}'))}",
-        f"$t={literal(_native(f'{folder}/{ASIDE}/{rename}'))}",
+        f"$d={literal(_native(aside))}",
+        f"$f={literal(_native(_below(folder, name)))}",
+        f"$t={literal(_native(_below(aside, rename)))}",
         "[void][IO.Directory]::CreateDirectory($d)",
         "[IO.Directory]::Move($f,$t)",
     ]
@@ -180,6 +181,10 @@ def _place(path: str) -> tuple[str, str]:
         return place, "."
     folder, name = systems.split(place)
     return folder, name or "."
+
+
+def _below(folder: str, name: str) -> str:
+    return f"{folder.rstrip('/')}/{name}"
 
 
 def _can_be(name: str) -> bool:
