@@ -30,9 +30,6 @@ class Common(Protocol):
         The mark comes through the same pipe as stdout and stderr, after all that the command printed.
         """
 
-    def receive_command(self, login: str, dest: str, user: User) -> str:
-        """Unpack a tar stream from stdin in the folder `dest`, owned by `user`."""
-
     def pack_files(
         self, src: Iterable[str], *, exclude: Iterable[str], rename: str | None, owner: tuple[int, int]
     ) -> Packing:
@@ -41,6 +38,9 @@ class Common(Protocol):
         Each goes in under its basename, a root folder and `FOLDER/.` as their contents; a single one is called
         `rename`. What has a name in `exclude` is left out. The script fails, and names it, if one is missing.
         """
+
+    def receive_command(self, login: str, dest: str, user: User) -> str:
+        """Unpack a tar stream from stdin in the folder `dest`, owned by `user`."""
 
     def prepare_scratch(self) -> bytes:
         """Make room for caches."""

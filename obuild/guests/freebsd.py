@@ -68,25 +68,6 @@ def run_script(
     )
 
 
-def receive_command(login: str, dest: str, user: UnixUser | WindowsUser) -> str:
-    """The command line that unpacks a tar stream from stdin in the folder `dest`, owned by `user`.
-
-    A symlink to a folder is followed, not replaced (-P). Folders that exist get the owner and mode of those
-    that are copied onto them: FreeBSD's tar has no way to leave them, other than other guests' tars. Names that
-    an archive says are UTF-8, as from Windows, need a locale that has them; others stay the bytes they are.
-    """
-    lines = [
-        "set -e",
-        "LC_ALL=C.UTF-8",
-        "export LC_ALL",
-        f"{_who(user)} || exit 1",
-        *ensure_folder(dest, '"$uid:$gid"'),
-        f"cd -P -- {shlex.quote(dest)}",
-        'exec tar -x -f - -p -P --same-owner --numeric-owner --uid "$uid" --gid "$gid"',
-    ]
-    return _as_root(login, f"sh -c {shlex.quote('; '.join(lines))}")
-
-
 def pack_files(
     src: Iterable[str], *, exclude: Iterable[str], rename: str | None, owner: tuple[int, int]
 ) -> Packing:
@@ -110,6 +91,25 @@ def pack_files(
             ]
         )
     )
+
+
+def receive_command(login: str, dest: str, user: UnixUser | WindowsUser) -> str:
+    """The command line that unpacks a tar stream from stdin in the folder `dest`, owned by `user`.
+
+    A symlink to a folder is followed, not replaced (-P). Folders that exist get the owner and mode of those
+    that are copied onto them: FreeBSD's tar has no way to leave them, other than other guests' tars. Names that
+    an archive says are UTF-8, as from Windows, need a locale that has them; others stay the bytes they are.
+    """
+    lines = [
+        "set -e",
+        "LC_ALL=C.UTF-8",
+        "export LC_ALL",
+        f"{_who(user)} || exit 1",
+        *ensure_folder(dest, '"$uid:$gid"'),
+        f"cd -P -- {shlex.quote(dest)}",
+        'exec tar -x -f - -p -P --same-owner --numeric-owner --uid "$uid" --gid "$gid"',
+    ]
+    return _as_root(login, f"sh -c {shlex.quote('; '.join(lines))}")
 
 
 def prepare_scratch() -> bytes:

@@ -69,6 +69,13 @@ def run_script(
     )
 
 
+def pack_files(
+    src: Iterable[str], *, exclude: Iterable[str], rename: str | None, owner: tuple[int, int]
+) -> Packing:
+    """Pack files of the guest, for a copy out of a build."""
+    return by_gnu_tar("gtar", src, exclude=exclude, rename=rename, owner=owner)
+
+
 def receive_command(login: str, dest: str, user: UnixUser | WindowsUser) -> str:
     """The command line that unpacks a tar stream from stdin in the folder `dest`, as root.
 
@@ -83,13 +90,6 @@ def receive_command(login: str, dest: str, user: UnixUser | WindowsUser) -> str:
         "--no-overwrite-dir --keep-directory-symlink",
     ]
     return _as_root(login, f"sh -c {shlex.quote('; '.join(lines))}")
-
-
-def pack_files(
-    src: Iterable[str], *, exclude: Iterable[str], rename: str | None, owner: tuple[int, int]
-) -> Packing:
-    """Pack files of the guest, for a copy out of a build."""
-    return by_gnu_tar("gtar", src, exclude=exclude, rename=rename, owner=owner)
 
 
 def prepare_scratch() -> bytes:

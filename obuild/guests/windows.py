@@ -101,19 +101,6 @@ def run_script(
     )
 
 
-def receive_command(login: str, dest: str, user: UnixUser | WindowsUser) -> str:
-    """The command line that unpacks a tar stream from stdin in the folder `dest`.
-
-    tar.exe reads its command line in the system's code page, so it is started in `dest` rather than told it.
-    A link to a folder is followed, not replaced (-P); names in the stream are UTF-8, whatever the code page.
-    """
-    _check(user)
-    return powershell(
-        f"$d={literal(_native(dest))};[void][IO.Directory]::CreateDirectory($d);Set-Location -LiteralPath $d;"
-        f"{_TAR} -x -P -f - --options 'hdrcharset=UTF-8';exit $LASTEXITCODE"
-    )
-
-
 def pack_files(
     src: Iterable[str], *, exclude: Iterable[str], rename: str | None, owner: tuple[int, int]
 ) -> Packing:
@@ -195,6 +182,19 @@ def _can_be(name: str) -> bool:
 def _pattern(name: str) -> str:
     """What tar's --exclude takes for nothing but this name."""
     return re.sub(r"([\[^$])", r"\\\1", name)
+
+
+def receive_command(login: str, dest: str, user: UnixUser | WindowsUser) -> str:
+    """The command line that unpacks a tar stream from stdin in the folder `dest`.
+
+    tar.exe reads its command line in the system's code page, so it is started in `dest` rather than told it.
+    A link to a folder is followed, not replaced (-P); names in the stream are UTF-8, whatever the code page.
+    """
+    _check(user)
+    return powershell(
+        f"$d={literal(_native(dest))};[void][IO.Directory]::CreateDirectory($d);Set-Location -LiteralPath $d;"
+        f"{_TAR} -x -P -f - --options 'hdrcharset=UTF-8';exit $LASTEXITCODE"
+    )
 
 
 def prepare_scratch() -> bytes:
