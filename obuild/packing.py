@@ -52,7 +52,8 @@ def by_gnu_tar(
         words.append(f"--transform=flags=rhS;s/^{_pattern(name)}/{_replacement(rename)}/")
     else:
         words.append(r"--transform=flags=rhS;s/^\.\/\(.\)/\1/")
-    return Packing(script([f"exec {shlex.join([*words, *places])}"]))
+    # a letter is a byte, so that names which are no text can be renamed, too
+    return Packing(script(["LC_ALL=C; export LC_ALL", f"exec {shlex.join([*words, *places])}"]))
 
 
 def _pattern(name: str) -> str:

@@ -52,6 +52,7 @@ def join(os: str, workdir: str, path: str) -> str:
     """`path` seen from `workdir`, as the guest would walk it: `.` and doubled slashes go, `..` stays."""
     if os != "windows":
         return _tidy("/", posixpath.join(workdir, path))
+    _check_utf8(path)
     drive, rest = ntpath.splitdrive(ntpath.join(workdir, path))
     if not re.fullmatch("[A-Za-z]:", drive) or rest[:1] not in ("/", "\\"):
         raise UsageError(f"{path!r} is no path that a step can use", hint=r"write it as C:\folder or C:/folder")
@@ -121,8 +122,8 @@ def check_sources(os: str, src: Iterable[str], exclude: Iterable[str], rename: s
         if posixpath.basename(plain.rstrip("/")) in exclude:
             raise UsageError(f"copy source {path!r} is excluded, too")
         if os == "windows":
-            _check_utf8(path, rename or "")
-            if rename is not None and not split(join(os, "C:/", path))[1]:
+            _check_utf8(rename or "")
+            if not split(join(os, "C:/", path))[1] and rename is not None:
                 raise UsageError(
                     f"copy source {path!r} is a drive", hint="end dst with a slash: it has no name to change"
                 )

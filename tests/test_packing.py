@@ -48,7 +48,12 @@ def pack(
     path = os.environ["PATH"] if guest is linux else f"{os.environ['BSD']}:{os.environ['PATH']}"
     with archive.open("wb") as out:
         return subprocess.run(
-            ["sh"], input=packing.script, stdout=out, stderr=subprocess.PIPE, env={"PATH": path}, check=False
+            ["sh"],
+            input=packing.script,
+            stdout=out,
+            stderr=subprocess.PIPE,
+            env={"PATH": path, "LC_ALL": "C.UTF-8"},
+            check=False,
         )
 
 

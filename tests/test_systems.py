@@ -187,6 +187,12 @@ def test_what_a_windows_build_cannot_be_asked_for_is_refused(op: str, why: str) 
     assert caught.value.line == 2
 
 
+def test_a_path_that_is_no_text_is_refused_on_windows() -> None:
+    for op in (r'(workdir "\255")', r'(copy (from (build dev)) (src a) (dst "C:/\255/"))'):
+        with pytest.raises(SpecError, match="UTF-8 only"):
+            grafted(op, origin="linux", os="windows")
+
+
 def test_a_backslash_is_a_letter_where_it_separates_nothing() -> None:
     action = grafted(r"(copy (from (build dev)) (src a\..\b) (dst /x) (exclude b))", origin="linux")
     assert action.extract.src == (r"a\..\b",)
