@@ -47,13 +47,17 @@ def _no_archive(action: Graft) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Builder:
-    """What a build works with. `executor` gives machines, and is asked once one is needed."""
+    """What a build works with. `executor` gives machines, and is asked once one is needed.
+
+    `make_room` is called before a layer is made, and raises a StoreError if there is no room for one.
+    """
 
     store: Store
     executor: Callable[[], Executor]
     tell: Listener
     secrets: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     archive: Callable[[Graft], Path] = _no_archive
+    make_room: Callable[[], None] = lambda: None
 
     def build(self, chain: Chain) -> LayerId:
         """Make the layers of a chain that the store has not got, in order, and return the last one's id.
@@ -93,6 +97,7 @@ class Builder:
                 return
             if follower.heard:
                 self.tell(Note("that build was interrupted; this one makes the step"))
+            self.make_room()
             started = time.time()
             try:
                 with self.store.draft(step) as draft:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from obuild import disk
 from obuild.errors import UsageError
-from obuild.store import Store
+from obuild.store import Store, escape
 
 _BLOCK = tarfile.BLOCKSIZE
 
@@ -45,9 +45,44 @@ def remove(store: Store, name: str) -> None:
     """Empty a cache. A step that has a copy of it goes on, and what it saves is dropped. UsageError if unknown."""
     _check_known(store, name)
     with store.cache_lock(name) as archive:
-        archive.unlink(missing_ok=True)
-        with suppress(OSError):  # it is gone already, or holds what is not ours
-            archive.parent.rmdir()
+        _empty(archive)
+
+
+def evict(store: Store, name: str, *, used: float) -> bool:
+    """Empty a cache that was not used since `used`; False if it was, if a step has a copy, or if it is gone."""
+    with store.cache_lock(name) as archive:
+        last = last_used(archive)
+        # who makes a copy after this look waits for our lock, and then begins with an empty cache
+        if last is None or last > used or in_use(store, name):
+            return False
+        _empty(archive)
+        return True
+
+
+def in_use(store: Store, name: str) -> bool:
+    """Whether a living process has a copy of the cache."""
+    for copy in store.cache_tmp.iterdir():
+        if copy.name.partition("-")[2] == f"c-{escape(name)}":
+            with store.unowned(copy) as rubbish:
+                if not rubbish and copy.exists():
+                    return True
+    return False
+
+
+def last_used(archive: Path) -> float | None:
+    """When a cache was last copied or replaced, in seconds since the epoch; None if it is empty.
+
+    Taking a copy must not touch the archive, whose time is its version: it touches the folder.
+    """
+    with suppress(FileNotFoundError):
+        return max(archive.stat().st_mtime, archive.parent.stat().st_mtime)
+    return None
+
+
+def _empty(archive: Path) -> None:
+    archive.unlink(missing_ok=True)
+    with suppress(OSError):  # it is gone already, or holds what is not ours
+        archive.parent.rmdir()
 
 
 def export(store: Store, name: str, file: Path, *, force: bool = False) -> None:

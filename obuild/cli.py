@@ -20,7 +20,7 @@ from obuild.version import VERSION
 FAMILIES: dict[str, tuple[str, ...]] = {
     "build": ("build", "plan", "healthcheck"),
     "look": ("ls", "log", "explain"),
-    "upkeep": ("delete", "clean"),
+    "upkeep": ("delete", "clean", "prune", "gc", "df"),
     "language": ("dockerfile", "fmt"),
 }
 

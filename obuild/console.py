@@ -136,6 +136,17 @@ def open_store(store: str, *, create: bool = False) -> Store:
     return Store.open(Path(path), create=create)
 
 
+def parse_bytes(option: str, text: str, *, default_unit: str = "") -> int:
+    """What an option says in bytes. UsageError, with the option's name, if it is no size."""
+    from obuild.card import parse_size
+
+    try:
+        return parse_size(text, default_unit=default_unit)
+    except ValueError as error:
+        what = "a number of GiB, or a size" if default_unit == "G" else "a number of bytes, or a size"
+        raise UsageError(f"{option}: {error}", hint=f"{what} like 512M or 1.5G") from error
+
+
 def lines() -> ui.Lines:
     return ui.Lines(sys.stdout.buffer, colour=sys.stdout.isatty() and "NO_COLOR" not in os.environ)
 

@@ -31,23 +31,27 @@ class Engine:
     tell: Listener
     secrets: Mapping[str, bytes] = field(default_factory=dict)
     jobs: int = 1
+    make_room: Callable[[Listener], None] = lambda tell: None
     _bases: dict[str, Base] = field(default_factory=dict, init=False)
     _chains: dict[int, Chain] = field(default_factory=dict, init=False)  # as planned first, by id() of the stage
     _executors: dict[str, Executor] = field(default_factory=dict, init=False)
+    _held: ExitStack = field(default_factory=ExitStack, init=False)  # the layers that must not go before we end
 
     def build(self, stage: Stage) -> LayerId:
         """Build a stage, with those inside it, and return the id of its last layer.
 
         UsageError, before anything is built, for all that can be seen to be wrong; then as Builder.build.
         """
-        for each, builds in everything(stage):
-            self._chains[id(each)] = self._plan(each, unbuilt(builds, self._base))
-            self.settings.shape(self._base(each.base).card, "tcg")
-        if self.jobs > 1 and stage.stages:
-            from obuild.parallel import Parallel
+        with self._held:
+            for each, builds in everything(stage):
+                self._chains[id(each)] = self._plan(each, unbuilt(builds, self._base))
+                self.settings.shape(self._base(each.base).card, "tcg")
+                self._hold(self._chains[id(each)])
+            if self.jobs > 1 and stage.stages:
+                from obuild.parallel import Parallel
 
-            return Parallel(self.make, self.tell, self.jobs).build(stage).layer
-        return self._in_order(stage, {}).layer
+                return Parallel(self.make, self.tell, self.jobs).build(stage).layer
+            return self._in_order(stage, {}).layer
 
     def _in_order(self, stage: Stage, scope: Mapping[str, Built]) -> Built:
         scope = dict(scope)
@@ -72,8 +76,20 @@ class Engine:
             chain = self._chains[id(stage)]
             if any(isinstance(step.action, Graft) for step in chain.steps):
                 chain = self._plan(stage, extract)
-            builder = Builder(self.store, self._executor_for(chain), tell, self.secrets, archive)
-            return Built(builder.build(chain), chain.base)
+                self._hold(chain)
+            room = partial(self.make_room, tell)
+            builder = Builder(self.store, self._executor_for(chain), tell, self.secrets, archive, room)
+            layer = builder.build(chain)
+            self._hold(chain)
+            return Built(layer, chain.base)
+
+    def _hold(self, chain: Chain) -> None:
+        """Keep what there is of a chain from being removed, by others or to make room, until the build ends."""
+        for step in reversed(chain.steps):
+            with ExitStack() as stack:
+                if stack.enter_context(self.store.use(step.id)) is not None:
+                    self._held.push(stack.pop_all())
+                    return
 
     def _plan(self, stage: Stage, extract: FilesOf) -> Chain:
         secrets = tuple(self.secrets)

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from obuild import disk, locks, mtree, trace
+from obuild import disk, locks, mtree, trace, usage
 from obuild.errors import ProcessError, StoreError, UsageError
 from obuild.files import discard, fsync
 from obuild.placing import Places
@@ -128,15 +128,26 @@ class Store:
 
     def _sweep(self) -> None:
         """Remove what no living process owns: drafts, cache copies, half-made base images."""
-        for draft in self.result_tmp.iterdir():
-            with locks.file_lock(self._lock_file(draft.name), wait=False) as rubbish:
-                if rubbish:
-                    discard(draft)
-        for copy in self.cache_tmp.iterdir():
-            with locks.folder_lock(copy, wait=False) as rubbish:
-                if rubbish:
-                    discard(copy)
+        for path in self.unfinished():
+            self.drop(path)
         self.places.sweep()
+
+    def unfinished(self) -> list[Path]:
+        """Drafts, layers on their way out, and copies of caches: what is only there while a process owns it."""
+        return [*self.result_tmp.iterdir(), *self.cache_tmp.iterdir()]
+
+    def unowned(self, path: Path) -> AbstractContextManager[bool]:
+        """Yields whether something unfinished is rubbish; if so, nobody comes to own it before the block ends."""
+        if path.parent == self.result_tmp:
+            return locks.file_lock(self._lock_file(path.name), wait=False)
+        return locks.folder_lock(path, wait=False)
+
+    def drop(self, path: Path) -> bool:
+        """Remove something unfinished; False, and it stays, if a living process owns it."""
+        with self.unowned(path) as rubbish:
+            if rubbish:
+                discard(path)
+            return rubbish
 
     # -- looking
 
@@ -373,7 +384,10 @@ def _storage_errors(root: Path) -> Iterator[None]:
 
 
 def no_space(root: Path, why: str) -> StoreError:
-    """The error for a store that cannot be written to, with what is free and what to do."""
+    """The error for a store that cannot be written to, with what is free, what takes the room, and what to do."""
     free = shutil.disk_usage(root).free
-    hint = f"{free >> 20} MiB are free; `obuild delete ID` removes a layer, `obuild clean` all of them"
+    hint = (
+        f"{free >> 20} MiB are free; in the store: {usage.in_words(root)}; "
+        "`obuild gc --keep-bytes SIZE` removes what was not used for the longest time"
+    )
     return StoreError(f"cannot write to the store {root}: {why}", hint=hint)

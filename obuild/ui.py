@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from obuild.errors import ObuildError, SpecError
 from obuild.events import Done, Event, Hit, Note, Output, Saved, Started
+from obuild.units import size as size
 
 if TYPE_CHECKING:
     from obuild.describe import Description, Neighbour
@@ -73,22 +74,12 @@ def report(error: ObuildError, *, what: str = "", file: str = "") -> None:
     sys.stderr.buffer.flush()
 
 
-def size(count: int) -> str:
-    """Bytes for people."""
-    value = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.1f} TiB"
-
-
 def ago(then: float) -> str:
     """How long ago `then` was, in one short word."""
     seconds = max(0.0, time.time() - then)
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds / size:.0f} {unit}"
+    for span, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= span:
+            return f"{seconds / span:.0f} {unit}"
     return f"{seconds:.0f} s"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from obuild import disk, locks, trace
@@ -23,6 +24,7 @@ class CacheCopy:
         with locks.file_lock(self._lock):
             self._taken = self._version()
             if self._taken is not None:
+                os.utime(self._master.parent)  # when it was last used
                 disk.copy(self._master, self.path)
                 trace.reach("cache.copied")
 

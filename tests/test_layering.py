@@ -13,8 +13,8 @@ PACKAGE = Path(__file__).parent.parent / "obuild"
 
 #: Lowest first. A module imports only from lines above its own.
 RANKS = (
-    "errors events locks mask quoting spec_ops trace version",
-    "card files mtree posix process qmp sexp tree",
+    "errors events locks mask quoting spec_ops trace units version",
+    "card files mtree posix process qmp sexp tree usage",
     "disk explain packing recipe shape spec_fields spec_show",
     "accel machine spec_read",
     "spec ssh",
@@ -24,9 +24,9 @@ RANKS = (
     "placing volumes",
     "store",
     "bases.debian caches index transfer",
-    "bases describe executors.qemu",
+    "bases describe executors.qemu gc",
     "base executors follow",
-    "build parallel upkeep",
+    "build parallel room upkeep",
     "extract forecast",
     "engine",
     "ui",

@@ -21,6 +21,7 @@ from obuild.console import (
     guarded,
     lines,
     open_store,
+    parse_bytes,
     put,
     put_json,
     read_spec,
@@ -45,6 +46,16 @@ def build(
     jobs: Annotated[
         int, typer.Option("--jobs", "-j", metavar="N", min=1, help="How many independent stages to build at once.")
     ] = 1,
+    reserve: Annotated[
+        str,
+        typer.Option(
+            metavar="SIZE",
+            help="Before each step, prune the store as `gc` does if less than SIZE is free on its disk.",
+        ),
+    ] = "",
+    max_size: Annotated[
+        str, typer.Option(metavar="SIZE", help="Before each step, prune the store if it takes more than SIZE.")
+    ] = "",
     qemu_accel: AccelOption = "auto",
     qemu_memory: MemoryOption = "",
     qemu_cpus: CpusOption = 2,
@@ -65,10 +76,17 @@ def build(
     settings = _settings(qemu_accel, qemu_memory, qemu_cpus, qemu_boot_time, qemu_guest_os, qemu_guest_arch)
     if not Path(source).is_dir():
         raise UsageError(f"there is no source directory {source}")
+    reserved = parse_bytes("--reserve", reserve) if reserve else 0
+    most = parse_bytes("--max-size", max_size) if max_size else None
     tell = lines()
     opened = open_store(store, create=True)
     values = _secrets(secret or [])
-    tell(Done(engine.Engine(Path(source), opened, settings, tell, values, jobs).build(stage)))
+    builder = engine.Engine(Path(source), opened, settings, tell, values, jobs)
+    if reserve or max_size:
+        from obuild.room import Room
+
+        builder.make_room = Room(opened, reserved, most).make
+    tell(Done(builder.build(stage)))
 
 
 @app.command()
@@ -107,13 +125,9 @@ def plan(
 
 
 def _settings(accel: str, memory: str, cpus: int, boot_time: float, guest_os: str, arch: str) -> Settings:
-    from obuild.card import parse_size
     from obuild.shape import Settings
 
-    try:
-        size = parse_size(memory, default_unit="G") if memory else 0
-    except ValueError as error:
-        raise UsageError(f"--qemu-memory: {error}", hint="a number of GiB, or a size like 512M") from error
+    size = parse_bytes("--qemu-memory", memory, default_unit="G") if memory else 0
     return Settings(accel, size, cpus, boot_time, guest_os, arch).checked()
 
 

@@ -1,0 +1,46 @@
+"""Amounts of bytes and of time, in words for people and from them."""
+
+from __future__ import annotations
+
+import re
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhdw])")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+
+
+def size(count: int) -> str:
+    """Bytes for people."""
+    value = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"
+
+
+def count(number: int, thing: str) -> str:
+    """`1 layer`, `2 layers`, for a thing whose plural ends in s."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
+def duration(text: str) -> float:
+    """`30m`, `12h`, `7d` or `4w` in seconds. ValueError if it is none."""
+    match = _DURATION.fullmatch(text.strip())
+    if not match:
+        raise ValueError(f"{text!r} is not a span of time")
+    return float(match[1]) * _SECONDS[match[2]]
+
+
+def moment(text: str, now: float) -> float:
+    """`7d` before `now`, or a date such as 2026-01-31 or 2026-01-31T12:00, in seconds since the epoch.
+
+    A date without a time zone is one of this machine's. ValueError if it is neither.
+    """
+    from datetime import datetime
+
+    if _DURATION.fullmatch(text.strip()):
+        return now - duration(text)
+    try:
+        return datetime.fromisoformat(text.strip()).timestamp()
+    except (ValueError, OverflowError, OSError) as error:
+        raise ValueError(f"{text!r} is neither a span of time nor a date") from error

@@ -1,0 +1,38 @@
+"""What things take on disk."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from obuild import usage
+from obuild.store import Store
+
+
+def test_a_folder_takes_what_is_in_it_without_holes_and_links(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    (folder / "deep").mkdir(parents=True)
+    empty = usage.on_disk(folder)
+    (folder / "deep" / "file").write_bytes(os.urandom(100_000))
+    with (folder / "sparse").open("wb") as file:
+        file.truncate(1 << 30)
+    (folder / "link").symlink_to("/")
+    assert 100_000 <= usage.on_disk(folder) - empty < 200_000
+    assert 100_000 <= usage.on_disk(folder / "deep" / "file") < 200_000
+
+
+def test_what_vanishes_while_we_look_takes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_bytes(b"x" * 50_000)
+    before = usage.on_disk(tmp_path)
+    monkeypatch.setattr(os, "listdir", lambda path: ["file", "gone"])
+    assert usage.on_disk(tmp_path) == before
+    assert usage.on_disk(tmp_path / "gone") == 0
+
+
+def test_what_takes_most_is_said_first(store: Store) -> None:
+    assert usage.in_words(store.root) == "little"
+    (store.result / "layer").write_bytes(os.urandom(2 << 20))
+    (store.cache / "cache").write_bytes(os.urandom(5 << 20))
+    assert usage.in_words(store.root) == "caches 5.0 MiB, layers 2.0 MiB"
