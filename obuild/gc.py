@@ -178,10 +178,13 @@ def carry_out(store: Store, plan: Plan, tell: Callable[[Item], object]) -> list[
 
 
 def _layers(store: Store, now: float) -> Iterator[Item]:
-    for id, (parent, size) in _known(store).items():
-        used = _mtime(store.result / id)
-        if used is not None:
-            yield Item("layer", id, size, used, parent)
+    known = _known(store)
+    with os.scandir(store.result) as folders:
+        for folder in folders:
+            if folder.name in known:
+                parent, size = known[LayerId(folder.name)]
+                with suppress(FileNotFoundError):  # it is just being removed
+                    yield Item("layer", folder.name, size, folder.stat().st_mtime, parent)
 
 
 def _known(store: Store) -> dict[LayerId, tuple[LayerId | None, int]]:
@@ -253,7 +256,7 @@ def _remove_rubbish(store: Store, item: Item, parents: Parents) -> bool:
 
 def _memos(store: Store, now: float) -> Iterator[Item]:
     """Manifests of files in layers that are gone, and memos that a crash left half written."""
-    there = {layer.id for layer in store.layers()}
+    there = set(os.listdir(store.result))
     names = os.listdir(store.manifests) if store.manifests.is_dir() else []
     for name in names:
         used = _mtime(store.manifests / name)

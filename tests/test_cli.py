@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from obuild import cli
+from obuild.plan import LayerId
+from obuild.store import Store
 
 HELLO = "((from there) (run (shell true)))"
 
@@ -141,6 +143,8 @@ def test_a_store_that_cannot_be(here: Path, store: str, said: str) -> None:
         (["--qemu-cpus", "0"], "--qemu-cpus"),
         (["--qemu-guest-os", "plan9"], "plan9"),
         (["--qemu-guest-arch", "vax"], "vax"),
+        (["--reserve", "some"], "--reserve: 'some' is not a size"),
+        (["--max-size", "1X"], "--max-size: '1X' is not a size"),
         (["--secret", "x"], "ID:FILE"),
         (["--secret", "x:/no/such/file"], "/no/such/file"),
         (["--no-such-option"], "--no-such-option"),
@@ -221,7 +225,16 @@ def test_names_that_stand_for_nothing(based: Path, args: list[str]) -> None:
 def test_a_store_is_only_made_by_commands_that_fill_it(tmp_path: Path) -> None:
     (tmp_path / "spec").write_text(HELLO)
     for args in (
-        *(["ls"], ["clean"], ["log", "a"], ["delete", "a"], ["explain", "a"]),
+        *(
+            ["gc"],
+            ["df"],
+            ["prune", "--before=1d"],
+            ["ls"],
+            ["clean"],
+            ["log", "a"],
+            ["delete", "a"],
+            ["explain", "a"],
+        ),
         *(["cache", "ls"], ["cache", "rm", "a"], ["cache", "export", "a", str(tmp_path / "x")]),
         ["plan", "-f", str(tmp_path / "spec"), str(tmp_path)],
     ):
@@ -241,7 +254,7 @@ def test_a_store_is_made_with_the_folders_above_it_and_may_be_relative(
 
 
 COMMANDS = [
-    *("build", "plan", "healthcheck", "log", "ls", "explain", "delete", "clean"),
+    *("build", "plan", "healthcheck", "log", "ls", "explain", "delete", "clean", "prune", "gc", "df"),
     *("fmt", "dockerfile", "base", "cache"),
 ]
 INNER = [["base", "make"], ["base", "add"], *(["cache", name] for name in ("ls", "rm", "export", "import"))]
@@ -366,6 +379,104 @@ def test_caches_go_in_and_out(here: Path) -> None:
     obuild("cache", "rm", "a/b", store, code=0)
     assert obuild("cache", "ls", store, code=0).stdout == ""
     assert "spec is not a whole tar" in obuild("cache", "import", here / "spec", "c", store, code=2).stderr
+
+
+# -- making room
+
+
+@pytest.fixture
+def filled(based: Path) -> Path:
+    """A store that has a layer and two caches; the first cache was used an hour ago."""
+    (based / "spec").write_text("((from there))")
+    store = f"--store=qemu:{based / 'store'}"
+    obuild("build", store, "-f", based / "spec", based / "src", code=0)
+    with tarfile.open(based / "in.tar", "w") as packed:
+        packed.add(based / "src", "src")
+    for name in ("old", "new"):
+        obuild("cache", "import", based / "in.tar", name, store, code=0)
+    for path in (based / "store/cache/c-old/cache.tar", based / "store/cache/c-old"):
+        os.utime(path, (path.stat().st_mtime - 3600,) * 2)
+    return based
+
+
+def test_gc_shows_its_plan_and_carries_it_out(filled: Path) -> None:
+    store = f"--store=qemu:{filled / 'store'}"
+    assert obuild("gc", store, code=0).stdout == "Removed 0 items, 0 B\n"
+    shown = obuild("gc", store, "--older-than=30m", "--dry-run", code=0).stdout.splitlines()
+    assert shown[0].split()[:4] == ["would", "remove", "cache", "old"]
+    assert "not used since" in shown[0]
+    assert shown[1].startswith("Would remove 1 item, ")
+    planned = json.loads(obuild("gc", store, "--keep-bytes=0", "--dry-run", "--json", code=0).stdout)
+    assert [item["kind"] for item in planned["items"]] == ["cache", "layer", "cache"]
+    assert (planned["in_use"], planned["kept"], planned["short"]) == ([], 0, 0)
+    assert len(os.listdir(filled / "store/cache")) == 2, "so far all was only shown"
+    gone = obuild("gc", store, "--older-than=30m", "--keep-bytes=1G", code=0).stdout.splitlines()
+    assert gone[0].split()[:3] == ["removing", "cache", "old"]
+    assert gone[-1].startswith("Removed 1 item, ")
+    obuild("gc", store, "--keep-bytes=0", code=0)
+    assert os.listdir(filled / "store/cache") + os.listdir(filled / "store/result") == []
+
+
+def test_gc_that_cannot_do_all_says_so(filled: Path) -> None:
+    (id,) = os.listdir(filled / "store/result")
+    with Store(filled / "store").use(LayerId(id)):
+        done = obuild("gc", f"--store=qemu:{filled / 'store'}", "--keep-bytes=0", code=1)
+    assert f"stays layer {id[:12]}" in done.stdout
+    assert "in use" in done.stderr
+    assert os.listdir(filled / "store/result") == [id]
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["gc", "--keep-bytes=all"], "--keep-bytes: 'all' is not a size"),
+        (["gc", "--older-than=old"], "--older-than: 'old' is not a span of time"),
+        (["gc", "--json"], "--dry-run"),
+        (["prune", "--before=soon"], "--before: 'soon' is neither"),
+        (["prune"], "--before"),
+        (["prune", "--before=1d", "--limit=-1"], "--limit"),
+    ],
+)
+def test_limits_that_cannot_be(based: Path, args: list[str], said: str) -> None:
+    assert said in obuild(*args, f"--store=qemu:{based / 'store'}", code=2).stderr
+
+
+def test_prune_removes_what_was_not_used_since(filled: Path) -> None:
+    store = f"--store=qemu:{filled / 'store'}"
+    (id,) = os.listdir(filled / "store/result")
+    assert obuild("prune", store, "--before=2020-01-01", code=0).stdout == "Removed 0 items\n"
+    assert obuild("prune", store, "--before=0s", "--limit=0", code=0).stdout == "Removed 0 items\n"
+    assert obuild("prune", store, "--before=0s", code=0).stdout == f"Removing {id}\nRemoved 1 item\n"
+    assert len(os.listdir(filled / "store/cache")) == 2
+
+
+def test_df_says_where_the_bytes_are(filled: Path) -> None:
+    store = f"--store=qemu:{filled / 'store'}"
+    told = json.loads(obuild("df", store, "--json", code=0).stdout)
+    parts = {part["what"]: part for part in told["parts"]}
+    assert [parts[what]["count"] for what in ("base images", "layers", "caches", "rubbish")] == [1, 1, 2, 0]
+    assert told["total"] == sum(part["size"] for part in parts.values()) > 0
+    assert 0 < told["free"] < told["capacity"]
+    shown = obuild("df", store, code=0).stdout.splitlines()
+    assert [line.split()[:2] for line in shown[1:3]] == [["layers", "1"], ["caches", "2"]]
+    assert "are free on its disk" in shown[-1]
+
+
+def test_a_build_makes_room_first(filled: Path) -> None:
+    (filled / "spec").write_text("((from other))")
+    image = (filled / "store/base-image/there.img").read_bytes()
+    (filled / "store/base-image/other.img").write_bytes(b"x" + image[1:])
+    store = f"--store=qemu:{filled / 'store'}"
+    total = json.loads(obuild("df", store, "--json", code=0).stdout)["total"]
+    argv: list[str | Path] = ["build", store, "-f", filled / "spec", filled / "src"]
+    done = obuild(*argv, "--max-size", str(total - 1), "--reserve=1M", code=0)
+    assert "removed 1 cache" in done.stdout
+    assert not (filled / "store/cache/c-old").exists()
+    (filled / "store/base-image/other.img").write_bytes(b"y" + image[1:])
+    done = obuild(*argv, "--reserve=9999T", code=1)
+    assert "no room for the next step" in done.stderr
+    assert "--reserve asks for 9999.0 TiB" in done.stderr
+    assert "in the store: " in done.stderr
 
 
 def test_fmt_reads_standard_input(here: Path) -> None:

@@ -263,7 +263,7 @@ def test_a_build_that_makes_room_removes_nothing_of_its_own(
     """Not the stage that it copies from, nor one that is found and whose turn is yet to come."""
     executor.files = {"f": b"x"}
     stranger = chain("(run (shell stranger))").steps[1]
-    inner = "(build one ((from tiny) (run (shell one)))) (build two ((from tiny) (run (shell two))))"
+    one, two, three = (f"(build {name} ((from tiny) (run (shell {name}))))" for name in ("one", "two", "three"))
     copies = "(copy (from (build one)) (src /f) (dst /a)) (copy (from (build two)) (src /f) (dst /b))"
     build(store, tmp_path, "((from tiny) (run (shell two)))", Heard())
     make(store, stranger)
@@ -277,11 +277,11 @@ def test_a_build_that_makes_room_removes_nothing_of_its_own(
             return plan.size
 
     last = Engine(tmp_path, store, Settings(accel="tcg"), heard, jobs=jobs, make_room=Greedy(store).make).build(
-        parse(f"({inner} (from tiny) {copies})".encode())
+        parse(f"({one} {three} {two} (from tiny) {copies})".encode())
     )
     check_whole(store, last, 3)
     assert store.find(stranger.id) is None
     assert chain("(run (shell two))").steps[1].id in {event.id for event in heard if isinstance(event, Hit)}
-    assert len(store.layers()) == 5
+    assert len(store.layers()) == 6
     upkeep.clean(store, tell=lambda id: None)
     assert store.layers() == [], "nothing is held after the build"
