@@ -15,7 +15,8 @@ from pathlib import Path
 
 from obuild import disk
 from obuild.errors import UsageError
-from obuild.store import Store, escape
+from obuild.store import Store
+from obuild.volumes import escape
 
 _BLOCK = tarfile.BLOCKSIZE
 

@@ -78,8 +78,8 @@ class Engine:
                 chain = self._plan(stage, extract)
                 self._hold(chain)
             room = partial(self.make_room, tell)
-            builder = Builder(self.store, self._executor_for(chain), tell, self.secrets, archive, room)
-            layer = builder.build(chain)
+            executor = self._executor_for(chain, room)
+            layer = Builder(self.store, executor, tell, self.secrets, archive, room).build(chain)
             self._hold(chain)
             return Built(layer, chain.base)
 
@@ -103,11 +103,12 @@ class Engine:
     def _extractor(self, built: Built, stack: ExitStack) -> Extractor:
         return Extractor(self.store, partial(self._executor, built.base), built.layer, stack)
 
-    def _executor_for(self, chain: Chain) -> Callable[[], Executor]:
+    def _executor_for(self, chain: Chain, make_room: Callable[[], None]) -> Callable[[], Executor]:
         """Machines for a chain. If any are needed, all that they need is seen to be there."""
         missing = [step for step in chain.steps if self.store.find(step.id) is None]
         if missing:
             process.require("qemu-img")
+            make_room()  # on a full disk not even the verdict on KVM could be kept
         if not all(isinstance(step.action, Import) for step in missing):
             self._executor(chain.base)
         return partial(self._executor, chain.base)

@@ -326,13 +326,18 @@ def test_rubbish_counts_for_what_is_to_become_free(store: Store, family: dict[st
 
 def test_memos_of_layers_that_are_gone_go(store: Store, family: dict[str, LayerId]) -> None:
     store.manifests.mkdir()
-    gone, there, fresh, stale = f"{'a' * 64}-1.json", f"{family['two']}-1.json", f".{'a' * 64}-1.json.x", f".{'a' * 64}-1.json.y"
+    gone, there, fresh, stale = (
+        f"{'a' * 64}-1.json",
+        f"{family['two']}-1.json",
+        f".{'a' * 64}-1.json.x",
+        f".{'a' * 64}-1.json.y",
+    )
     for name in (gone, there, fresh, stale):
         (store.manifests / name).write_text("{}")
         used(store.manifests / name, 2)
     used(store.manifests / fresh, 0)
     what = plan(store)
-    assert sorted(item.name for item in what.items) == [gone, stale]
+    assert {item.name for item in what.items} == {gone, stale}
     carry_out(store, what)
     assert sorted(os.listdir(store.manifests)) == sorted([there, fresh])
 

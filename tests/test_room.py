@@ -165,7 +165,7 @@ def test_a_step_that_is_there_asks_for_no_room_and_one_that_is_made_does(store: 
     asked: list[int] = []
     ops = "(run (shell a)) (run (shell b))"
     for _ in range(2):
-        builder = Builder(store, FakeExecutor(), Heard(), make_room=lambda: asked.append(len(store.layers())))
+        builder = Builder(store, FakeExecutor, Heard(), make_room=lambda: asked.append(len(store.layers())))
         builder.build(chain(ops))
     assert asked == [0, 1, 2]
 
@@ -176,7 +176,7 @@ def test_without_room_a_step_is_not_begun(store: Store, chain: ChainMaker) -> No
 
     executor = FakeExecutor()
     with pytest.raises(StoreError, match="no room"):
-        Builder(store, executor, Heard(), make_room=full).build(chain("(run (shell a))"))
+        Builder(store, lambda: executor, Heard(), make_room=full).build(chain("(run (shell a))"))
     assert executor.seen == []
     assert [*os.listdir(store.result_tmp), *os.listdir(store.locks)] == []
 
