@@ -157,7 +157,7 @@ def carry_out(store: Store, plan: Plan, tell: Callable[[Item], object]) -> list[
 
     Returns what stayed, with why.
     """
-    parents = store.parents() if any(item.kind == "layer" for item in plan.items) else {}
+    parents = store.parents() if any(item.kind in ("layer", "flat") for item in plan.items) else {}
     stayed = []
     for item in plan.items:
         kind = KINDS[item.kind]
@@ -274,6 +274,39 @@ def _remove_memo(store: Store, item: Item, parents: Parents) -> bool:
     return True
 
 
+def _flats(store: Store, now: float) -> Iterator[Item]:
+    """Flattened copies of layers on which nothing stands: they are only there for those to stand on."""
+    folder = store.root / usage.FOLDERS["flattened layers"]
+    names = os.listdir(folder) if folder.is_dir() else []
+    needed = set(store.parents().values()) if names else set()
+    for name in names:
+        used = _mtime(folder / name)
+        if name not in needed and used is not None:
+            yield Item("flat", name, usage.on_disk(folder / name), used, why="nothing stands on its layer")
+
+
+def _flat(store: Store, item: Item) -> Path:
+    return store.root / usage.FOLDERS["flattened layers"] / item.name
+
+
+def _flat_used(store: Store, item: Item) -> float | None:
+    return _mtime(_flat(store, item))
+
+
+def _remove_flat(store: Store, item: Item, parents: Parents) -> bool:
+    """As a layer is removed: who makes a child holds the layer, so with our lock on it one more look sees all."""
+    layer, going = store.result / item.name, store.result_tmp / f"flat-{item.name}"
+    with locks.folder_lock(layer, wait=False) as free:
+        store.add_parents(parents)
+        stands = any(parent == item.name and store.find(child) for child, parent in parents.items())
+        if stands or (layer.exists() and not free):
+            return False
+        store.drop(going)  # of a collector that died
+        with suppress(FileNotFoundError):
+            _flat(store, item).rename(going)
+        return store.drop(going)
+
+
 def _never(store: Store, item: Item) -> bool:
     return False  # or it would not be spare
 
@@ -292,6 +325,7 @@ STOCK = {
 #: What always goes, and first.
 SPARE = {
     "rubbish": Kind(_rubbish, _rubbish_used, _never, _remove_rubbish),
+    "flat": Kind(_flats, _flat_used, _never, _remove_flat),
     "memo": Kind(_memos, _memo_used, _never, _remove_memo),
 }
 KINDS = STOCK | SPARE

@@ -103,7 +103,7 @@ class Room:
                     gc.carry_out(self.store, plan, gone.append)
                 if not gone:
                     raise self._no_room()
-                tell(Note(f"removed {_words(gone)} to make room for the next step"))
+                tell(Note(f"removed {_words(gone)}, to make room for the next step"))
                 if self._missing() > 0:
                     os.sync()  # some file systems say only then what has become free
 

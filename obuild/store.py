@@ -274,14 +274,15 @@ class Store:
     def parents(self) -> dict[LayerId, LayerId | None]:
         """The parent of each layer."""
         found: dict[LayerId, LayerId | None] = {}
-        self._add_parents(found)
+        self.add_parents(found)
         return found
 
-    def _add_parents(self, known: dict[LayerId, LayerId | None]) -> None:
-        for layer in self.layers():
-            if layer.id not in known:
+    def add_parents(self, known: dict[LayerId, LayerId | None]) -> None:
+        """Look for layers that are not known yet."""
+        for name in os.listdir(self.result):
+            if name not in known and _ID.fullmatch(name):
                 with suppress(FileNotFoundError):  # it is just being removed
-                    known[layer.id] = layer.parent
+                    known[LayerId(name)] = Layer(LayerId(name), self.result / name).parent
 
     def remove(self, id: LayerId, parents: dict[LayerId, LayerId | None]) -> bool:
         """Remove a layer that has no children; False if something stands on it, or it is gone already.
@@ -296,7 +297,7 @@ class Store:
         ):
             if not (claimed and free):
                 return False
-            self._add_parents(parents)
+            self.add_parents(parents)
             if any(parent == id and self.find(child) for child, parent in parents.items()):
                 return False
             trace.reach("remove.locked")

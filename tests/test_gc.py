@@ -342,6 +342,33 @@ def test_memos_of_layers_that_are_gone_go(store: Store, family: dict[str, LayerI
     assert sorted(os.listdir(store.manifests)) == sorted([there, fresh])
 
 
+def test_what_was_flattened_goes_if_nothing_stands_on_its_layer(store: Store, family: dict[str, LayerId]) -> None:
+    flat = store.root / "flat"
+    lost = "f" * 64
+    for id in (lost, family["root"], family["two"], family["other"]):
+        (flat / id).mkdir(parents=True)
+        (flat / id / "image.qcow2").write_bytes(b"flat")
+    assert {item.name for item in plan(store).items} == {lost, family["two"], family["other"]}
+    what = plan(store)
+    with held(store, "use", family["other"]):
+        gone, stayed = carry_out(store, what)
+    assert set(gone) == {lost, family["two"]}
+    assert [(item.name, item.why) for item in stayed] == [(family["other"], "in use")]
+    assert set(os.listdir(flat)) == {family["root"], family["other"]}
+    assert os.listdir(store.result_tmp) == []
+
+
+def test_what_was_flattened_stays_for_a_child_that_came_since(
+    store: Store, family: dict[str, LayerId], chain: ChainMaker
+) -> None:
+    (store.root / "flat" / family["two"]).mkdir(parents=True)
+    what = plan(store)
+    make(store, chain("(run (shell one)) (run (shell two)) (run (shell three))").steps[-1])
+    gone, _ = carry_out(store, what)
+    assert gone == []
+    assert (store.root / "flat" / family["two"]).is_dir()
+
+
 # -- caches
 
 

@@ -119,6 +119,7 @@ def test_the_reserve_is_made_free_from_the_oldest_on(store: Store) -> None:
     (said,) = heard
     assert isinstance(said, Note)
     assert said.text.startswith("removed 1 cache, ")
+    assert said.text.endswith(" KiB, to make room for the next step")
     assert os.listdir(store.locks) == []
 
 
