@@ -33,13 +33,12 @@ def names(exclude: Iterable[str]) -> tuple[str, ...]:
 
 
 def by_gnu_tar(
-    tar: str, src: Iterable[str], *, exclude: Iterable[str], rename: str | None, owner: tuple[int, int]
+    tar: Iterable[str], src: Iterable[str], *, exclude: Iterable[str], rename: str | None, owner: tuple[int, int]
 ) -> Packing:
     """Pack by GNU tar, sparse files sparse, in the order of names. No word of it is a pattern or has escapes."""
     uid, gid = owner
     words = [
-        *(tar, "--create", "--file=-", "--format=gnu", "--sparse", "--sort=name", "--no-unquote"),
-        "--one-file-system",  # of what is mounted below, only the empty folder: /proc and /sys are the machine's
+        *(*tar, "--create", "--file=-", "--format=gnu", "--sparse", "--sort=name", "--no-unquote"),
         *(f"--owner=u:{uid}", f"--group=g:{gid}", "--numeric-owner"),  # a bare number may be a name, too
         *("--no-wildcards", "--no-anchored", *(f"--exclude={name}" for name in names(exclude))),
     ]

@@ -86,7 +86,7 @@ def pack_files(
                 # a slash comes before all other bytes, so that what is in a folder follows it at once
                 r"""list() { checked find "$@" | tr '/\001' '\001/' | checked sort -z | tr '/\001' '\001/'; }""",
                 "{",
-                *(f"list {shlex.quote(root)} -xdev {_unless(exclude)}! -type s -print0" for root in roots),
+                *(f"list {shlex.quote(root)} {_unless(exclude)}! -type s -print0" for root in roots),
                 f"}} | {shlex.join([*words, *_edits(roots, rename)])}",
             ]
         )

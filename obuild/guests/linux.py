@@ -91,8 +91,13 @@ def receive_command(login: str, dest: str, user: UnixUser | WindowsUser) -> str:
 def pack_files(
     src: Iterable[str], *, exclude: Iterable[str], rename: str | None, owner: tuple[int, int]
 ) -> Packing:
-    """Pack files of the guest, for a copy out of a build."""
-    return by_gnu_tar("tar", src, exclude=exclude, rename=rename, owner=owner)
+    """Pack files of the guest, for a copy out of a build.
+
+    Of what is mounted below one of them, only the empty folder goes in: /proc and /sys are the machine's, not the
+    image's.
+    """
+    tar = ("tar", "--one-file-system")
+    return by_gnu_tar(tar, src, exclude=exclude, rename=rename, owner=owner)
 
 
 def open_cache(slot: int, target: str, user: UnixUser | WindowsUser) -> bytes:

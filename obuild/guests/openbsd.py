@@ -73,7 +73,7 @@ def pack_files(
     src: Iterable[str], *, exclude: Iterable[str], rename: str | None, owner: tuple[int, int]
 ) -> Packing:
     """Pack files of the guest, for a copy out of a build."""
-    return by_gnu_tar("gtar", src, exclude=exclude, rename=rename, owner=owner)
+    return by_gnu_tar(("gtar",), src, exclude=exclude, rename=rename, owner=owner)
 
 
 def receive_command(login: str, dest: str, user: UnixUser | WindowsUser) -> str:
