@@ -5,11 +5,12 @@ Looks and compares; boots nothing, makes no base image, writes no layer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from obuild import base, explain
 from obuild.explain import Fields
@@ -17,9 +18,15 @@ from obuild.plan import Base, Chain, Graft, Import, LayerId, Step, everything, p
 from obuild.spec import Stage
 from obuild.store import Layer, Store
 
+if TYPE_CHECKING:
+    from obuild.index import Index, Row
+
 #: A step is compared with the layers that were used last, until so many characters of keys are read: about
-#: a second's worth. The key of a copy may list 100,000 files, and a parent have 1,000 children.
+#: a second's worth. The key of a copy may list 100,000 files.
 ENOUGH = 2_000_000
+
+#: And with no more than so many layers: a parent may have 10,000 children.
+MANY = 300
 
 NOTHING_LIKE_IT = "no layer like it in the store"
 
@@ -54,7 +61,8 @@ def _forecast(
     find = partial(_base, store)
     chain = plan(stage, source=source, find_base=find, secrets=secrets, extract=unbuilt(builds, find))
     if chain.base.digest:
-        return list(_Forecaster(store).chain(chain))
+        with ExitStack() as stack:
+            return list(_Forecaster(store, stack).chain(chain))
     why = f"the base image {chain.base.name!r} would be made from its recipe first; ids are known only then"
     return [Outlook(step.headings[-1], None, False, () if step.parent else (why,)) for step in chain.steps]
 
@@ -73,8 +81,11 @@ def _base(store: Store, reference: str) -> Base:
 
 
 class _Forecaster:
-    def __init__(self, store: Store) -> None:
+    """Looks at chains; what it opens is closed with `stack`."""
+
+    def __init__(self, store: Store, stack: ExitStack) -> None:
         self.store = store
+        self.stack = stack
 
     def chain(self, chain: Chain) -> Iterator[Outlook]:
         stood: LayerId | None = None  # at the place of the step before: its layer, or the nearest to it
@@ -100,29 +111,22 @@ class _Forecaster:
             yield Outlook(op, step.id, False, tuple(explain.differences(old, explain.fields(step.key))), layer.id)
 
     @cached_property
-    def children(self) -> dict[LayerId | None, list[Layer]]:
-        """All layers by their parent, those used last first."""
-        used: list[tuple[float, Layer, LayerId | None]] = []
-        for id, parent in self.store.parents().items():
-            layer = self.store.find(id)
-            if layer is not None:
-                with suppress(FileNotFoundError):  # it is just being removed
-                    used.append((layer.path.stat().st_mtime, layer, parent))
-        found: dict[LayerId | None, list[Layer]] = {}
-        for _, layer, parent in sorted(used, key=lambda item: item[0], reverse=True):
-            found.setdefault(parent, []).append(layer)
-        return found
+    def index(self) -> Index:
+        from obuild.index import Index  # late: needed only if a layer is not there
+
+        return self.stack.enter_context(Index(self.store))
 
     def nearest(self, step: Step, stood: LayerId | None) -> tuple[Layer, Fields] | None:
         """The layer most like a step among those that were built on `stood`; of equals, the one used last."""
         if isinstance(step.action, Import):
-            candidates = self.imports(step.action.base.name)
+            name = step.action.base.name  # a key knows only its content
+            candidates = [row for row in self.index.children(None) if _from(row.op) == name]
         else:
-            candidates = self.children.get(stood, []) if stood else []
+            candidates = self.index.children(stood) if stood else []
         new = explain.fields(step.key)
         best: tuple[float, Layer, Fields] | None = None
         read = 0
-        for layer in candidates:
+        for layer in self.used_last(candidates)[:MANY]:
             with suppress(FileNotFoundError):  # it is just being removed
                 key = layer.key
                 old = explain.fields(key)
@@ -135,15 +139,14 @@ class _Forecaster:
                 break
         return best[1:] if best else None
 
-    def imports(self, name: str) -> list[Layer]:
-        """The layers that a base image of this name was taken into; a key knows only its content."""
-        if None not in self.children:
-            return []
-        from obuild.index import Index  # late: slow to import, and seldom needed
-
-        with Index(self.store) as index:
-            ids = {row.id for row in index.rows() if row.parent is None and _from(row.op) == name}
-        return [layer for layer in self.children[None] if layer.id in ids]
+    def used_last(self, rows: Iterable[Row]) -> list[Layer]:
+        """The layers of `rows`, those used last first."""
+        used: list[tuple[float, Layer]] = []
+        for row in rows:
+            layer = Layer(row.id, self.store.result / row.id)
+            with suppress(FileNotFoundError):  # it is just being removed
+                used.append((layer.path.stat().st_mtime, layer))
+        return [layer for _, layer in sorted(used, key=lambda item: item[0], reverse=True)]
 
 
 def _from(op: str) -> str:

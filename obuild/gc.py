@@ -193,7 +193,7 @@ def _known(store: Store) -> dict[LayerId, tuple[LayerId | None, int]]:
 
     try:
         with Index(store) as index:
-            return {row.id: (row.parent, row.size) for row in index.rows()}
+            return {id: (kin.parent, kin.size) for id, kin in index.all_kin().items()}
     except StoreError:
         return {id: (parent, disk_usage(store, id)) for id, parent in store.parents().items()}
 

@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +28,7 @@ from obuild.plan import LayerId, Step
 from obuild.volumes import CacheCopy, escape, unescape
 
 _ID = re.compile(r"[0-9a-f]{64}")
+_ID_START = re.compile(r"[0-9a-f]+")
 _PARENT = re.compile(r"\(\(format 1\)\(executor \w+\)\(parent ([0-9a-f]{64})\)")
 _README = """This is a store of obuild: layers of virtual machines, named by the hash of what made them.
 result/ holds finished layers, result-tmp/ those in the making, base-image/ the images that specs start from.
@@ -156,18 +157,31 @@ class Store:
         layer = Layer(id, self.result / id)
         return layer if layer.path.is_dir() else None
 
+    def ids(self) -> list[LayerId]:
+        """The ids of all layers, in no order."""
+        return [LayerId(name) for name in os.listdir(self.result) if _ID.fullmatch(name)]
+
     def layers(self) -> list[Layer]:
         """All layers, in no order."""
-        return [
-            Layer(LayerId(name), self.result / name) for name in os.listdir(self.result) if _ID.fullmatch(name)
-        ]
+        return [Layer(id, self.result / id) for id in self.ids()]
 
-    def resolve(self, prefix: str, *, drafts: bool = False) -> LayerId:
-        """The id of the layer (or draft) that `prefix` stands for. UsageError if none or several do."""
-        names = {*os.listdir(self.result), *(os.listdir(self.result_tmp) if drafts else ())}
-        if prefix in names:
-            return LayerId(prefix)
-        found = sorted(name for name in names if prefix and name.startswith(prefix))
+    def resolve(
+        self, prefix: str, *, drafts: bool = False, starting: Callable[[str], Iterable[LayerId]] | None = None
+    ) -> LayerId:
+        """The id of the layer (or draft) that `prefix` stands for. UsageError if none or several do.
+
+        `starting` is asked for the layers whose ids begin so, or for more; without it result/ is listed.
+        """
+        folders = (self.result, self.result_tmp) if drafts else (self.result,)
+        found: list[str] = []
+        if _ID.fullmatch(prefix):
+            found = [prefix] if any((folder / prefix).is_dir() for folder in folders) else []
+        elif _ID_START.fullmatch(prefix):
+            names = {
+                *(starting(prefix) if starting else self.ids()),
+                *(os.listdir(self.result_tmp) if drafts else ()),
+            }
+            found = sorted(name for name in names if name.startswith(prefix))
         if not found:
             raise UsageError(f"no layer has the id {prefix!r}", hint="`obuild ls` shows what there is")
         if len(found) > 1:

@@ -147,20 +147,22 @@ def test_a_layer_that_is_just_being_removed_is_passed_over(
     store: Store, look: Look, chain: ChainMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, leaf = built(store, chain("(run (shell a))"))
-    parents = store.parents()
+    with Index(store) as index:
+        children = index.children(root)
+    assert [row.id for row in children] == [leaf]
     store.remove(leaf, store.parents())
-    monkeypatch.setattr(store, "parents", lambda: parents)
+    monkeypatch.setattr(Index, "children", lambda self, id: children)
     assert look("(run (shell b))")[-1].why == (NOTHING_LIKE_IT,)
-    assert store.find(root)
 
 
+@pytest.mark.parametrize("limit", ["ENOUGH", "MANY"])
 def test_comparing_ends_at_some_time(
-    store: Store, look: Look, chain: ChainMaker, monkeypatch: pytest.MonkeyPatch
+    store: Store, look: Look, chain: ChainMaker, monkeypatch: pytest.MonkeyPatch, limit: str
 ) -> None:
     near, used_last = (built(store, chain(f"(run (shell {name}))"))[-1] for name in ("aaab", "x"))
     os.utime(store.result / near, (1, 1))
     assert look("(run (shell aaac))")[-1].nearest == near
-    monkeypatch.setattr(forecast, "ENOUGH", 1)
+    monkeypatch.setattr(forecast, limit, 1)
     assert look("(run (shell aaac))")[-1].nearest == used_last
 
 

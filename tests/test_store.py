@@ -198,10 +198,14 @@ def test_an_id_is_found_by_its_first_digits(store: Store) -> None:
         store.resolve("b")
 
 
-@pytest.mark.parametrize(("prefix", "why"), [("a", "2 layers"), ("c", "no layer"), ("", "no layer")])
+@pytest.mark.parametrize(
+    ("prefix", "why"),
+    [("a", "2 layers"), ("c", "no layer"), ("", "no layer"), ("lost", "no layer"), ("a" * 64, "no layer")],
+)
 def test_a_prefix_of_none_or_of_several_is_refused(store: Store, prefix: str, why: str) -> None:
     for name in ("ab" + "0" * 62, "ac" + "0" * 62):
         (store.result / name).mkdir()
+    (store.result / "lost+found").mkdir()
     with pytest.raises(UsageError, match=why):
         store.resolve(prefix)
 

@@ -24,9 +24,10 @@ app = typer.Typer()
 def delete(id: IdArgument, store: StoreOption) -> None:
     """Remove a layer, and all layers that were built on it."""
     from obuild import upkeep
+    from obuild.index import resolve
 
     opened = open_store(store)
-    _stayed(upkeep.delete(opened, opened.resolve(id), tell=_removing))
+    _stayed(upkeep.delete(opened, resolve(opened, id), tell=_removing))
 
 
 @app.command()
