@@ -1,8 +1,9 @@
-"""All that is known of one layer: what made it, what it stands on and what stands on it, when, how big."""
+"""What is known of layers: what made one, what it stands on and what stands on it, when, how big."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from obuild import explain
@@ -42,35 +43,56 @@ class Description:
     log_size: int
 
 
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One layer of a list. Times and `seconds` as in a Description; `size` is of this layer alone."""
+
+    id: LayerId
+    parent: LayerId | None
+    op: str
+    created: float
+    seconds: float | None
+    size: int
+    used: float
+
+
+def listing(store: Store, newest: int | None) -> tuple[list[Listed], int]:
+    """All layers, or so many of the newest, the oldest first; and how many older ones are left out."""
+    with Index(store) as index:
+        rows = index.rows(newest)
+        more = 0 if newest is None else index.count() - len(rows)
+    listed = []
+    for row in rows:
+        with suppress(FileNotFoundError):  # it is just being removed
+            used = (store.result / row.id).stat().st_mtime
+            op = _op(store, row)
+            listed.append(Listed(row.id, row.parent, op, row.created, _seconds(row), row.size, used))
+    return listed, max(0, more)
+
+
 def describe(store: Store, id: LayerId) -> Description:
     """What is known of the layer `id`. StoreError if it has just been removed."""
     with Index(store) as index:
-        rows = {row.id: row for row in index.rows()}
+        row, below, above = index.get(id), index.ancestors(id), index.children(id)
     try:
-        row, layer = rows[id], Layer(id, store.result / id)
-        below = list(_below(row, rows))
+        if row is None:
+            raise FileNotFoundError(id)
+        layer = Layer(id, store.result / id)
         return Description(
             id=id,
             op=_op(store, row),
             key=explain.fields(layer.key),
             parents=_neighbours(store, below),
-            children=_neighbours(store, (other for other in rows.values() if other.parent == id)),
+            children=_neighbours(store, above),
             created=row.created,
             used=layer.path.stat().st_mtime,
-            seconds=row.seconds if row.op else None,
+            seconds=_seconds(row),
             size=row.size,
             total=row.size + sum(other.size for other in below),
             log_size=layer.log.stat().st_size,
         )
-    except (KeyError, FileNotFoundError) as error:
+    except FileNotFoundError as error:
         raise StoreError(f"layer {id} was just removed from the store") from error
-
-
-def _below(row: Row, rows: dict[LayerId, Row]) -> Iterator[Row]:
-    """The layers that a layer stands on, the nearest first."""
-    while row.parent is not None:
-        row = rows[row.parent]
-        yield row
 
 
 def _neighbours(store: Store, rows: Iterable[Row]) -> tuple[Neighbour, ...]:
@@ -80,3 +102,7 @@ def _neighbours(store: Store, rows: Iterable[Row]) -> tuple[Neighbour, ...]:
 def _op(store: Store, row: Row) -> str:
     """The op as written; as the key has it for a layer whose builder did not live to remember it."""
     return row.op or explain.summary(explain.fields(Layer(row.id, store.result / row.id).key))
+
+
+def _seconds(row: Row) -> float | None:
+    return row.seconds if row.op else None

@@ -134,5 +134,5 @@ def _some(lines: Sequence[str], most: int = 40) -> Iterator[str]:
 
 def _neighbours(title: str, layers: Sequence[Neighbour]) -> Iterator[str]:
     yield title if layers else f"{title}: nothing"
-    for layer in layers:
-        yield f"  {layer.id[:12]}  {one_line(layer.op, 90)}"
+    for line in _some([f"{layer.id[:12]}  {one_line(layer.op, 90)}" for layer in layers]):
+        yield f"  {line}"

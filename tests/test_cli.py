@@ -344,6 +344,32 @@ def test_a_layer_is_explained(based: Path) -> None:
     assert told["total"] == told["size"] > 0
 
 
+def test_layers_are_listed(based: Path) -> None:
+    store = f"--store=qemu:{based / 'store'}"
+    assert obuild("ls", store, code=0).stdout == ""
+    assert json.loads(obuild("ls", store, "--json", code=0).stdout) == []
+    ids = []
+    for number in (1, 2):
+        with (based / "disk.raw").open("r+b") as disk:
+            disk.write(bytes([number]))
+        obuild("base", "add", based / "disk.raw", "--name", "there", "--force", store, code=0)
+        (based / "spec").write_text("((from there))")
+        built = obuild("build", store, "-f", based / "spec", based / "src", code=0).stdout
+        ids.append(built.rpartition('Got: "')[2][:64])
+    assert [line[:12] for line in obuild("ls", store, code=0).stdout.splitlines()] == [id[:12] for id in ids]
+    cut = obuild("ls", store, "--limit", "1", code=0).stdout.splitlines()
+    assert (cut[0][:12], cut[1]) == (ids[1][:12], "… and 1 older one; --all lists them, --limit N the N newest")
+    assert len(obuild("ls", store, "--all", code=0).stdout.splitlines()) == 2
+    told = json.loads(obuild("ls", store, "--json", code=0).stdout)
+    assert [layer["id"] for layer in told] == ids
+    assert set(told[0]) == {"id", "parent", "op", "created", "seconds", "size", "used"}
+    assert len(json.loads(obuild("ls", store, "--json", "-n1", code=0).stdout)) == 1
+    assert "--limit" in obuild("ls", store, "--all", "--limit", "1", code=2).stderr
+    assert obuild("log", ids[0][:12], store, code=0).stdout == ""
+    assert f"Removing {ids[0]}" in obuild("delete", ids[0][:12], store, code=0).stdout
+    assert "no layer" in obuild("log", ids[0], store, code=2).stderr
+
+
 def test_a_spec_is_formatted(here: Path) -> None:
     spec = here / "spec"
     spec.write_text("; é\n((from there) ; why\n(run (shell true)))")

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 
 import pytest
 
 from obuild import ui
-from obuild.describe import Neighbour, describe
+from obuild.describe import Listed, Neighbour, describe, listing
 from obuild.errors import StoreError
 from obuild.index import Index
 from obuild.plan import Chain
 from obuild.store import Store
-from tests.test_store import make_all
+from tests.test_store import make, make_all
 
 ChainMaker = Callable[[str], Chain]
 
@@ -55,6 +56,42 @@ def test_long_keys_are_cut(store: Store, chain: ChainMaker) -> None:
     *_, leaf = make_all(store, chain(f"{variables} (run (shell one))"))
     shown = list(ui.description(describe(store, leaf)))
     assert "            … and 10 more; --json has them all" in shown
+
+
+def test_many_children_are_cut(store: Store, chain: ChainMaker) -> None:
+    root = make_all(store, chain("(run (shell 0))"))[0]
+    for number in range(1, 42):
+        make(store, chain(f"(run (shell {number}))").steps[1])
+    found = describe(store, root)
+    assert len(found.children) == 42
+    assert list(ui.description(found))[-1] == "  … and 2 more; --json has them all"
+
+
+def test_the_newest_layers_are_listed_and_the_others_counted(store: Store, chain: ChainMaker) -> None:
+    made = chain("(run (shell one)) (run (shell two))")
+    root, middle, leaf = make_all(store, made)
+    with Index(store) as index:
+        index.add(root, None, "(from tiny)", 1.0, 2.5)
+        index.add(middle, root, "(run …)", 2.0, 3.5)
+        sizes = {row.id: row.size for row in index.rows()}
+    os.utime(store.result / middle, (7.0, 7.0))
+    first, second, last = listing(store, None)[0]
+    assert (first.id, first.parent, first.seconds) == (root, None, 2.5)
+    assert second == Listed(middle, root, "(run …)", 2.0, 3.5, sizes[middle], 7.0)
+    assert (last.id, last.op, last.seconds) == (leaf, "(run (shell two))", None), "nobody remembers it"
+    assert listing(store, 1) == ([last], 2)
+    assert listing(store, 3) == ([first, second, last], 0)
+
+
+def test_a_layer_that_goes_while_layers_are_listed_is_left_out(
+    store: Store, chain: ChainMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, leaf = make_all(store, chain("(run (shell one))"))
+    with Index(store) as index:
+        rows = index.rows()
+    store.remove(leaf, store.parents())
+    monkeypatch.setattr(Index, "rows", lambda self, newest: rows)
+    assert [layer.id for layer in listing(store, None)[0]] == [root]
 
 
 def test_a_layer_that_is_just_being_removed(store: Store, chain: ChainMaker) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,15 +11,23 @@ from obuild import ui
 from obuild.console import IdArgument, JsonOption, StoreOption, guarded, open_store, put, put_json
 from obuild.errors import UsageError
 
+if TYPE_CHECKING:
+    from obuild.describe import Listed
+
 app = typer.Typer()
+
+#: How many layers `ls` lists by itself.
+MOST = 100
 
 
 @app.command()
 @guarded
 def log(id: IdArgument, store: StoreOption) -> None:
     """Print what a step printed when its layer was made, or has printed so far."""
+    from obuild.index import resolve
+
     opened = open_store(store)
-    path = opened.log_path(opened.resolve(id, drafts=True))
+    path = opened.log_path(resolve(opened, id, drafts=True))
     try:
         with path.open("rb") as file:
             while data := file.read(1 << 20):
@@ -30,15 +39,38 @@ def log(id: IdArgument, store: StoreOption) -> None:
 
 @app.command("ls")
 @guarded
-def list_layers(store: StoreOption) -> None:
-    """List the layers: id, age, how long it took, size on disk, and the op that made it."""
-    from obuild.index import Index
+def list_layers(
+    store: StoreOption,
+    limit: Annotated[
+        int | None, typer.Option("--limit", "-n", metavar="N", min=0, help="Only the N newest. [default: 100]")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All layers, however many.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """List the layers, the newest last: id, age, how long it took, size on disk, and the op that made it.
 
-    with Index(open_store(store)) as index:
-        rows = index.rows()
-    for row in rows:
-        shown = ui.one_line(row.op, 60)
-        print(f"{row.id[:12]}  {ui.ago(row.created):>7}  {row.seconds:7.1f} s  {ui.size(row.size):>10}  {shown}")
+    With --json, all layers are listed unless there is a --limit.
+
+    Example: obuild ls --store=qemu:/data --limit 10
+    """
+    from obuild.describe import listing
+
+    if everything and limit is not None:
+        raise UsageError("--all and --limit say different things", hint="give one of them")
+    newest = None if everything else MOST if limit is None and not as_json else limit
+    layers, more = listing(open_store(store), newest)
+    if as_json:
+        put_json(layers)
+        return
+    put(*map(_line, layers))
+    if more:
+        put(f"… and {more} older {'one' if more == 1 else 'ones'}; --all lists them, --limit N the N newest")
+
+
+def _line(layer: Listed) -> str:
+    took = "-" if layer.seconds is None else f"{layer.seconds:.1f} s"
+    about = f"{ui.ago(layer.created):>7}  {took:>9}  {ui.size(layer.size):>10}"
+    return f"{layer.id[:12]}  {about}  {ui.one_line(layer.op, 60)}"
 
 
 @app.command()
@@ -51,9 +83,10 @@ def explain(id: IdArgument, store: StoreOption, as_json: JsonOption = False) -> 
     Example: obuild explain --store=qemu:/data 3f2a
     """
     from obuild.describe import describe
+    from obuild.index import resolve
 
     opened = open_store(store)
-    layer = describe(opened, opened.resolve(id))
+    layer = describe(opened, resolve(opened, id))
     if as_json:
         put_json(layer)
     else:
