@@ -9,6 +9,8 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from obuild.files import fsync
+
 NAME = "mtree"
 
 
@@ -27,6 +29,17 @@ def write(folder: Path) -> None:
         name = path.relative_to(folder)
         lines.append(f"./{name} type=file size={path.stat().st_size} sha256digest={_digest(path)}")
     (folder / NAME).write_text("\n".join(lines) + "\n")
+
+
+def seal(folder: Path) -> None:
+    """Write down what `folder` holds, make its files read-only, and have all of it on the disk."""
+    write(folder)
+    below = list(folder.rglob("*"))
+    for path in below:
+        if path.is_file():
+            path.chmod(0o444)
+    for path in (*reversed(below), folder):
+        fsync(path)
 
 
 def read(folder: Path) -> dict[str, Entry]:

@@ -23,6 +23,7 @@ from typing import BinaryIO
 from obuild import disk, locks, mtree, trace, usage
 from obuild.errors import ProcessError, StoreError, UsageError
 from obuild.files import discard, fsync
+from obuild.flat import Flats
 from obuild.placing import Places
 from obuild.plan import LayerId, Step
 from obuild.volumes import CacheCopy, escape, unescape
@@ -91,6 +92,7 @@ class Store:
         self.locks = self.state / "locks"
         self.manifests = self.state / "manifests"
         self.ssh = self.state / "ssh"
+        self.flats = Flats(root, root / "flat", self.result_tmp, self.locks)
         self.places = Places(self.base_image, self.ssh, self.locks)
 
     # -- opening
@@ -116,6 +118,7 @@ class Store:
             for folder in (
                 self.result,
                 self.result_tmp,
+                self.flats.folder,
                 self.base_image,
                 self.cache,
                 self.cache_tmp,
@@ -179,7 +182,7 @@ class Store:
         elif _ID_START.fullmatch(prefix):
             names = {
                 *(starting(prefix) if starting else self.ids()),
-                *(os.listdir(self.result_tmp) if drafts else ()),
+                *(filter(_ID.fullmatch, os.listdir(self.result_tmp)) if drafts else ()),
             }
             found = sorted(name for name in names if name.startswith(prefix))
         if not found:
@@ -220,16 +223,14 @@ class Store:
         """
         path = self.result_tmp / step.id
         discard(path)  # of a process that died since we opened the store
-        if step.parent is not None:
-            self._check(step.parent)
         try:
             with _storage_errors(self.root):
                 (path / "rootfs").mkdir(parents=True)
                 trace.reach("draft.made")
                 (path / "key").write_bytes(step.key.encode("utf-8", "surrogateescape"))
                 if step.parent is not None:
-                    backing = f"../../../result/{step.parent}/rootfs/image.qcow2"
-                    disk.create_overlay(path / "rootfs" / "image.qcow2", backing)
+                    backing = self.flats.below(step.parent)
+                    disk.create_overlay(path / "rootfs" / "image.qcow2", f"../../../{backing}")
                 trace.reach("draft.ready")
                 with (path / "log").open("wb") as log:
                     yield Draft(step.id, path, log)
@@ -239,7 +240,7 @@ class Store:
 
     @contextmanager
     def scratch(self, id: LayerId) -> Iterator[Draft]:
-        """A draft on a layer that is thrown away: to look into it with a machine."""
+        """A draft on a layer that is thrown away: to look into it with a machine. StoreError as for `draft`."""
         with (
             _storage_errors(self.root),
             self.use(id) as layer,
@@ -248,40 +249,22 @@ class Store:
         ):
             if layer is None:
                 raise StoreError(f"layer {id} was removed from the store", hint="build again")
-            self._check(id)
             (folder / "rootfs").mkdir()
-            disk.create_overlay(folder / "rootfs" / "image.qcow2", str(layer.image))
+            disk.create_overlay(folder / "rootfs" / "image.qcow2", str(self.root / self.flats.below(id)))
             yield Draft(id, folder, log)
 
     def _commit(self, id: LayerId) -> None:
         """fsync what is in it, rename it, fsync both folders: after the rename the layer is there for good."""
         draft, layer = self.result_tmp / id, self.result / id
         trace.reach("commit.sealing")
-        mtree.write(draft)
-        image = draft / "rootfs" / "image.qcow2"
-        for path in (image, *{path for path in draft.rglob("*") if path.is_file()} - {image}):
-            path.chmod(0o444)
-            fsync(path)
-        fsync(draft / "rootfs")
-        fsync(draft)
+        (draft / "rootfs" / "image.qcow2").stat()  # FileNotFoundError: a layer has an image
+        mtree.seal(draft)
         trace.reach("commit.sealed")
         draft.rename(layer)
         trace.reach("commit.renamed")
         fsync(self.result)
         fsync(self.result_tmp)
         trace.reach("commit.done")
-
-    def _check(self, id: LayerId) -> None:
-        """StoreError if a layer, or one that it stands on, is not as large as it was when it was made."""
-        below: LayerId | None = id
-        while below is not None:
-            layer = Layer(below, self.result / below)
-            if problems := mtree.damage(layer.path):
-                raise StoreError(
-                    f"layer {below} is damaged: {'; '.join(problems)}",
-                    hint="`obuild fsck --repair` removes it with all that stands on it; build again then",
-                )
-            below = layer.parent
 
     # -- removing
 
@@ -303,7 +286,8 @@ class Store:
 
         `parents` is what the caller knows of the store; layers that came since are added to it. Whoever
         builds on `id` holds a shared lock until the child is in result/, so with our exclusive lock held,
-        one more look sees every child. The layer leaves result/ by a rename: nobody ever sees half of it.
+        one more look sees every child. The layer leaves result/ by a rename: nobody ever sees half of it. Its
+        flattened copy goes before: that must not outlive it.
         """
         with (
             locks.file_lock(self._lock_file(id), wait=False) as claimed,
@@ -315,6 +299,7 @@ class Store:
             if any(parent == id and self.find(child) for child, parent in parents.items()):
                 return False
             trace.reach("remove.locked")
+            self.flats.remove(id)
             (self.result / id).rename(self.result_tmp / id)
             trace.reach("remove.renamed")
             fsync(self.result)

@@ -13,6 +13,9 @@ POINTS = (
     "base.placing",
     "base.placed",
     "draft.made",
+    "flat.making",
+    "flat.sealed",
+    "flat.renamed",
     "draft.ready",
     "cache.copied",
     "machine.started",
@@ -27,6 +30,7 @@ POINTS = (
     "commit.done",
     "row.added",
     "remove.locked",
+    "flat.removed",
     "remove.renamed",
     "remove.done",
 )

@@ -14,14 +14,14 @@ PACKAGE = Path(__file__).parent.parent / "obuild"
 #: Lowest first. A module imports only from lines above its own.
 RANKS = (
     "errors events locks mask quoting spec_ops trace units version",
-    "card files mtree posix process qmp sexp tree usage",
-    "disk explain packing recipe shape spec_fields spec_show",
+    "card files posix process qmp sexp tree usage",
+    "disk explain mtree packing recipe shape spec_fields spec_show",
     "accel machine spec_read",
     "spec ssh",
     "systems",
     "dockerfile fmt guests.freebsd guests.linux guests.openbsd guests.windows",
     "guests plan",
-    "placing volumes",
+    "flat placing volumes",
     "store",
     "bases.debian caches index transfer",
     "bases describe executors.qemu gc",

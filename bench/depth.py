@@ -1,0 +1,220 @@
+"""What depth costs: a step, and random reads in a guest, at depth 1 and at the end of a chain of 100 layers.
+
+Run it on a quiet machine:  .venv/bin/python -m bench.depth [--runs N]
+
+It prints two ratios, each of medians taken in turns in this one run, and fails if one is over its target:
+  the step `true` on 99 layers / the same on a base                                                   <= 1.15
+  20,000 random reads of 4 KiB in a guest on 100 layers / the same bytes in one layer                 <= 1.3
+and beside them, what both would be if no chain was flattened.
+
+The layers are made without guests, through the store as a build does, so it is the store that flattens. The disk
+of `micro` is made longer, and each layer writes its part of the new end, in pieces of 64 KiB, all over it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.overhead import KEPT, kvm_or_tcg, report
+from obuild import base, disk, flat, machine, spec, ssh
+from obuild.engine import Engine
+from obuild.events import Event, Saved, Started
+from obuild.guests import linux
+from obuild.plan import Base, Chain, Import, plan
+from obuild.shape import Settings
+from obuild.store import Store
+
+DEPTH = 100
+READS = 20_000
+PIECE = 64 << 10
+PIECES = 4096
+ROOT_SHELL = linux.root_shell("root")
+
+
+@dataclass(frozen=True, slots=True)
+class Deep:
+    """A store with chains of fake layers. `longest` is the limit that the store has for them."""
+
+    store: Store
+    longest: int
+    start: int  # where on the disk the layers write, in bytes
+
+    def chain(self, ops: str) -> Chain:
+        """Plan ops on `micro`."""
+        return plan(spec.parse(f"((from micro) {ops})".encode()), source=Path(), find_base=self.base)
+
+    def base(self, name: str) -> Base:
+        return base.find(self.store, name, say=print)
+
+
+def layers(count: int, name: str = "layer") -> str:
+    """Ops that make so many layers."""
+    return " ".join(f'(run (shell "{name} {number}"))' for number in range(count))
+
+
+def make_layers(deep: Deep, chain: Chain) -> list[float]:
+    """Make the missing layers of a chain, each with its part of the data; seconds that each draft took."""
+    pieces = random.Random(1).sample(range(PIECES), PIECES)
+    count = len(chain.steps) - 1
+    times = []
+    for number, step in enumerate(chain.steps):
+        if deep.store.find(step.id):
+            continue
+        started = time.perf_counter()
+        with deep.store.claim(step.id), deep.store.draft(step) as draft:
+            times.append(time.perf_counter() - started)
+            if isinstance(step.action, Import):
+                disk.import_image(disk.inspect(step.action.base.path), draft.image)
+                size = str(deep.start + PIECES * PIECE)
+                subprocess.run(["qemu-img", "resize", "-q", "-f", "qcow2", draft.image, size], check=True)
+            else:
+                mine = pieces[number - 1 :: count]
+                lines = (f"write -q -P {number % 255 + 1} {deep.start + at * PIECE} {PIECE}\n" for at in mine)
+                subprocess.run(
+                    ["qemu-io", "-f", "qcow2", draft.image], input="".join(lines), text=True, check=True
+                )
+    return times
+
+
+def step_seconds(deep: Deep, ops: str) -> float:
+    """The seconds from the start of a new last step to its layer, with the layers below it there."""
+    flat.LONGEST = deep.longest
+    times: list[float] = []
+
+    def tell(event: Event) -> None:
+        match event:
+            case Started():
+                times.append(time.perf_counter())
+            case Saved():
+                times.append(time.perf_counter())
+
+    text = f'((from micro) {ops} (run (shell "true # {time.time_ns()}")))'
+    Engine(Path(), deep.store, Settings(), tell).build(spec.parse(text.encode()))
+    return times[-1] - times[-2]
+
+
+def random_reader(start: int, seed: int) -> bytes:
+    """A program for x86_64 Linux that reads 4 KiB from its stdin at READS random places from `start` on."""
+    code = b"\xbb" + READS.to_bytes(4, "little")  # mov ebx, READS
+    code += b"\x41\xbc" + seed.to_bytes(4, "little")  # mov r12d, seed
+    code += b"\x49\xbd" + (6364136223846793005).to_bytes(8, "little")  # mov r13, Knuth's factor
+    code += b"\x49\xbf" + start.to_bytes(8, "little")  # mov r15, start
+    # again: imul r12, r13; inc r12; mov r10, r12; shr r10, 33; and r10d, MASK; shl r10, 12; add r10, r15
+    mask = PIECES * PIECE // 4096 - 1
+    code += bytes.fromhex("4d0fafe5 49ffc4 4d89e2 49c1ea21 4181e2") + mask.to_bytes(4, "little")
+    code += bytes.fromhex("49c1e20c 4d01fa")
+    # pread64(0, rsp - 8192, 4096, r10) must return 4096; dec ebx; jnz again
+    code += bytes.fromhex("31ff 488db42400e0ffff ba00100000 b811000000 0f05 3d00100000 7504 ffcb 75c3")
+    code += bytes.fromhex("89df b83c000000 0f05")  # exit(ebx), which is 0 if all was read
+    at = 0x400000
+    whole = 64 + 56 + len(code)
+    header = b"\x7fELF\x02\x01\x01".ljust(16, b"\0") + bytes.fromhex("0200 3e00 01000000")
+    header += (at + 120).to_bytes(8, "little") + (64).to_bytes(8, "little") + bytes(8)
+    header += bytes.fromhex("00000000 4000 3800 0100 0000 0000 0000")
+    segment = bytes.fromhex("01000000 05000000") + bytes(8) + at.to_bytes(8, "little") * 2
+    segment += whole.to_bytes(8, "little") * 2 + (4096).to_bytes(8, "little")
+    return header + segment + code
+
+
+@contextmanager
+def guest_on(deep: Deep, chain: Chain) -> Iterator[ssh.Connection]:
+    """A guest on a throw-away overlay of the last layer."""
+    flat.LONGEST = deep.longest
+    found = deep.base("micro")
+    shape = Settings().shape(found.card, kvm_or_tcg(deep.store, found.card.arch))
+    key = base.key_path(deep.store, found.card)
+    last = chain.steps[-1].id
+    with deep.store.scratch(last) as draft:
+        print(f"  {len(chain.steps) - 1} layers: {len(deep.store.flats.chain(last))} images, limit {deep.longest}")
+        with (
+            machine.start(shape, draft.image, network=False) as running,
+            ssh.connect(running, login="root", key=key) as connection,
+        ):
+            yield connection
+
+
+def read_seconds(connection: ssh.Connection, program: Path) -> float:
+    """The seconds by the guest's clock that the reads take, with nothing of the disk in its memory."""
+    connection.put(program, "/tmp/reads")
+    script = b"""chmod +x /tmp/reads; echo 0 >/sys/block/vda/queue/read_ahead_kb; sync
+        bash -c '
+            echo 3 >/proc/sys/vm/drop_caches
+            /tmp/reads </dev/null # brings the program itself back
+            s=$EPOCHREALTIME; /tmp/reads </dev/vda && echo $(( ${EPOCHREALTIME/./} - ${s/./} ))'
+    """
+    said = bytearray()
+
+    def whole(mark: str) -> bytes:
+        return script + f"\nprintf '%s %d\\n' {mark} 0\n".encode()
+
+    connection.run(ROOT_SHELL, whole, said.extend)
+    return int(said) / 1e6
+
+
+def size(folder: Path) -> int:
+    """MiB that the images below a folder take."""
+    return sum(path.stat().st_blocks * 512 for path in folder.rglob("image.qcow2")) >> 20
+
+
+def prepare(root: Path, longest: int) -> Deep:
+    """A store with the two chains, made with this limit."""
+    Store.open(root)
+    for name in ("base-image", "state"):
+        subprocess.run(["cp", "-a", "--reflink=auto", KEPT / name, root], check=True)
+    store = Store.open(root)
+    image = disk.inspect(base.find(store, "micro", say=print).path)
+    deep = Deep(store, longest, image.virtual_size)
+    flat.LONGEST = longest
+    times = make_layers(deep, deep.chain(layers(DEPTH)))
+    make_layers(deep, deep.chain(layers(1, "all")))
+    print(
+        f"limit {longest}: layers {size(store.result)} MiB, flats {len(os.listdir(store.flats.folder))} "
+        f"with {size(store.flats.folder)} MiB; "
+        f"a draft took {statistics.median(times):.3f} s, at most {max(times):.3f} s"
+    )
+    return deep
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--runs", type=int, default=7)
+    runs = parser.parse_args().runs
+    base.find(Store.open(KEPT), "micro", say=print)
+    with tempfile.TemporaryDirectory(dir=KEPT.parent) as folder, ExitStack() as stack:
+        ours = prepare(Path(folder) / "ours", flat.LONGEST)
+        plain = prepare(Path(folder) / "plain", 1 << 30)
+        kinds = {"shallow": (ours, 0, layers(1, "all")), "deep": (ours, DEPTH - 1, layers(DEPTH))}
+        kinds["plain"] = (plain, DEPTH - 1, layers(DEPTH))
+        steps: dict[str, list[float]] = {kind: [] for kind in kinds}
+        reads: dict[str, list[float]] = {kind: [] for kind in kinds}
+        for _ in range(runs):
+            for kind, (deep, count, _ops) in kinds.items():
+                steps[kind].append(step_seconds(deep, layers(count)))
+        guests = {
+            kind: stack.enter_context(guest_on(deep, deep.chain(ops))) for kind, (deep, _, ops) in kinds.items()
+        }
+        program = Path(folder) / "reads"
+        for run in range(runs):
+            program.write_bytes(random_reader(ours.start, run + 1))
+            for kind, guest in guests.items():
+                reads[kind].append(read_seconds(guest, program))
+    worst = 0.0
+    for what, times, target in (("a step", steps, 1.15), (f"{READS} random reads", reads, 1.3)):
+        worst = max(worst, report(f"{what} on {DEPTH} layers", "on one", times["deep"], times["shallow"], target))
+        report("  if nothing was flattened", "on one", times["plain"], times["shallow"], target)
+    sys.exit(0 if worst <= 1 else "over the target")
+
+
+if __name__ == "__main__":
+    main()
