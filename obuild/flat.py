@@ -50,12 +50,14 @@ class Flats:
 
         The caller has the layer in use. StoreError if anything is damaged that the draft would read from.
         """
+        name = f"flat/{id}/image.qcow2"
+        if (self.folder / id).is_dir():
+            self._walk(name)
+            return name
         links = self.chain(id)
         if len(links) <= LONGEST:
             return links[0].name
-        if not (self.folder / id).is_dir():
-            self._make(id, links[0], links[_taken(links)])
-        self._check(name := f"flat/{id}/image.qcow2")
+        self._make(id, links[0], links[_taken(links)])
         return name
 
     def chain(self, id: LayerId) -> list[Link]:
@@ -63,21 +65,7 @@ class Flats:
 
         StoreError if one of them is missing, or not as it was made as far as sizes tell.
         """
-        links: list[Link] = []
-        name = f"result/{id}/rootfs/image.qcow2"
-        while True:
-            self._check(name, above=links[-1].name if links else "")
-            image = self.root / name
-            links.append(Link(name, image.stat().st_blocks * 512))
-            try:
-                backing = disk.backing_file(image)
-            except ValueError as error:
-                raise _damaged(name, [str(error)]) from error
-            if not backing:
-                return links
-            name = os.path.normpath(Path(name).parent / backing)
-            if not _NAME.fullmatch(name):
-                raise _damaged(links[-1].name, [f"it stands on {backing}, which is no layer of the store"])
+        return self._walk(f"result/{id}/rootfs/image.qcow2")
 
     def remove(self, id: LayerId) -> None:
         """Remove the flattened layer `id`, if there is one.
@@ -118,6 +106,23 @@ class Flats:
                 fsync(self.drafts)
             finally:
                 discard(draft)
+
+    def _walk(self, name: str) -> list[Link]:
+        """The images of a chain, from the one of this name on down; StoreError as for `chain`."""
+        links: list[Link] = []
+        while True:
+            self._check(name, above=links[-1].name if links else "")
+            image = self.root / name
+            links.append(Link(name, image.stat().st_blocks * 512))
+            try:
+                backing = disk.backing_file(image)
+            except ValueError as error:
+                raise _damaged(name, [str(error)]) from error
+            if not backing:
+                return links
+            name = os.path.normpath(Path(name).parent / backing)
+            if not _NAME.fullmatch(name):
+                raise _damaged(links[-1].name, [f"it stands on {backing}, which is no layer of the store"])
 
     def _check(self, name: str, *, above: str = "") -> None:
         """StoreError if the folder of an image, which the image `above` stands on, is not as it was made."""

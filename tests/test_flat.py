@@ -137,12 +137,10 @@ def flats(store: Store) -> list[str]:
 # -- making
 
 
-def test_a_chain_of_40_is_shallow_and_its_disk_is_what_it_would_be(
+def test_a_chain_of_50_is_shallow_and_its_disk_is_what_it_would_be(
     store: Store, chain: ChainMaker, tmp_path: Path
 ) -> None:
-    made = steps(chain, 40)
-    ids = make_all(store, made)
-    assert flats(store), "a chain of 40 is long"
+    ids = make_all(store, steps(chain, 50))  # left as they are, QEMU could not open more than some 44
     assert max(depth(image_of(store, id)) for id in ids) <= flat.LONGEST
     plain = tmp_path / "plain.qcow2"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", plain, str(SIZE)], check=True)
@@ -247,7 +245,7 @@ def test_what_is_copied_in_all_grows_little_faster_than_the_chain() -> None:
             copied += size
         assert len(links) <= flat.LONGEST
         assert links[-1].name == "base"
-    assert copied < 10 * 1000  # each byte about log2(1000 / LONGEST) times, where copying all each time is 31
+    assert copied < 4 * 1000  # down to the base each time, it would be 33 times what the layers hold
 
 
 @pytest.mark.parametrize("seed", range(20))
