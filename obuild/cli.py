@@ -21,6 +21,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "build": ("build", "plan", "healthcheck"),
     "look": ("ls", "log", "explain"),
     "upkeep": ("delete", "clean", "prune", "gc", "df"),
+    "check": ("fsck",),
     "language": ("dockerfile", "fmt"),
 }
 

@@ -125,7 +125,7 @@ def log_commands() -> None:
     logging.getLogger("obuild").setLevel(logging.INFO)
 
 
-def open_store(store: str, *, create: bool = False) -> Store:
+def open_store(store: str, *, create: bool = False, sweep: bool = True) -> Store:
     from obuild.store import Store
 
     kind, colon, path = store.partition(":")
@@ -133,7 +133,7 @@ def open_store(store: str, *, create: bool = False) -> Store:
         raise UsageError(f"--store={store} is not KIND:PATH", hint="for example --store=qemu:/data")
     if kind != "qemu":
         raise UsageError(f"unknown kind of store {kind!r} in --store={store}", hint="there is: qemu:PATH")
-    return Store.open(Path(path), create=create)
+    return Store.open(Path(path), create=create, sweep=sweep)
 
 
 def parse_bytes(option: str, text: str, *, default_unit: str = "") -> int:

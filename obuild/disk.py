@@ -131,7 +131,7 @@ def backing_file(path: Path) -> str:
         if magic != _MAGIC:
             raise ValueError("its image is not qcow2")
         file.seek(offset)
-        return file.read(size).decode("utf-8", "surrogateescape")
+        return file.read(min(size, 1023)).decode("utf-8", "surrogateescape")
 
 
 def import_image(source: Image, path: Path) -> None:

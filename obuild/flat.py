@@ -67,6 +67,10 @@ class Flats:
         """
         return self._walk(f"result/{id}/rootfs/image.qcow2")
 
+    def check(self, id: LayerId) -> None:
+        """StoreError if the flattened layer `id` is missing, damaged, or of another layer; or one below it."""
+        self._walk(f"flat/{id}/image.qcow2")
+
     def remove(self, id: LayerId) -> None:
         """Remove the flattened layer `id`, if there is one.
 

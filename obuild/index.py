@@ -145,6 +145,33 @@ class Index:
             if self._store.find(id):  # looked at in here: a row cannot come after the sync that would drop it
                 self._db.execute(_PUT, row)
 
+    def problems(self, but: Collection[str] = ()) -> list[str]:
+        """In what the rows are not what result/ and SQLite's own rules ask for, in words. Nothing is put right.
+
+        Rows of the layers `but`, which are damaged themselves, are not compared.
+        """
+        found = [str(line) for (line,) in self._db.execute("PRAGMA integrity_check") if line != "ok"]
+        rows = {row.id: row for row in (Row(*row) for row in self._db.execute(f"SELECT {_LAYER} FROM layers"))}
+        there = set(self._store.ids())
+        if missing := there - rows.keys():
+            found.append(f"the index lacks {len(missing)} of the layers, as after a crash")
+        if gone := rows.keys() - there:
+            found.append(f"the index has {len(gone)} layers that are gone, as after a crash")
+        for id in sorted((there & rows.keys()).difference(but)):
+            row, now = rows[id], self._found(id)
+            if now is not None and (row.parent, row.size) != (now.parent, now.size):
+                found.append(f"the index has another parent or size for the layer {id}")
+        return found
+
+    def rebuild(self) -> None:
+        """Put the rows right from result/; what nothing else remembers, an op or a duration, stays."""
+        now = [row for id in self._store.ids() if (row := self._found(id)) is not None]
+        with self._writing():
+            values = [(row.parent, row.size, row.id) for row in now]
+            self._db.executemany("UPDATE layers SET parent = ?, size = ? WHERE id = ?", values)
+            self._db.execute("DELETE FROM seen")
+        self._sync()
+
     def _sync(self) -> None:
         """See that there is a row for each layer in result/ and no other."""
         if self._in_step():

@@ -86,6 +86,18 @@ def claim(path: Path, *, meanwhile: Callable[[], object] = lambda: None) -> Iter
             os.close(fd)
 
 
+def is_free(path: Path) -> bool:
+    """Whether there is a lock file at `path` that nobody holds: its holder was killed."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        return _flock(fd, fcntl.LOCK_SH, wait=False) and _same(fd, path)
+    finally:
+        os.close(fd)
+
+
 @contextmanager
 def folder_lock(path: Path, *, shared: bool = False, wait: bool = True) -> Iterator[bool]:
     """Hold a lock on a folder that exists; yields False if another holds it (without `wait`) or it is gone."""

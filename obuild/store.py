@@ -98,8 +98,8 @@ class Store:
     # -- opening
 
     @classmethod
-    def open(cls, root: Path, *, create: bool = True) -> Store:
-        """Open a store, making it if it is new and `create`; rubbish that a crash left is removed.
+    def open(cls, root: Path, *, create: bool = True, sweep: bool = True) -> Store:
+        """Open a store, making it if it is new and `create`; rubbish that a crash left is removed if `sweep`.
 
         UsageError if it cannot be made or written to, or, without `create`, is no store.
         """
@@ -108,7 +108,8 @@ class Store:
             raise UsageError(f"{root} is not a store", hint="a first `obuild build` makes it")
         try:
             store._prepare()
-            store._sweep()
+            if sweep:
+                store.sweep()
         except OSError as error:
             raise UsageError(f"cannot write to the store {root}: {error.strerror}") from error
         return store
@@ -130,7 +131,7 @@ class Store:
         if not os.access(self.result_tmp, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-    def _sweep(self) -> None:
+    def sweep(self) -> None:
         """Remove what no living process owns: drafts, cache copies, half-made base images."""
         for path in self.unfinished():
             self.drop(path)
@@ -145,6 +146,11 @@ class Store:
         if path.parent == self.result_tmp:
             return locks.file_lock(self._lock_file(path.name), wait=False)
         return locks.folder_lock(path, wait=False)
+
+    def is_rubbish(self, path: Path) -> bool:
+        """Whether something unfinished is owned by nobody now."""
+        with self.unowned(path) as rubbish:
+            return rubbish
 
     def drop(self, path: Path) -> bool:
         """Remove something unfinished; False, and it stays, if a living process owns it."""

@@ -27,11 +27,11 @@ RANKS = (
     "bases describe executors.qemu gc",
     "base executors follow",
     "build parallel room upkeep",
-    "extract forecast",
+    "extract forecast fsck",
     "engine",
     "ui",
     "console",
-    "commands.base commands.build commands.cache commands.language commands.look commands.upkeep",
+    "commands.base commands.build commands.cache commands.check commands.language commands.look commands.upkeep",
     "cli commands",
     "__init__ __main__",
 )

@@ -1,0 +1,276 @@
+"""Is the store what it should be? Every law is looked at, every finding is put in words, most can be repaired.
+
+What is lost can be built again, so a repair removes a damaged layer with all that stands on it. What is not
+ours is moved to lost+found/ and never removed. Builds may go on meanwhile: what a living process owns is left
+alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from obuild import caches, card, disk, locks, mtree, upkeep
+from obuild.errors import ObuildError, UsageError
+from obuild.files import discard
+from obuild.index import Index
+from obuild.placing import IMAGES, SUFFIXES
+from obuild.plan import LayerId
+from obuild.store import Layer, Store
+
+_ID = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that is not as it should be.
+
+    `where` is a path in the store; `repair` says what `mend` does, and is "" if nothing can be done.
+    """
+
+    where: str
+    what: str
+    repair: str = ""
+    mend: Callable[[Store], object] | None = field(default=None, repr=False, compare=False)
+
+
+def repair(store: Store, finding: Finding) -> str:
+    """Put a finding right; "repaired", or in words why it is not."""
+    if finding.mend is None:
+        return "cannot be repaired"
+    try:
+        finding.mend(store)
+    except (ObuildError, OSError) as error:
+        return f"not repaired: {error}"
+    return "repaired"
+
+
+def check(store: Store, *, read_data: bool = False) -> Iterator[Finding]:
+    """Look at everything. With `read_data` every byte of every layer and cache is read."""
+    damaged = set()
+    for finding in _layers(store, read_data=read_data):
+        damaged.add(Path(finding.where).name)
+        yield finding
+    yield from _flats(store, read_data=read_data)
+    yield from _rows(store, damaged)
+    yield from _leftovers(store)
+    yield from _bases(store)
+    yield from _caches(store, read_data=read_data)
+    yield from _memos(store)
+
+
+# -- layers
+
+
+def _layers(store: Store, *, read_data: bool) -> Iterator[Finding]:
+    there = set(os.listdir(store.result))
+    for name in sorted(there):
+        if not _ID.fullmatch(name):
+            yield _stray(store, store.result / name)
+            continue
+        layer = Layer(LayerId(name), store.result / name)
+        problems = list(_layer(layer, there, read_data=read_data))
+        if problems and layer.path.is_dir():  # else it was removed just now
+            yield Finding(
+                f"result/{name}",
+                "; ".join(problems),
+                "remove it, and all layers that stand on it: the next build makes them again",
+                _remove_layer(layer.id),
+            )
+
+
+def _layer(layer: Layer, there: set[str], *, read_data: bool) -> Iterator[str]:
+    """What is wrong with one layer."""
+    try:
+        key = (layer.path / "key").read_bytes()
+    except OSError as error:
+        yield f"its key cannot be read: {error.strerror}"
+        return
+    if hashlib.sha256(key).hexdigest() != layer.id:
+        yield "its key is not the one that it is named by"
+        return
+    parent = layer.parent
+    if parent is not None and parent not in there:
+        yield f"its parent {parent} is not in the store"
+    damage = mtree.damage(layer.path, read_data=read_data)
+    yield from damage
+    if not damage:
+        yield from _image(layer, parent)
+
+
+def _image(layer: Layer, parent: LayerId | None) -> Iterator[str]:
+    names = {f"../../../result/{parent}/rootfs/image.qcow2", f"../../../flat/{parent}/image.qcow2"}
+    try:
+        backing = disk.backing_file(layer.image)
+        if backing not in (names if parent else {""}):
+            yield f"its image stands on {backing or 'nothing'}, and not on its parent's"
+        elif backing and not (layer.image.parent / backing).exists():
+            yield f"its image stands on {backing}, which is missing"
+        else:
+            disk.check(layer.image)
+    except (UsageError, ValueError, OSError) as error:
+        yield f"its image is unsound: {error}"
+
+
+def _flats(store: Store, *, read_data: bool) -> Iterator[Finding]:
+    """Flattened copies: each belongs to a layer, and is used only by those that stand on that layer."""
+    for folder in _entries(store.flats.folder):
+        layer = Layer(LayerId(folder.name), store.result / folder.name)
+        if not _ID.fullmatch(folder.name):
+            yield _stray(store, folder)
+        elif not layer.path.is_dir():
+            yield _unneeded(store, folder, "a flattened copy of a layer that is gone")
+        elif damage := mtree.damage(folder, read_data=read_data) or list(_flat_image(store, layer.id)):
+            yield Finding(
+                _shown(store, folder),
+                "; ".join(damage),
+                "remove the layer that it is a copy of, and all that stand on it: the next build makes them again",
+                _remove_layer(layer.id),
+            )
+
+
+def _flat_image(store: Store, id: LayerId) -> Iterator[str]:
+    try:
+        store.flats.check(id)
+        disk.check(store.flats.folder / id / "image.qcow2")
+    except ObuildError as error:
+        yield error.message
+
+
+def _remove_layer(id: LayerId) -> Callable[[Store], None]:
+    def act(store: Store) -> None:
+        if upkeep.delete(store, id, tell=lambda gone: None):
+            raise ObuildError(f"a build is using {id}", hint="run fsck again when it has ended")
+        with suppress(ObuildError), Index(store) as index:  # else it is looked at next
+            index.count()
+
+    return act
+
+
+# -- the index
+
+
+def _rows(store: Store, damaged: set[str]) -> Iterator[Finding]:
+    where = "state/db/db.sqlite"
+    try:
+        with Index(store) as index:
+            for problem in index.problems(damaged):
+                yield Finding(where, problem, "put it right from what is in result/", _sync)
+    except ObuildError as error:
+        yield Finding(where, error.message, "remove it: it is rebuilt from what is in result/", _rebuild)
+
+
+def _sync(store: Store) -> None:
+    with Index(store) as index:
+        index.rebuild()
+
+
+def _rebuild(store: Store) -> None:
+    discard(store.state / "db")
+    _sync(store)
+
+
+# -- what a crash or a stranger left
+
+
+def _leftovers(store: Store) -> Iterator[Finding]:
+    """Drafts, copies and locks that nobody owns; opening the store to build removes the first two by itself."""
+    for draft in _entries(store.result_tmp):
+        if store.is_rubbish(draft):
+            yield _rubbish(store, draft, "a draft that no living process owns")
+    for copy in _entries(store.cache_tmp):
+        if store.is_rubbish(copy):
+            yield _rubbish(store, copy, "a copy of a cache that no living process owns")
+    for lock in _entries(store.locks):
+        if locks.is_free(lock):
+            what = "a lock file that nobody holds"
+            yield Finding(_shown(store, lock), what, "remove it", partial(_remove_lock, lock))
+
+
+def _remove_lock(lock: Path, store: Store) -> None:
+    with locks.file_lock(lock, wait=False):  # held by us it is ours to remove, and at the end it is
+        pass
+
+
+def _rubbish(store: Store, path: Path, what: str) -> Finding:
+    return Finding(_shown(store, path), what, "remove it", Store.sweep)
+
+
+def _unneeded(store: Store, path: Path, what: str) -> Finding:
+    return Finding(_shown(store, path), what, "remove it", lambda store: discard(path))
+
+
+def _stray(store: Store, path: Path) -> Finding:
+    def move(store: Store) -> None:
+        lost = store.root / "lost+found"
+        lost.mkdir(exist_ok=True)
+        number = 0
+        while os.path.lexists(place := lost / f"{path.name}{f'.{number}' if number else ''}"):
+            number += 1
+        path.rename(place)
+
+    return Finding(_shown(store, path), "nothing that obuild has put there", "move it to lost+found/", move)
+
+
+# -- base images, caches, memos
+
+
+def _bases(store: Store) -> Iterator[Finding]:
+    """Base images are the user's: what is wrong with them is told, and not repaired."""
+    images = {path.stem: path for path in _entries(store.base_image) if path.suffix in IMAGES}
+    for path in _entries(store.base_image):
+        if path.name.startswith(".") and path.suffix in (".part", ".ready"):
+            with locks.file_lock(store.places.lock(path.stem[1:]), wait=False) as unowned:
+                pass
+            if unowned:  # let go, so that a repair can take it
+                yield _rubbish(store, path, "a base image that was never put in its place")
+        elif path.suffix in SUFFIXES and path.stem not in images:
+            yield Finding(_shown(store, path), "belongs to a base image that is not there")
+    for name, path in images.items():
+        try:
+            disk.inspect(path)
+            card.read(path.with_name(f"{name}.toml"))
+        except UsageError as error:
+            yield Finding(_shown(store, path), error.message)
+
+
+def _caches(store: Store, *, read_data: bool) -> Iterator[Finding]:
+    for folder in _entries(store.cache):
+        archive = folder / "cache.tar"
+        others = [path for path in _entries(folder) if path != archive] if folder.is_dir() else [folder]
+        if not folder.name.startswith("c-") or not folder.is_dir():
+            yield _stray(store, folder)
+            continue
+        yield from (_stray(store, other) for other in others)
+        if read_data and archive.is_file():
+            try:
+                caches.check(archive)
+            except UsageError as error:
+                yield _unneeded(store, folder, f"a cache that {error.message}")
+
+
+def _memos(store: Store) -> Iterator[Finding]:
+    for memo in _entries(store.manifests):
+        id = memo.name.partition("-")[0]
+        if not (store.result / id).is_dir():
+            yield _unneeded(store, memo, "what was known of a layer that is gone")
+    for folder in (store.state, store.manifests, store.ssh):
+        for path in _entries(folder):
+            if path.is_file() and path.name.startswith("."):
+                yield _unneeded(store, path, "a file that was never finished")
+
+
+def _entries(folder: Path) -> Iterable[Path]:
+    with suppress(FileNotFoundError):
+        return sorted(folder.iterdir())
+    return ()
+
+
+def _shown(store: Store, path: Path) -> str:
+    return str(path.relative_to(store.root))

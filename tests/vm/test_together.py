@@ -1,0 +1,95 @@
+"""Several processes at work on one store, with real guests."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.vm.conftest import Program
+from tests.vm.test_build import SAVED
+from tests.vm.test_failures import assert_clean
+
+pytestmark = pytest.mark.vm
+
+Spec = Callable[[str], Path]
+
+
+class Running:
+    """A build that has been started; `stdout` and `stderr` are what it has said so far, and all at its end."""
+
+    def __init__(self, argv: list[str]) -> None:
+        self.child = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.stdout = ""
+        self.stderr = ""
+
+    def wait_for(self, line: str, times: int = 1) -> None:
+        """Read until the line has been printed so many times in all."""
+        assert self.child.stdout is not None
+        while self.stdout.splitlines().count(line) < times:
+            read = self.child.stdout.readline()
+            assert read, f"the build ended: {self.stdout}{self.end().stderr}"
+            self.stdout += read
+
+    def end(self) -> Running:
+        """Wait until it has ended."""
+        rest, self.stderr = self.child.communicate()
+        self.stdout += rest
+        assert "Traceback" not in self.stderr
+        return self
+
+
+@contextmanager
+def started(program: Program, spec: Path, source: Path) -> Iterator[Running]:
+    running = Running(program.argv("build", "-f", spec, source))
+    try:
+        yield running
+    finally:
+        running.child.kill()
+        running.child.communicate()
+
+
+def test_several_builds_at_once_make_each_step_once(fresh: Program, spec: Spec, source: Path) -> None:
+    """Three builds of one spec and one of another that begins alike, while others look and tidy up."""
+    text = '(from micro) (run (shell "echo first $(cat /proc/sys/kernel/random/uuid)"))'
+    same = spec(f'({text} (run (shell "echo second")))')
+    other = source / "other.spec"
+    other.write_text(f'({text} (run (shell "echo another")))')
+    with ExitStack() as stack:
+        builds = [stack.enter_context(started(fresh, path, source)) for path in (same, same, same, other)]
+        while any(build.child.poll() is None for build in builds):
+            for command in ("ls", "gc", "df"):
+                fresh(command)
+        for build in builds:
+            assert build.end().child.returncode == 0, build.stderr
+    saved = [id for build in builds for id in SAVED.findall(build.stdout)]
+    assert len(saved) == len(set(saved)) == 4
+    lines = {line for build in builds for line in build.stdout.splitlines() if line.startswith("first ")}
+    assert len(lines) == 1  # all have heard the one run
+    assert [build.stdout.count("\nsecond\n") for build in builds] == [1, 1, 1, 0]
+    assert_clean(fresh)
+    fresh("fsck", "--read-data")
+
+
+def test_a_killed_build_hands_its_step_on_and_a_failed_one_its_failure(
+    fresh: Program, spec: Spec, source: Path
+) -> None:
+    path = spec('((from micro) (run (shell "echo started; sleep 8; exit 7")))')
+    with ExitStack() as stack:
+        first = stack.enter_context(started(fresh, path, source))
+        first.wait_for("started")
+        others = [stack.enter_context(started(fresh, path, source)) for _ in range(2)]
+        for other in others:
+            other.wait_for("started")  # live: the step still runs
+        first.child.kill()
+        for other in others:
+            assert other.end().child.returncode == 1
+            assert '"echo started; sleep 8; exit 7" failed with exit status 7' in other.stderr
+            assert "that build was interrupted" in other.stdout
+            assert other.stdout.splitlines().count("started") == 2
+    makers = [other for other in others if "this one makes the step" in other.stdout]
+    assert len(makers) == 1
+    assert_clean(fresh)
