@@ -76,7 +76,7 @@ def _verdict(arch: str, memo: Path) -> tuple[str, bool]:
         kept = json.loads(memo.read_text())
         if kept["key"] == key:
             return str(kept["problem"]), False
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         pass
     problem = probe(arch)
     replace_text(memo, json.dumps({"key": key, "problem": problem}))

@@ -230,7 +230,7 @@ def _digest(store: Store, path: Path, stamp: tuple[int, int, int]) -> str:
     memo = store.state / "digests.json"
     kept = _read_memo(memo)
     entry = kept.get(path.name)
-    if isinstance(entry, list) and entry[:3] == list(stamp):
+    if isinstance(entry, list) and entry[:3] == list(stamp) and _is_sha256(entry[3:]):
         return str(entry[3])
     if path.suffix not in (KERNEL, INITRD):
         disk.inspect(path)
@@ -240,11 +240,16 @@ def _digest(store: Store, path: Path, stamp: tuple[int, int, int]) -> str:
     return digest
 
 
+def _is_sha256(rest: list[object]) -> bool:
+    """Whether this is one digest, and nothing else; a damaged memo may hold anything."""
+    return len(rest) == 1 and re.fullmatch(r"[0-9a-f]{64}", str(rest[0])) is not None
+
+
 def _read_memo(memo: Path) -> dict[str, object]:
     """What is remembered; nothing if the file is not there or damaged, for it only saves time."""
     try:
         kept = json.loads(memo.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return kept if isinstance(kept, dict) else {}
 

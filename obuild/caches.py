@@ -7,18 +7,15 @@ contents at most, and only when it is put in.
 from __future__ import annotations
 
 import os
-import tarfile
 import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from obuild import disk
+from obuild import disk, tarball
 from obuild.errors import UsageError
 from obuild.store import Store
 from obuild.volumes import escape
-
-_BLOCK = tarfile.BLOCKSIZE
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,20 +118,18 @@ def put(store: Store, file: Path, name: str) -> None:
         copy.replace(copy.path)
 
 
-def check(archive: Path) -> None:
+def check(path: Path) -> None:
     """UsageError unless this is a whole tar archive with safe names; its message goes on after a file's name."""
     try:
-        with tarfile.open(archive, "r:", errors="surrogateescape") as members:
-            for member in members:
-                _check_name(member.name, "names")
-                if member.islnk():
-                    _check_name(member.linkname, "links to")
-            end = members.offset
-        _check_end(archive, end)
-    except tarfile.ReadError as error:
-        raise _no_archive(archive) from error
-    except (tarfile.TarError, ValueError, OverflowError) as error:
-        raise UsageError(f"is not a sound tar archive: {error}") from error
+        with path.open("rb") as file:
+            for member in tarball.members(file, strict=False):
+                _check_name(member.path, "names")
+                if member.kind == tarball.LINK:
+                    _check_name(member.link, "links to")
+    except tarball.Damaged as error:
+        if not error.at:
+            raise _no_archive(path) from error
+        raise UsageError(f"is a tar archive that is damaged or cut off at byte {error.at}") from error
 
 
 def _check_name(name: str, how: str) -> None:
@@ -146,17 +141,8 @@ def _check_name(name: str, how: str) -> None:
         )
 
 
-def _check_end(archive: Path, end: int) -> None:
-    """tarfile takes the first thing that it cannot read for the end."""
-    with archive.open("rb") as file:
-        file.seek(end)
-        block = file.read(_BLOCK)
-    if block != bytes(_BLOCK):
-        raise UsageError(f"is a tar archive that is damaged or cut off at byte {end}")
-
-
-def _no_archive(archive: Path) -> UsageError:
-    with archive.open("rb") as file:
+def _no_archive(path: Path) -> UsageError:
+    with path.open("rb") as file:
         magic = file.read(6)
     for begins, how in (
         (b"\x1f\x8b", "gunzip"),

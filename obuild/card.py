@@ -26,7 +26,7 @@ FIRMWARES = ("bios", "kernel")
 #: With firmware "kernel": the files that lie beside the image, by the ends of their names. The first must.
 KERNEL, INITRD = ".vmlinuz", ".initrd"
 
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)([KMGT]?)(?:i?B)?", re.IGNORECASE)
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)([KMGT]?)(?:i?B)?", re.IGNORECASE | re.ASCII)
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -46,7 +46,7 @@ class Card:
 def parse_size(text: str, *, default_unit: str = "") -> int:
     """`512M`, `2G`, `1.5G` in bytes; a bare number counts in `default_unit`. ValueError if neither."""
     match = _SIZE.fullmatch(text.strip())
-    if not match:
+    if not match or len(match[1]) > 20:
         raise ValueError(f"{text!r} is not a size")
     return int(float(match[1]) * _UNITS[match[2].upper() or default_unit])
 
@@ -63,12 +63,7 @@ def read(path: Path) -> Card:
 
 def parse(text: str, *, where: str) -> Card:
     """The card in `text`; `where` names it in messages. UsageError for anything it does not know."""
-    import tomllib
-
-    try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{where}: not a TOML file: {error}") from error
+    table = toml(text, where=where)
     known = {field.name for field in fields(Card)}
     for name, value in table.items():
         if name not in known:
@@ -76,6 +71,16 @@ def parse(text: str, *, where: str) -> Card:
         if not isinstance(value, str):
             raise UsageError(f"{where}: {name} must be a string in quotes")
     return from_strings(table, where=where)
+
+
+def toml(text: str, *, where: str) -> dict[str, Any]:
+    """The table that a TOML file says. UsageError, beginning with `where`, if it is none."""
+    import tomllib
+
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # ValueError: a number of 5,000 digits, too
+        raise UsageError(f"{where}: not a TOML file: {error}") from error
 
 
 def from_strings(table: dict[str, str], *, where: str) -> Card:

@@ -34,8 +34,8 @@ class Extractor:
         try:
             kept = json.loads(memo.read_text())
             if kept["stamp"] == self._stamp():
-                return tuple(tuple(entry) for entry in kept["manifest"])
-        except (OSError, ValueError, KeyError, TypeError):
+                return _manifest(kept["manifest"])
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):  # it only saves time
             pass
         _, found = self._archive(extract)
         memo.parent.mkdir(exist_ok=True)
@@ -59,7 +59,9 @@ class Extractor:
             path = draft.path / f"{len(self.archives)}.tar"
             with self.executor().open(draft, network=False) as session:
                 session.take(extract, path)
-            self.archives[extract] = path, tree.manifest_of(path)
+            user = extract.user
+            uid, gid = (user.uid, user.gid) if isinstance(user, UnixUser) else (0, 0)
+            self.archives[extract] = path, tree.manifest_of(path, uid=uid, gid=gid)
         return self.archives[extract]
 
     def _memo(self, extract: Extract) -> Path:
@@ -73,3 +75,13 @@ class Extractor:
         """A layer that was removed and made again may hold something else under the same id."""
         status = (self.store.result / self.layer / "key").stat()
         return [status.st_ino, status.st_mtime_ns]
+
+
+def _manifest(kept: object) -> tree.Manifest:
+    """A manifest as JSON has it. TypeError if it is none."""
+    if not isinstance(kept, list) or not all(isinstance(entry, list) for entry in kept):
+        raise TypeError("a manifest is a list of lists")
+    found = tuple(tuple(entry) for entry in kept)
+    if not all(isinstance(word, str) for entry in found for word in entry):
+        raise TypeError("an entry of a manifest is words")
+    return found

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from obuild import sexp
-from obuild.errors import SpecError
 from obuild.sexp import Annotated, Atom, List, Node, Remark
 from obuild.spec import Copy, Op, Run, Stage, format_op, parse
 from obuild.spec_show import format_fields, format_from, format_name, newline
@@ -24,10 +23,7 @@ from obuild.spec_show import format_fields, format_from, format_name, newline
 def tidy(text: bytes) -> bytes:
     """The spec `text` in its one layout. SpecError if it is none."""
     stage = parse(text)
-    try:
-        return _Printer(sexp.annotate(text)).spec(stage).encode("utf-8", "surrogateescape")
-    except RecursionError:
-        raise SpecError("the builds are nested too deeply", hint="put them side by side") from None
+    return _Printer(sexp.annotate(text)).spec(stage).encode("utf-8", "surrogateescape")
 
 
 def rewrite(path: Path, text: bytes) -> None:

@@ -78,5 +78,5 @@ def failure(word: bytes) -> ObuildError:
     try:
         heard = json.loads(word)
         return StepFailed(str(heard["message"]), hint=str(heard["hint"]))
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return StepFailed("the build that made this step has failed")

@@ -25,7 +25,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -115,10 +114,7 @@ def parse(text: str, *, name: str, where: str) -> Recipe:
     """The recipe called `name` in `text`; `where` begins every message."""
     if not _NAME.fullmatch(name):
         raise UsageError(f"{where}: {name!r} is not a name for a base image", hint="use a-z, 0-9, dot, dash")
-    try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{where}: not a TOML file: {error}") from error
+    table = card.toml(text, where=where)
     entries = _Entries(where, table)
     if "extend" in table:
         entries = _Entries(where, _extended(entries))
@@ -148,7 +144,7 @@ def _extended(entries: _Entries) -> dict[str, Any]:
     path = find(name)
     if path is None:
         raise UsageError(f"{entries.where}: there is no recipe {name!r}", hint=f"known: {', '.join(names())}")
-    below = _Entries(str(path), tomllib.loads(path.read_text(encoding="utf-8")))
+    below = _Entries(str(path), card.toml(path.read_text(encoding="utf-8"), where=str(path)))
     above = {key: value for key, value in entries.values.items() if key != "extend"}
     return {
         **below.values,

@@ -355,35 +355,32 @@ class _Annotator(_Reader):
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
-        self.remarks: list[Remark] = []
+        self.remarks: list[tuple[int, int]] = []
         self.spans: dict[tuple[int, int], tuple[int, int]] = {}
 
     def outermost(self) -> tuple[Remark, ...]:
         """The comments that are in no other, in order."""
         found: list[Remark] = []
-        for remark in sorted(self.remarks, key=lambda remark: remark.start):
-            if not found or remark.start >= found[-1].end:
-                found.append(remark)
+        for start, end in sorted(self.remarks):
+            if not found or start >= found[-1].end:
+                found.append(Remark(self.string[start:end].rstrip(), start, end))
         return tuple(found)
-
-    def _remark(self, start: int, end: int) -> None:
-        self.remarks.append(Remark(self.string[start:end].rstrip(), start, end))
 
     def _skip_blank(self) -> bool:
         start = self.at
         more = super()._skip_blank()
         for found in _LINE_COMMENT.finditer(self.string, start, self.at):
-            self._remark(*found.span())
+            self.remarks.append(found.span())
         return more
 
     def _skip_comment(self) -> None:
         start = self.at
         super()._skip_comment()
-        self._remark(start, self.at)
+        self.remarks.append((start, self.at))
 
     def _add(self, node: Node) -> None:
         skips = self.stack[-1].skips
         if skips:  # `#;` and what it hides are one comment
-            self._remark(skips[-1], self.at)
+            self.remarks.append((skips[-1], self.at))
         self.spans[node.line, node.column] = (self.lines[node.line - 1] + node.column - 1, self.at)
         super()._add(node)

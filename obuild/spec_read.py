@@ -45,16 +45,17 @@ Mount = TypeVar("Mount", Cache, Secret)
 OPS = ("run", "copy", "env", "workdir", "user", "shell", "comment")
 #: The ops whose fields OBuilder wants in a list of their own if the name has a capital: `(Run (…))`.
 _INLINE = ("run", "copy", "user", "env")
+
+#: How many builds may be inside each other. OBuilder's limit is its stack; ours is far from that of any reader.
+DEEPEST = 200
+
 _SPEC = 'a spec looks like ((from debian-12) (run (shell "make")))'
 
 
 def parse(text: str | bytes) -> Stage:
     """The Stage that `text` says. SpecError, with its place, for anything OBuilder would refuse."""
-    try:
-        stage = _read_stage(_root(sexp.parse(text)))
-        check(stage)
-    except RecursionError:
-        raise SpecError("the builds are nested too deeply", hint="put them side by side") from None
+    stage = _read_stage(_root(sexp.parse(text)), 0)
+    check(stage)
     return stage
 
 
@@ -95,7 +96,9 @@ def _root(node: Node) -> Node:
     return node
 
 
-def _read_stage(node: Node) -> Stage:
+def _read_stage(node: Node, depth: int) -> Stage:
+    if depth > DEEPEST:
+        raise error(node, "the builds are nested too deeply", "put them side by side")
     if isinstance(node, Atom):
         raise error(node, f"a build takes a list, not {show(node)}", f"write {EXAMPLES['build']}")
     stages: list[tuple[str, Stage]] = []
@@ -104,15 +107,15 @@ def _read_stage(node: Node) -> Stage:
             case List((Atom("from"), *_)):
                 (base,) = fixed_words(item, "from")
                 return Stage(base, tuple(map(_read_op, node.items[index + 1 :])), tuple(stages))
-        stages.append(_read_build(item))
+        stages.append(_read_build(item, depth))
     hint = f"after the builds, name the base image, as in {EXAMPLES['from']}"
     raise error(node, "(from …) is missing", hint)
 
 
-def _read_build(node: Node) -> tuple[str, Stage]:
+def _read_build(node: Node, depth: int) -> tuple[str, Stage]:
     match node:
         case List((Atom("build"), Atom(name), child)):
-            return name, _read_stage(child)
+            return name, _read_stage(child, depth + 1)
         case List((Atom("build"), *_)):
             raise error(node, "build takes a name and one list", f"write {EXAMPLES['build']}")
     hint = f"begin with {EXAMPLES['from']}; only (build …) may come before it"

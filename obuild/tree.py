@@ -18,12 +18,19 @@ from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol, cast
 if TYPE_CHECKING:
     import tarfile
 
+from obuild import tarball
 from obuild.errors import ObuildError, UsageError
 
 Kind = Literal["file", "dir", "symlink", "link"]
 
 #: What of some files changes the result of a copy, and nothing else: kind, path, permission bits, content of each.
 Manifest = tuple[tuple[str, ...], ...]
+
+#: The most that the files in a guest's archive may hold together, in bytes. A sparse file of 8 EiB fits into a
+#: small archive, and it would take years to hash.
+MOST_CONTENT = 1 << 40
+
+_ZEROS = bytes(1 << 20)
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,37 +256,69 @@ def _changed(entry: Entry) -> ObuildError:
     )
 
 
-def manifest_of(archive: Path) -> Manifest:
-    """The manifest of a tar archive that a guest made; nothing of it is unpacked here.
+def manifest_of(path: Path, *, uid: int, gid: int) -> Manifest:
+    """The manifest of a tar archive that a guest's GNU tar made; nothing of it is unpacked here.
 
-    ObuildError if it is damaged, holds what a copy cannot (a device, say), or names paths outside itself.
+    ObuildError if it is damaged, holds what a copy cannot (a device, say), names paths outside itself, or says that
+    something belongs to another user: then what a guest made of it would not be what its manifest says.
     """
-    import tarfile
-
+    found = []
+    total = 0
     try:
-        with tarfile.open(archive, mode="r:", encoding="utf-8", errors="surrogateescape") as members:
-            return tuple(_described(members, member) for member in members)
-    except (tarfile.TarError, EOFError, ValueError) as error:
+        with path.open("rb") as file:
+            for member in tarball.members(file, strict=True):
+                total += member.size
+                if total > MOST_CONTENT:
+                    raise ObuildError(f"the guest sent files of more than {MOST_CONTENT >> 40} TiB")
+                if (member.uid, member.gid) != (uid, gid):
+                    raise ObuildError(f"the guest sent {member.path!r} with another owner than was asked for")
+                found.append(_described(file, member))
+    except tarball.Damaged as error:
         raise ObuildError(f"the guest sent no sound tar archive: {error}") from error
+    return tuple(found)
 
 
-def _described(members: tarfile.TarFile, member: tarfile.TarInfo) -> tuple[str, ...]:
-    path = member.name.removeprefix("./")
+def _described(file: BinaryIO, member: tarball.Member) -> tuple[str, ...]:
+    path = member.path.rstrip("/") if member.kind == tarball.FOLDER else member.path
+    path = path.removeprefix("./")
     if path.startswith("/") or ".." in path.split("/"):
-        raise ObuildError(f"the guest sent an archive with the path {member.name!r}")
+        raise ObuildError(f"the guest sent an archive with the path {member.path!r}")
     mode = f"{member.mode & 0o7777:o}"
-    if member.isdir():
-        return ("dir", path, mode, "")
-    if member.issym():
-        return ("symlink", path, "777", member.linkname)
-    if member.islnk():
-        return ("link", path, "0", member.linkname.removeprefix("./"))
-    if member.isfile() and (file := members.extractfile(member)) is not None:
-        digest = hashlib.sha256()
-        while data := file.read(1 << 20):
-            digest.update(data)
-        return ("file", path, mode, digest.hexdigest())
+    match member.kind:
+        case tarball.FOLDER:
+            return ("dir", path, mode, "")
+        case tarball.SYMLINK:
+            return ("symlink", path, "777", member.link)
+        case tarball.LINK:
+            return ("link", path, "0", member.link.removeprefix("./"))
+        case tarball.FILE | tarball.SPARSE:
+            return ("file", path, mode, _content(file, member))
     raise ObuildError(
         f"cannot copy {path!r} from the build: it is neither a file, a folder nor a symlink",
         hint=f"leave it out: (exclude {path.rpartition('/')[2]})",
     )
+
+
+def _content(file: BinaryIO, member: tarball.Member) -> str:
+    """The sha256 of a member's file."""
+    digest = hashlib.sha256()
+    file.seek(member.start)
+    end = 0
+    for offset, size in member.extents:
+        _add_zeros(digest, offset - end)
+        _add_bytes(digest, file, size)
+        end = offset + size
+    _add_zeros(digest, member.size - end)
+    return digest.hexdigest()
+
+
+def _add_zeros(digest: hashlib._Hash, count: int) -> None:
+    for _ in range(count // len(_ZEROS)):
+        digest.update(_ZEROS)
+    digest.update(_ZEROS[: count % len(_ZEROS)])
+
+
+def _add_bytes(digest: hashlib._Hash, file: BinaryIO, count: int) -> None:
+    while data := file.read(min(count, len(_ZEROS))):
+        digest.update(data)
+        count -= len(data)

@@ -101,7 +101,7 @@ class FakeSession:
 
     def take(self, extract: Extract, archive: Path) -> None:
         self.executor.seen.append(f"take {' '.join(extract.src)}")
-        with tarfile.open(archive, "w") as out:
+        with tarfile.open(archive, "w", format=tarfile.GNU_FORMAT) as out:
             for name, data in self.executor.files.items():
                 member = tarfile.TarInfo(name)
                 member.size, member.mode = len(data), 0o644

@@ -284,24 +284,24 @@ def test_a_layer_that_was_made_again_is_looked_into_again(
 
 
 def test_a_device_in_a_build_cannot_be_copied(tmp_path: Path) -> None:
-    with tarfile.open(tmp_path / "a.tar", "w") as out:
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.GNU_FORMAT) as out:
         member = tarfile.TarInfo("./null")
         member.type = tarfile.CHRTYPE
         out.addfile(member)
     with pytest.raises(ObuildError, match="neither a file, a folder nor a symlink"):
-        tree.manifest_of(tmp_path / "a.tar")
+        tree.manifest_of(tmp_path / "a.tar", uid=0, gid=0)
 
 
 @pytest.mark.parametrize("name", ["../up", "a/../../b", "/abs"])
 def test_an_archive_that_leads_outside_is_refused(tmp_path: Path, name: str) -> None:
-    with tarfile.open(tmp_path / "a.tar", "w") as out:
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.GNU_FORMAT) as out:
         out.addfile(tarfile.TarInfo(name))
     with pytest.raises(ObuildError, match="path"):
-        tree.manifest_of(tmp_path / "a.tar")
+        tree.manifest_of(tmp_path / "a.tar", uid=0, gid=0)
 
 
 @pytest.mark.parametrize("content", [b"", b"no tar at all" * 100, b"\0" * 100])
 def test_an_archive_that_is_none_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.tar").write_bytes(content)
     with pytest.raises(ObuildError, match="no sound tar archive"):
-        tree.manifest_of(tmp_path / "a.tar")
+        tree.manifest_of(tmp_path / "a.tar", uid=0, gid=0)

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "obuild"
 
 #: Lowest first. A module imports only from lines above its own.
 RANKS = (
-    "errors events locks mask quoting spec_ops trace units version",
+    "errors events locks mask quoting spec_ops tarball trace units version",
     "card files posix process qmp sexp tree usage",
     "disk explain mtree packing recipe shape spec_fields spec_show",
     "accel machine spec_read",

@@ -1,0 +1,223 @@
+"""Tar archives that somebody else made: read without trusting a byte of them, and without unpacking anything.
+
+tarfile guesses where an archive is odd, and an archive can make it loop, recurse, or fill memory. Here each header
+is either understood or an error, and what is remembered of one is bounded.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO, NoReturn
+
+BLOCK = 512
+
+#: The most that a long name, or pax's records of one member, may take, in bytes.
+LONGEST = 1 << 20
+
+#: The most pieces that a sparse file may have. GNU tar lists them in the archive, 21 to a block.
+MOST_EXTENTS = 1 << 20
+
+_ZEROS = bytes(BLOCK)
+_GNU = b"ustar  \0"
+_OCTAL = re.compile(rb" *([0-7]*)[ \0]*")
+_RECORD = re.compile(rb"([1-9][0-9]{0,7}) ")
+_DIGITS = re.compile(rb"[0-9]{1,19}")
+
+FILE, LINK, SYMLINK, FOLDER, SPARSE = "0", "1", "2", "5", "S"
+
+
+class Damaged(Exception):
+    """This is no tar archive, or not one that is taken: why, and the byte `at` which the trouble begins."""
+
+    def __init__(self, why: str, at: int) -> None:
+        super().__init__(f"{why} at byte {at}")
+        self.at = at
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One member. `kind` is its type flag, `size` how long its file is, in bytes.
+
+    `extents` are the pieces of that file that the archive holds, (offset in the file, length), in order; they lie
+    one after the other from byte `start` on. What is between them is zeros.
+    """
+
+    kind: str
+    path: str
+    link: str
+    mode: int
+    uid: int
+    gid: int
+    size: int
+    start: int
+    extents: tuple[tuple[int, int], ...]
+
+
+def members(file: BinaryIO, *, strict: bool) -> Iterator[Member]:
+    """The members of an archive, which must be whole and not compressed. Damaged if it is not.
+
+    `strict` takes only what `tar --format=gnu` writes, so that no two programs can understand it differently: who
+    reads the archive here knows what GNU tar will make of it. Otherwise ustar and pax do, too; of pax's records,
+    those about names and sizes count, and the extents of sparse files are as they are stored.
+    """
+    return _Reader(file, strict).members()
+
+
+class _Reader:
+    def __init__(self, file: BinaryIO, strict: bool) -> None:
+        self.file = file
+        self.strict = strict
+        self.length = file.seek(0, os.SEEK_END)
+        self.header = 0  # where the header in hand begins; of several for one member, the first
+        self.at = 0
+        self.said: dict[bytes, bytes] = {}  # what headers before a member say of it, by pax's names
+
+    def members(self) -> Iterator[Member]:
+        while (block := self.read(BLOCK)) != _ZEROS:
+            kind = self.checked(block)
+            size = self.number(block[124:136])
+            if kind in "LK":
+                self.long_name(b"path" if kind == "L" else b"linkpath", size)
+            elif kind in "xXg" and not self.strict:
+                self.records(size, everywhere=kind == "g")
+            else:
+                yield self.member(kind, block, size)
+                self.said = {}
+                self.header = self.at
+        if self.said or (self.strict and self.read(BLOCK) != _ZEROS):
+            self.fail("it ends in the middle")
+
+    def fail(self, why: str) -> NoReturn:
+        raise Damaged(why, self.header)
+
+    def read(self, size: int) -> bytes:
+        """The next `size` bytes, to which `at` moves on."""
+        if size > self.length - self.at:
+            self.fail("it is cut off")
+        self.file.seek(self.at)
+        data = self.file.read(size)
+        if len(data) != size:
+            self.fail("it is cut off")
+        self.at += size
+        return data
+
+    def skip(self, size: int) -> None:
+        """Go past what a member holds, and to the end of its last block."""
+        self.at += -(-size // BLOCK) * BLOCK
+        if self.at > self.length:
+            self.fail("it is cut off")
+
+    def checked(self, block: bytes) -> str:
+        """The type flag of a header that is one."""
+        if sum(block) - sum(block[148:156]) + 8 * ord(" ") != self.number(block[148:156]):
+            self.fail("there is no header")
+        kind = chr(block[156]) if block[156] else FILE
+        if self.strict:
+            if block[257:265] != _GNU or kind not in "0123456LKS" or not block[156]:
+                self.fail("there is no header of GNU tar's")
+            if kind != SPARSE and block[345:] != _ZEROS[345:]:
+                self.fail("a header has more to say than it should")
+        return kind
+
+    def number(self, field: bytes) -> int:
+        """A number that is not negative: octal, or, after a byte of 0x80, binary."""
+        if field[0] == 0x80:
+            return int.from_bytes(field[1:], "big")
+        found = _OCTAL.fullmatch(field)
+        if found is None:
+            self.fail("a header holds no number where one belongs")
+        return int(found[1] or b"0", 8)
+
+    def text(self, field: bytes) -> bytes:
+        text, _, rest = field.partition(b"\0")
+        if self.strict and rest.strip(b"\0"):
+            self.fail("a name goes on behind its end")
+        return text
+
+    def small(self, size: int) -> bytes:
+        """What a header that says something of the next member holds."""
+        if size > LONGEST:
+            self.fail("a name is too long")
+        data = self.read(size)
+        self.at += -size % BLOCK
+        return data
+
+    def long_name(self, name: bytes, size: int) -> None:
+        data = self.small(size)
+        if self.strict and (name in self.said or data.find(b"\0") != len(data) - 1):
+            self.fail("a long name is not one")
+        self.said[name] = data.partition(b"\0")[0]
+
+    def records(self, size: int, *, everywhere: bool) -> None:
+        """pax's `LENGTH NAME=VALUE` lines, for the next member or for all."""
+        data = self.small(size)
+        found = {}
+        at = 0
+        while at < len(data):
+            length = _RECORD.match(data, at)
+            end = at + int(length[1]) if length else 0
+            if length is None or end <= length.end() or data[end - 1 : end] != b"\n":
+                self.fail("a record of pax is not one")
+            name, _, value = data[length.end() : end - 1].partition(b"=")
+            found[name] = value
+            at = end
+        if not everywhere:
+            self.said.update(found)
+        elif found.keys() & {b"path", b"linkpath", b"size"}:
+            self.fail("all members have one name or size")
+
+    def member(self, kind: str, block: bytes, size: int) -> Member:
+        path, link = self.text(block[:100]), self.text(block[157:257])
+        if block[257:265] != _GNU and block[257:262] == b"ustar" and (prefix := self.text(block[345:500])):
+            path = prefix + b"/" + path
+        path = self.said.get(b"GNU.sparse.name", self.said.get(b"path", path))
+        link = self.said.get(b"linkpath", link)
+        if (told := self.said.get(b"size")) is not None:
+            if not _DIGITS.fullmatch(told):
+                self.fail("a size is no number")
+            size = int(told)
+        if self.strict:
+            self.check_strictly(kind, path, size)
+        held = 0 if kind == LINK else size
+        length, extents = self.sparse(block, held) if kind == SPARSE else (held, ((0, held),))
+        start = self.at
+        self.skip(held)
+        mode, uid, gid = (self.number(block[at : at + 8]) for at in (100, 108, 116))
+        names = (text.decode("utf-8", "surrogateescape") for text in (path, link))
+        return Member(kind, *names, mode, uid, gid, length, start, extents)
+
+    def check_strictly(self, kind: str, path: bytes, size: int) -> None:
+        if kind not in (FILE, SPARSE) and size:
+            self.fail("something holds data that is no file")
+        if kind != FOLDER and path.endswith(b"/"):  # GNU tar takes such a file for a folder
+            self.fail("a file is named like a folder")
+        if not path:
+            self.fail("a name is missing")
+
+    def sparse(self, block: bytes, held: int) -> tuple[int, tuple[tuple[int, int], ...]]:
+        """How long a sparse file is, and its pieces, of which the archive holds `held` bytes."""
+        length = self.number(block[483:495])
+        extents: list[tuple[int, int]] = []
+        entries, more = block[386:482], block[482]
+        while True:
+            for at in range(0, len(entries), 24):
+                if not entries[at + 12]:
+                    break
+                extents.append((self.number(entries[at : at + 12]), self.number(entries[at + 12 : at + 24])))
+            if not more:
+                break
+            if len(extents) > MOST_EXTENTS:
+                self.fail("a sparse file has too many pieces")
+            block = self.read(BLOCK)
+            entries, more = block[:504], block[504]
+        end = 0
+        for offset, size in extents:
+            if offset < end:
+                self.fail("the pieces of a sparse file overlap")
+            end = offset + size
+        if end > length or sum(size for _, size in extents) != held:
+            self.fail("the pieces of a sparse file are not all there")
+        return length, tuple(extents)
