@@ -47,7 +47,7 @@ OPS = ("run", "copy", "env", "workdir", "user", "shell", "comment")
 _INLINE = ("run", "copy", "user", "env")
 
 #: How many builds may be inside each other. OBuilder's limit is its stack; ours is far from that of any reader.
-DEEPEST = 200
+DEEPEST = 100
 
 _SPEC = 'a spec looks like ((from debian-12) (run (shell "make")))'
 

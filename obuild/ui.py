@@ -1,10 +1,12 @@
-"""Events as plain lines, as OBuilder prints them; in colour on a terminal."""
+"""Events as plain lines, as OBuilder prints them, in colour on a terminal; or as JSON, a record to a line."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
 from typing import TYPE_CHECKING, BinaryIO
 
 from obuild.errors import ObuildError, SpecError
@@ -14,6 +16,9 @@ from obuild.units import size as size
 if TYPE_CHECKING:
     from obuild.describe import Description, Neighbour
     from obuild.forecast import Outlook
+
+#: Control characters, which a guest may have put into what an error says of it; not newline and tab.
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *range(127, 160))}
 
 _BLUE, _YELLOW, _RED, _OFF = b"\x1b[94m", b"\x1b[33m", b"\x1b[31m", b"\x1b[0m"
 
@@ -58,16 +63,74 @@ class Lines:
         self._out.flush()
 
 
+class JsonLines:
+    """Writes events to `out`, each as one JSON object on a line of its own; docs/json.md says what is in them.
+
+    A field that is not UTF-8 comes as base64, under its name with `_base64` after it, so no byte is lost.
+    """
+
+    def __init__(self, out: BinaryIO) -> None:
+        self._out = out
+
+    def __call__(self, event: Event) -> None:
+        values = {field.name: getattr(event, field.name) for field in fields(event)}
+        self._put(type(event).__name__.lower(), values)
+
+    def failed(self, error: BaseException) -> None:
+        """Say how the build ended, for who reads nothing but this."""
+        message, hint = (error.message, error.hint) if isinstance(error, ObuildError) else (str(error), "")
+        code = error.exit_code if isinstance(error, ObuildError) else 1
+        if isinstance(error, KeyboardInterrupt):
+            message, code = "interrupted", 130
+        line, column = (error.line, error.column) if isinstance(error, SpecError) else (0, 0)
+        values = {"message": message, "hint": hint, "exit_code": code, "line": line, "column": column}
+        self._put("failed", values)
+
+    def _put(self, name: str, values: dict[str, object]) -> None:
+        import json  # late: seldom needed
+
+        record = {"event": name, **dict(_json_field(*item) for item in values.items())}
+        self._out.write(json.dumps(record).encode("ascii") + b"\n")
+        self._out.flush()
+
+
+def _json_field(name: str, value: object) -> tuple[str, object]:
+    if isinstance(value, str):
+        value = value.encode("utf-8", "surrogateescape")
+    if not isinstance(value, bytes):
+        return name, value
+    try:
+        return name, value.decode("utf-8")
+    except UnicodeDecodeError:
+        import base64
+
+        return f"{name}_base64", base64.b64encode(value).decode("ascii")
+
+
+@contextmanager
+def ending(tell: Lines | JsonLines) -> Iterator[None]:
+    """Tell JSON's readers if the block fails; people read it on stderr, from `report`."""
+    try:
+        yield
+    except BrokenPipeError:  # nobody reads any more
+        raise
+    except (ObuildError, OSError, KeyboardInterrupt) as error:
+        if isinstance(tell, JsonLines):
+            tell.failed(error)
+        raise
+
+
 def report(error: ObuildError, *, what: str = "", file: str = "") -> None:
     """Print an error to stderr: where, what, and what to do."""
     where = f"{file}:" if file and isinstance(error, SpecError) else ""
     if where and isinstance(error, SpecError) and error.line:
         where += f"{error.line}:{error.column}:"
     message = " ".join(part for part in (where, what, error.message) if part)
+    message, hint = message.translate(_CONTROLS), error.hint.translate(_CONTROLS)
     colour, off = (_RED.decode(), _OFF.decode()) if sys.stderr.isatty() else ("", "")
     lines = [f"{colour}obuild: {message}{off}"]
-    if error.hint:
-        lines.append(f"hint: {error.hint}")
+    if hint:
+        lines.append(f"hint: {hint}")
     text = "\n".join(lines) + "\n"
     sys.stderr.flush()
     sys.stderr.buffer.write(text.encode("utf-8", "surrogateescape"))

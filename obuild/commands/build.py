@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -56,6 +57,10 @@ def build(
     max_size: Annotated[
         str, typer.Option(metavar="SIZE", help="Before each step, prune the store if it takes more than SIZE.")
     ] = "",
+    events: Annotated[
+        str,
+        typer.Option(metavar="lines|json", help="How to tell what happens: for people, or one JSON record a line."),
+    ] = "lines",
     qemu_accel: AccelOption = "auto",
     qemu_memory: MemoryOption = "",
     qemu_cpus: CpusOption = 2,
@@ -72,21 +77,28 @@ def build(
     from obuild.events import Done
     from obuild.spec import parse
 
-    stage = parse(read_spec(Path(spec)))
-    settings = _settings(qemu_accel, qemu_memory, qemu_cpus, qemu_boot_time, qemu_guest_os, qemu_guest_arch)
-    if not Path(source).is_dir():
-        raise UsageError(f"there is no source directory {source}")
-    reserved = parse_bytes("--reserve", reserve) if reserve else 0
-    most = parse_bytes("--max-size", max_size) if max_size else None
-    tell = lines()
-    opened = open_store(store, create=True)
-    values = _secrets(secret or [])
-    builder = engine.Engine(Path(source), opened, settings, tell, values, jobs)
-    if reserve or max_size:
-        from obuild.room import Room
+    tell = _listener(events)
+    with ui.ending(tell):
+        stage = parse(read_spec(Path(spec)))
+        settings = _settings(qemu_accel, qemu_memory, qemu_cpus, qemu_boot_time, qemu_guest_os, qemu_guest_arch)
+        if not Path(source).is_dir():
+            raise UsageError(f"there is no source directory {source}")
+        reserved = parse_bytes("--reserve", reserve) if reserve else 0
+        most = parse_bytes("--max-size", max_size) if max_size else None
+        opened = open_store(store, create=True)
+        values = _secrets(secret or [])
+        builder = engine.Engine(Path(source), opened, settings, tell, values, jobs)
+        if reserve or max_size:
+            from obuild.room import Room
 
-        builder.make_room = Room(opened, reserved, most).make
-    tell(Done(builder.build(stage)))
+            builder.make_room = Room(opened, reserved, most).make
+        tell(Done(builder.build(stage)))
+
+
+def _listener(events: str) -> ui.Lines | ui.JsonLines:
+    if events not in ("lines", "json"):
+        raise UsageError(f"--events {events}: it can be lines or json")
+    return ui.JsonLines(sys.stdout.buffer) if events == "json" else lines()
 
 
 @app.command()
