@@ -76,7 +76,7 @@ def mutated(name: str, chance: random.Random) -> bytes:
 
 def guided(seconds: int, name: str) -> int:
     """Let atheris find inputs; does not return."""
-    import atheris  # type: ignore[import-not-found,unused-ignore]  # installed by who wants it
+    import atheris  # type: ignore[import-not-found,import-untyped,unused-ignore]  # installed by who wants it
 
     atheris.instrument_all()
     with tempfile.TemporaryDirectory() as corpus:

@@ -114,6 +114,8 @@ class Connection:
         """Fetch one file by scp. It is written to `dest` and nowhere else, whatever the guest answers."""
         with self._scp() as client:
             client.get(source, str(dest))
+        if not dest.exists():
+            raise MachineError("scp with the guest failed: it sent no file")
 
     def _finish(self, channel: paramiko.Channel, what: str) -> None:
         said = b""
@@ -175,10 +177,19 @@ class Connection:
 
             _recv_popd = _recv_pushd
 
+            def __exit__(self, kind: object, error: object, trace: object) -> None:
+                # the library would wait for the guest's scp to end, which waits for us to read on
+                if error is not None and self.channel is not None:
+                    self.channel.close()
+                    self.channel = None
+                super().__exit__(kind, error, trace)
+
         try:
             with OneFile(self._transport, socket_timeout=REPLY_TIMEOUT) as client:
                 yield client
-        except (scp.SCPException, paramiko.SSHException, EOFError, TimeoutError, AssertionError) as error:
+        except (OSError, ValueError, AssertionError, EOFError, scp.SCPException, paramiko.SSHException) as error:
+            if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
+                raise  # the host's disk, and not the guest
             self.machine.check()
             # the library asserts that a guest's words are lines
             why = error if str(error) else "the guest does not speak its protocol"

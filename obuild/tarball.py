@@ -186,8 +186,8 @@ class _Reader:
         start = self.at
         self.skip(held)
         mode, uid, gid = (self.number(block[at : at + 8]) for at in (100, 108, 116))
-        names = (text.decode("utf-8", "surrogateescape") for text in (path, link))
-        return Member(kind, *names, mode, uid, gid, length, start, extents)
+        name, target = (text.decode("utf-8", "surrogateescape") for text in (path, link))
+        return Member(kind, name, target, mode, uid, gid, length, start, extents)
 
     def check_strictly(self, kind: str, path: bytes, size: int) -> None:
         if kind not in (FILE, SPARSE) and size:

@@ -101,11 +101,12 @@ def _checked(root: Path, source: str) -> list[str]:
 
 def _lstat(root: Path, path: str, source: str | None = None) -> os.stat_result:
     try:
-        return (root / path).lstat()
+        return (root / path).lstat() if path else root.stat()  # the source folder itself may be a symlink
     except FileNotFoundError:
         raise UsageError(f"copy source {source or path!r} not found in {root}") from None
     except (OSError, ValueError) as error:
-        raise UsageError(f"cannot read copy source {source or path!r}: {error}") from error
+        why = error.strerror if isinstance(error, OSError) else str(error)  # which would name the path once more
+        raise UsageError(f"cannot read copy source {source or path!r}: {why}") from error
 
 
 class _Walker:
@@ -259,8 +260,8 @@ def _changed(entry: Entry) -> ObuildError:
 def manifest_of(path: Path, *, uid: int, gid: int) -> Manifest:
     """The manifest of a tar archive that a guest's GNU tar made; nothing of it is unpacked here.
 
-    ObuildError if it is damaged, holds what a copy cannot (a device, say), names paths outside itself, or says that
-    something belongs to another user: then what a guest made of it would not be what its manifest says.
+    ObuildError if it is damaged, holds what a copy cannot (a device, say), names paths outside itself, or says
+    that something belongs to another user: then what a guest made of it would not be what its manifest says.
     """
     found = []
     total = 0

@@ -59,10 +59,13 @@ def test_every_byte_of_an_output_can_be_had_back_wherever_it_was_cut() -> None:
     whole = "é€\n".encode() + bytes(range(256))
     for cut in range(len(whole)):
         got = records(Output(whole[:cut]), Output(whole[cut:]))
-        assert b"".join(
-            base64.b64decode(each["data_base64"]) if "data_base64" in each else each["data"].encode()
-            for each in got
-        ) == whole
+        assert (
+            b"".join(
+                base64.b64decode(each["data_base64"]) if "data_base64" in each else each["data"].encode()
+                for each in got
+            )
+            == whole
+        )
 
 
 @pytest.mark.parametrize(
@@ -171,10 +174,12 @@ def test_an_interrupted_build_says_so(here: Path) -> None:
     (here / "spec").unlink()
     os.mkfifo(here / "spec")
     argv = [sys.executable, "-m", "obuild", "build", f"--store=qemu:{here / 'store'}", "-f", str(here / "spec")]
-    with subprocess.Popen([*argv, "--events=json", str(here)], stdout=-1, stderr=-1, text=True) as child:
-        with (here / "spec").open("w"):  # it has come to reading the spec
-            child.send_signal(signal.SIGINT)
-            out, _ = child.communicate()
+    with (
+        subprocess.Popen([*argv, "--events=json", str(here)], stdout=-1, stderr=-1, text=True) as child,
+        (here / "spec").open("w"),  # it has come to reading the spec
+    ):
+        child.send_signal(signal.SIGINT)
+        out, _ = child.communicate()
     assert child.returncode == 130
     assert json.loads(out)["exit_code"] == 130
 
@@ -211,9 +216,7 @@ def test_the_manual_has_every_field_of_a_failure() -> None:
     assert documented("`failed`") == json.loads(out.getvalue()).keys() - {"event"}
 
 
-@pytest.mark.parametrize(
-    ("command", "record"), [("plan", Outlook), ("explain", Description), ("cache ls", Cache)]
-)
+@pytest.mark.parametrize(("command", "record"), [("plan", Outlook), ("explain", Description), ("cache ls", Cache)])
 def test_the_manual_has_every_field_of_what_commands_print(command: str, record: Any) -> None:
     assert documented(f"`obuild {command} --json`") == names(record)
     assert names(Neighbour) == {"id", "op"}

@@ -59,7 +59,9 @@ def build(
     ] = "",
     events: Annotated[
         str,
-        typer.Option(metavar="lines|json", help="How to tell what happens: for people, or one JSON record a line."),
+        typer.Option(
+            metavar="lines|json", help="How to tell what happens: for people, or one JSON record a line."
+        ),
     ] = "lines",
     qemu_accel: AccelOption = "auto",
     qemu_memory: MemoryOption = "",

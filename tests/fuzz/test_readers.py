@@ -10,9 +10,7 @@ from obuild import spec
 from obuild.errors import SpecError
 from tests.fuzz.targets import TARGETS, TOKENS, resealed, tried
 
-budget = settings(
-    max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
-)
+budget = settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 
 
 def mutated(corpus: list[bytes]) -> st.SearchStrategy[bytes]:
