@@ -60,8 +60,8 @@ class Extractor:
             with self.executor().open(draft, network=False) as session:
                 session.take(extract, path)
             user = extract.user
-            uid, gid = (user.uid, user.gid) if isinstance(user, UnixUser) else (0, 0)
-            self.archives[extract] = path, tree.manifest_of(path, uid=uid, gid=gid)
+            owner = (user.uid, user.gid) if isinstance(user, UnixUser) else None
+            self.archives[extract] = path, tree.manifest_of(path, owner=owner)
         return self.archives[extract]
 
     def _memo(self, extract: Extract) -> Path:

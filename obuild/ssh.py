@@ -176,6 +176,7 @@ class Connection:
                 raise scp.SCPException("the guest sent a time that was not asked for")
 
             _recv_popd = _recv_pushd
+            channel: paramiko.Channel | None
 
             def __exit__(self, kind: object, error: object, trace: object) -> None:
                 # the library would wait for the guest's scp to end, which waits for us to read on

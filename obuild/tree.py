@@ -257,24 +257,80 @@ def _changed(entry: Entry) -> ObuildError:
     )
 
 
-def manifest_of(path: Path, *, uid: int, gid: int) -> Manifest:
+def manifest_of(path: Path, *, owner: tuple[int, int] | None = None) -> Manifest:
     """The manifest of a tar archive that a guest's GNU tar made; nothing of it is unpacked here.
 
     ObuildError if it is damaged, holds what a copy cannot (a device, say), names paths outside itself, or says
-    that something belongs to another user: then what a guest made of it would not be what its manifest says.
+    that something belongs to another user than `owner` (uid, gid), if it is given: then what a guest made of it
+    would not be what its manifest says.
     """
     found = []
     total = 0
     try:
         with path.open("rb") as file:
+            if file.read(265)[257:] == b"ustar\x0000":
+                return _from_pax(path)
+            # GNU tar's, which is understood in one way or not at all
             for member in tarball.members(file, strict=True):
                 total += member.size
                 if total > MOST_CONTENT:
                     raise ObuildError(f"the guest sent files of more than {MOST_CONTENT >> 40} TiB")
-                if (member.uid, member.gid) != (uid, gid):
+                if owner not in (None, (member.uid, member.gid)):
                     raise ObuildError(f"the guest sent {member.path!r} with another owner than was asked for")
                 found.append(_described(file, member))
     except tarball.Damaged as error:
+        raise ObuildError(f"the guest sent no sound tar archive: {error}") from error
+    return tuple(found)
+
+
+def _from_pax(path: Path) -> Manifest:
+    """As manifest_of, for what the tar of FreeBSD and Windows writes.
+
+    tarfile reads it, which is not as strict: what it cannot read may end the archive, owners are not looked at,
+    and a hostile guest can make it think for long.
+    """
+    import tarfile
+
+    found = []
+    total = 0
+    try:
+        with (
+            path.open("rb") as file,
+            tarfile.open(path, mode="r:", encoding="utf-8", errors="surrogateescape") as members,
+        ):
+            end = -1
+            for info in members:
+                if members.offset <= end or (total := total + info.size) > MOST_CONTENT:
+                    raise ObuildError("the guest sent no sound tar archive")
+                end = members.offset
+                pieces = getattr(info, "sparse", None)
+                extents = ((0, info.size),) if pieces is None else tuple(pieces)
+                kind = tarball.FILE if info.isreg() else info.type.decode("latin-1")
+                found.append(
+                    _described(
+                        file,
+                        tarball.Member(
+                            kind=kind,
+                            path=info.name,
+                            link=info.linkname,
+                            mode=info.mode,
+                            uid=info.uid,
+                            gid=info.gid,
+                            size=info.size,
+                            start=info.offset_data,
+                            extents=extents,
+                        ),
+                    )
+                )
+    except (
+        tarfile.TarError,
+        EOFError,
+        ValueError,
+        OverflowError,
+        IndexError,
+        RecursionError,
+        MemoryError,
+    ) as error:
         raise ObuildError(f"the guest sent no sound tar archive: {error}") from error
     return tuple(found)
 

@@ -289,7 +289,7 @@ def test_a_device_in_a_build_cannot_be_copied(tmp_path: Path) -> None:
         member.type = tarfile.CHRTYPE
         out.addfile(member)
     with pytest.raises(ObuildError, match="neither a file, a folder nor a symlink"):
-        tree.manifest_of(tmp_path / "a.tar", uid=0, gid=0)
+        tree.manifest_of(tmp_path / "a.tar", owner=(0, 0))
 
 
 @pytest.mark.parametrize("name", ["../up", "a/../../b", "/abs"])
@@ -297,11 +297,11 @@ def test_an_archive_that_leads_outside_is_refused(tmp_path: Path, name: str) -> 
     with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.GNU_FORMAT) as out:
         out.addfile(tarfile.TarInfo(name))
     with pytest.raises(ObuildError, match="path"):
-        tree.manifest_of(tmp_path / "a.tar", uid=0, gid=0)
+        tree.manifest_of(tmp_path / "a.tar", owner=(0, 0))
 
 
 @pytest.mark.parametrize("content", [b"", b"no tar at all" * 100, b"\0" * 100])
 def test_an_archive_that_is_none_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.tar").write_bytes(content)
     with pytest.raises(ObuildError, match="no sound tar archive"):
-        tree.manifest_of(tmp_path / "a.tar", uid=0, gid=0)
+        tree.manifest_of(tmp_path / "a.tar", owner=(0, 0))

@@ -103,7 +103,7 @@ def archives(data: bytes) -> None:
         path = Path(file.name)
         path.write_bytes(data)
         try:
-            manifest = tree.manifest_of(path, uid=0, gid=0)
+            manifest = tree.manifest_of(path, owner=(0, 0))
         except ObuildError:
             manifest = ()
         assert not any(name.startswith("/") or ".." in name.split("/") for _, name, *_ in manifest)
