@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from obuild import base, process
+from obuild import base, process, systems
 from obuild.build import Builder, Executor
 from obuild.errors import MachineError
 from obuild.events import Event, Listener, Note, Output, Started
@@ -101,7 +101,8 @@ class Engine:
         return self._bases[reference]
 
     def _extractor(self, built: Built, stack: ExitStack) -> Extractor:
-        return Extractor(self.store, partial(self._executor, built.base), built.layer, stack)
+        pax = built.base.card.os in systems.PAX
+        return Extractor(self.store, partial(self._executor, built.base), built.layer, stack, pax)
 
     def _executor_for(self, chain: Chain, make_room: Callable[[], None]) -> Callable[[], Executor]:
         """Machines for a chain. If any are needed, all that they need is seen to be there."""

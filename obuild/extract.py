@@ -26,6 +26,7 @@ class Extractor:
     executor: Callable[[], Executor]
     layer: LayerId
     stack: ExitStack
+    pax: bool = False  # whether the guest's tar writes that format: the guest itself is not asked
     archives: dict[Extract, tuple[Path, tree.Manifest]] = field(default_factory=dict)
 
     def manifest(self, extract: Extract) -> tree.Manifest:
@@ -61,7 +62,7 @@ class Extractor:
                 session.take(extract, path)
             user = extract.user
             owner = (user.uid, user.gid) if isinstance(user, UnixUser) else None
-            self.archives[extract] = path, tree.manifest_of(path, owner=owner)
+            self.archives[extract] = path, tree.manifest_of(path, owner=owner, pax=self.pax)
         return self.archives[extract]
 
     def _memo(self, extract: Extract) -> Path:

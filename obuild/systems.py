@@ -24,6 +24,9 @@ ADMINISTRATOR = WindowsUser("ContainerAdministrator")
 #: The longest command lines that CreateProcess and cmd.exe take, in characters.
 MAX_COMMAND_LINE, MAX_CMD_LINE = 32_767, 8_191
 
+#: Whose tar is not GNU's, and packs sparse files in the pax format only.
+PAX = ("freebsd", "windows")
+
 _NAMES = {"linux": "Linux", "freebsd": "FreeBSD", "openbsd": "OpenBSD", "windows": "Windows"}
 
 

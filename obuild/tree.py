@@ -257,8 +257,8 @@ def _changed(entry: Entry) -> ObuildError:
     )
 
 
-def manifest_of(path: Path, *, owner: tuple[int, int] | None = None) -> Manifest:
-    """The manifest of a tar archive that a guest's GNU tar made; nothing of it is unpacked here.
+def manifest_of(path: Path, *, owner: tuple[int, int] | None = None, pax: bool = False) -> Manifest:
+    """The manifest of a tar archive that a guest's GNU tar made, or with `pax` another; nothing is unpacked here.
 
     ObuildError if it is damaged, holds what a copy cannot (a device, say), names paths outside itself, or says
     that something belongs to another user than `owner` (uid, gid), if it is given: then what a guest made of it
@@ -267,9 +267,9 @@ def manifest_of(path: Path, *, owner: tuple[int, int] | None = None) -> Manifest
     found = []
     total = 0
     try:
+        if pax:
+            return _from_pax(path)
         with path.open("rb") as file:
-            if file.read(265)[257:] == b"ustar\x0000":
-                return _from_pax(path)
             # GNU tar's, which is understood in one way or not at all
             for member in tarball.members(file, strict=True):
                 total += member.size

@@ -61,7 +61,7 @@ def packed(guest: ModuleType, archive: Path, src: Sequence[str | Path], **option
     """What is in the archive when it is made without complaint."""
     done = pack(guest, archive, src, **options)  # type: ignore[arg-type]  # as pack has them
     assert done.returncode == 0, done.stderr
-    return tree.manifest_of(archive)
+    return tree.manifest_of(archive, pax=guest is freebsd)
 
 
 @pytest.fixture

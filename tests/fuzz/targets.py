@@ -102,11 +102,12 @@ def archives(data: bytes) -> None:
     with tempfile.NamedTemporaryFile() as file:
         path = Path(file.name)
         path.write_bytes(data)
-        try:
-            manifest = tree.manifest_of(path, owner=(0, 0))
-        except ObuildError:
-            manifest = ()
-        assert not any(name.startswith("/") or ".." in name.split("/") for _, name, *_ in manifest)
+        for pax in (False, True):
+            try:
+                manifest = tree.manifest_of(path, owner=(0, 0), pax=pax)
+            except ObuildError:
+                manifest = ()
+            assert not any(name.startswith("/") or ".." in name.split("/") for _, name, *_ in manifest)
         caches.check(path)
 
 
