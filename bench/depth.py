@@ -15,7 +15,6 @@ of `micro` is made longer, and each layer writes its part of the new end, in pie
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import statistics
 import subprocess
@@ -180,7 +179,7 @@ def prepare(root: Path, longest: int, depth: int) -> Deep:
     times = make_layers(deep, deep.chain(layers(depth)))
     make_layers(deep, deep.chain(layers(1, "all")))
     print(
-        f"limit {longest}: layers {size(store.result)} MiB, flats {len(os.listdir(store.flats.folder))} "
+        f"limit {longest}: layers {size(store.result)} MiB, flats {len(list(store.root.glob('flat/*')))} "
         f"with {size(store.flats.folder)} MiB; "
         f"a draft took {statistics.median(times):.3f} s, at most {max(times):.3f} s"
     )

@@ -101,7 +101,7 @@ class Flats:
                 shutil.copyfile(self.root / "result" / id / mtree.NAME, draft / "layer")
                 mtree.seal(draft)
                 trace.reach("flat.sealed")
-                if not self.folder.is_dir():  # a store that is older than this
+                if not self.folder.is_dir():  # most stores have no need of it
                     self.folder.mkdir(exist_ok=True)
                     fsync(self.root)
                 draft.rename(self.folder / id)

@@ -276,7 +276,7 @@ def _remove_memo(store: Store, item: Item, parents: Parents) -> bool:
 
 def _flats(store: Store, now: float) -> Iterator[Item]:
     """Flattened copies of layers on which nothing stands: they are only there for those to stand on."""
-    folder = store.root / usage.FOLDERS["flattened layers"]
+    folder = store.flats.folder
     names = os.listdir(folder) if folder.is_dir() else []
     needed = set(store.parents().values()) if names else set()
     for name in names:
@@ -285,26 +285,20 @@ def _flats(store: Store, now: float) -> Iterator[Item]:
             yield Item("flat", name, usage.on_disk(folder / name), used, why="nothing stands on its layer")
 
 
-def _flat(store: Store, item: Item) -> Path:
-    return store.root / usage.FOLDERS["flattened layers"] / item.name
-
-
 def _flat_used(store: Store, item: Item) -> float | None:
-    return _mtime(_flat(store, item))
+    return _mtime(store.flats.folder / item.name)
 
 
 def _remove_flat(store: Store, item: Item, parents: Parents) -> bool:
     """As a layer is removed: who makes a child holds the layer, so with our lock on it one more look sees all."""
-    layer, going = store.result / item.name, store.result_tmp / f"flat-{item.name}"
+    layer = store.result / item.name
     with locks.folder_lock(layer, wait=False) as free:
         store.add_parents(parents)
         stands = any(parent == item.name and store.find(child) for child, parent in parents.items())
         if stands or (layer.exists() and not free):
             return False
-        store.drop(going)  # of a collector that died
-        with suppress(FileNotFoundError):
-            _flat(store, item).rename(going)
-        return store.drop(going)
+        store.flats.remove(LayerId(item.name))
+        return True
 
 
 def _never(store: Store, item: Item) -> bool:

@@ -119,7 +119,6 @@ class Store:
             for folder in (
                 self.result,
                 self.result_tmp,
-                self.flats.folder,
                 self.base_image,
                 self.cache,
                 self.cache_tmp,

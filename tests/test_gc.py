@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from obuild import disk, gc, upkeep
+from obuild import disk, flat, gc, upkeep
 from obuild.gc import Item
 from obuild.plan import Chain, LayerId
 from obuild.store import Store
@@ -359,10 +359,12 @@ def test_what_was_flattened_goes_if_nothing_stands_on_its_layer(store: Store, fa
 
 
 def test_what_was_flattened_stays_for_a_child_that_came_since(
-    store: Store, family: dict[str, LayerId], chain: ChainMaker
+    store: Store, family: dict[str, LayerId], chain: ChainMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (store.root / "flat" / family["two"]).mkdir(parents=True)
+    monkeypatch.setattr(flat, "LONGEST", 2)
+    store.flats.below(family["two"])
     what = plan(store)
+    assert [item.kind for item in what.items] == ["flat"]
     make(store, chain("(run (shell one)) (run (shell two)) (run (shell three))").steps[-1])
     gone, _ = carry_out(store, what)
     assert gone == []
