@@ -140,8 +140,11 @@ class Connection:
             channel.exec_command(command)
         except (paramiko.SSHException, EOFError, OSError) as error:
             raise self._lost() from error
-        with contextlib.closing(channel):
+        try:
             yield channel
+        finally:
+            with contextlib.suppress(EOFError, OSError):  # the connection is gone, and somebody has said so
+                channel.close()
 
     def _recv(self, channel: paramiko.Channel, errors: bytearray | None = None) -> bytes:
         """The next output of a channel, b"" at its end; watches the machine meanwhile.

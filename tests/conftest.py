@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,14 @@ from obuild import base, spec
 from obuild.plan import Base, Chain, plan
 from obuild.store import Store
 from tests.fakes import POWER_OFF, boot_disk
+
+
+@pytest.fixture
+def enterable() -> Iterator[Path]:
+    """A folder that any user can enter, as pytest's own cannot be."""
+    with tempfile.TemporaryDirectory(prefix="obuild-test-") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
 
 
 @pytest.fixture

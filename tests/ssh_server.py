@@ -8,7 +8,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, cast
 
@@ -43,10 +43,12 @@ class _Server(paramiko.ServerInterface):
             with channel.makefile("rb") as stdin, channel.makefile("wb", 0) as stdout:
                 status = self.handler(command, cast(IO[bytes], stdin), cast(IO[bytes], stdout))
         except Exception as error:
-            channel.sendall(f"the test's server: {error!r}".encode())
-        channel.send_exit_status(status)
-        channel.shutdown_write()
-        channel.close()
+            with suppress(OSError, EOFError):  # the client has gone, which is its right
+                channel.sendall(f"the test's server: {error!r}".encode())
+        with suppress(OSError, EOFError):
+            channel.send_exit_status(status)
+            channel.shutdown_write()
+            channel.close()
 
 
 @contextmanager

@@ -9,7 +9,6 @@ import shlex
 import shutil
 import stat
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -62,12 +61,9 @@ def run(
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[Path]:
+def place(enterable: Path) -> Path:
     """A folder that any user can enter."""
-    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        folder.chmod(0o755)
-    yield tmp_path
-    tmp_path.parent.parent.chmod(0o700)
+    return enterable
 
 
 # -- spelling

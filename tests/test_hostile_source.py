@@ -144,11 +144,11 @@ def test_a_path_that_no_program_can_open_is_refused(root: Path) -> None:
 
 @as_root
 @pytest.mark.parametrize("path", ["sub/file", "sub"])
-def test_what_may_not_be_read_is_named(root: Path, path: str) -> None:
+def test_what_may_not_be_read_is_named(enterable: Path, path: str) -> None:
     """As somebody else than root, whom nothing stops."""
-    for folder in (root.parent, root.parent.parent, root.parent.parent.parent):
-        folder.chmod(0o755)
-    (root / path).chmod(0)
+    (enterable / "sub").mkdir()
+    (enterable / "sub" / "file").touch()
+    (enterable / path).chmod(0)
     code = f"""
 import os
 from pathlib import Path
@@ -157,7 +157,7 @@ from obuild import tree
 from obuild.errors import UsageError
 os.setgid(54321); os.setuid(54321)
 try:
-    tree.walk(Path({str(root)!r}), ["."])
+    tree.walk(Path({str(enterable)!r}), ["."])
 except UsageError as error:
     print(error.message)
 """
