@@ -442,15 +442,18 @@ def test_what_is_mounted_below_a_folder_does_not_leave_with_it(place: Path) -> N
 
 
 @mounting
-def test_a_cache_within_a_cache_is_taken_out_first(rooms: Path) -> None:
+@pytest.mark.parametrize("mounts", ["private", "shared"])
+def test_a_cache_within_a_cache_is_none_of_it(rooms: Path, mounts: str) -> None:
     outer, inner = str(rooms / "c"), str(rooms / "c" / "inner")
-    together(
+    said = together(
+        f"mount --make-r{mounts} /".encode(),
         linux.prepare_scratch(),
         linux.open_cache(0, outer, ROOT),
         linux.open_cache(1, inner, ROOT),
-        f"touch {inner}/file".encode(),
+        f"touch {inner}/file; find {rooms}/scratch -name file".encode(),
         linux.close_caches([outer, inner]),
     )
+    assert said == f"{rooms}/scratch/1/file\n"
     assert os.listdir(outer) == []
 
 

@@ -113,6 +113,8 @@ def open_cache(slot: int, target: str, user: UnixUser | WindowsUser) -> bytes:
         f"chown {uid}:{gid} {folder}",
         *ensure_folder(target, f"{uid}:{gid}"),
         f"mount --bind {folder} {shlex.quote(target)}",
+        # under systemd mounts are shared: one inside this cache would show in its folder, too, and be packed
+        f"mount --make-private {shlex.quote(target)}",
     ]
     return script(lines)
 
