@@ -17,7 +17,7 @@ TEST_PACKAGES := libarchive-tools
 
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: help setup demo test test-arch lint clean
+.PHONY: help setup demo test test-arch test-crash lint clean
 help:
 	@sed -n 's/^# make/make/p' Makefile
 
@@ -62,6 +62,11 @@ test-arch: setup .venv/packages-arch
 	@for arch in $(ARCHES); do \
 	    echo "== $$arch"; .venv/bin/pytest -q -m arch -k "$$arch" tests/vm || exit 1; \
 	done
+
+# make test-crash: kill builds at every point and at random moments, with real guests; KILLS=20 for fewer than 200.
+KILLS ?= 200
+test-crash: setup
+	OBUILD_TEST_KILLS=$(KILLS) .venv/bin/pytest -q -m 'crash and not arch' tests/vm/test_crashes.py
 
 lint: setup
 	.venv/bin/ruff check .

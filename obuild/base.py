@@ -16,7 +16,7 @@ from obuild.files import replace_text
 from obuild.placing import IMAGES
 from obuild.plan import Base, Beside, Import, Step
 from obuild.shape import Kernel
-from obuild.store import Store
+from obuild.store import Store, storage_errors
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+:-]*")
 _PIN = re.compile(r"sha256:[0-9a-f]{64}")
@@ -121,7 +121,7 @@ def make(store: Store, name: str, *, say: Say, again: bool = False) -> Path:
         existing = image_path(store, name)
         if existing and not again:
             return existing
-        with store.places.staged(name) as folder:
+        with storage_errors(store.root), store.places.staged(name) as folder:
             out = folder / f"{name}.qcow2"
             KINDS[plan.kind](plan, out, public_key=make_key(store_key(store)), say=say)
             _card_path(out).write_text(card.dump(plan.card))
@@ -152,7 +152,7 @@ def add(
         if image_path(store, name) and not force:
             raise UsageError(f"there is a base image {name!r} already", hint="--force replaces it")
         image = disk.inspect(file)
-        with store.places.staged(name) as folder:
+        with storage_errors(store.root), store.places.staged(name) as folder:
             if key is not None:
                 load_key(key)
                 about = replace(about, key=str(_own_key(store, name).relative_to(store.root)))

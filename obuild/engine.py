@@ -17,7 +17,7 @@ from obuild.extract import Extractor
 from obuild.plan import Base, Built, Chain, Extract, FilesOf, Graft, Import, LayerId, everything, plan, unbuilt
 from obuild.shape import ARCHES, Settings
 from obuild.spec import Run, Shell, Stage
-from obuild.store import Store
+from obuild.store import Store, storage_errors
 from obuild.tree import Manifest
 
 
@@ -42,7 +42,7 @@ class Engine:
 
         UsageError, before anything is built, for all that can be seen to be wrong; then as Builder.build.
         """
-        with self._held:
+        with storage_errors(self.store.root), self._held:
             for each, builds in everything(stage):
                 self._chains[id(each)] = self._plan(each, unbuilt(builds, self._base))
                 self.settings.shape(self._base(each.base).card, "tcg")

@@ -6,6 +6,7 @@ result/, which costs one stat(2) as long as nothing has come or gone; docs/desig
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 from collections.abc import Collection, Iterator, Mapping
@@ -17,7 +18,7 @@ from typing import NamedTuple
 from obuild import locks
 from obuild.errors import StoreError
 from obuild.plan import LayerId
-from obuild.store import Layer, Store
+from obuild.store import Layer, Store, no_space
 
 #: How long to wait for another process that writes, in seconds.
 BUSY_TIMEOUT = 30.0
@@ -75,6 +76,8 @@ class Index:
                     self._set_aside()
                     self._open()
         except (sqlite3.Error, OSError) as error:
+            if _is_full(error, store):
+                raise no_space(store.root, str(error)) from error
             raise StoreError(
                 f"cannot open the index {self._path}: {error}",
                 hint=f"it can be rebuilt: remove {self._path}, nothing is lost",
@@ -128,6 +131,8 @@ class Index:
         self._db.close()
         if not isinstance(error, sqlite3.Error):
             return
+        if _is_full(error, self._store):
+            raise no_space(self._store.root, str(error)) from error
         hint = f"it can be rebuilt: remove {self._path}, nothing is lost"
         if _is_damage(error):
             with suppress(OSError), self._alone():
@@ -314,6 +319,14 @@ def _now(store: Store) -> int:
     """The time, in ns, by the clock that result/ is stamped with, and in its ticks: of its own file system."""
     os.utime(store.result_tmp)
     return store.result_tmp.stat().st_mtime_ns
+
+
+def _is_full(error: Exception, store: Store) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    # where SQLite cannot make its files for want of room it speaks of an I/O error
+    return code == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_IOERR and os.statvfs(store.root).f_bavail == 0)
 
 
 def _is_damage(error: sqlite3.Error) -> bool:

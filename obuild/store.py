@@ -229,7 +229,7 @@ class Store:
         path = self.result_tmp / step.id
         discard(path)  # of a process that died since we opened the store
         try:
-            with _storage_errors(self.root):
+            with storage_errors(self.root):
                 (path / "rootfs").mkdir(parents=True)
                 trace.reach("draft.made")
                 (path / "key").write_bytes(step.key.encode("utf-8", "surrogateescape"))
@@ -247,7 +247,7 @@ class Store:
     def scratch(self, id: LayerId) -> Iterator[Draft]:
         """A draft on a layer that is thrown away: to look into it with a machine. StoreError as for `draft`."""
         with (
-            _storage_errors(self.root),
+            storage_errors(self.root),
             self.use(id) as layer,
             _owned_folder(self.cache_tmp, f"scratch-{id[:12]}") as folder,
             (folder / "log").open("wb") as log,
@@ -323,7 +323,7 @@ class Store:
 
         With `empty` nothing is copied: for who has something to `replace` the cache with.
         """
-        with _owned_folder(self.cache_tmp, f"c-{escape(name)}") as folder:
+        with storage_errors(self.root), _owned_folder(self.cache_tmp, f"c-{escape(name)}") as folder:
             copy = CacheCopy(
                 name, folder / "cache.tar", self.cache_file(name), self._lock_file(f"c-{escape(name)}")
             )
@@ -373,7 +373,7 @@ def _owned_folder(parent: Path, name: str) -> Iterator[Path]:
 
 
 @contextmanager
-def _storage_errors(root: Path) -> Iterator[None]:
+def storage_errors(root: Path) -> Iterator[None]:
     """Turn a full disk or a failing one into a StoreError that says so."""
     try:
         yield

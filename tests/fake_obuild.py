@@ -5,24 +5,53 @@ A command writes a random word to the disk's overlay, adds a file to each of its
 
 from __future__ import annotations
 
+import errno
 import os
-import subprocess
+import sys
 import tarfile
+from contextlib import suppress
 from pathlib import Path
 
 import obuild.executors.qemu
 import obuild.flat
+from obuild import process, trace
 from obuild.cli import run
+from obuild.errors import ProcessError
 from obuild.guests import Guest
 from obuild.shape import Shape
 from tests.fakes import FakeExecutor, Run
 
+#: Where the file system of the store is to become full, once: at one of these, or at a point of `trace`.
+FULL = [point for point in [os.environ.get("OBUILD_FAKE_FULL", "")] if point]
+
+
+def fill(folder: Path) -> None:
+    """Take all room of a small file system, with a file of this name."""
+    with (folder / "filler").open("ab", buffering=0) as file, suppress(OSError):
+        for size in (1 << 20, 1 << 12):
+            with suppress(OSError):
+                while file.write(bytes(size)) == size:
+                    pass
+
+
+def full_at(point: str) -> None:
+    """Take all room that there is, if it is to happen here."""
+    if point in FULL:
+        FULL.clear()
+        fill(Path(sys.argv[-1].partition(":")[2]).parent)
+
 
 def act(step: Run) -> int:
     """What every command does."""
-    step.output(f"{step.command.argv[-1]}\n".encode())
-    pattern = f"write -P {1 + os.urandom(1)[0] % 255} 64k 4k"
-    subprocess.run(["qemu-io", "-f", "qcow2", "-c", pattern, step.draft.image], check=True, capture_output=True)
+    full_at("output")
+    step.output(f"{step.command.argv[-1]}\n".encode() * (100_000 if FULL else 1))
+    full_at("image")
+    pattern = f"write -P {1 + os.urandom(1)[0] % 255} 64k 512k"
+    try:
+        process.run(["qemu-io", "-f", "qcow2", "-c", pattern, step.draft.image])
+    except ProcessError as error:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error  # as QEMU's event has it
+    full_at("cache")
     for copy in step.copies:
         new = copy.path.with_suffix(".new")
         if copy.path.exists():
@@ -46,6 +75,8 @@ def machines(shape: Shape, login: str, key: Path, guest: Guest) -> FakeExecutor:
 
 
 if __name__ == "__main__":
+    if FULL:
+        trace.reach = full_at
     obuild.flat.LONGEST = 3  # so that even a short chain is flattened
     obuild.executors.qemu.Qemu = machines  # type: ignore[assignment,misc]
     run()

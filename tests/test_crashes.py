@@ -30,8 +30,8 @@ EXPECTED = (
 
 #: A step with a cache, a build to copy from, and a last step: all that a build may have to do.
 SPEC = """
-((build dev ((from {base}) (run (shell "make"))))
- (from {base})
+((build dev ((from tiny) (run (shell "make"))))
+ (from tiny)
  (run (cache (c (target /c)) (d (target /d))) (shell "with caches"))
  (copy (from (build dev)) (src /out) (dst /got))
  (run (shell "deep"))
@@ -51,20 +51,19 @@ COMMANDS = {"base": BASE, "remove": CLEAN}
 
 
 class Victim:
-    """The program, on a store of its own, run until it is killed."""
+    """The program, on a store of its own, run until it is killed. `words` stand for paths in commands."""
 
-    def __init__(self, folder: Path, disk: Path) -> None:
-        self.root = folder / "store"
-        Store.open(self.root)
-        (folder / "source").mkdir()
-        (folder / "test.spec").write_text(SPEC.format(base="tiny"))
-        self.words = {"SPEC": folder / "test.spec", "SOURCE": folder / "source", "DISK": disk}
+    module = "tests.fake_obuild"
+
+    def __init__(self, root: Path, words: dict[str, Path]) -> None:
+        self.root = root
+        self.words = words
         self.saved: set[str] = set()
 
     def start(self, *command: str, kill_at: str = "") -> subprocess.Popen[str]:
         args = [str(self.words.get(word, word)) for word in command]
         return subprocess.Popen(
-            [sys.executable, "-m", "tests.fake_obuild", *args, f"--store=qemu:{self.root}"],
+            [sys.executable, "-m", self.module, *args, f"--store=qemu:{self.root}"],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -93,7 +92,11 @@ class Victim:
 
 @pytest.fixture
 def victim(tmp_path: Path, qcow2_disk: Path) -> Victim:
-    return Victim(tmp_path, qcow2_disk)
+    (tmp_path / "source").mkdir()
+    (tmp_path / "test.spec").write_text(SPEC)
+    Store.open(tmp_path / "store")
+    words = {"SPEC": tmp_path / "test.spec", "SOURCE": tmp_path / "source", "DISK": qcow2_disk}
+    return Victim(tmp_path / "store", words)
 
 
 def test_every_point_is_tried() -> None:

@@ -1,0 +1,106 @@
+"""As tests/test_crashes.py, with real guests: by far not as often in `make test` as in `make test-crash`."""
+
+from __future__ import annotations
+
+import os
+import random
+import select
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from obuild import trace
+from tests.test_crashes import Victim
+from tests.vm.conftest import Program
+from tests.vm.test_failures import machines
+
+pytestmark = pytest.mark.vm
+
+SPEC = """
+((from micro)
+ (run (cache (c (target /c))) (shell "date +%s.%N >>/c/times; sha256sum /c/times; echo {word} >/made"))
+ (copy (src file) (dst /copied))
+ (run (shell "cat /made /copied; rm -rf /usr/share/doc; sync; echo {word} >/made")))
+"""
+
+#: What a build with one cache and no deep chain passes, once there is something in the cache.
+POINTS = [point for point in trace.POINTS if point.partition(".")[0] not in ("base", "flat", "remove")]
+
+
+class Real(Victim):
+    """The program itself."""
+
+    module = "obuild"
+
+    def build(self, word: str, *, kill_at: str = "") -> int:
+        self.words["SPEC"].write_text(SPEC.format(word=word))
+        return self.run("build", "-f", "SPEC", "SOURCE", kill_at=kill_at)
+
+    def wait_for_machines(self) -> None:
+        """The kernel ends QEMU with the process that started it: wait until it has."""
+        for pid in machines(self.root):
+            try:
+                handle = os.pidfd_open(pid)
+            except ProcessLookupError:
+                continue
+            assert select.select([handle], [], [], 30)[0], "QEMU lives on"
+            os.close(handle)
+        assert machines(self.root) == []
+
+
+@pytest.fixture
+def real(fresh: Program, source: Path, tmp_path: Path) -> Real:
+    (source / "file").write_text("copied")
+    return Real(fresh.store, {"SPEC": tmp_path / "test.spec", "SOURCE": source})
+
+
+def test_killed_when_the_guest_has_just_gone(real: Real) -> None:
+    assert real.build("one", kill_at="machine.off") == -signal.SIGKILL
+    real.wait_for_machines()
+    real.check()
+    assert real.build("one") == 0
+    real.check()
+
+
+@pytest.mark.crash
+@pytest.mark.parametrize("point", POINTS)
+def test_killed_at_a_point(real: Real, point: str) -> None:
+    assert real.build("zero") == 0
+    assert real.build("one", kill_at=point) == -signal.SIGKILL, f"{point} is never reached"
+    real.wait_for_machines()
+    real.check()
+    assert real.build("one") == 0
+    real.check()
+
+
+@pytest.mark.crash
+def test_killed_at_any_moment(real: Real) -> None:
+    """OBUILD_TEST_KILLS times, default 200; now and then two builds at once, a gc, a clean."""
+    count = int(os.environ.get("OBUILD_TEST_KILLS", "200"))
+    chance = random.Random(count)
+    ended = 0
+    for number in range(count):
+        words = [f"w{number // 3}", f"w{number // 3}"][: chance.choice([1, 1, 2])]
+        children: list[subprocess.Popen[str]] = []
+        for word in words:
+            real.words["SPEC"].write_text(SPEC.format(word=word))
+            children.append(real.start("build", "-f", "SPEC", "SOURCE"))
+        other = chance.choice([(), (), ("gc", "--keep-bytes=300M"), ("clean",)])
+        if other:
+            children.append(real.start(*other))
+        for child in children:
+            try:
+                child.wait(chance.uniform(0.0, 14.0) / len(children))
+                ended += 1
+            except subprocess.TimeoutExpired:
+                child.kill()
+        for child in children:
+            _, errors = child.communicate()
+            assert "Traceback" not in errors
+        real.wait_for_machines()
+        real.check()
+    assert ended < count * 3 // 4, "most were to be killed"
+    assert real.build("last") == 0
+    real.check()
