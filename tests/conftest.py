@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -13,6 +14,9 @@ from obuild import base, spec
 from obuild.plan import Base, Chain, plan
 from obuild.store import Store
 from tests.fakes import POWER_OFF, boot_disk
+
+# A shell starts what runs in its background deaf to Ctrl-C, and so would be what tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
