@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import shutil
 import tarfile
+import threading
+from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from obuild import accel, engine, spec, tree, upkeep
 from obuild.errors import MachineError, ObuildError, StepFailed, UsageError
 from obuild.events import Hit, Note, Output, Saved
 from obuild.guests import GUESTS, Guest
+from obuild.locks import Claim
 from obuild.plan import LayerId
 from obuild.shape import ARCHES, Settings, Shape
 from obuild.store import Store
@@ -305,3 +309,37 @@ def test_an_archive_that_is_none_is_refused(tmp_path: Path, content: bytes) -> N
     (tmp_path / "a.tar").write_bytes(content)
     with pytest.raises(ObuildError, match="no sound tar archive"):
         tree.manifest_of(tmp_path / "a.tar", owner=(0, 0))
+
+
+def test_stages_that_share_a_step_make_it_once(
+    store: Store,
+    tiny: Path,
+    tmp_path: Path,
+    executor: FakeExecutor,
+    heard: Heard,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They are built side by side, and the second wants the step while the first is at it."""
+    both = threading.Event()
+    claim, wanted = store.claim, Counter[str]()
+
+    def counted(id: LayerId, *, meanwhile: Callable[[], object]) -> AbstractContextManager[Claim]:
+        wanted[id] += 1
+        if wanted[id] == 2:
+            both.set()
+        return claim(id, meanwhile=meanwhile)
+
+    def act(run: Run) -> int:
+        assert both.wait(30)
+        run.output(b"shared\n")
+        return 0
+
+    engine.Engine(tmp_path, store, Settings(accel="tcg"), heard).build(spec.parse(b"((from tiny))"))
+    monkeypatch.setattr(store, "claim", counted)
+    executor.script = {"shared": act}
+    inner = "((from tiny) (run (shell shared)) (run (shell {})))"
+    stage = spec.parse(f"((build a {inner.format('a')}) (build b {inner.format('b')}) (from tiny))".encode())
+    engine.Engine(tmp_path, store, Settings(accel="tcg"), heard, jobs=2).build(stage)
+    assert sorted(seen for seen in executor.seen if seen in ("shared", "a", "b")) == ["a", "b", "shared"]
+    assert [event.data for event in heard if isinstance(event, Output)].count(b"shared\n") == 2  # both tell of it
+    assert len(store.layers()) == 4

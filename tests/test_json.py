@@ -16,12 +16,14 @@ from typing import Any, get_args
 
 import pytest
 
-from obuild import ui
+from obuild import gc, ui
 from obuild.caches import Cache
-from obuild.describe import Description, Neighbour
+from obuild.describe import Description, Listed, Neighbour
 from obuild.errors import ObuildError, SpecError, UsageError
 from obuild.events import Done, Event, Hit, Note, Output, Saved, Started
 from obuild.forecast import Outlook
+from obuild.room import Usage
+from obuild.store import Store
 
 DOCS = (Path(__file__).parent.parent / "docs" / "json.md").read_text(encoding="utf-8")
 
@@ -216,10 +218,27 @@ def test_the_manual_has_every_field_of_a_failure() -> None:
     assert documented("`failed`") == json.loads(out.getvalue()).keys() - {"event"}
 
 
-@pytest.mark.parametrize(("command", "record"), [("plan", Outlook), ("explain", Description), ("cache ls", Cache)])
+@pytest.mark.parametrize(
+    ("command", "record"),
+    [("plan", Outlook), ("explain", Description), ("cache ls", Cache), ("ls", Listed), ("df", Usage)],
+)
 def test_the_manual_has_every_field_of_what_commands_print(command: str, record: Any) -> None:
     assert documented(f"`obuild {command} --json`") == names(record)
     assert names(Neighbour) == {"id", "op"}
+
+
+def test_the_manual_has_every_field_of_a_plan_to_make_room() -> None:
+    assert documented("`obuild gc --dry-run --json`") == names(gc.Plan) | names(gc.Item)
+
+
+def test_the_manual_has_every_field_of_what_fsck_finds(tmp_path: Path) -> None:
+    Store.open(tmp_path)
+    (tmp_path / "state" / "locks" / "x.lock").touch()
+    done = subprocess.run(
+        [sys.executable, "-m", "obuild", "fsck", "--json", f"--store=qemu:{tmp_path}"], capture_output=True
+    )
+    shown = json.loads(done.stdout)
+    assert documented("`obuild fsck --json`") == shown.keys() | shown["findings"][0].keys()
 
 
 def test_the_manual_s_example_is_json() -> None:
