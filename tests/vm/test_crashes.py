@@ -70,11 +70,11 @@ def test_killed_when_the_guest_has_just_gone(real: Real) -> None:
 @pytest.mark.crash
 @pytest.mark.parametrize("point", POINTS)
 def test_killed_at_a_point(real: Real, point: str) -> None:
-    assert real.build("zero") == 0
-    assert real.build("one", kill_at=point) == -signal.SIGKILL, f"{point} is never reached"
+    assert real.build("zero", spec=SHORT) == 0
+    assert real.build("one", kill_at=point, spec=SHORT) == -signal.SIGKILL, f"{point} is never reached"
     real.wait_for_machines()
     real.check()
-    assert real.build("one") == 0
+    assert real.build("one", spec=SHORT) == 0
     real.check()
 
 
