@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import BinaryIO
 
+from obuild import process
 from obuild.errors import ObuildError, StepFailed
 from obuild.events import Listener, Note, Output
 from obuild.plan import LayerId
@@ -29,7 +30,9 @@ class Follower:
         self.heard = False
 
     def __call__(self) -> None:
-        """Tell what is new."""
+        """Tell what is new. ObuildError if our own build is being stopped, for then nobody waits any more."""
+        if process.stopping():
+            raise ObuildError("stopped while another build was making this step")
         if not self.heard:
             self.heard = True
             self._tell(Note("another build is making this step; its log follows"))

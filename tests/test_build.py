@@ -450,6 +450,34 @@ def test_who_waits_for_a_stage_that_is_ended_for_another_ones_failure_takes_over
     assert meeting.executor.seen.count("sealed") == 3
 
 
+def test_who_waits_for_another_process_stops_when_its_own_build_is_stopped(
+    store: Store, chain: ChainMaker
+) -> None:
+    errors: list[BaseException] = []
+    waits = threading.Event()
+
+    def tell(event: Event) -> None:
+        if isinstance(event, Note) and "another build" in event.text:
+            waits.set()
+
+    def wait() -> None:
+        try:
+            Builder(store, no_executor, tell).build(chain("(run (shell a))"))
+        except ObuildError as error:
+            errors.append(error)
+
+    with store.claim(chain("(run (shell a))").steps[0].id):
+        thread = threading.Thread(target=wait)
+        thread.start()
+        assert waits.wait(30)
+        process.stop_all()
+        try:
+            thread.join()
+        finally:
+            process.resume()
+    assert [str(error) for error in errors] == ["stopped while another build was making this step"]
+
+
 # -- the index
 
 
