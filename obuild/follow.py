@@ -27,12 +27,16 @@ class Follower:
         self._tell = tell
         self._log: BinaryIO | None = None
         self._told: os.stat_result | None = None
+        self._looked = False
         self.heard = False
 
     def __call__(self) -> None:
         """Tell what is new. ObuildError if our own build is being stopped, for then nobody waits any more."""
         if process.stopping():
             raise ObuildError("stopped while another build was making this step")
+        if not self._looked:  # a store that is opened or tidied holds the lock for a moment, too
+            self._looked = True
+            return
         if not self.heard:
             self.heard = True
             self._tell(Note("another build is making this step; its log follows"))
