@@ -55,7 +55,7 @@ demo: setup
 	@echo '                 $(OBUILD) --help; the language is in docs/spec.md'
 
 test: setup lint .venv/packages-test
-	.venv/bin/pytest -q -n auto --maxprocesses 8
+	.venv/bin/pytest -q -n auto --maxprocesses 8 --dist worksteal
 
 # make test-arch: the tests that boot guests, in those of other architectures, emulated; ARCHES=s390x for one of them.
 test-arch: setup .venv/packages-arch
