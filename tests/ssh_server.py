@@ -61,7 +61,8 @@ def serve(handler: Handler) -> Iterator[int]:
             client, _ = listener.accept()
             transports.append(paramiko.Transport(client))
             transports[0].add_server_key(paramiko.ECDSAKey.generate())
-            transports[0].start_server(server=_Server(handler))
+            with suppress(paramiko.SSHException, EOFError, OSError):  # a client may leave at once
+                transports[0].start_server(server=_Server(handler))
 
         thread = threading.Thread(target=accept)
         thread.start()
