@@ -124,7 +124,7 @@ def test_killed_at_a_point(victim: Victim, point: str) -> None:
     victim.check()
 
 
-@pytest.mark.parametrize("seed", range(int(os.environ.get("OBUILD_TEST_KILLS", "4"))))
+@pytest.mark.parametrize("seed", range(int(os.environ.get("OBUILD_TEST_KILLS", "3"))))
 def test_killed_at_any_moment(victim: Victim, seed: int) -> None:
     """Two builds, a gc and a clean at once on one store; each is killed at a moment of its own."""
     chance = random.Random(seed)

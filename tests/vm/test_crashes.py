@@ -1,4 +1,4 @@
-"""As tests/test_crashes.py, with real guests: by far not as often in `make test` as in `make test-crash`."""
+"""As tests/test_crashes.py, with real guests. It takes long: `make test-crash`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.test_crashes import Victim
 from tests.vm.conftest import Program
 from tests.vm.test_failures import machines
 
-pytestmark = pytest.mark.vm
+pytestmark = [pytest.mark.vm, pytest.mark.crash]
 
 SPEC = """
 ((from micro)
@@ -59,15 +59,6 @@ def real(fresh: Program, source: Path, tmp_path: Path) -> Real:
     return Real(fresh.store, {"SPEC": tmp_path / "test.spec", "SOURCE": source})
 
 
-def test_killed_when_the_guest_has_just_gone(real: Real) -> None:
-    assert real.build("one", kill_at="machine.off", spec=SHORT) == -signal.SIGKILL
-    real.wait_for_machines()
-    real.check()
-    assert real.build("one", spec=SHORT) == 0
-    real.check()
-
-
-@pytest.mark.crash
 @pytest.mark.parametrize("point", POINTS)
 def test_killed_at_a_point(real: Real, point: str) -> None:
     assert real.build("zero", spec=SHORT) == 0
@@ -78,7 +69,6 @@ def test_killed_at_a_point(real: Real, point: str) -> None:
     real.check()
 
 
-@pytest.mark.crash
 def test_killed_at_any_moment(real: Real) -> None:
     """OBUILD_TEST_KILLS times, default 200; now and then two builds at once, a gc, a clean."""
     count = int(os.environ.get("OBUILD_TEST_KILLS", "200"))
