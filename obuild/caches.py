@@ -6,7 +6,6 @@ contents at most, and only when it is put in.
 
 from __future__ import annotations
 
-import os
 import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from obuild import disk, tarball
 from obuild.errors import UsageError
+from obuild.files import fsync
 from obuild.store import Store
 from obuild.volumes import escape
 
@@ -100,8 +100,7 @@ def export(store: Store, name: str, file: Path, *, force: bool = False) -> None:
         with store.cache_lock(name) as archive:
             _check_known(store, name)
             disk.copy(archive, copy)
-        with copy.open("rb") as written:
-            os.fsync(written.fileno())
+        fsync(copy)
         copy.replace(file)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
-from obuild import locks
+from obuild import locks, usage
 from obuild.errors import StoreError
 from obuild.plan import LayerId
 from obuild.store import Layer, Store, no_space
@@ -299,14 +299,7 @@ def resolve(store: Store, prefix: str, *, drafts: bool = False) -> LayerId:
 
 def disk_usage(store: Store, id: LayerId) -> int:
     """Bytes that a layer takes on disk, holes left out; 0 if it is gone."""
-    total, folders = 0, [os.fspath(store.result / id)]
-    for folder in folders:  # grows as it goes
-        with suppress(FileNotFoundError), os.scandir(folder) as entries:
-            for entry in entries:
-                total += entry.stat(follow_symlinks=False).st_blocks * 512
-                if entry.is_dir(follow_symlinks=False):
-                    folders.append(entry.path)
-    return total
+    return usage.within(store.result / id)
 
 
 def _stamp(folder: Path) -> tuple[int, int, int]:

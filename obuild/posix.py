@@ -45,6 +45,11 @@ def say_status(mark: str, status: str) -> str:
     return f"printf '%s %d\\n' {shlex.quote(mark)} \"{status}\""
 
 
+def take_secret(file: str) -> str:
+    """The command that takes a secret's value from stdin into `file`, for root's eyes only."""
+    return f"sh -c 'umask 077 && exec cat >{file}'"
+
+
 def link_secret(file: str, slot: int, target: str, owner: str) -> list[str]:
     """Give the secret in `file` to `owner` (shell text) and link `target` to it; what is there is put aside."""
     path, aside = shlex.quote(target), shlex.quote(f"{target}.obuild-secret-{slot}")

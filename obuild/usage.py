@@ -32,8 +32,15 @@ def on_disk(path: Path | str) -> int:
         status = os.lstat(path)
         taken = status.st_blocks * 512
         if stat.S_ISDIR(status.st_mode):
-            taken += sum(on_disk(os.path.join(path, name)) for name in os.listdir(path))  # noqa: PTH118  # quick
+            taken += within(path)
     return taken
+
+
+def within(folder: Path | str) -> int:
+    """As `on_disk`, of what is in a folder and not of the folder itself; 0 if it is gone."""
+    with suppress(OSError):
+        return sum(on_disk(os.path.join(folder, name)) for name in os.listdir(folder))  # noqa: PTH118  # quick
+    return 0
 
 
 def in_words(root: Path) -> str:

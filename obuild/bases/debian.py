@@ -30,6 +30,7 @@ from obuild import process, recipe
 from obuild.card import INITRD, KERNEL
 from obuild.disk import copy, pack
 from obuild.errors import UsageError
+from obuild.files import fsync
 from obuild.recipe import File, Recipe
 
 SECTOR = 512
@@ -85,12 +86,12 @@ def make(recipe: Recipe, out: Path, *, public_key: str, say: Say) -> None:
         say(f"{recipe.name}: packing the image")
         packed = beside / "packed.qcow2"
         pack(disk, packed)
-        _sync(packed)
+        fsync(packed)
         if recipe.card.firmware == "kernel":
             for suffix in (KERNEL, INITRD):
                 copy(work / f"boot{suffix}", beside / suffix)
                 (beside / suffix).chmod(0o644)
-                _sync(beside / suffix)
+                fsync(beside / suffix)
                 (beside / suffix).replace(out.with_suffix(suffix))
         packed.replace(out)
 
@@ -333,8 +334,3 @@ def _scratch(folder: Path) -> Iterator[Path]:
             # Left by an mmdebstrap that was killed: files of other uids, which only its own namespace can remove.
             process.run(["mmdebstrap", "--unshare-helper", "rm", "-rf", *(path / "tmp").iterdir()])
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

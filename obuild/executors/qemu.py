@@ -31,7 +31,7 @@ class Qemu:
         gone; if it raises, QEMU is killed and the image is not to be used."""
         with machine.start(self.shape, draft.image, network=network) as running:
             trace.reach("machine.started")
-            import obuild.index  # noqa: F401  # slow to load, and needed soon: now, while the guest boots
+            import obuild.index  # noqa: F401  # needed soon: loaded now, while the guest boots
 
             with ssh.connect(running, login=self.login, key=self.key) as connection:
                 trace.reach("machine.ready")

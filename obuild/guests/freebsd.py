@@ -15,7 +15,7 @@ import shlex
 from collections.abc import Iterable, Iterator, Sequence
 
 from obuild.packing import Packing, bsdtar_options, names, split
-from obuild.posix import ensure_folder, link_secret, say_status, script, unlink_secrets
+from obuild.posix import ensure_folder, link_secret, say_status, script, take_secret, unlink_secrets
 from obuild.spec import UnixUser, WindowsUser
 
 #: What a command sees if the spec says nothing else; as in login.conf(5).
@@ -178,7 +178,7 @@ def prepare_secrets() -> bytes:
 
 def receive_secret(login: str, slot: int) -> str:
     """The command that takes a secret's value from stdin."""
-    return _as_root(login, f"sh -c 'umask 077 && exec cat >{SECRETS}/{slot}'")
+    return _as_root(login, take_secret(f"{SECRETS}/{slot}"))
 
 
 def open_secret(slot: int, target: str, user: UnixUser | WindowsUser) -> bytes:

@@ -13,7 +13,7 @@ import shlex
 from collections.abc import Iterable
 
 from obuild.packing import Packing, by_gnu_tar
-from obuild.posix import ensure_folder, say_status, script
+from obuild.posix import ensure_folder, say_status, script, take_secret
 from obuild.spec import UnixUser, WindowsUser
 
 #: What a command sees if the spec says nothing else; as in a login shell of Debian's root.
@@ -151,7 +151,7 @@ def prepare_secrets() -> bytes:
 
 def receive_secret(login: str, slot: int) -> str:
     """The command that takes a secret's value from stdin."""
-    return as_root(login, f"sh -c 'umask 077 && exec cat >{SECRETS}/{slot}'")
+    return as_root(login, take_secret(f"{SECRETS}/{slot}"))
 
 
 def open_secret(slot: int, target: str, user: UnixUser | WindowsUser) -> bytes:
