@@ -84,8 +84,9 @@ def pipe(argv: Sequence[str | Path], stdin: IO[bytes], stdout: IO[bytes], **opti
     assert child.stderr is not None
 
     def complain() -> None:
-        while data := child.stderr.read(65536):
-            stdout.channel.sendall_stderr(data)  # type: ignore[attr-defined]  # paramiko's own file
+        with suppress(OSError, EOFError):  # the client has gone, which is its right
+            while data := child.stderr.read(65536):
+                stdout.channel.sendall_stderr(data)  # type: ignore[attr-defined]  # paramiko's own file
 
     def feed() -> None:
         try:
