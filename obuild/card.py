@@ -6,6 +6,7 @@ login = "root"               # the user that SSH logs in as
 firmware = "bios"            # bios: the machine's own starts the disk; kernel: NAME.vmlinuz is loaded by QEMU
 cmdline = "root=/dev/vda1"   # for that kernel, besides its console; NAME.initrd is its initial RAM disk
 memory = "256M"              # the least it boots with
+warm = "yes"                 # no: its machines are never saved and resumed, each step boots one
 key = "state/ssh/id_ed25519" # optional: private key, relative to the store or absolute
 """
 
@@ -41,6 +42,7 @@ class Card:
     memory: int = 256 << 20
     key: str = ""
     cmdline: str = ""
+    warm: str = "yes"
 
 
 def parse_size(text: str, *, default_unit: str = "") -> int:
@@ -85,7 +87,7 @@ def toml(text: str, *, where: str) -> dict[str, Any]:
 
 def from_strings(table: dict[str, str], *, where: str) -> Card:
     """A checked card from its fields as text."""
-    for name, allowed in (("os", OSES), ("arch", ARCHES), ("firmware", FIRMWARES)):
+    for name, allowed in (("os", OSES), ("arch", ARCHES), ("firmware", FIRMWARES), ("warm", ("yes", "no"))):
         if name in table and table[name] not in allowed:
             raise UsageError(f"{where}: {name} is {table[name]!r}", hint=f"it can be {', '.join(allowed)}")
     if not re.fullmatch(r"[A-Za-z0-9_.][A-Za-z0-9_. -]*", table.get("login", "root")):
@@ -106,6 +108,8 @@ def dump(card: Card) -> str:
     lines = [f"{name} = {_quoted(getattr(card, name))}" for name in ("os", "arch", "login", "firmware")]
     lines.append(f'memory = "{card.memory >> 10}K"')
     lines += [f"{name} = {_quoted(value)}" for name in ("key", "cmdline") if (value := getattr(card, name))]
+    if card.warm != "yes":
+        lines.append(f'warm = "{card.warm}"')
     return "\n".join(lines) + "\n"
 
 

@@ -15,13 +15,14 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 from obuild import process
 from obuild.errors import MachineError
 from obuild.qmp import Qmp, QmpLost
-from obuild.shape import Shape, qemu_argv
+from obuild.shape import CLOSED, OPEN, Links, Memory, Shape, qemu_argv
 
 #: QEMU itself, without a guest, starts in well under a second; this is for a host that swaps.
 START_TIMEOUT = 60.0
@@ -32,20 +33,47 @@ CONSOLE_LINES = 20
 #: How much of the console QEMU keeps, in bytes; must be a power of two.
 CONSOLE_SIZE = 65536
 
-_FORWARD = re.compile(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)\s+\S+\s+22\b")
+_FORWARD = re.compile(r"\((\w+)\):\s[^(]*TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)\s+\S+\s+22\b")
 _ESTABLISHED = re.compile(r"TCP\[ESTABLISHED\]\s.*\s22\s+\d+\s+\d+\s*$", re.MULTILINE)
 
 
 class Machine:
-    """A running guest. Made by `start`; every method raises MachineError if QEMU is gone."""
+    """A running guest. Made by `start`; every method raises MachineError if QEMU is gone.
 
-    def __init__(self, child: subprocess.Popen[bytes], qmp: Qmp, stderr: Path, shape: Shape) -> None:
+    `control` and `data` are our ends of the guest's two ports, if it has memory that can be saved; non-blocking.
+    """
+
+    def __init__(
+        self,
+        child: subprocess.Popen[bytes],
+        qmp: Qmp,
+        stderr: Path,
+        shape: Shape,
+        ports: tuple[socket.socket, socket.socket] | None = None,
+    ) -> None:
         self.child = child
         self.qmp = qmp
         self.shape = shape
         self._stderr = stderr
         self._console = ""
-        self.port = self._forwarded_port()
+        self._forwards = dict(_FORWARD.findall(self._usernet()))
+        self._network = "net0"
+        self.watched = False  # whether the guest keeps its ports open, and closing one means trouble
+        if not self._forwards:
+            raise MachineError("QEMU does not say which port it forwards to the guest")
+        if ports:
+            self.control, self.data = ports
+
+    @property
+    def port(self) -> int:
+        """The port of 127.0.0.1 behind which the guest's SSH server is, in the network that it is in now."""
+        return int(self._forwards[self._network])
+
+    def switch(self, *, network: bool) -> None:
+        """Open or close the network of a machine that has both kinds: only one of them is up."""
+        self._network, other = (OPEN, CLOSED) if network else (CLOSED, OPEN)
+        self.qmp.execute("set_link", {"name": other, "up": False})
+        self.qmp.execute("set_link", {"name": self._network, "up": True})
 
     def linked(self, seconds: float) -> bool:
         """Wait until the guest's driver has brought its network card up, at most `seconds`; whether it has."""
@@ -80,6 +108,10 @@ class Machine:
                     raise self.error(f"the guest {_why(str(data.get('reason')))} before the step was done")
                 case "BLOCK_IO_ERROR":
                     raise OSError(errno.ENOSPC, f"the guest's disk cannot be written: {data.get('reason')}")
+                case "VSERPORT_CHANGE" if self.watched and not data.get("open"):
+                    raise self.error(
+                        "the shell that runs obuild's steps in the guest has ended; did the step kill it?"
+                    )
         if lost:
             raise self._gone()
 
@@ -170,41 +202,51 @@ class Machine:
     def _usernet(self) -> str:
         return str(self.qmp.execute("human-monitor-command", {"command-line": "info usernet"}))
 
-    def _forwarded_port(self) -> int:
-        found = _FORWARD.search(self._usernet())
-        if not found:
-            raise MachineError("QEMU does not say which port it forwards to the guest")
-        return int(found[1])
-
 
 @contextmanager
-def start(shape: Shape, image: Path, *, network: bool) -> Iterator[Machine]:
+def start(shape: Shape, image: Path, *, network: bool, memory: Memory | None = None) -> Iterator[Machine]:
     """A machine that boots `image`; killed on the way out unless it has powered off.
 
-    MachineError, with QEMU's own words, if it does not start.
+    With `memory` it is held at first, and its ports are there. MachineError, with QEMU's own words, if it does not
+    start.
     """
-    ours, theirs = socket.socketpair()
-    with ours, tempfile.NamedTemporaryFile(prefix="obuild-qemu-") as stderr:
-        with theirs:
-            qmp = f"socket,fd={theirs.fileno()}"
+    with ExitStack() as stack:
+        stderr = stack.enter_context(tempfile.NamedTemporaryFile(prefix="obuild-qemu-"))
+        pairs = [socket.socketpair() for _ in range(3 if memory else 1)]
+        ours, *ports = [stack.enter_context(our) for our, _ in pairs]
+        with ExitStack() as others:
+            qmp, *links = [f"socket,fd={others.enter_context(their).fileno()}" for _, their in pairs]
+            argv = partial(qemu_argv, shape, image, network=network, memory=memory)
             child = process.spawn(
-                qemu_argv(shape, image, network=network, qmp=qmp),
-                shown=qemu_argv(shape, image, network=network, qmp="stdio"),  # a pasted line has no such socket
+                argv(qmp=qmp, links=Links(*links) if links else None),
+                shown=argv(qmp="stdio"),  # a pasted line has no such sockets
                 stderr=stderr.file,
-                pass_fds=[theirs.fileno()],
+                pass_fds=[their.fileno() for _, their in pairs],
             )
+        for port in ports:
+            port.setblocking(False)
         try:
-            yield _greet(child, Qmp(ours), Path(stderr.name), shape)
+            pair = (ports[0], ports[1]) if ports else None
+            machine = _greet(child, Qmp(ours), Path(stderr.name), shape, pair)
+            if memory:
+                machine.switch(network=network)
+            yield machine
         finally:
             if child.poll() is None:
                 child.kill()
             child.wait()
 
 
-def _greet(child: subprocess.Popen[bytes], qmp: Qmp, stderr: Path, shape: Shape) -> Machine:
+def _greet(
+    child: subprocess.Popen[bytes],
+    qmp: Qmp,
+    stderr: Path,
+    shape: Shape,
+    ports: tuple[socket.socket, socket.socket] | None,
+) -> Machine:
     try:
         qmp.negotiate(START_TIMEOUT)
-        return Machine(child, qmp, stderr, shape)
+        return Machine(child, qmp, stderr, shape, ports)
     except QmpLost:
         status = child.wait()
         raise MachineError(

@@ -17,6 +17,9 @@ Accel = Literal["kvm", "tcg"]
 
 DEFAULT_MEMORY = 2 << 30
 SMALLEST_MEMORY = 32 << 20
+DEFAULT_BUDGET = 4 << 30
+
+VM = ("auto", "boot", "warm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +35,8 @@ class Kernel:
 class Shape:
     """`memory` is in bytes; `boot_time` in seconds, for booting and for powering off.
 
-    Without a `kernel` the machine's firmware starts what is on the disk.
+    Without a `kernel` the machine's firmware starts what is on the disk. `warm` gives it the devices that it needs
+    to be saved and resumed; a guest sees the same ones whether it is or not.
     """
 
     arch: str = "x86_64"
@@ -42,11 +46,35 @@ class Shape:
     firmware: str = "bios"
     boot_time: float = 180.0
     kernel: Kernel | None = None
+    warm: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Links:
+    """Chardev backends of the two ports through which a warm guest is talked to: one for control, one for data."""
+
+    control: str
+    data: str
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What a machine's memory begins as: the content of a file, of its size, which is never written to.
+
+    With `saved` the machine waits for its devices' state, too.
+    """
+
+    file: Path
+    saved: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the user asked of machines; "" and 0 leave it to the base image's card. `memory` is in bytes."""
+    """What the user asked of machines; "" and 0 leave it to the base image's card. `memory` is in bytes.
+
+    `vm` is how steps get their machines: `boot` one for each, `warm` goes on in saved and running ones, `auto` is
+    warm where the guest can be. All saved machines together take `warm_budget` bytes at most.
+    """
 
     accel: str = "auto"
     memory: int = 0
@@ -54,6 +82,8 @@ class Settings:
     boot_time: float = 180.0
     os: str = ""
     arch: str = ""
+    vm: str = "auto"
+    warm_budget: int = DEFAULT_BUDGET
 
     def checked(self) -> Settings:
         """Itself. UsageError for what no machine can be."""
@@ -63,20 +93,37 @@ class Settings:
             raise UsageError(f"--qemu-memory: a machine needs at least {SMALLEST_MEMORY >> 20}M")
         if self.os not in ("", *OSES):
             raise UsageError(f"unknown guest OS {self.os!r}", hint=f"--qemu-guest-os {', '.join(OSES)}")
+        if self.vm not in VM:
+            raise UsageError(f"--vm {self.vm}: it can be {', '.join(VM)}")
         if self.arch:
             arch_named(self.arch)
         return self
 
     def shape(self, card: Card, accel: Accel) -> Shape:
-        """The machine for a base image with this card. UsageError if its guest cannot be run."""
+        """The machine for a base image with this card. UsageError if its guest cannot be run so."""
+        arch = arch_named(self.arch or card.arch)
+        why_not = _why_not_warm(arch, self.os or card.os, card)
+        if why_not and self.vm == "warm":
+            raise UsageError(f"this guest cannot be kept warm: {why_not}", hint="--vm auto, or --vm boot")
         return Shape(
-            arch=arch_named(self.arch or card.arch),
+            arch=arch,
             accel=accel,
             cpus=self.cpus,
             memory=self.memory or max(DEFAULT_MEMORY, card.memory),
             firmware=card.firmware,
             boot_time=self.boot_time,
+            warm=not why_not,
         )
+
+
+def _why_not_warm(arch: str, os: str, card: Card) -> str:
+    if os != "linux":
+        return "it runs no Linux"
+    if card.warm == "no":
+        return "its base image's card says so"
+    if not ARCHES[arch].genid:
+        return f"nothing tells a guest on {arch} that it was resumed, and two would have the same random numbers"
+    return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +141,8 @@ class Arch:
     rng: str
     #: Whether a Linux guest hears QEMU's power button; else it must be told to power off over SSH.
     button: bool = True
+    #: A device that tells a guest that it was resumed: Linux then makes its random numbers anew.
+    genid: str = ""
     #: Options that give the machine a firmware which starts a disk, if it has none built in.
     firmware: tuple[str, ...] = ()
     #: Debian's package for the last of them, a file.
@@ -111,6 +160,7 @@ ARCHES = {
         disk="virtio-blk-pci",
         net="virtio-net-pci,romfile=",  # an empty romfile: no option ROM, so no time lost on network boot
         rng="virtio-rng-pci",
+        genid="vmgenid,guid=auto",
     ),
     # The button is a GPIO key if QEMU loads the kernel itself, and ACPI's under UEFI.
     "aarch64": Arch(
@@ -178,20 +228,30 @@ def arch_named(name: str) -> str:
     return canonical
 
 
-def qemu_argv(shape: Shape, image: Path, *, network: bool, qmp: str) -> Sequence[str | Path]:
+def qemu_argv(
+    shape: Shape,
+    image: Path,
+    *,
+    network: bool,
+    qmp: str,
+    links: Links | None = None,
+    memory: Memory | None = None,
+) -> Sequence[str | Path]:
     """QEMU's command line for a machine that boots `image` (a qcow2 file).
 
     Its SSH port is forwarded from a port of 127.0.0.1 that the kernel picks; without `network` the guest
     reaches nothing else, and nothing else reaches it. `qmp` is the chardev backend of the control channel.
+
+    With `memory`, which only a shape that is `warm` may have, the machine is held at first, and has both kinds of
+    network: the one that is open is up only when QMP's set_link says so, and the closed one is down then.
     """
     arch = ARCHES[shape.arch]
     cpu = arch.cpu_kvm if shape.accel == "kvm" else arch.cpu_tcg
     accel = "kvm" if shape.accel == "kvm" else "tcg,thread=multi"
-    restrict = "off" if network else "on"
     return [
         arch.binary,
         "-nodefaults", "-no-user-config",
-        "-machine", arch.machine,
+        "-machine", arch.machine + (",memory-backend=ram0,suppress-vmdesc=on" if memory else ""),
         "-accel", accel,
         "-cpu", cpu,
         "-smp", str(shape.cpus),
@@ -211,10 +271,61 @@ def qemu_argv(shape: Shape, image: Path, *, network: bool, qmp: str) -> Sequence
         "-blockdev", f"driver=file,filename={_comma(image)},node-name=file0,cache.no-flush=on,discard=unmap",
         "-blockdev", "driver=qcow2,file=file0,node-name=disk0,cache.no-flush=on,discard=unmap",
         "-device", f"{arch.disk},drive=disk0,bootindex=0",
-        "-netdev", f"user,id=net0,restrict={restrict},ipv6=off,hostfwd=tcp:127.0.0.1:0-:22",
+        *(_network_argv(network) if memory is None else _switched_network_argv()),
         "-device", f"{arch.net},netdev=net0" if "," not in arch.net else arch.net.replace(",", ",netdev=net0,", 1),
+        *(_warm_argv(arch, links or Links("null", "null")) if shape.warm else ()),
+        *(_memory_argv(memory, shape.memory >> 20) if memory else ()),
         *(arch.firmware if shape.kernel is None else _kernel_argv(shape.kernel, arch.tty)),
     ]  # fmt: skip
+
+
+#: What QEMU forwards to the guest's SSH server.
+_FORWARD = "ipv6=off,hostfwd=tcp:127.0.0.1:0-:22"
+
+
+def _network_argv(network: bool) -> list[str | Path]:
+    return ["-netdev", f"user,id=net0,restrict={'off' if network else 'on'},{_FORWARD}"]
+
+
+def _switched_network_argv() -> list[str | Path]:
+    """Both kinds of network on one hub with the guest's card: to the guest they look the same."""
+    return [
+        *("-netdev", f"user,id={CLOSED},restrict=on,{_FORWARD}"),
+        *("-netdev", f"user,id={OPEN},restrict=off,{_FORWARD}"),
+        *("-netdev", f"hubport,id=hub1,hubid=0,netdev={CLOSED}"),
+        *("-netdev", f"hubport,id=hub2,hubid=0,netdev={OPEN}"),
+        *("-netdev", "hubport,id=net0,hubid=0"),
+    ]
+
+
+#: The names of the two kinds of network where a machine has both.
+CLOSED, OPEN = "closed", "open"
+
+
+def _warm_argv(arch: Arch, links: Links) -> list[str | Path]:
+    return [
+        *("-device", arch.genid),
+        *("-device", "virtio-serial-pci"),
+        *("-chardev", f"{links.control},id=control"),
+        *("-device", f"virtserialport,chardev=control,name={CONTROL_PORT}"),
+        *("-chardev", f"{links.data},id=data"),
+        *("-device", f"virtserialport,chardev=data,name={DATA_PORT}"),
+    ]
+
+
+#: What the guest sees of the two ports, in /dev/virtio-ports/.
+CONTROL_PORT, DATA_PORT = "obuild", "obuild-data"
+
+
+def _memory_argv(memory: Memory, size: int) -> list[str | Path]:
+    backend = f"memory-backend-file,id=ram0,size={size}M,mem-path={_comma(memory.file)},share=off"
+    return [
+        *("-object", backend),
+        "-S",
+        # the state that xen-save-devices-state writes has no such section
+        *("-global", "migration.send-configuration=off"),
+        *(("-incoming", "defer") if memory.saved else ()),
+    ]
 
 
 def _kernel_argv(kernel: Kernel, tty: str) -> list[str | Path]:

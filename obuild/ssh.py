@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import secrets
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from obuild.errors import MachineError, UsageError
 from obuild.machine import Machine
-from obuild.mask import overlap
+from obuild.marks import MarkReader, new_mark
 from obuild.process import STDERR_TAIL
 
 if TYPE_CHECKING:
@@ -55,11 +54,11 @@ class Connection:
         `command` reads the script from its stdin. All that comes before the mark goes to `output`, as it
         comes. What background processes print later is not waited for.
         """
-        mark = f"obuild-{secrets.token_hex(16)}"
+        mark = new_mark()
         with self._channel(command) as channel:
             channel.sendall(script(mark))
             channel.shutdown_write()
-            reader = _MarkReader(f"{mark} ".encode(), output)
+            reader = MarkReader(f"{mark} ".encode(), output)
             while (status := reader.status) is None:
                 data = self._recv(channel)
                 if not data:
@@ -237,37 +236,6 @@ class _Sink:
             except OSError as error:
                 raise _Closed from error
         return len(data)
-
-
-class _MarkReader:
-    """Splits a stream at `MARK STATUS\\n`: what is before goes to `output`, as early as it safely can."""
-
-    def __init__(self, mark: bytes, output: Output) -> None:
-        self._mark = mark
-        self._output = output
-        self._held = b""
-        self.status: int | None = None
-
-    def feed(self, data: bytes) -> None:
-        self._held += data
-        before, found, after = self._held.partition(self._mark)
-        if found:
-            line, newline, _ = after.partition(b"\n")
-            if newline or len(after) > 8:
-                self._emit(before)
-                self.status = int(line) if line.isdigit() and len(line) < 4 else 255
-            return
-        keep = overlap(self._held, self._mark)
-        self._emit(self._held[: len(self._held) - keep])
-        self._held = self._held[len(self._held) - keep :]
-
-    def flush(self) -> None:
-        self._emit(self._held)
-        self._held = b""
-
-    def _emit(self, data: bytes) -> None:
-        if data:
-            self._output(data)
 
 
 @contextmanager

@@ -18,8 +18,8 @@ import pytest
 from obuild import ssh
 from obuild.errors import MachineError, UsageError
 from obuild.machine import Machine
+from obuild.marks import MarkReader
 from obuild.shape import Shape
-from obuild.ssh import _MarkReader
 from tests.fakes import FakeMachine
 
 MARK = b"obuild-12345 "
@@ -28,7 +28,7 @@ MARK = b"obuild-12345 "
 def read(pieces: Sequence[bytes]) -> tuple[bytes, int | None]:
     """What a reader passes on of a stream that arrives in pieces, and the status it finds."""
     passed = bytearray()
-    reader = _MarkReader(MARK, passed.extend)
+    reader = MarkReader(MARK, passed.extend)
     for piece in pieces:
         reader.feed(piece)
     return bytes(passed), reader.status
@@ -63,7 +63,7 @@ def test_a_mark_without_an_end_does_not_wait_for_ever() -> None:
 
 def test_what_is_held_back_comes_out_at_the_end() -> None:
     passed = bytearray()
-    reader = _MarkReader(MARK, passed.extend)
+    reader = MarkReader(MARK, passed.extend)
     reader.feed(b"text obuild-")
     reader.flush()
     assert bytes(passed) == b"text obuild-"

@@ -17,8 +17,8 @@ from pathlib import Path
 from obuild import base, caches, card, dockerfile, explain, fmt, quoting, recipe, sexp, spec, tree
 from obuild.errors import ObuildError, SpecError
 from obuild.extract import _manifest
+from obuild.marks import MarkReader
 from obuild.plan import LayerId
-from obuild.ssh import _MarkReader
 from obuild.store import Layer
 
 ROOT = Path(__file__).parent.parent.parent
@@ -114,7 +114,7 @@ def archives(data: bytes) -> None:
 def marks(data: bytes) -> None:
     """A command's output in pieces, with the mark at its end or not."""
     passed = bytearray()
-    reader = _MarkReader(b"obuild-1 ", passed.extend)
+    reader = MarkReader(b"obuild-1 ", passed.extend)
     for at in range(0, len(data), 7):
         reader.feed(data[at : at + 7])
         if reader.status is not None:

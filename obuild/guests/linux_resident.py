@@ -1,0 +1,295 @@
+"""A root shell that stays in a Linux guest: it runs what comes through a virtio port, and survives being saved.
+
+So a step in a machine that runs on, or that was resumed, needs no login: the port is there at once, whatever
+happened to the network meanwhile. The shell is started over SSH when the guest has booted. `obuild.resident` talks
+to it.
+
+A request is a line `KIND SIZE MARK` and a script of SIZE bytes; the answer is what the script prints, then a line
+`MARK STATUS`. The kinds:
+
+    step    in a cgroup of its own, in which its processes are found again
+    check   as root, with nothing on stdin
+    stream  the same, with the data port's pieces on stdin, each behind a line with its size; 0 ends them
+    fetch   the same, with stdout to the data port, where `MARK` ends it
+    here    in the shell itself
+
+Needed in the guest: virtio_console, cgroups (version 2), fsfreeze, coreutils or busybox, and a kernel of 5.14.
+"""
+
+from __future__ import annotations
+
+from obuild.posix import script
+from obuild.shape import CONTROL_PORT, DATA_PORT
+
+#: Where the shell has its files: in a tmpfs.
+FOLDER = "/run/obuild"
+
+#: What a boot reads. If it changes, the guest is booted before the next step, for that could matter to it.
+#: Files that packages bring come and go by renames, so of their folders only the last change is looked at.
+BOOT_FOLDERS = (
+    "/boot /boot/* /lib/modules /lib/modules/* /usr/lib/modules-load.d /usr/lib/sysctl.d /usr/lib/sysusers.d "
+    "/usr/lib/tmpfiles.d /lib/systemd /lib/systemd/systemd /lib/systemd/system /lib/systemd/system/*.wants "
+    "/usr/lib/systemd/system /lib/udev/rules.d /usr/lib/udev/rules.d /usr/lib/environment.d /sbin/init"
+)
+BOOT_FILES = (
+    "/etc/fstab /etc/crypttab /etc/hostname /etc/inittab /etc/rc* /etc/init.d /etc/conf.d /etc/runlevels "
+    "/etc/systemd /etc/udev /etc/modules /etc/modules-load.d /etc/modprobe.d /etc/sysctl.conf /etc/sysctl.d "
+    "/etc/tmpfiles.d /etc/default /etc/network /etc/netplan /etc/NetworkManager /etc/sysconfig /etc/ssh "
+    "/etc/pam.d /etc/security /etc/environment /etc/selinux /etc/apparmor.d"
+)
+
+#: In tmpfs mounts, what services keep there for themselves: nothing of it is looked at.
+KEPT = "systemd udev user dbus sudo obuild log credentials"
+
+#: Who makes this file asks for a boot before the next step, as Debian's packages do.
+REBOOT = "/run/reboot-required"
+
+#: How many seconds a step's left-over processes have to end by themselves when they are asked to.
+GRACE = 5
+
+
+def start() -> bytes:
+    """Start the shell, once what else is starting has started.
+
+    If the guest lacks what it needs, the script ends with 3 and says, in a few words, what.
+    """
+    text = _START
+    for name, value in {
+        "LIBRARY": _LIBRARY,
+        "SHELL": _SHELL,
+        "FOLDER": FOLDER,
+        "CONTROL": CONTROL_PORT,
+        "DATA": DATA_PORT,
+        "KEPT": KEPT,
+        "REBOOT": REBOOT,
+        "TRIES": str(GRACE * 20),
+        "BOOT_FOLDERS": BOOT_FOLDERS,
+        "BOOT_FILES": BOOT_FILES,
+    }.items():
+        text = text.replace(f"@{name}@", value)
+    return script([text])
+
+
+def freeze(mark: str) -> bytes:
+    """End what a step has left behind and freeze the disks, or say why a boot is needed: for the shell itself.
+
+    Prints `MARK frozen`, and then waits for a line `TIME TOKEN`: it sets the clock to TIME, in seconds since the
+    epoch, thaws the disks, does what a boot would do, and answers with TOKEN in place of the request's mark.
+    Or prints `MARK boot WHY`; the disks are not frozen then.
+    """
+    return script([f"freeze_until_told {mark}"])
+
+
+_LIBRARY = r"""
+# All that a boot would put right, as one text.
+snapshot() {
+    cat /proc/self/mountinfo /proc/swaps /proc/net/route /proc/sys/kernel/hostname
+    for service in /sys/fs/cgroup/system.slice/*/; do echo "$service"; done
+    find $volatile -xdev $skipped -print
+    stat -c '%n %z' $boot_folders
+    find $boot_files -exec stat -c '%n %z' {} +
+} 2>/dev/null
+
+same() {
+    snapshot >$dir/now
+    cmp -s $dir/now $dir/before
+}
+
+end_step() {
+    for session in /sys/fs/cgroup/user.slice/*/session-*.scope; do
+        [ -e "$session" ] && echo 1 >"$session/cgroup.kill"
+    done
+    read -r pid <$step/cgroup.procs || return 0
+    kill -TERM $(cat $step/cgroup.procs)
+    tries=@TRIES@
+    while read -r pid <$step/cgroup.procs && [ $tries -gt 0 ]; do
+        sleep 0.05
+        tries=$((tries - 1))
+    done
+    echo 1 >$step/cgroup.kill
+    while read -r pid <$step/cgroup.procs; do sleep 0.02; done
+} 2>/dev/null
+
+# The lines of one file that another has not.
+only_in() { grep -vxF -f "$2" "$1"; }
+
+changes() {
+    only_in $dir/now $dir/before
+    only_in $dir/before $dir/now
+}
+
+# Undo what the step has mounted, and what it has left in memory.
+clean() {
+    only_in $dir/now $dir/before >$dir/new
+    # the last mounted first; a space is \040 there
+    sed -n 's/^[0-9]* [0-9]* [0-9]*:[0-9]* [^ ]* \([^ ]*\) .*/\1/p' $dir/new | sed '1!G;h;$!d' |
+        while read -r mount; do umount -l "$(printf '%b' "$mount")"; done
+    while read -r line; do
+        for folder in $volatile; do
+            case $line in "$folder"/*) rm -rf -- "$line" ;; esac
+        done
+    done <$dir/new
+} 2>/dev/null
+
+freeze() {
+    frozen=
+    for mount in $disks; do
+        if fsfreeze -f "$mount" || mount -o remount,ro "$mount"; then
+            frozen="$mount $frozen"
+        else
+            thaw
+            return 1
+        fi
+    done
+} 2>/dev/null
+
+thaw() {
+    for mount in $frozen; do fsfreeze -u "$mount" || mount -o remount,rw "$mount"; done
+} 2>/dev/null
+
+list_tmp() { echo /tmp/* /tmp/.[!.]*; }
+
+freeze_until_told() {
+    why=
+    end_step
+    if [ -e @REBOOT@ ]; then
+        why='there is a file @REBOOT@'
+    elif [ "$clears_tmp" = boot ] && [ "$(list_tmp)" != "$tmp" ]; then
+        why='a boot clears /tmp'
+    elif ! same && ! { clean; same; }; then
+        why="what a boot sets up has changed: $(changes | sed q)"
+    elif ! freeze; then
+        why='a file system cannot be frozen'
+    fi
+    if [ -n "$why" ]; then
+        printf '%s boot %s\n' "$1" "$why" >&4
+        return
+    fi
+    printf '%s frozen\n' "$1" >&4
+    read -r now mark <&3
+    date -s "@$now" >/dev/null 2>&1 || date -s "@${now%.*}" >/dev/null 2>&1
+    thaw
+    if [ "$clears_tmp" = systemd ] && [ "$(list_tmp)" != "$tmp" ]; then
+        systemd-tmpfiles --create --remove --boot --exclude-prefix=/dev >/dev/null 2>&1
+    fi
+}
+"""
+
+_SHELL = r"""
+dir=@FOLDER@
+. $dir/settings
+. $dir/library
+
+# What was sent through the data port, as it was before it was cut into pieces.
+pieces() {
+    while read -r size <&5 && [ "$size" -gt 0 ]; do dd bs="$size" count=1 iflag=fullblock <&5 2>/dev/null; done
+}
+
+echo $$ >$group/shell/cgroup.procs
+exec 3<>$control 5<>$data
+mkfifo $dir/out
+# a step's own user may open /dev/stdout
+chmod 622 $dir/out
+exec 4<>$dir/out
+cat <&4 >&3 3>&- 4>&- 5>&- &
+cd /
+tmp=$(list_tmp)
+snapshot >$dir/before
+while read -r kind size mark <&3; do
+    dd bs="$size" count=1 iflag=fullblock <&3 >$dir/script 2>/dev/null
+    case $kind in
+    step) (echo 0 >$step/cgroup.procs && exec sh $dir/script) </dev/null >&4 2>&1 3>&- 4>&- 5>&- ;;
+    check) sh $dir/script </dev/null >&4 2>&1 3>&- 4>&- 5>&- ;;
+    stream)
+        pieces | {
+            sh $dir/script >&4 2>&1 3>&- 4>&- 5>&-
+            status=$?
+            cat >/dev/null
+            exit $status
+        }
+        ;;
+    fetch)
+        sh $dir/script </dev/null >&5 2>&4 3>&- 4>&- 5>&-
+        status=$?
+        printf '%s 0\n' "$mark" >&5
+        (exit $status)
+        ;;
+    here) . $dir/script ;;
+    esac
+    printf '%s %d\n' "$mark" $? >&4
+done
+"""
+
+_START = r"""
+dir=@FOLDER@
+lacks() { echo "$1"; exit 3; }
+for tool in cat chmod cmp date dd find fsfreeze grep mkfifo mount rm sed setsid sleep stat umount; do
+    command -v $tool >/dev/null || lacks "it has no $tool"
+done
+
+# What is still starting would look like something that a step has started.
+[ ! -d /run/systemd/system ] || timeout 120 systemctl is-system-running --wait >/dev/null 2>&1
+
+modprobe virtio_console 2>/dev/null
+tries=200
+while :; do
+    control= data=
+    for port in /sys/class/virtio-ports/*; do
+        [ -e $port/name ] && read -r name <$port/name || continue
+        case $name in @CONTROL@) control=/dev/${port##*/} ;; @DATA@) data=/dev/${port##*/} ;; esac
+    done
+    [ -c "$control" ] && [ -c "$data" ] && break
+    tries=$((tries - 1))
+    [ $tries -gt 0 ] || lacks "its kernel has no virtio_console"
+    sleep 0.05
+done
+
+mkdir -p $dir && mount -t tmpfs -o mode=700 obuild $dir || lacks "it cannot mount a tmpfs"
+group=/sys/fs/cgroup
+if [ ! -e $group/cgroup.controllers ]; then
+    group=$dir/cgroup
+    mkdir $group && mount -t cgroup2 obuild $group 2>/dev/null || lacks "it has no cgroups of version 2"
+fi
+group=$group/obuild
+mkdir -p $group/shell $group/step
+[ -e $group/step/cgroup.kill ] || lacks "its kernel is older than 5.14"
+
+disks= devices= volatile=
+while read -r id parent device root mount options rest; do
+    type=${rest#*- }
+    type=${type%% *}
+    case $type in
+    tmpfs | ramfs) case $mount in /sys/* | $dir | /run/* | *\\*) ;; *) volatile="$volatile $mount" ;; esac ;;
+    esac
+    # the innermost is frozen first; a disk that is mounted twice, once
+    case "$rest" in *" - "*" /dev/"*) ;; *) continue ;; esac
+    case "$options" in ro | ro,*) continue ;; esac
+    case " $devices " in *" $device "*) continue ;; esac
+    devices="$devices $device" disks="$mount $disks"
+done </proc/self/mountinfo
+[ -n "$disks" ] || lacks "it has no disk to freeze"
+skipped=
+for folder in $volatile; do
+    for kept in @KEPT@; do skipped="$skipped -path $folder/$kept -prune -o"; done
+done
+clears_tmp=
+case " $volatile " in
+*" /tmp "*) ;;
+*)
+    if [ -d /run/systemd/system ]; then clears_tmp=systemd
+    elif [ -e /lib/init/bootclean.sh ] || [ -e /etc/conf.d/bootmisc ]; then clears_tmp=boot
+    fi ;;
+esac
+
+cat >$dir/settings <<END
+group=$group step=$group/step control=$control data=$data disks='$disks' volatile='$volatile' skipped='$skipped'
+clears_tmp=$clears_tmp boot_folders='@BOOT_FOLDERS@' boot_files='@BOOT_FILES@'
+END
+cat >$dir/library <<'END'
+@LIBRARY@
+END
+cat >$dir/shell <<'END'
+@SHELL@
+END
+setsid sh $dir/shell </dev/null >/dev/null 2>&1 &
+"""

@@ -1,0 +1,207 @@
+"""The root shell that stays in a warm guest, seen from here; what it understands, `guests.linux_resident` says.
+
+It takes what an SSH connection takes, a script or a stream, and needs no login: a machine that was saved and
+resumed answers at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from obuild.errors import MachineError
+from obuild.machine import Machine
+from obuild.marks import MarkReader, new_mark
+from obuild.posix import script as lines
+from obuild.process import STDERR_TAIL
+
+#: How much is sent as one piece, in bytes: the guest starts a program for each.
+PIECE = 1 << 22
+
+#: How long a resumed guest may take to thaw its disks, in seconds, before it is given up and another one booted.
+THAW_TIMEOUT = 60.0
+
+_CHUNK = 1 << 18
+
+
+class Resident:
+    """The shell in the guest of `machine`. Every method raises MachineError if the guest or the shell ends."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        machine.watched = True
+
+    def run(self, command: str, script: Callable[[str], bytes], output: Callable[[bytes], object]) -> int:
+        """As Connection.run: a step's script. `command` is not needed, for the shell is root's."""
+        mark = new_mark()
+        inner = MarkReader(f"{mark} ".encode(), output)
+        status = self._answer(self._ask("step", script(mark)), inner.feed)
+        if inner.status is None:  # the script itself was killed, and could not say how the command ended
+            inner.flush()
+            return status
+        return inner.status
+
+    def check(self, command: str, script: bytes, *, what: str) -> None:
+        """As Connection.check."""
+        self._finish(self._ask("check", script), what)
+
+    def stream(self, command: str, send: Callable[[Any], None], *, what: str) -> None:
+        """As Connection.stream. A command that ends early is sent the rest all the same, and ignores it."""
+        mark = self._ask("stream", lines([command]))
+        with contextlib.closing(_Pieces(partial(self._send, self.machine.data))) as sink:
+            send(sink)
+        self._finish(mark, what)
+
+    def fetch(self, command: str, script: bytes, out: BinaryIO, *, what: str) -> None:
+        """As Connection.fetch."""
+        mark = self._ask("fetch", script)
+        said = bytearray()
+        reader = MarkReader(mark, out.write)
+        control, data = self.machine.control, self.machine.data
+        while reader.status is None:
+            ready = self._wait(control, data)
+            if control.fileno() in ready:
+                said += self._recv(control)
+                del said[:-STDERR_TAIL]
+            if data.fileno() in ready:
+                reader.feed(self._recv(data))
+        self._finish(mark, what, bytes(said))
+
+    def put(self, source: Path, dest: str) -> None:
+        """Send one file."""
+        with source.open("rb") as file:
+            self.stream(f"exec cat >{dest}", partial(_copy, file), what=f"sending {dest}")
+
+    def get(self, source: str, dest: Path) -> None:
+        """Fetch one file."""
+        with dest.open("wb") as out:
+            self.fetch("", lines([f"exec cat {source}"]), out, what=f"fetching {source}")
+
+    def freeze(self, script: Callable[[str], bytes]) -> str:
+        """End what a step has left behind, and freeze the disks: "" if they are, else why a boot is needed.
+
+        The guest then waits for `thaw`, and may be saved so.
+        """
+        mark = new_mark()
+        self._ask("here", script(mark))
+        head, verdict = self._line(mark.encode())
+        if verdict == b"frozen":
+            return ""
+        if not verdict.startswith(b"boot "):
+            raise self.machine.error(f"the guest's shell does not understand us: {(head + verdict)[-200:]!r}")
+        return verdict.removeprefix(b"boot ").decode(errors="replace")
+
+    def thaw(self) -> None:
+        """Let a frozen guest go on, at the right time of day."""
+        token = new_mark()
+        self._send(self.machine.control, f"{time.time():.3f} {token}\n".encode())
+        self._answer(f"{token} ".encode(), _ignore, THAW_TIMEOUT)
+
+    def _ask(self, kind: str, script: bytes) -> bytes:
+        """Send a request, and return what its answer ends with."""
+        mark = new_mark()
+        self._send(self.machine.control, f"{kind} {len(script)} {mark}\n".encode() + script)
+        return f"{mark} ".encode()
+
+    def _answer(
+        self, mark: bytes, output: Callable[[bytes], object], timeout: float | None = None, said: bytes = b""
+    ) -> int:
+        """Pass on what comes before the mark, and return the status behind it."""
+        reader = MarkReader(mark, output)
+        reader.feed(said)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while (status := reader.status) is None:
+            if self.machine.control.fileno() in self._wait(self.machine.control):
+                reader.feed(self._recv(self.machine.control))
+            elif deadline is not None and time.monotonic() > deadline:
+                raise self.machine.error(f"the guest did not answer within {timeout:g} s")
+        return status
+
+    def _finish(self, mark: bytes, what: str, said: bytes = b"") -> None:
+        heard = bytearray()
+
+        def keep(data: bytes) -> None:
+            heard.extend(data)
+            del heard[:-STDERR_TAIL]
+
+        status = self._answer(mark, keep, said=said)
+        if status != 0:
+            raise MachineError(f"{what} failed in the guest: {heard.decode(errors='replace').strip()}")
+
+    def _line(self, mark: bytes) -> tuple[bytes, bytes]:
+        """What comes before a mark, and the rest of the mark's line."""
+        heard = b""
+        while b"\n" not in heard.partition(mark)[2]:
+            if self.machine.control.fileno() in self._wait(self.machine.control):
+                heard += self._recv(self.machine.control)
+        before, _, after = heard.partition(mark)
+        return before, after.partition(b"\n")[0].strip()
+
+    def _wait(self, *ports: socket.socket) -> list[int]:
+        return self.machine.pause(1.0, *(port.fileno() for port in ports))
+
+    def _recv(self, port: socket.socket) -> bytes:
+        try:
+            if data := port.recv(_CHUNK):
+                return data
+        except BlockingIOError:
+            return b""
+        except OSError:
+            pass
+        self.machine.check()
+        raise MachineError("QEMU is gone")
+
+    def _send(self, port: socket.socket, data: bytes) -> None:
+        left = memoryview(data)
+        while left:
+            try:
+                left = left[port.send(left) :]
+            except BlockingIOError:
+                self.machine.check()
+                select.select([], [port], [], 1.0)
+            except OSError:
+                self.machine.check()
+                raise MachineError("QEMU is gone") from None
+
+
+class _Pieces:
+    """A file object whose bytes go to the guest in pieces, each behind a line with its size; 0 ends them."""
+
+    def __init__(self, send: Callable[[bytes], None]) -> None:
+        self._send = send
+        self._held = bytearray()
+
+    def write(self, data: bytes) -> int:
+        self._held += data
+        if len(self._held) >= PIECE:
+            self._flush()
+        return len(data)
+
+    def close(self) -> None:
+        if self._held:
+            self._flush()
+        self._send(b"0\n")
+
+    def _flush(self) -> None:
+        self._send(b"%d\n" % len(self._held) + self._held)
+        self._held.clear()
+
+
+def _copy(file: BinaryIO, sink: Any) -> None:
+    for data in _chunks(file):
+        sink.write(data)
+
+
+def _chunks(file: BinaryIO) -> Iterator[bytes]:
+    while data := file.read(_CHUNK):
+        yield data
+
+
+def _ignore(data: bytes) -> None:
+    pass
