@@ -65,18 +65,18 @@ def _read(store: Store, path: Path, reference: str) -> Base:
     name, pin = _split(reference)
     about = card.read(_card_path(path))
     stamp = disk.stamp(path)
-    beside = _beside(path, about)
+    files = beside(path, about)
     digest = _digest(store, path, stamp)
-    if beside:
+    if files:
         # The machine boots from these files and not from the disk: what they are changes what is built.
-        parts = (digest, *(_digest(store, file.path, file.stamp) for file in beside), about.cmdline)
+        parts = (digest, *(_digest(store, file.path, file.stamp) for file in files), about.cmdline)
         digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
     if pin and pin != digest:
         raise UsageError(
             f"the base image {name!r} is not the one that the spec pins",
             hint=f"it is {name}@sha256:{digest}",
         )
-    return Base(name, path, digest, stamp, about, beside)
+    return Base(name, path, digest, stamp, about, files)
 
 
 def kernel(store: Store, found: Base) -> Kernel | None:
@@ -89,6 +89,16 @@ def kernel(store: Store, found: Base) -> Kernel | None:
     layer = store.result / Step(None, Import(found)).id
     image, *initrd = (layer / "rootfs" / file.name for file in found.beside)
     return Kernel(image, initrd[0] if initrd else None, found.card.cmdline)
+
+
+def beside(image: Path, about: Card) -> tuple[Beside, ...]:
+    """The kernel, and its initial RAM disk if there is one. UsageError if a kernel is needed and not there."""
+    if about.firmware != "kernel":
+        return ()
+    paths = (image.with_suffix(KERNEL), image.with_suffix(INITRD))
+    if not paths[0].is_file():
+        raise UsageError(f"{paths[0]} is missing: the card of {image.stem!r} says that QEMU loads its kernel")
+    return tuple(Beside(f"image{path.suffix}", path, disk.stamp(path)) for path in paths if path.is_file())
 
 
 def listing(store: Store) -> list[Found]:
@@ -210,16 +220,6 @@ def _unknown(store: Store, name: str) -> UsageError:
 
 def _card_path(image: Path) -> Path:
     return image.with_suffix(".toml")
-
-
-def _beside(image: Path, about: Card) -> tuple[Beside, ...]:
-    """The kernel, and its initial RAM disk if there is one. UsageError if a kernel is needed and not there."""
-    if about.firmware != "kernel":
-        return ()
-    paths = (image.with_suffix(KERNEL), image.with_suffix(INITRD))
-    if not paths[0].is_file():
-        raise UsageError(f"{paths[0]} is missing: the card of {image.stem!r} says that QEMU loads its kernel")
-    return tuple(Beside(f"image{path.suffix}", path, disk.stamp(path)) for path in paths if path.is_file())
 
 
 def _digest(store: Store, path: Path, stamp: tuple[int, int, int]) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from obuild import disk, process, trace
+from obuild import card, disk, process, trace
 from obuild.errors import ObuildError, StepFailed
 from obuild.events import Hit, Listener, Note, Output, Saved, Started
 from obuild.follow import Follower, failure, failure_word
@@ -136,11 +136,15 @@ class Builder:
                     session.graft(graft, archive)
 
     def _import(self, base: Base, draft: Draft) -> None:
-        """Take in a copy of the base, so that replacing its file changes nothing that was built on it."""
+        """Take in a copy of the base, so that replacing its file changes nothing that was built on it.
+
+        Its card goes in, too: it says how to boot what stands on it, long after the base's own file is gone.
+        """
         self.tell(Note(f"importing {base.path}"))
         disk.import_image(disk.inspect(base.path), draft.image)
         for file in base.beside:
             disk.copy(file.path, draft.image.with_name(file.name))
+        (draft.path / card.NAME).write_text(card.dump(base.own_card or base.card), encoding="utf-8")
         for path, stamp in ((base.path, base.stamp), *((file.path, file.stamp) for file in base.beside)):
             if disk.stamp(path) != stamp:
                 raise ObuildError(f"{path} changed while it was imported", hint="build again when it is complete")

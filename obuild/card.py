@@ -24,6 +24,9 @@ OSES = ("linux", "windows", "openbsd", "freebsd")
 ARCHES = ("x86_64", "aarch64", "riscv64", "s390x", "ppc64le")
 FIRMWARES = ("bios", "kernel")
 
+#: The card of a base that was taken into a store, in its layer.
+NAME = "card.toml"
+
 #: With firmware "kernel": the files that lie beside the image, by the ends of their names. The first must.
 KERNEL, INITRD = ".vmlinuz", ".initrd"
 

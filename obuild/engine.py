@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -14,8 +13,9 @@ from obuild.build import Builder, Executor
 from obuild.errors import MachineError
 from obuild.events import Event, Listener, Note, Output, Started
 from obuild.extract import Extractor
+from obuild.machines import Machines, as_os
 from obuild.plan import Base, Built, Chain, Extract, FilesOf, Graft, Import, LayerId, everything, plan, unbuilt
-from obuild.shape import ARCHES, Settings
+from obuild.shape import Settings
 from obuild.spec import Run, Shell, Stage
 from obuild.store import Store, storage_errors
 from obuild.tree import Manifest
@@ -34,8 +34,11 @@ class Engine:
     make_room: Callable[[Listener], None] = lambda tell: None
     _bases: dict[str, Base] = field(default_factory=dict, init=False)
     _chains: dict[int, Chain] = field(default_factory=dict, init=False)  # as planned first, by id() of the stage
-    _executors: dict[str, Executor] = field(default_factory=dict, init=False)
+    _machines: Machines = field(init=False)
     _held: ExitStack = field(default_factory=ExitStack, init=False)  # the layers that must not go before we end
+
+    def __post_init__(self) -> None:
+        self._machines = Machines(self.store, self.settings, self._say)
 
     def build(self, stage: Stage) -> LayerId:
         """Build a stage, with those inside it, and return the id of its last layer.
@@ -97,12 +100,13 @@ class Engine:
 
     def _base(self, reference: str) -> Base:
         if reference not in self._bases:
-            self._bases[reference] = _with_os(base.find(self.store, reference, say=self._say), self.settings.os)
+            found = base.find(self.store, reference, say=self._say)
+            self._bases[reference] = as_os(found, self.settings.os)
         return self._bases[reference]
 
     def _extractor(self, built: Built, stack: ExitStack) -> Extractor:
         pax = built.base.card.os in systems.PAX
-        return Extractor(self.store, partial(self._executor, built.base), built.layer, stack, pax)
+        return Extractor(self.store, partial(self._machines.of, built.base), built.layer, stack, pax)
 
     def _executor_for(self, chain: Chain, make_room: Callable[[], None]) -> Callable[[], Executor]:
         """Machines for a chain. If any are needed, all that they need is seen to be there."""
@@ -111,28 +115,8 @@ class Engine:
             process.require("qemu-img")
             make_room()  # on a full disk not even the verdict on KVM could be kept
         if not all(isinstance(step.action, Import) for step in missing):
-            self._executor(chain.base)
-        return partial(self._executor, chain.base)
-
-    def _executor(self, found: Base) -> Executor:
-        if found.name not in self._executors:
-            gc.enable()  # __main__ switched it off for the short run that a cached build is
-            from obuild import accel  # late: a cached build needs no machine
-            from obuild.executors.qemu import Qemu
-            from obuild.guests import GUESTS
-
-            shape = self.settings.shape(found.card, "tcg")
-            kernel = base.kernel(self.store, found)
-            row = ARCHES[shape.arch]
-            process.require(row.binary)
-            if row.firmware and kernel is None:
-                process.require_file(Path(row.firmware[-1]), row.firmware_package)
-            memo = self.store.state / "accel.json"
-            chosen = accel.choose(self.settings.accel, shape.arch, memo=memo, note=self._say)
-            key = base.key_path(self.store, found.card)
-            machine = replace(shape, accel=chosen, kernel=kernel)
-            self._executors[found.name] = Qemu(machine, found.card.login, key, GUESTS[found.card.os])
-        return self._executors[found.name]
+            self._machines.of(chain.base)
+        return partial(self._machines.of, chain.base)
 
     def _say(self, text: str) -> None:
         self.tell(Note(text))
@@ -160,8 +144,3 @@ def healthcheck(store: Store, *, base_name: str, settings: Settings, tell: Liste
     upkeep.delete(store, made, tell=lambda id: None)
     if b"healthcheck" not in said:
         raise MachineError("the guest ran the command but its output did not arrive")
-
-
-def _with_os(found: Base, os: str) -> Base:
-    """The base as one that runs `os`, if the user says so."""
-    return replace(found, card=replace(found.card, os=os)) if os else found

@@ -57,7 +57,8 @@ class Beside:
 class Base:
     """A base image as found: where its file is, the sha256 of that file's content, and its card.
 
-    If a kernel lies beside it, the digest is that of all their contents.
+    If a kernel lies beside it, the digest is that of all their contents. `own_card` is the card as found, where
+    the user's word has made `card` another one.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Base:
     stamp: tuple[int, int, int]  # disk.stamp of the file when it was hashed
     card: Card
     beside: tuple[Beside, ...] = ()
+    own_card: Card | None = None
 
 
 @dataclass(frozen=True, slots=True)

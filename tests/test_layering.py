@@ -26,7 +26,7 @@ RANKS = (
     "bases.debian caches index transfer",
     "bases describe executors.qemu gc",
     "base executors follow",
-    "build parallel room upkeep",
+    "build machines parallel room upkeep",
     "extract forecast fsck",
     "engine",
     "ui",
