@@ -17,6 +17,7 @@ FOLDERS = {
     "drafts": "result-tmp",
     "copies of caches": "cache-tmp",
     "warm states": "warm",
+    "running machines": "warm-tmp",
     "flattened layers": "flat",
     "state": "state",
 }
@@ -25,7 +26,7 @@ FOLDERS = {
 def on_disk(path: Path | str) -> int:
     """Bytes that a file, or a folder with all in it, takes on disk; holes left out.
 
-    What cannot be read, or vanishes while we look, counts nothing.
+    Each name of a file counts an equal part of it. What cannot be read, or vanishes while we look, counts nothing.
     """
     taken = 0
     with suppress(OSError):
@@ -33,6 +34,8 @@ def on_disk(path: Path | str) -> int:
         taken = status.st_blocks * 512
         if stat.S_ISDIR(status.st_mode):
             taken += within(path)
+        elif status.st_nlink > 1:
+            taken //= status.st_nlink
     return taken
 
 

@@ -23,6 +23,18 @@ def test_a_folder_takes_what_is_in_it_without_holes_and_links(tmp_path: Path) ->
     assert 100_000 <= usage.on_disk(folder / "deep" / "file") < 200_000
 
 
+def test_each_name_of_a_file_takes_its_part(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir()
+    two.mkdir()
+    (one / "file").write_bytes(os.urandom(100_000))
+    alone = usage.within(one)
+    (two / "file").hardlink_to(one / "file")
+    assert usage.within(one) == usage.within(two) == alone // 2
+    (one / "file").unlink()
+    assert usage.within(two) == alone
+
+
 def test_what_vanishes_while_we_look_takes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_bytes(b"x" * 50_000)
     before = usage.on_disk(tmp_path)
