@@ -71,7 +71,7 @@ def choose(wanted: str, arch: str, *, memo: Path, note: Callable[[str], None]) -
 
 def _verdict(arch: str, memo: Path) -> tuple[str, bool]:
     """Why KVM does not work ("" if it does), and whether that was found out just now."""
-    key = [BOOT_ID.read_text().strip(), arch, _qemu_stamp(arch)]
+    key = [boot_id(), arch, _qemu_stamp(arch)]
     try:
         kept = json.loads(memo.read_text())
         if kept["key"] == key:
@@ -126,6 +126,11 @@ def _probe_argv(arch: str, file: str) -> list[str | Path]:
         "-cpu", row.cpu_kvm, "-m", "64M", "-display", "none", "-no-reboot",
         *boot,
     ]  # fmt: skip
+
+
+def boot_id() -> str:
+    """Another one each time the host boots."""
+    return BOOT_ID.read_text().strip()
 
 
 def _qemu_stamp(arch: str) -> str:

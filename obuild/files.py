@@ -1,11 +1,14 @@
-"""Files that are replaced or removed whole, and that survive a power cut."""
+"""Files and folders that are replaced or removed whole, that survive a power cut, or that are ours for a while."""
 
 from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from obuild import locks
 from obuild.errors import ObuildError
 
 
@@ -45,3 +48,27 @@ def discard(path: Path) -> None:
         pass
     except OSError as error:
         raise ObuildError(f"cannot remove {path}: {error.strerror}") from error
+
+
+@contextmanager
+def owned_folder(parent: Path, name: str, *, mode: int = 0o777) -> Iterator[Path]:
+    """A new folder N-NAME that is locked while it is in use, so that its lock says if it is rubbish.
+
+    It is gone when the block ends. `mode` is as for mkdir(2).
+    """
+    number = 0
+    while True:
+        folder = parent / f"{number}-{name}"
+        number += 1
+        try:
+            folder.mkdir(mode)
+        except FileExistsError:
+            continue
+        with locks.folder_lock(folder, wait=False) as held:
+            if not held:  # a sweep was quicker than our lock: it takes the folder away, we take another
+                continue
+            try:
+                yield folder
+            finally:
+                discard(folder)
+            return

@@ -27,7 +27,7 @@ def write(folder: Path) -> None:
     lines = ["#mtree"]
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = path.relative_to(folder)
-        lines.append(f"./{name} type=file size={path.stat().st_size} sha256digest={_digest(path)}")
+        lines.append(f"./{name} type=file size={path.stat().st_size} sha256digest={digest(path)}")
     (folder / NAME).write_text("\n".join(lines) + "\n")
 
 
@@ -74,7 +74,7 @@ def damage(folder: Path, *, read_data: bool = False) -> list[str]:
             size = path.stat().st_size
             if size != entry.size:
                 found.append(f"its {name} has {size} bytes, and had {entry.size}")
-            elif read_data and _digest(path) != entry.sha256:
+            elif read_data and digest(path) != entry.sha256:
                 found.append(f"its {name} has other content than it had")
         except FileNotFoundError:
             found.append(f"its {name} is missing")
@@ -83,6 +83,7 @@ def damage(folder: Path, *, read_data: bool = False) -> list[str]:
     return found
 
 
-def _digest(path: Path) -> str:
+def digest(path: Path) -> str:
+    """The sha256 of a file's content, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -22,7 +22,7 @@ from typing import BinaryIO
 
 from obuild import disk, locks, mtree, trace, usage
 from obuild.errors import ProcessError, StoreError, UsageError
-from obuild.files import discard, fsync
+from obuild.files import discard, fsync, owned_folder
 from obuild.flat import Flats
 from obuild.placing import Places
 from obuild.plan import LayerId, Step
@@ -249,7 +249,7 @@ class Store:
         with (
             storage_errors(self.root),
             self.use(id) as layer,
-            _owned_folder(self.cache_tmp, f"scratch-{id[:12]}") as folder,
+            owned_folder(self.cache_tmp, f"scratch-{id[:12]}") as folder,
             (folder / "log").open("wb") as log,
         ):
             if layer is None:
@@ -323,7 +323,7 @@ class Store:
 
         With `empty` nothing is copied: for who has something to `replace` the cache with.
         """
-        with storage_errors(self.root), _owned_folder(self.cache_tmp, f"c-{escape(name)}") as folder:
+        with storage_errors(self.root), owned_folder(self.cache_tmp, f"c-{escape(name)}") as folder:
             copy = CacheCopy(
                 name, folder / "cache.tar", self.cache_file(name), self._lock_file(f"c-{escape(name)}")
             )
@@ -349,27 +349,6 @@ class Store:
 
     def _lock_file(self, name: str) -> Path:
         return self.locks / f"{name}.lock"
-
-
-@contextmanager
-def _owned_folder(parent: Path, name: str) -> Iterator[Path]:
-    """A new folder N-NAME that is locked while it is in use, so that its lock says if it is rubbish."""
-    number = 0
-    while True:
-        folder = parent / f"{number}-{name}"
-        number += 1
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            continue
-        with locks.folder_lock(folder, wait=False) as held:
-            if not held:  # a sweep was quicker than our lock: it takes the folder away, we take another
-                continue
-            try:
-                yield folder
-            finally:
-                discard(folder)
-            return
 
 
 @contextmanager
