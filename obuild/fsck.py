@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from obuild import caches, card, disk, locks, mtree, upkeep
+from obuild import caches, card, disk, locks, mtree, upkeep, warm
 from obuild.errors import ObuildError, UsageError
 from obuild.files import discard
 from obuild.index import Index
@@ -58,6 +58,7 @@ def check(store: Store, *, read_data: bool = False) -> Iterator[Finding]:
         damaged.add(Path(finding.where).name)
         yield finding
     yield from _flats(store, read_data=read_data)
+    yield from _states(store, read_data=read_data)
     yield from _rows(store, damaged)
     yield from _leftovers(store)
     yield from _bases(store)
@@ -153,6 +154,36 @@ def _remove_layer(id: LayerId) -> Callable[[Store], None]:
     return act
 
 
+# -- warm states
+
+
+def _states(store: Store, *, read_data: bool) -> Iterator[Finding]:
+    """Saved machines: each belongs to a layer. That one is old is no finding: whoever wants it, removes it."""
+    for folder in _entries(store.states.folder):
+        if not _ID.fullmatch(folder.name) or not folder.is_dir():
+            yield _stray(store, folder)
+            continue
+        with locks.folder_lock(folder, shared=True, wait=False) as held:  # else it is just being removed
+            problem = _state(store, folder, read_data=read_data) if held else ""
+        if problem:
+            repair = "remove it: the next step on that layer boots"
+            yield Finding(_shown(store, folder), problem, repair, _remove_state(LayerId(folder.name)))
+
+
+def _state(store: Store, folder: Path, *, read_data: bool) -> str:
+    if not (store.result / folder.name).is_dir():
+        return "a saved machine of a layer that is gone"
+    return warm.damage(warm.State(folder), read_data=read_data)
+
+
+def _remove_state(id: LayerId) -> Callable[[Store], None]:
+    def act(store: Store) -> None:
+        if not store.states.remove(id):
+            raise ObuildError(f"a build is using it: {id}", hint="run fsck again when it has ended")
+
+    return act
+
+
 # -- the index
 
 
@@ -180,13 +211,16 @@ def _rebuild(store: Store) -> None:
 
 
 def _leftovers(store: Store) -> Iterator[Finding]:
-    """Drafts, copies and locks that nobody owns; opening the store to build removes the first two by itself."""
+    """What nobody owns: drafts, copies, machines, locks. Opening the store to build removes all but the last."""
     for draft in _entries(store.result_tmp):
         if store.is_rubbish(draft):
             yield _rubbish(store, draft, "a draft that no living process owns")
     for copy in _entries(store.cache_tmp):
         if store.is_rubbish(copy):
             yield _rubbish(store, copy, "a copy of a cache that no living process owns")
+    for machine in store.states.unfinished():
+        if store.is_rubbish(machine):
+            yield _rubbish(store, machine, "a machine that no living process owns")
     for lock in _entries(store.locks):
         if locks.is_free(lock):
             what = "a lock file that nobody holds"

@@ -26,6 +26,7 @@ from obuild.files import discard, fsync, owned_folder
 from obuild.flat import Flats
 from obuild.placing import Places
 from obuild.plan import LayerId, Step
+from obuild.states import States
 from obuild.volumes import CacheCopy, escape, unescape
 
 _ID = re.compile(r"[0-9a-f]{64}")
@@ -94,6 +95,7 @@ class Store:
         self.ssh = self.state / "ssh"
         self.flats = Flats(root, root / "flat", self.result_tmp, self.locks)
         self.places = Places(self.base_image, self.ssh, self.locks)
+        self.states = States(root / "warm", root / "warm-tmp")
 
     # -- opening
 
@@ -131,14 +133,14 @@ class Store:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
     def sweep(self) -> None:
-        """Remove what no living process owns: drafts, cache copies, half-made base images."""
+        """Remove what no living process owns: drafts, cache copies, machines, half-made base images."""
         for path in self.unfinished():
             self.drop(path)
         self.places.sweep()
 
     def unfinished(self) -> list[Path]:
-        """Drafts, layers on their way out, and copies of caches: what is only there while a process owns it."""
-        return [*self.result_tmp.iterdir(), *self.cache_tmp.iterdir()]
+        """Drafts, copies of caches, machines, what is on its way out: only there while a process owns it."""
+        return [*self.result_tmp.iterdir(), *self.cache_tmp.iterdir(), *self.states.unfinished()]
 
     def unowned(self, path: Path) -> AbstractContextManager[bool]:
         """Yields whether something unfinished is rubbish; if so, nobody comes to own it before the block ends."""
@@ -287,12 +289,12 @@ class Store:
                     known[LayerId(name)] = Layer(LayerId(name), self.result / name).parent
 
     def remove(self, id: LayerId, parents: dict[LayerId, LayerId | None]) -> bool:
-        """Remove a layer that has no children; False if something stands on it, or it is gone already.
+        """Remove a layer that has no children; False if something stands on it, it is in use, or gone already.
 
         `parents` is what the caller knows of the store; layers that came since are added to it. Whoever
         builds on `id` holds a shared lock until the child is in result/, so with our exclusive lock held,
         one more look sees every child. The layer leaves result/ by a rename: nobody ever sees half of it. Its
-        flattened copy goes before: that must not outlive it.
+        flattened copy and its saved machine go before: those must not outlive it.
         """
         with (
             locks.file_lock(self._lock_file(id), wait=False) as claimed,
@@ -304,6 +306,8 @@ class Store:
             if any(parent == id and self.find(child) for child, parent in parents.items()):
                 return False
             trace.reach("remove.locked")
+            if not self.states.remove(id):  # whoever resumes it has the layer in use, so it is just being removed
+                return False
             self.flats.remove(id)
             (self.result / id).rename(self.result_tmp / id)
             trace.reach("remove.renamed")

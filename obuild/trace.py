@@ -20,6 +20,8 @@ POINTS = (
     "cache.copied",
     "machine.started",
     "machine.ready",
+    "warm.keeping",
+    "warm.kept",
     "step.done",
     "cache.saving",
     "cache.saved",

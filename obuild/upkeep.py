@@ -20,7 +20,12 @@ def delete(store: Store, id: LayerId, *, tell: Tell) -> list[LayerId]:
 
 
 def clean(store: Store, *, tell: Tell) -> list[LayerId]:
-    """Remove every layer; base images and caches stay. Returns what stayed because a build is using it."""
+    """Remove every layer, and every saved machine; base images and caches stay.
+
+    Returns the layers that stayed because a build is using them.
+    """
+    for state in store.states.ids():
+        store.states.remove(state)
     parents = store.parents()
     roots = [id for id, parent in parents.items() if parent not in parents]
     return _remove(store, [id for root in roots for id in _below(root, parents)], parents, tell)

@@ -25,6 +25,7 @@ EXPECTED = (
     "a draft that no living process owns|a copy of a cache that no living process owns"
     "|a lock file that nobody holds|a base image that was never put in its place|a file that was never finished"
     "|a flattened copy of a layer that is gone|what was known of a layer that is gone"
+    "|a machine that no living process owns"
     "|the index lacks . of the layers, as after a crash|the index has . layers that are gone, as after a crash"
 )
 
@@ -40,7 +41,7 @@ SPEC = """
 """
 
 #: What only a real machine passes.
-MACHINE = ("machine.started", "machine.ready", "machine.off")
+MACHINE = ("machine.started", "machine.ready", "warm.keeping", "warm.kept", "machine.off")
 
 BUILD = ("build", "--qemu-accel=tcg", "-f", "SPEC", "SOURCE")
 BASE = ("base", "add", "DISK", "--name=tiny", "--force")

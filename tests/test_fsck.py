@@ -14,12 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from obuild import flat, fsck, locks
+from obuild import accel, flat, fsck, locks
 from obuild.build import Builder
 from obuild.index import Index
 from obuild.plan import Chain, LayerId
 from obuild.store import Layer, Store
+from obuild.warm import Warm
 from tests.fakes import FakeExecutor, Heard
+from tests.test_warm import MACHINE, PLENTY, flipped, longer, save
 
 ChainMaker = Callable[[str], Chain]
 OPS = " ".join(f"(run (shell {name}))" for name in "abcdef")
@@ -155,11 +157,14 @@ def test_a_flattened_copy_of_nothing(store: Store, made: list[Layer]) -> None:
 
 
 def test_a_stranger_is_put_aside_and_never_removed(store: Store, made: list[Layer]) -> None:
-    for place in (store.result / "notes.txt", store.cache / "notes.txt", store.flats.folder / "notes.txt"):
-        place.write_text(place.parent.name)
-    assert len(found(store)) == 3
-    assert mend(store) == ["repaired"] * 3
-    assert {path.read_text() for path in (store.root / "lost+found").iterdir()} == {"result", "cache", "flat"}
+    store.states.folder.mkdir()
+    folders = (store.result, store.cache, store.flats.folder, store.states.folder)
+    for folder in folders:
+        (folder / "notes.txt").write_text(folder.name)
+    assert len(found(store)) == 4
+    assert mend(store) == ["repaired"] * 4
+    lost = {path.read_text() for path in (store.root / "lost+found").iterdir()}
+    assert lost == {folder.name for folder in folders}
 
 
 def test_rows_that_lack_or_lie(store: Store, made: list[Layer]) -> None:
@@ -189,6 +194,7 @@ def test_rows_that_lack_or_lie(store: Store, made: list[Layer]) -> None:
 def test_what_a_crash_leaves(store: Store, made: list[Layer]) -> None:
     (store.result_tmp / ("1" * 64)).mkdir()
     (store.cache_tmp / "0-c-x").mkdir()
+    (store.states.running / "0-x").mkdir(parents=True)
     (store.locks / "left.lock").touch()
     (store.base_image / ".x.part").mkdir()
     (store.state / ".digests.json.abc").touch()
@@ -201,6 +207,7 @@ def test_what_a_crash_leaves(store: Store, made: list[Layer]) -> None:
         "state/.digests.json.abc: a file that was never finished",
         "state/locks/left.lock: a lock file that nobody holds",
         f"state/manifests/{'2' * 64}-{'3' * 32}.json: what was known of a layer that is gone",
+        "warm-tmp/0-x: a machine that no living process owns",
     ]
     mend(store)
     assert list(store.locks.iterdir()) == []
@@ -215,6 +222,7 @@ def test_what_a_living_process_owns_is_no_finding(store: Store, made: list[Layer
         store.borrow_cache("c"),
         locks.file_lock(store.places.lock("new")),
         store.places.staged("new"),
+        Warm(store, PLENTY, print).folder("machine"),
     ):
         assert found(store) == []
 
@@ -245,6 +253,78 @@ def test_a_cache_that_no_guest_could_unpack(store: Store, made: list[Layer], tmp
     assert len(found(store, read_data=True)) == 1
     mend(store, read_data=True)
     assert list(store.caches()) == ["good"]
+
+
+# -- warm states
+
+
+def test_saved_machines_are_as_they_were_saved(store: Store, made: list[Layer]) -> None:
+    warm = Warm(store, PLENTY, print)
+    assert save(warm, made[1].id)
+    assert save(warm, made[2].id, ram=store.states.folder / made[1].id / "ram")
+    assert found(store, read_data=True) == []
+    with warm.use(made[1].id, MACHINE) as state:
+        assert state is not None
+        assert found(store, read_data=True) == []
+
+
+def no_about(state: Path) -> None:
+    writable(state / "about.json").write_text("[]")
+
+
+@pytest.mark.parametrize(
+    ("damage", "what"),
+    [
+        (no_about, "its about.json is damaged"),
+        (longer, "its ram is not what it was"),
+        (lambda state: (state / "device").unlink(), "its device is missing"),
+    ],
+)
+def test_a_saved_machine_that_is_not_what_it_was(
+    store: Store, made: list[Layer], damage: Callable[[Path], None], what: str
+) -> None:
+    save(Warm(store, PLENTY, print), made[1].id)
+    damage(store.states.folder / made[1].id)
+    assert found(store) == [f"warm/{made[1].id}: {what}"]
+    assert mend(store) == ["repaired"]
+    assert store.states.ids() == []
+    assert len(store.layers()) == len(made)
+
+
+def test_what_is_small_of_a_machine_is_read_with_the_data(store: Store, made: list[Layer]) -> None:
+    save(Warm(store, PLENTY, print), made[1].id)
+    flipped("delta")(store.states.folder / made[1].id)
+    assert found(store) == []
+    assert found(store, read_data=True) == [f"warm/{made[1].id}: its delta is not what it was"]
+
+
+def test_a_saved_machine_of_a_layer_that_is_gone(store: Store, made: list[Layer]) -> None:
+    save(Warm(store, PLENTY, print), made[-1].id)
+    shutil.rmtree(made[-1].path)
+    assert f"warm/{made[-1].id}: a saved machine of a layer that is gone" in found(store)
+    mend(store)
+    assert store.states.ids() == []
+
+
+def test_a_machine_that_was_saved_before_the_host_booted_is_no_finding(
+    store: Store, made: list[Layer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever became of its files: they were never synced."""
+    save(Warm(store, PLENTY, print), made[1].id)
+    longer(store.states.folder / made[1].id)
+    (tmp_path / "boot_id").write_text("another")
+    monkeypatch.setattr(accel, "BOOT_ID", tmp_path / "boot_id")
+    assert found(store, read_data=True) == []
+
+
+def test_a_damaged_machine_in_use_stays_and_it_is_said(store: Store, made: list[Layer]) -> None:
+    warm = Warm(store, PLENTY, print)
+    save(warm, made[1].id)
+    with warm.use(made[1].id, MACHINE):
+        longer(store.states.folder / made[1].id)
+        (finding,) = fsck.check(store)
+        assert fsck.repair(store, finding) == f"not repaired: a build is using it: {made[1].id}"
+    assert mend(store) == ["repaired"]
 
 
 # -- the command

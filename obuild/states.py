@@ -1,0 +1,58 @@
+"""Saved machines, at most one to a layer: where they lie, and how one goes. `warm` saves and uses them.
+
+STORE/warm/ID/ is the saved machine, the *state*, of the layer ID. It leaves warm/ by a rename into warm-tmp/,
+whose folders are rubbish once nobody has them locked. Whoever resumes a state has its folder locked, shared, and
+the layer in use. Nothing here is ever synced to the disk: a state is of use only until the host boots again.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from obuild import locks
+from obuild.files import discard
+from obuild.plan import LayerId
+
+#: Of warm/, warm-tmp/ and the folders in them, which hold the memory of guests.
+MODE = 0o700
+
+_ID = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class States:
+    """The saved machines of a store: `folder` holds one for each id, `running` what living machines write."""
+
+    folder: Path
+    running: Path
+
+    def ids(self) -> list[LayerId]:
+        """The layers that have a state, in no order."""
+        with suppress(OSError):
+            return [LayerId(name) for name in os.listdir(self.folder) if _ID.fullmatch(name)]
+        return []
+
+    def unfinished(self) -> list[Path]:
+        """The folders of machines that run or ran, and states on their way out."""
+        with suppress(OSError):  # most stores have none; another user's is not ours to sweep
+            return list(self.running.iterdir())
+        return []
+
+    def remove(self, id: LayerId) -> bool:
+        """Remove the state of layer `id`; False if it is in use, or being removed. True if there is none, too.
+
+        OSError, ObuildError if it cannot be removed.
+        """
+        place = self.folder / id
+        with locks.folder_lock(place, wait=False) as free:
+            if not free:
+                return not place.exists()
+            self.running.mkdir(MODE, exist_ok=True)
+            gone = self.running / f"gone-{place.stat().st_ino}"  # no other folder there can have this name
+            place.rename(gone)
+            discard(gone)
+            return True
