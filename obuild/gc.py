@@ -5,7 +5,7 @@ build stands on stays, and so does what was used since. Each removal is whole by
 at any time.
 
 There are two families of things. Of the *stock* everything is of use, and what was not used for the longest time
-goes first; the last use of a layer or a cache is its folder's mtime. Of the *spare*, nothing is.
+goes first; the last use of a layer, a cache or a warm state is its folder's mtime. Of the *spare*, nothing is.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from heapq import heapify, heappop, heappush
 from pathlib import Path
 
-from obuild import caches, locks, usage
+from obuild import caches, locks, usage, warm
 from obuild.errors import StoreError
 from obuild.plan import LayerId
 from obuild.store import Store
@@ -49,7 +49,7 @@ class Item:
 class Plan:
     """What is to go, in order; what would have gone but is in use; and what then is left, in bytes.
 
-    `kept` counts layers and caches. `short` is what is still missing of what was asked for.
+    `kept` counts layers, caches and warm states. `short` is what is still missing of what was asked for.
     """
 
     items: tuple[Item, ...]
@@ -67,13 +67,14 @@ class Kind:
     """One sort of things: what there is (at a time), when it was used (None: it is gone), is it in use, removing.
 
     `remove` looks again under the locks, and returns False if the thing is in use, or gone already. It may use
-    and add to what is known of layers' parents.
+    and add to what is known of layers' parents. `noun` is what people call one.
     """
 
     find: Callable[[Store, float], Iterable[Item]]
     used: Callable[[Store, Item], float | None]
     in_use: Callable[[Store, Item], bool]
     remove: Callable[[Store, Item, Parents], bool]
+    noun: str = "leftover"
 
 
 def plan(
@@ -203,8 +204,7 @@ def _layer_used(store: Store, item: Item) -> float | None:
 
 
 def _layer_in_use(store: Store, item: Item) -> bool:
-    with locks.folder_lock(store.result / item.name, wait=False) as free:
-        return not free
+    return _locked(store.result / item.name)
 
 
 def _remove_layer(store: Store, item: Item, parents: Parents) -> bool:
@@ -231,6 +231,29 @@ def _cache_in_use(store: Store, item: Item) -> bool:
 
 def _remove_cache(store: Store, item: Item, parents: Parents) -> bool:
     return caches.evict(store, item.name, used=item.used)
+
+
+# -- warm states
+
+
+def _warm(store: Store, now: float) -> Iterator[Item]:
+    """Machines that a build may resume, each standing on a layer."""
+    for id in store.states.ids():
+        used = _mtime(store.states.folder / id)
+        if used is not None and not warm.outdated(store, id):
+            yield Item("warm", id, usage.on_disk(store.states.folder / id), used, stands_on=id)
+
+
+def _warm_used(store: Store, item: Item) -> float | None:
+    return _mtime(store.states.folder / item.name)
+
+
+def _warm_in_use(store: Store, item: Item) -> bool:
+    return _locked(store.states.folder / item.name)
+
+
+def _remove_warm(store: Store, item: Item, parents: Parents) -> bool:
+    return store.states.remove(LayerId(item.name))
 
 
 # -- what nobody can need
@@ -301,8 +324,21 @@ def _remove_flat(store: Store, item: Item, parents: Parents) -> bool:
         return True
 
 
+def _stale(store: Store, now: float) -> Iterator[Item]:
+    """Machines that were saved before the host booted, or on layers that are no more."""
+    for id in store.states.ids():
+        why, used = warm.outdated(store, id), _mtime(store.states.folder / id)
+        if why and used is not None:
+            yield Item("stale", id, usage.on_disk(store.states.folder / id), used, why=why)
+
+
 def _never(store: Store, item: Item) -> bool:
     return False  # or it would not be spare
+
+
+def _locked(folder: Path) -> bool:
+    with locks.folder_lock(folder, wait=False) as free:
+        return not free
 
 
 def _mtime(path: Path) -> float | None:
@@ -313,13 +349,15 @@ def _mtime(path: Path) -> float | None:
 
 #: What competes for room by its last use.
 STOCK = {
-    "layer": Kind(_layers, _layer_used, _layer_in_use, _remove_layer),
-    "cache": Kind(_caches, _cache_used, _cache_in_use, _remove_cache),
+    "layer": Kind(_layers, _layer_used, _layer_in_use, _remove_layer, "layer"),
+    "cache": Kind(_caches, _cache_used, _cache_in_use, _remove_cache, "cache"),
+    "warm": Kind(_warm, _warm_used, _warm_in_use, _remove_warm, "warm state"),
 }
 #: What always goes, and first.
 SPARE = {
     "rubbish": Kind(_rubbish, _rubbish_used, _never, _remove_rubbish),
     "flat": Kind(_flats, _flat_used, _never, _remove_flat),
+    "stale": Kind(_stale, _warm_used, _never, _remove_warm),
     "memo": Kind(_memos, _memo_used, _never, _remove_memo),
 }
 KINDS = STOCK | SPARE

@@ -38,7 +38,7 @@ def look(store: Store) -> Usage:
     """How many bytes each kind of things in the store takes."""
     parts = (
         _base_images(store),
-        *(_part(f"{kind}s", gc.STOCK[kind].find(store, time.time())) for kind in gc.STOCK),
+        *(_part(f"{kind}s", gc.STOCK[kind].find(store, time.time())) for kind in ("layer", "cache")),
         *_unfinished(store),
         *_folders(store, "warm states", "flattened layers"),
         Part("state", 1, usage.on_disk(store.state)),
@@ -129,6 +129,6 @@ class Room:
 
 def _words(gone: Sequence[gc.Item]) -> str:
     """`2 layers and 1 cache, 1.2 GiB`."""
-    counts = Counter(item.kind if item.kind in gc.STOCK else "leftover" for item in gone)
-    named = " and ".join(units.count(number, kind) for kind, number in counts.items())
+    counts = Counter(gc.KINDS[item.kind].noun for item in gone)
+    named = " and ".join(units.count(number, noun) for noun, number in counts.items())
     return f"{named}, {units.size(sum(item.size for item in gone))}"

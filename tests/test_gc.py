@@ -11,12 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from obuild import disk, flat, gc, upkeep
+from obuild import accel, disk, flat, gc, locks, upkeep
 from obuild.gc import Item
 from obuild.plan import Chain, LayerId
 from obuild.store import Store
+from obuild.warm import Warm
 from tests.fakes import other_process
 from tests.test_store import make, save
+from tests.test_warm import PLENTY, RAM
+from tests.test_warm import save as save_machine
 
 ChainMaker = Callable[[str], Chain]
 
@@ -400,3 +403,103 @@ def test_a_copy_whose_owner_died_keeps_no_cache(store: Store) -> None:
     (store.cache_tmp / "0-c-c").mkdir()
     gone, _ = carry_out(store, plan(store, keep_bytes=0))
     assert gone == ["cache-tmp/0-c-c", "c"]
+
+
+# -- warm states
+
+
+def warm_up(store: Store, id: LayerId, days: float, ram: Path | None = None) -> Path:
+    """Save a machine for a layer, last used so many days ago; where it is."""
+    status = (store.result / id).stat()
+    assert save_machine(Warm(store, PLENTY, print), id, ram=ram)
+    os.utime(store.result / id, ns=(status.st_atime_ns, status.st_mtime_ns))
+    used(store.states.folder / id, days)
+    return store.states.folder / id
+
+
+def test_a_warm_state_goes_by_its_last_use_and_before_its_layer(store: Store, family: dict[str, LayerId]) -> None:
+    warm_up(store, family["one"], 35)
+    warm_up(store, family["other"], 5)
+    what = plan(store, keep_bytes=0)
+    assert [(item.kind, *names((item,), family)) for item in what.items] == [
+        ("warm", "one"),
+        ("layer", "two"),
+        ("layer", "one"),
+        ("warm", "other"),
+        ("layer", "other"),
+        ("layer", "root"),
+    ]
+    assert what.items[0].stands_on == family["one"]
+    assert what.items[0].size > RAM
+    gone, stayed = carry_out(store, what)
+    assert len(gone) == 6
+    assert stayed == []
+    assert store.states.ids() == []
+    assert os.listdir(store.states.running) == []
+
+
+def test_a_warm_state_is_enough_if_it_is(store: Store, family: dict[str, LayerId]) -> None:
+    warm_up(store, family["two"], 25)
+    what = plan(store, free_bytes=RAM)
+    assert [item.kind for item in what.items] == ["warm"]
+    assert what.kept == sum(item.size for item in plan(store, keep_bytes=0).items) - what.size
+
+
+def test_a_warm_state_in_use_stays_with_its_layer(store: Store, family: dict[str, LayerId]) -> None:
+    state = warm_up(store, family["two"], 25)
+    what = plan(store, keep_bytes=0)
+    with locks.folder_lock(state, shared=True):
+        again = plan(store, keep_bytes=0)
+        assert [(item.kind, *names((item,), family)) for item in again.in_use] == [("warm", "two")]
+        assert names(again.items, family) == ["other"]
+        _, stayed = carry_out(store, what)
+    assert [(item.kind, item.why) for item in stayed[:2]] == [("warm", "in use"), ("layer", "in use")]
+    assert state.is_dir()
+    assert left(store) == {family["root"], family["one"], family["two"]}
+
+
+def test_pruned_layers_take_their_states_along(store: Store, family: dict[str, LayerId]) -> None:
+    warm_up(store, family["two"], 1)
+    carry_out(store, gc.prune(store, before=NOW - 15 * DAY))
+    assert left(store) == {family["root"], family["other"]}
+    assert store.states.ids() == []
+
+
+def test_states_that_share_a_memory_are_counted_once(store: Store, family: dict[str, LayerId]) -> None:
+    first = warm_up(store, family["one"], 1)
+    (alone,) = [item.size for item in plan(store, keep_bytes=0).items if item.kind == "warm"]
+    warm_up(store, family["two"], 1, ram=first / "ram")
+    shared = [item.size for item in plan(store, keep_bytes=0).items if item.kind == "warm"]
+    assert alone <= sum(shared) < alone + RAM // 2
+
+
+def test_states_that_nobody_can_resume_go_in_any_case(
+    store: Store, family: dict[str, LayerId], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("one", "two", "other"):
+        warm_up(store, family[name], 1)
+    assert plan(store).items == ()
+    about = store.states.folder / family["other"] / "about.json"
+    about.chmod(0o600)
+    about.write_text("{}")
+    (item,) = plan(store).items
+    assert (item.kind, item.name, item.why) == ("stale", family["other"], "its about.json is damaged")
+    assert len([item for item in plan(store, keep_bytes=0).items if item.kind in ("warm", "stale")]) == 3
+    (tmp_path / "boot_id").write_text("another")
+    monkeypatch.setattr(accel, "BOOT_ID", tmp_path / "boot_id")
+    what = plan(store)
+    assert {item.why for item in what.items} == {"its about.json is damaged", "the host has booted since"}
+    used(store.states.folder / family["one"], 0)
+    gone, stayed = carry_out(store, what)
+    assert sorted(gone) == sorted([family["two"], family["other"]])
+    assert [(item.name, item.why) for item in stayed] == [(family["one"], "used meanwhile")]
+    assert left(store) == set(family.values())
+
+
+def test_the_folder_of_a_dead_machine_is_rubbish(store: Store) -> None:
+    with Warm(store, PLENTY, print).folder("living"):
+        (store.states.running / "1-dead").mkdir()
+        what = plan(store)
+        assert [(item.kind, item.name) for item in what.items] == [("rubbish", "warm-tmp/1-dead")]
+        carry_out(store, what)
+        assert os.listdir(store.states.running) == ["0-living"]

@@ -20,10 +20,12 @@ from obuild.room import Room
 from obuild.shape import Settings
 from obuild.spec import parse
 from obuild.store import Store
+from obuild.warm import Warm
 from tests.fakes import FakeExecutor, Heard, Run, other_process
 from tests.test_engine import executor as executor  # a fixture
 from tests.test_gc import FAT, fat_cache, held
 from tests.test_store import make, make_all
+from tests.test_warm import PLENTY, RAM, save
 
 ChainMaker = Callable[[str], Chain]
 Disk = namedtuple("Disk", "total used free")
@@ -149,6 +151,29 @@ def test_what_frees_less_than_it_seemed_to_is_followed_by_more(
     Room(store, reserve=asked).make(heard)
     assert len(heard) == 2
     assert list(store.caches()) == ["new"]
+
+
+@pytest.mark.parametrize("option", ["--reserve", "--max-size"])
+@pytest.mark.usefixtures("small_disk")
+def test_warm_states_count_and_can_go(store: Store, chain: ChainMaker, option: str) -> None:
+    """Two that share their memory: the first to go frees nothing yet, and the second one follows."""
+    ids = make_all(store, chain("(run (shell a)) (run (shell b))"))
+    states = Warm(store, PLENTY, print)
+    save(states, ids[0])
+    save(states, ids[1], ram=store.states.folder / ids[0] / "ram")
+    for id, when in zip(ids, (1.0, 2.0), strict=False):
+        os.utime(store.states.folder / id, (when, when))
+    assert sizes(store)["warm states"][0] == 2
+    assert sizes(store)["warm states"][1] > RAM
+    wanted = RAM // 3
+    reserve = free(store) + wanted
+    max_size = room.look(store).total - wanted
+    heard = Heard()
+    policy = Room(store, reserve=reserve) if option == "--reserve" else Room(store, max_size=max_size)
+    policy.make(heard)
+    assert [event.text.split(",")[0] for event in heard if isinstance(event, Note)] == ["removed 1 warm state"] * 2
+    assert store.states.ids() == []
+    assert len(store.layers()) == 3
 
 
 @pytest.mark.usefixtures("small_disk")

@@ -33,7 +33,7 @@ def delete(id: IdArgument, store: StoreOption) -> None:
 @app.command()
 @guarded
 def clean(store: StoreOption) -> None:
-    """Remove all layers. Base images and caches stay."""
+    """Remove all layers, and the machines saved for them. Base images and caches stay."""
     from obuild import upkeep
 
     gone: list[str] = []
@@ -84,10 +84,16 @@ def prune(
 def collect(
     store: StoreOption,
     keep_bytes: Annotated[
-        str, typer.Option(metavar="SIZE", help="Remove layers and caches until they take no more than SIZE.")
+        str,
+        typer.Option(
+            metavar="SIZE", help="Remove layers, caches and saved machines until they take no more than SIZE."
+        ),
     ] = "",
     older_than: Annotated[
-        str, typer.Option(metavar="TIME", help="Remove layers and caches not used for 30m, 12h, 7d, 4w.")
+        str,
+        typer.Option(
+            metavar="TIME", help="Remove layers, caches and saved machines not used for 30m, 12h, 7d, 4w."
+        ),
     ] = "",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would go, and why; remove nothing.")
@@ -158,7 +164,7 @@ def df(store: StoreOption, as_json: JsonOption = False) -> None:
 
 
 def _line(what: str, item: Item) -> str:
-    name = item.name[:12] if item.kind == "layer" else ui.word(item.name)
+    name = item.name[:12] if item.kind in ("layer", "warm", "stale") else ui.word(item.name)
     return f"{what} {item.kind:5} {name:12} {units.size(item.size):>10} {ui.ago(item.used):>7}  {item.why}"
 
 
