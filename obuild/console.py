@@ -84,6 +84,25 @@ ArchOption = Annotated[
         help="[default: as the base's card says]",
     ),
 ]
+VmOption = Annotated[
+    str,
+    typer.Option(
+        "--vm",
+        metavar="auto|warm|boot",
+        rich_help_panel=MACHINE,
+        help="Whether machines last from step to step, and are saved and resumed (warm), or each step boots one. "
+        "auto is warm for guests that can.",
+    ),
+]
+BudgetOption = Annotated[
+    str,
+    typer.Option(
+        "--warm-budget",
+        metavar="SIZE",
+        rich_help_panel=MACHINE,
+        help="What all saved machines of the store may take on disk; 0 saves none.",
+    ),
+]
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="A layer's id; its first digits will do.")]
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]

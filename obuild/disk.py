@@ -9,7 +9,7 @@ import json
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 from obuild import process
 from obuild.errors import ProcessError, UsageError
@@ -21,7 +21,7 @@ Format = Literal["qcow2", "raw"]
 OVERLAY_OPTIONS = "extended_l2=on,cluster_size=128k"
 
 _MAGIC = b"QFI\xfb"
-_HEADER = struct.Struct(">4s4xQI")  # magic, version, where the backing file's name is, how long it is
+_HEADER = struct.Struct(">4s4xQI4xQ")  # magic, version, where the backing file's name is, its length, disk's size
 _FOREIGN = {
     b"KDMV": "a VMDK image",
     b"vhdxfile": "a VHDX image",
@@ -99,14 +99,20 @@ def check(path: Path) -> None:
         raise UsageError(f"{path} is damaged or truncated: {_last_line(error)}") from error
 
 
-def create_overlay(path: Path, backing: str) -> None:
-    """An empty qcow2 overlay at `path`, as large as its backing file.
+def create_overlay(path: Path, backing: str, *, size: int | None = None) -> None:
+    """An empty qcow2 overlay at `path`, as large as its backing file, which need not be there yet if `size` says.
 
     `backing` is written as given: relative to the folder of `path`, so the store can be moved.
     """
-    process.run(
-        ["qemu-img", "create", "-q", "-f", "qcow2", "-o", OVERLAY_OPTIONS, "-b", backing, "-F", "qcow2", path]
-    )
+    unchecked = ["-u"] if size is not None else []
+    options = ["-o", OVERLAY_OPTIONS, "-b", backing, "-F", "qcow2"]
+    sized = [str(size)] if size is not None else []
+    process.run(["qemu-img", "create", "-q", *unchecked, "-f", "qcow2", *options, path, *sized])
+
+
+def rebase(path: Path, backing: str) -> None:
+    """Have an overlay name another backing file, which shows the same bytes."""
+    process.run(["qemu-img", "rebase", "-q", "-u", "-f", "qcow2", "-b", backing, "-F", "qcow2", path])
 
 
 def flatten(path: Path, top: str, bottom: str) -> None:
@@ -124,14 +130,26 @@ def flatten(path: Path, top: str, bottom: str) -> None:
 def backing_file(path: Path) -> str:
     """The backing file of a qcow2 image as its header names it, "" if it has none; ValueError for no qcow2."""
     with path.open("rb") as file:
-        head = file.read(_HEADER.size)
-        if len(head) < _HEADER.size:
-            raise ValueError("its image is cut off")
-        magic, offset, size = _HEADER.unpack(head)
-        if magic != _MAGIC:
-            raise ValueError("its image is not qcow2")
+        offset, size, _ = _header(file)
         file.seek(offset)
         return file.read(min(size, 1023)).decode("utf-8", "surrogateescape")
+
+
+def virtual_size(path: Path) -> int:
+    """How large the disk in a qcow2 image is, in bytes; ValueError for no qcow2."""
+    with path.open("rb") as file:
+        return _header(file)[2]
+
+
+def _header(file: BinaryIO) -> tuple[int, int, int]:
+    """Where the backing file's name is, how long it is, how large the disk is."""
+    head = file.read(_HEADER.size)
+    if len(head) < _HEADER.size:
+        raise ValueError("its image is cut off")
+    magic, offset, length, size = _HEADER.unpack(head)
+    if magic != _MAGIC:
+        raise ValueError("its image is not qcow2")
+    return offset, length, size
 
 
 def import_image(source: Image, path: Path) -> None:

@@ -77,11 +77,12 @@ class Engine:
                 return sources[graft.extract.origin].checked_archive(graft)
 
             chain = self._chains[id(stage)]
+            room = partial(self.make_room, tell)
             if any(isinstance(step.action, Graft) for step in chain.steps):
                 chain = self._plan(stage, extract)
                 self._hold(chain)
-            room = partial(self.make_room, tell)
-            executor = self._executor_for(chain, room)
+            self._prepare(chain, room)
+            executor = self._machines_of(chain.base, stack)
             layer = Builder(self.store, executor, tell, self.secrets, archive, room).build(chain)
             self._hold(chain)
             return Built(layer, chain.base)
@@ -106,17 +107,27 @@ class Engine:
 
     def _extractor(self, built: Built, stack: ExitStack) -> Extractor:
         pax = built.base.card.os in systems.PAX
-        return Extractor(self.store, partial(self._machines.of, built.base), built.layer, stack, pax)
+        return Extractor(self.store, self._machines_of(built.base, stack), built.layer, stack, pax)
 
-    def _executor_for(self, chain: Chain, make_room: Callable[[], None]) -> Callable[[], Executor]:
-        """Machines for a chain. If any are needed, all that they need is seen to be there."""
+    def _machines_of(self, found: Base, stack: ExitStack) -> Callable[[], Executor]:
+        """What gives the machines for a chain, once one is needed; they are gone when the stack closes."""
+        chain: list[Executor] = []
+
+        def get() -> Executor:
+            if not chain:
+                chain.append(stack.enter_context(self._machines.of(found).chain()))
+            return chain[0]
+
+        return get
+
+    def _prepare(self, chain: Chain, make_room: Callable[[], None]) -> None:
+        """If a chain needs machines, see that all that they need is there."""
         missing = [step for step in chain.steps if self.store.find(step.id) is None]
         if missing:
             process.require("qemu-img")
             make_room()  # on a full disk not even the verdict on KVM could be kept
         if not all(isinstance(step.action, Import) for step in missing):
             self._machines.of(chain.base)
-        return partial(self._machines.of, chain.base)
 
     def _say(self, text: str) -> None:
         self.tell(Note(text))

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import re
 import select
+import signal
 import socket
 import subprocess
 import tempfile
@@ -188,6 +189,8 @@ class Machine:
         """What to say of a QEMU that has ended; its console went with it."""
         if self._switched_off():
             return MachineError("the guest powered off before the step was done")
+        if self.child.wait() == -signal.SIGBUS:
+            raise OSError(errno.ENOSPC, "there is no room for the guest's memory")
         return MachineError(
             f"QEMU {process.ending(self.child.wait())} before the step was done: {_tail(self._stderr)}"
         )

@@ -34,7 +34,9 @@ class Machines:
             gc.enable()  # __main__ switched it off for the short run that a cached build is
             from obuild import accel  # late: a cached build needs no machine
             from obuild.executors.qemu import Qemu
-            from obuild.guests import GUESTS
+            from obuild.guests import GUESTS, HOMES
+            from obuild.lasting import identity
+            from obuild.warm import Warm
 
             shape = self.settings.shape(found.card, "tcg")
             kernel = base.kernel(self.store, found)
@@ -45,8 +47,14 @@ class Machines:
             memo = self.store.state / "accel.json"
             chosen = accel.choose(self.settings.accel, shape.arch, memo=memo, note=self.say)
             key = base.key_path(self.store, found.card)
-            machine = replace(shape, accel=chosen, kernel=kernel)
-            self._made[found.name] = Qemu(machine, found.card.login, key, GUESTS[found.card.os])
+            shape = replace(shape, accel=chosen, kernel=kernel)
+            guest = found.card.os
+            warm = None
+            if shape.warm and self.settings.vm != "boot":
+                warm = Warm(self.store, self.settings.warm_budget, self.say)
+            self._made[found.name] = Qemu(
+                shape, found.card.login, key, GUESTS[guest], warm, HOMES.get(guest), identity(shape)
+            )
         return self._made[found.name]
 
     def of_layer(self, id: LayerId) -> Qemu:

@@ -37,6 +37,9 @@ _RUN = struct.Struct("<QQ")
 #: How much is moved at a time, in bytes.
 _CHUNK = 4 << 20
 
+_BLOCK = 1 << 16
+_ZEROS = memoryview(bytes(_BLOCK))
+
 #: Of an entry in the page map, the highest byte: 0x80 present, 0x40 swapped out, 0x20 a page of a file.
 _OWN = bytes(bool((byte & 0x80 and not byte & 0x20) or byte & 0x40) for byte in range(256))
 
@@ -63,15 +66,20 @@ class Ram:
             for _, data in self._read(runs):
                 out.write(data)
 
-    def write_all(self, runs: Sequence[tuple[int, int]], file: Path, path: Path) -> None:
-        """Write the whole memory to a new file, if it began as `file`: a copy of that with these runs in it.
+    def write_all(self, runs: Sequence[tuple[int, int]], file: Path | None, path: Path) -> None:
+        """Write the whole memory to a new file: what it began as, `file` or zeros, with these runs in it.
 
-        Holes stay holes, and blocks are shared where the file system can.
+        Zeros are holes, as far as they can be, and blocks are shared where the file system can.
         """
-        disk.copy(file, path)
-        with path.open("r+b") as out:
+        if file is not None:
+            disk.copy(file, path)
+        with path.open("r+b" if file else "wb") as out:
+            out.truncate(self.size)
             for offset, data in self._read(runs):
-                os.pwrite(out.fileno(), data, offset)
+                for at in range(0, len(data), _BLOCK):
+                    block = data[at : at + _BLOCK]
+                    if file or block != _ZEROS[: len(block)]:
+                        os.pwrite(out.fileno(), block, offset + at)
 
     def apply(self, delta: Path) -> None:
         """Put the pages of a delta in their places. ValueError if it is none of this memory."""
@@ -107,9 +115,9 @@ class Ram:
             offset, size = offset + piece, size - piece
 
 
-def of(pid: int, file: Path, size: int) -> Ram:
-    """The memory that the process `pid` has mapped `file` for. OSError if there is no such mapping."""
-    inode = file.stat().st_ino
+def of(pid: int, file: Path | None, size: int) -> Ram:
+    """The memory of `size` bytes in the process `pid`, which began as `file`. OSError if it is not found."""
+    inode = file.stat().st_ino if file else 0
     with Path(f"/proc/{pid}/maps").open(encoding="utf-8", errors="replace") as maps:
         for line in maps:
             addresses, _, _, _, found, *_ = line.split(maxsplit=5)

@@ -83,27 +83,26 @@ class Resident:
         with dest.open("wb") as out:
             self.fetch("", lines([f"exec cat {source}"]), out, what=f"fetching {source}")
 
-    def freeze(self, script: Callable[[str], bytes]) -> str:
+    def freeze(self) -> str:
         """End what a step has left behind, and freeze the disks: "" if they are, else why a boot is needed.
 
         The guest then waits for `thaw`, and may be saved so.
         """
-        mark = new_mark()
-        self._ask("here", script(mark))
-        head, verdict = self._line(mark.encode())
+        head, verdict = self._line(self._ask("freeze"))
         if verdict == b"frozen":
             return ""
         if not verdict.startswith(b"boot "):
             raise self.machine.error(f"the guest's shell does not understand us: {(head + verdict)[-200:]!r}")
         return verdict.removeprefix(b"boot ").decode(errors="replace")
 
-    def thaw(self) -> None:
-        """Let a frozen guest go on, at the right time of day."""
+    def thaw(self, *, network: bool) -> bool:
+        """Let a frozen guest go on, at the right time of day; False if it has to boot to have this network."""
         token = new_mark()
-        self._send(self.machine.control, f"{time.time():.3f} {token}\n".encode())
-        self._answer(f"{token} ".encode(), _ignore, THAW_TIMEOUT)
+        line = f"{time.time():.3f} {'open' if network else 'closed'} {token}\n"
+        self._send(self.machine.control, line.encode())
+        return self._answer(f"{token} ".encode(), _ignore, THAW_TIMEOUT) == 0
 
-    def _ask(self, kind: str, script: bytes) -> bytes:
+    def _ask(self, kind: str, script: bytes = b"") -> bytes:
         """Send a request, and return what its answer ends with."""
         mark = new_mark()
         self._send(self.machine.control, f"{kind} {len(script)} {mark}\n".encode() + script)

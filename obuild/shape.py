@@ -48,6 +48,11 @@ class Shape:
     kernel: Kernel | None = None
     warm: bool = False
 
+    @property
+    def ram(self) -> int:
+        """The memory that the machine gets, in bytes: whole MiB."""
+        return self.memory >> 20 << 20
+
 
 @dataclass(frozen=True, slots=True)
 class Links:
@@ -59,13 +64,12 @@ class Links:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What a machine's memory begins as: the content of a file, of its size, which is never written to.
+    """What a machine's memory begins as: zeros, or the content of a file of its size, which is never written to.
 
-    With `saved` the machine waits for its devices' state, too.
+    With a file the machine waits for its devices' state, too.
     """
 
-    file: Path
-    saved: bool
+    file: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,7 +259,7 @@ def qemu_argv(
         "-accel", accel,
         "-cpu", cpu,
         "-smp", str(shape.cpus),
-        "-m", f"{shape.memory >> 20}M",
+        "-m", f"{shape.ram >> 20}M",
         "-display", "none",
         "-vga", "none",
         "-rtc", "base=utc",
@@ -274,7 +278,7 @@ def qemu_argv(
         *(_network_argv(network) if memory is None else _switched_network_argv()),
         "-device", f"{arch.net},netdev=net0" if "," not in arch.net else arch.net.replace(",", ",netdev=net0,", 1),
         *(_warm_argv(arch, links or Links("null", "null")) if shape.warm else ()),
-        *(_memory_argv(memory, shape.memory >> 20) if memory else ()),
+        *(_memory_argv(memory, shape.ram) if memory else ()),
         *(arch.firmware if shape.kernel is None else _kernel_argv(shape.kernel, arch.tty)),
     ]  # fmt: skip
 
@@ -318,13 +322,13 @@ CONTROL_PORT, DATA_PORT = "obuild", "obuild-data"
 
 
 def _memory_argv(memory: Memory, size: int) -> list[str | Path]:
-    backend = f"memory-backend-file,id=ram0,size={size}M,mem-path={_comma(memory.file)},share=off"
+    kind = f"memory-backend-file,mem-path={_comma(memory.file)}" if memory.file else "memory-backend-ram"
     return [
-        *("-object", backend),
+        *("-object", f"{kind},id=ram0,size={size},share=off"),
         "-S",
         # the state that xen-save-devices-state writes has no such section
         *("-global", "migration.send-configuration=off"),
-        *(("-incoming", "defer") if memory.saved else ()),
+        *(("-incoming", "defer") if memory.file else ()),
     ]
 
 

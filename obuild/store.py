@@ -67,16 +67,34 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A layer in the making: `log` is open for writing. It exists exactly while its lock is held."""
+    """A layer in the making: `log` is open for writing. It exists exactly while its lock is held.
+
+    Its image is to be an overlay on the image `below`, which shows what the layer `parent` holds; a base has none.
+    `below` is written as the image has it: relative to its folder. A `scratch` is thrown away.
+    """
 
     id: LayerId
     path: Path
     log: BinaryIO
+    parent: LayerId | None = None
+    below: str = ""
+    scratch: bool = False
     started: float = field(default_factory=time.time)
 
     @property
     def image(self) -> Path:
         return self.path / "rootfs" / "image.qcow2"
+
+    def lay(self) -> None:
+        """Make the image: an overlay with nothing in it."""
+        disk.create_overlay(self.image, self.below)
+
+    def lay_copy(self, overlay: Path) -> None:
+        """Make the image: a copy of an overlay on the same layer."""
+        disk.copy(overlay, self.image)
+        self.image.chmod(0o644)
+        if disk.backing_file(self.image) != self.below:  # it may have been flattened since, or not be any more
+            disk.rebase(self.image, self.below)
 
 
 class Store:
@@ -235,12 +253,10 @@ class Store:
                 (path / "rootfs").mkdir(parents=True)
                 trace.reach("draft.made")
                 (path / "key").write_bytes(step.key.encode("utf-8", "surrogateescape"))
-                if step.parent is not None:
-                    backing = self.flats.below(step.parent)
-                    disk.create_overlay(path / "rootfs" / "image.qcow2", f"../../../{backing}")
+                below = f"../../../{self.flats.below(step.parent)}" if step.parent is not None else ""
                 trace.reach("draft.ready")
                 with (path / "log").open("wb") as log:
-                    yield Draft(step.id, path, log)
+                    yield Draft(step.id, path, log, step.parent, below)
                 self._commit(step.id)
         finally:
             discard(path)
@@ -257,8 +273,7 @@ class Store:
             if layer is None:
                 raise StoreError(f"layer {id} was removed from the store", hint="build again")
             (folder / "rootfs").mkdir()
-            disk.create_overlay(folder / "rootfs" / "image.qcow2", str(self.root / self.flats.below(id)))
-            yield Draft(id, folder, log)
+            yield Draft(id, folder, log, id, f"../../../{self.flats.below(id)}", scratch=True)
 
     def _commit(self, id: LayerId) -> None:
         """fsync what is in it, rename it, fsync both folders: after the rename the layer is there for good."""

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any, BinaryIO, Protocol
 
 from obuild import tree
 from obuild.guests import Guest, Piping
 from obuild.plan import Command, Extract, Graft, Transfer
 from obuild.spec import UnixUser, WindowsUser
-from obuild.ssh import Connection
 from obuild.volumes import CacheCopy
 
 
-def send_tree(connection: Connection, guest: Guest, login: str, transfer: Transfer) -> None:
+class Line(Protocol):
+    """A way to talk to a guest: an SSH connection, or the shell that stays in it. Errors as ssh.Connection's."""
+
+    def run(self, command: str, script: Callable[[str], bytes], output: Callable[[bytes], object]) -> int: ...
+    def check(self, command: str, script: bytes, *, what: str) -> None: ...
+    def stream(self, command: str, send: Callable[[Any], None], *, what: str) -> None: ...
+    def fetch(self, command: str, script: bytes, out: BinaryIO, *, what: str) -> None: ...
+    def put(self, source: Path, dest: str) -> None: ...
+    def get(self, source: str, dest: Path) -> None: ...
+
+
+def send_tree(connection: Line, guest: Guest, login: str, transfer: Transfer) -> None:
     """Unpack the tree in the guest, owned by the transfer's user. ObuildError if a file changed meanwhile."""
     user = transfer.user
     uid, gid = _owner(user)
@@ -31,7 +42,7 @@ def _owner(user: UnixUser | WindowsUser) -> tuple[int, int]:
     return (user.uid, user.gid) if isinstance(user, UnixUser) else (0, 0)
 
 
-def take_tree(connection: Connection, guest: Guest, login: str, extract: Extract, archive: Path) -> None:
+def take_tree(connection: Line, guest: Guest, login: str, extract: Extract, archive: Path) -> None:
     """Write files of a guest to `archive`, a tar file on the host; nothing of it is unpacked there."""
     what = f"copying from the build {extract.origin}"
     root = guest.root_shell(login)
@@ -47,15 +58,13 @@ def take_tree(connection: Connection, guest: Guest, login: str, extract: Extract
     connection.check(root, packing.remove, what=what)
 
 
-def send_archive(connection: Connection, guest: Guest, login: str, graft: Graft, archive: Path) -> None:
+def send_archive(connection: Line, guest: Guest, login: str, graft: Graft, archive: Path) -> None:
     """Unpack an archive that another guest has made."""
     command = guest.receive_command(login, graft.dest, graft.user)
     connection.stream(command, partial(_write_file, archive), what=f"copying to {graft.dest}")
 
 
-def send_caches(
-    connection: Connection, guest: Guest, login: str, command: Command, copies: Sequence[CacheCopy]
-) -> None:
+def send_caches(connection: Line, guest: Guest, login: str, command: Command, copies: Sequence[CacheCopy]) -> None:
     """Mount each cache at its target, with what the copy holds."""
     root = guest.root_shell(login)
     connection.check(root, guest.prepare_scratch(), what="making room for caches")
@@ -67,7 +76,7 @@ def send_caches(
             _fill_cache(connection, guest, login, slot, copy.path, what=f"unpacking cache {cache.name}")
 
 
-def _fill_cache(connection: Connection, guest: Guest, login: str, slot: int, archive: Path, *, what: str) -> None:
+def _fill_cache(connection: Line, guest: Guest, login: str, slot: int, archive: Path, *, what: str) -> None:
     if isinstance(guest, Piping):
         connection.stream(guest.receive_cache(login, slot), partial(_write_file, archive), what=what)
     else:
@@ -76,7 +85,7 @@ def _fill_cache(connection: Connection, guest: Guest, login: str, slot: int, arc
 
 
 def send_secrets(
-    connection: Connection, guest: Guest, login: str, command: Command, values: Mapping[str, bytes]
+    connection: Line, guest: Guest, login: str, command: Command, values: Mapping[str, bytes]
 ) -> None:
     """Put each secret's value where the command expects it, in memory only."""
     root = guest.root_shell(login)
@@ -87,7 +96,7 @@ def send_secrets(
         connection.check(root, guest.open_secret(slot, secret.target, command.user), what=what)
 
 
-def remove_secrets(connection: Connection, guest: Guest, login: str, command: Command) -> None:
+def remove_secrets(connection: Line, guest: Guest, login: str, command: Command) -> None:
     """Leave no trace of the secrets in the guest."""
     script = guest.close_secrets(secret.target for secret in command.secrets)
     connection.check(guest.root_shell(login), script, what="removing the secrets")
@@ -104,7 +113,7 @@ def _write_file(path: Path, sink: tree.Sink) -> None:
 
 
 def fetch_caches(
-    connection: Connection, guest: Guest, login: str, command: Command, copies: Sequence[CacheCopy]
+    connection: Line, guest: Guest, login: str, command: Command, copies: Sequence[CacheCopy]
 ) -> list[Path]:
     """Fetch each cache's archive to a file beside its copy, and take the caches out of the guest's tree."""
     fetched = [copy.path.with_suffix(".new") for copy in copies]
@@ -115,7 +124,7 @@ def fetch_caches(
     return fetched
 
 
-def _fetch_cache(connection: Connection, guest: Guest, login: str, slot: int, archive: Path, *, what: str) -> None:
+def _fetch_cache(connection: Line, guest: Guest, login: str, slot: int, archive: Path, *, what: str) -> None:
     root = guest.root_shell(login)
     if isinstance(guest, Piping):
         with archive.open("wb") as out:

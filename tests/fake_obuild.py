@@ -69,7 +69,7 @@ class Always(dict[str, object]):
         return act
 
 
-def machines(shape: Shape, login: str, key: Path, guest: Guest) -> FakeExecutor:
+def machines(shape: Shape, login: str, key: Path, guest: Guest, *rest: object) -> FakeExecutor:
     """In place of QEMU."""
     return FakeExecutor(Always(), files={"out": b"x"})  # type: ignore[arg-type]
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -65,9 +65,12 @@ class FakeExecutor:
     files: dict[str, bytes] = field(default_factory=dict)
     guest: Guest | None = None
 
+    def chain(self) -> AbstractContextManager[FakeExecutor]:
+        return nullcontext(self)
+
     @contextmanager
     def open(self, draft: Draft, *, network: bool) -> Iterator[FakeSession]:
-        assert draft.image.exists()
+        draft.lay()
         self.seen.append("open with network" if network else "open")
         try:
             yield FakeSession(self, draft)

@@ -13,12 +13,14 @@ from obuild.console import (
     AccelOption,
     ArchOption,
     BootOption,
+    BudgetOption,
     CpusOption,
     JsonOption,
     MemoryOption,
     OsOption,
     StoreOption,
     VerboseOption,
+    VmOption,
     guarded,
     lines,
     open_store,
@@ -69,6 +71,8 @@ def build(
     qemu_boot_time: BootOption = 180.0,
     qemu_guest_os: OsOption = "",
     qemu_guest_arch: ArchOption = "",
+    vm: VmOption = "auto",
+    warm_budget: BudgetOption = "4G",
     verbose: VerboseOption = False,
 ) -> None:
     """Build a spec: find the layers that are there, make those that are not.
@@ -83,6 +87,7 @@ def build(
     with ui.ending(tell):
         stage = parse(read_spec(Path(spec)))
         settings = _settings(qemu_accel, qemu_memory, qemu_cpus, qemu_boot_time, qemu_guest_os, qemu_guest_arch)
+        settings = warm_settings(settings, vm, warm_budget)
         if not Path(source).is_dir():
             raise UsageError(f"there is no source directory {source}")
         reserved = parse_bytes("--reserve", reserve) if reserve else 0
@@ -145,6 +150,13 @@ def _settings(accel: str, memory: str, cpus: int, boot_time: float, guest_os: st
     return Settings(accel, size, cpus, boot_time, guest_os, arch).checked()
 
 
+def warm_settings(settings: Settings, vm: str, budget: str) -> Settings:
+    """With how steps get their machines."""
+    from dataclasses import replace
+
+    return replace(settings, vm=vm, warm_budget=parse_bytes("--warm-budget", budget)).checked()
+
+
 def _secrets(given: list[str]) -> dict[str, bytes]:
     found = {}
     for item in given:
@@ -172,8 +184,11 @@ def healthcheck(
     verbose: VerboseOption = False,
 ) -> None:
     """Boot a guest, run a command in it, shut it down: does everything work here?"""
+    from dataclasses import replace
+
     from obuild import engine
 
     settings = _settings(qemu_accel, qemu_memory, qemu_cpus, qemu_boot_time, qemu_guest_os, qemu_guest_arch)
+    settings = replace(settings, vm="boot")
     engine.healthcheck(open_store(store, create=True), base_name=base, settings=settings, tell=lines())
     print("Healthcheck passed")

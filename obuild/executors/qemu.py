@@ -1,55 +1,283 @@
-"""Steps run in a virtual machine: booted on the draft's overlay, reached by SSH, shut down by its power button."""
+"""Steps run in virtual machines, reached by SSH when they have booted: one for each step, or one for many.
+
+`Boots` boots a machine on each draft's overlay and shuts it down by its power button. `WarmChain` goes on in a
+machine that still has the draft's parent as its disk, else resumes one saved there, else boots one and saves it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from obuild import machine, ssh, trace, transfer
-from obuild.guests import GUESTS, Guest
-from obuild.plan import Command, Extract, Graft, Transfer
-from obuild.shape import ARCHES, Shape
+from obuild import lasting, machine, process, ssh, trace, transfer
+from obuild.errors import MachineError, ObuildError
+from obuild.files import discard
+from obuild.guests import GUESTS, LACKING, Guest, Home
+from obuild.lasting import Lasting
+from obuild.machine import Machine
+from obuild.plan import Command, Extract, Graft, LayerId, Transfer
+from obuild.shape import ARCHES, Memory, Shape
 from obuild.store import Draft
 from obuild.volumes import CacheCopy
+from obuild.warm import Warm
 
 
 @dataclass(frozen=True, slots=True)
 class Qemu:
-    """How machines are made: their shape, who logs in, with which private key, and what their OS is told."""
+    """How machines are made: their shape, who logs in, with which private key, and what their OS is told.
+
+    `warm` is where they are saved, and `home` how a guest is kept; without them each step boots one.
+    `identity` is all that a machine must have in common with a saved one to go on as it.
+    """
 
     shape: Shape
     login: str
     key: Path
     guest: Guest = GUESTS["linux"]
+    warm: Warm | None = None
+    home: Home | None = None
+    identity: str = ""
+
+    def chain(self) -> AbstractContextManager[Boots | WarmChain]:
+        """Machines for the steps of one chain."""
+        return closing(WarmChain(self, self.warm, self.home) if self.warm and self.home else Boots(self))
+
+
+@dataclass(frozen=True, slots=True)
+class Boots:
+    """A machine for each step."""
+
+    qemu: Qemu
 
     @contextmanager
     def open(self, draft: Draft, *, network: bool) -> Iterator[Session]:
         """A machine on the draft's image. When the block ends the guest has shut itself down and QEMU is
         gone; if it raises, QEMU is killed and the image is not to be used."""
-        with machine.start(self.shape, draft.image, network=network) as running:
+        qemu = self.qemu
+        draft.lay()
+        with machine.start(qemu.shape, draft.image, network=network) as running:
             trace.reach("machine.started")
             import obuild.index  # noqa: F401  # needed soon: loaded now, while the guest boots
 
-            with ssh.connect(running, login=self.login, key=self.key) as connection:
+            with ssh.connect(running, login=qemu.login, key=qemu.key) as connection:
                 trace.reach("machine.ready")
-                yield Session(connection, self.login, self.guest)
-                if not ARCHES[self.shape.arch].button:
-                    connection.power_off(self.guest.root_shell(self.login), self.guest.power_off())
+                yield Session(connection, qemu.login, qemu.guest)
+                if draft.scratch:
+                    return
+                if not ARCHES[qemu.shape.arch].button:
+                    connection.power_off(qemu.guest.root_shell(qemu.login), qemu.guest.power_off())
                     return
             running.power_off()
         trace.reach("machine.off")
 
+    def close(self) -> None:
+        """Nothing is left."""
 
-@dataclass(frozen=True, slots=True)
+
+class _NeedsBoot(Exception):
+    """This step needs a machine of its own."""
+
+
+@dataclass
+class WarmChain:
+    """One machine for as many steps as can be; what it is in between is saved for other builds."""
+
+    qemu: Qemu
+    warm: Warm
+    home: Home
+    _running: ExitStack = field(default_factory=ExitStack)  # what is behind the two below
+    _live: Lasting | None = None
+    _booted: Machine | None = None  # one that cannot last
+    _made: tuple[LayerId, Path] | None = None  # where the live machine was saved for a layer that is not there yet
+    _refused: bool = False
+
+    @contextmanager
+    def open(self, draft: Draft, *, network: bool) -> Iterator[Session]:
+        """As Boots.open, but the guest may stay: its disks are frozen then, and it waits for the next draft.
+
+        A step with secrets, or one that has changed what a boot sets up, ends as in Boots.
+        """
+        try:
+            session = None
+            if not self._refused:
+                with suppress(_NeedsBoot):
+                    session = self._session(draft, network)
+            if session is None:
+                self._end()
+                draft.image.unlink(missing_ok=True)
+                with Boots(self.qemu).open(draft, network=network) as session:
+                    yield session
+                return
+            yield session
+            if draft.scratch:
+                self._end()
+            else:
+                self._seal(draft, session)
+        except BaseException:
+            self._end()
+            raise
+
+    def close(self) -> None:
+        """Keep what was saved last, and end the machine."""
+        self._keep()
+        self._end()
+
+    def _end(self) -> None:
+        self._live = self._booted = None
+        self._running.pop_all().close()
+
+    # -- how a step gets its machine
+
+    def _session(self, draft: Draft, network: bool) -> Session:
+        """A place to run in. _NeedsBoot if that must be a machine which this step boots for itself."""
+        kept = self._keep()
+        live = self._live
+        if live and live.stands_on(draft) and not (live.heavy and kept):
+            return self._go_on(live, draft, network)
+        self._end()
+        return self._resume(draft, network) or self._boot(draft, network)
+
+    def _go_on(self, live: Lasting, draft: Draft | None, network: bool) -> Session:
+        if not live.go_on(draft, network=network):
+            self.warm.note("the guest needs a boot to know its network")
+            raise _NeedsBoot
+        return Session(live.shell, "root", self.qemu.guest)
+
+    def _resume(self, draft: Draft, network: bool) -> Session | None:
+        """The saved machine of the draft's parent, running. None if there is none that can be."""
+        parent = _parent(draft)
+        with self.warm.use(parent, self.qemu.identity) as state:
+            if state is None:
+                return None
+            try:
+                folder = self._running.enter_context(self.warm.folder(draft.id[:12]))
+                saved = lasting.resumed(state, self.qemu.shape, draft, folder)
+                self._live = self._running.enter_context(saved)
+                session = self._go_on(self._live, None, network)
+                trace.reach("machine.resumed")
+                return session
+            except (ObuildError, OSError, ValueError) as error:
+                reason = str(error).partition("\n")[0]
+                if process.stopping():
+                    raise
+        self._end()
+        draft.image.unlink(missing_ok=True)
+        self.warm.note(f"the saved machine of layer {parent[:12]} cannot be used ({reason}); booting")
+        self.warm.drop(parent)
+        return None
+
+    def _boot(self, draft: Draft, network: bool) -> Session:
+        """Boot a machine, its network closed; if it can last, save it, and go on from what was saved."""
+        with self.warm.boots(_parent(draft)):
+            if session := self._resume(draft, network):  # another build was quicker
+                return session
+            folder = self._running.enter_context(self.warm.folder(draft.id[:12]))
+            draft.lay()
+            booted = self._running.enter_context(
+                machine.start(self.qemu.shape, draft.image, network=False, memory=Memory())
+            )
+            booted.qmp.execute("cont")
+            trace.reach("machine.started")
+            lacks = self._settle(booted)
+            trace.reach("machine.ready")
+            live = Lasting(booted, folder, None)
+            if lacks := lacks or live.freeze():
+                return self._make_do(booted, lacks, network)
+            self._live = live
+            self._save(live, _parent(draft), disk=draft.image)
+            if not self._keep():
+                return self._go_on(live, None, network)
+            self._end()
+            draft.image.unlink()
+            if session := self._resume(draft, network):
+                return session
+        self._refused = True
+        raise _NeedsBoot
+
+    def _settle(self, booted: Machine) -> str:
+        """Have a shell stay in the guest, which no login outlives; what the guest lacks for that, in words."""
+        said = bytearray()
+        with ssh.connect(booted, login=self.qemu.login, key=self.qemu.key) as connection:
+            status = connection.run(self.qemu.guest.root_shell(self.qemu.login), self.home.start, said.extend)
+        if status == 0:
+            return ""
+        if status == LACKING:
+            return said.decode(errors="replace").strip()
+        raise MachineError(f"preparing the guest failed in it: {said.decode(errors='replace').strip()}")
+
+    def _make_do(self, booted: Machine, lacks: str, network: bool) -> Session:
+        """Use a machine that cannot last for one step, over SSH."""
+        self.warm.note(
+            f'this guest cannot be kept warm ({lacks}): each step boots it; warm = "no" in its card is quicker'
+        )
+        self._refused = True
+        if network:
+            raise _NeedsBoot
+        self._booted = booted
+        connection = ssh.connect(booted, login=self.qemu.login, key=self.qemu.key)
+        return Session(self._running.enter_context(connection), self.qemu.login, self.qemu.guest)
+
+    # -- what becomes of it
+
+    def _seal(self, draft: Draft, session: Session) -> None:
+        """Make the draft's image complete, and save the machine, if it may last."""
+        live = self._live
+        if live and not session.secret:
+            why = live.freeze()
+            if not why:
+                live.seal(draft)
+                trace.reach("machine.sealed")
+                self._save(live, draft.id)
+                return
+            self.warm.note(f"the next step needs a boot: {why}")
+        running = live.machine if live else self._booted
+        if running:
+            running.power_off()
+        self._end()
+        trace.reach("machine.off")
+
+    def _save(self, live: Lasting, layer: LayerId, *, disk: Path | None = None) -> None:
+        """Write down the frozen machine, for a layer that need not be there yet."""
+        made = live.folder / "made"
+        if not self.warm.budget or not live.saves:
+            return
+        try:
+            live.save(made, disk)
+            self._made = layer, made
+        except (MachineError, OSError) as error:
+            live.saves = False
+            self.warm.note(f"this machine cannot be saved: {str(error).partition(chr(10))[0]}")
+            discard(made)
+
+    def _keep(self) -> bool:
+        """Have what was written down found by others, now that its layer is there; whether it is."""
+        if self._made is None:
+            return False
+        (layer, made), self._made = self._made, None
+        with self.warm.store.use(layer) as there:
+            kept = there is not None and self.warm.keep(layer, self.qemu.identity, made)
+        if self._live and not kept:
+            self._live.saves = False  # it would not be kept the next time either
+        return kept
+
+
+def _parent(draft: Draft) -> LayerId:
+    if draft.parent is None:
+        raise TypeError("a base is imported, not run")
+    return draft.parent
+
+
+@dataclass
 class Session:
-    """An open machine: commands run in it, files go into it."""
+    """An open machine: commands run in it, files go into it. `secret` is whether it has seen one."""
 
-    connection: ssh.Connection
+    connection: transfer.Line
     login: str
     guest: Guest = GUESTS["linux"]
+    secret: bool = False
 
     def run(
         self,
@@ -65,6 +293,7 @@ class Session:
         if copies:
             transfer.send_caches(self.connection, self.guest, self.login, command, copies)
         if command.secrets:
+            self.secret = True
             transfer.send_secrets(self.connection, self.guest, self.login, command, secrets)
         status = self.connection.run(self.guest.root_shell(self.login), partial(self._script, command), output)
         if command.secrets:

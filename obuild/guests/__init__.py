@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol, runtime_checkable
 
-from obuild.guests import freebsd, linux, openbsd, windows
+from obuild.guests import freebsd, linux, linux_resident, openbsd, windows
 from obuild.packing import Packing
 from obuild.spec import UnixUser, WindowsUser
 
@@ -98,3 +98,19 @@ Guest = Piping | Copying
 
 #: By the `os` of a base image's card.
 GUESTS: dict[str, Guest] = {"linux": linux, "freebsd": freebsd, "openbsd": openbsd, "windows": windows}
+
+
+class Home(Protocol):
+    """What a guest is told so that a shell stays in it, whose machine can be frozen and saved."""
+
+    def start(self, mark: str) -> bytes:
+        """Start the shell, then print `mark STATUS` and a newline, as `run_script` does.
+
+        If the guest lacks what it needs, the status is LACKING, and before it stands, in a few words, what.
+        """
+
+
+LACKING = linux_resident.LACKING
+
+#: By the `os` of a base image's card: who can be kept warm.
+HOMES: dict[str, Home] = {"linux": linux_resident}

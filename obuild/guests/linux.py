@@ -57,7 +57,7 @@ def run_script(
         "exec 2>&1",
         *ensure_folder(cwd, f"{uid}:{gid}"),
         f"cd -P {shlex.quote(cwd)} || {{ {say_status(mark, '125')}; exit; }}",
-        f"home=$(getent passwd {uid} 2>/dev/null | cut -d: -f6)",
+        *_find_home(uid),
         # the environment is set last, so that nothing in it (LD_PRELOAD, say) acts on a program run as root
         f"become='setpriv --reuid {uid} --regid {gid} --clear-groups --'",
         f"command -v setpriv >/dev/null || become='sudo -n -u #{uid} -g #{gid} --'",
@@ -65,6 +65,16 @@ def run_script(
         f"status=$?; {say_status(mark, '$status')}",
     ]
     return script(lines)
+
+
+def _find_home(uid: int) -> list[str]:
+    """Set `home` to the user's home folder. Each program that need not be started counts, in an emulated guest."""
+    return [
+        "home=",
+        "while IFS=: read -r _ _ id _ _ folder _; do",
+        f'if [ "$id" = {uid} ]; then home=$folder; break; fi; done </etc/passwd 2>/dev/null',
+        f'[ -n "$home" ] || home=$(getent passwd {uid} 2>/dev/null | cut -d: -f6)',
+    ]
 
 
 def receive_script(dest: str, user: UnixUser | WindowsUser) -> bytes:

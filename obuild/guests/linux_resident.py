@@ -11,31 +11,38 @@ A request is a line `KIND SIZE MARK` and a script of SIZE bytes; the answer is w
     check   as root, with nothing on stdin
     stream  the same, with the data port's pieces on stdin, each behind a line with its size; 0 ends them
     fetch   the same, with stdout to the data port, where `MARK` ends it
-    here    in the shell itself
+    freeze  no script: end what a step has left behind, freeze the disks, and wait
+
+To `freeze`, the shell answers with a line `MARK frozen`, and then waits for a line `TIME NETWORK TOKEN`: it sets
+the clock to TIME, in seconds since the epoch, thaws the disks, does what a boot would do, sees to it that the guest
+knows its network as `open` or `closed`, and answers with TOKEN in place of MARK; the status is 1 if that network
+cannot be had without a boot. Or it answers with `MARK boot WHY`; the disks are not frozen then.
 
 Needed in the guest: virtio_console, cgroups (version 2), fsfreeze, coreutils or busybox, and a kernel of 5.14.
 """
 
 from __future__ import annotations
 
-from obuild.posix import script
+from obuild.posix import say_status, script
 from obuild.shape import CONTROL_PORT, DATA_PORT
 
 #: Where the shell has its files: in a tmpfs.
 FOLDER = "/run/obuild"
 
 #: What a boot reads. If it changes, the guest is booted before the next step, for that could matter to it.
-#: Files that packages bring come and go by renames, so of their folders only the last change is looked at.
-BOOT_FOLDERS = (
+#: Files that packages bring come and go by renames, so of their folders only the last change is looked at; what
+#: people edit, is looked at by itself.
+BOOT = (
     "/boot /boot/* /lib/modules /lib/modules/* /usr/lib/modules-load.d /usr/lib/sysctl.d /usr/lib/sysusers.d "
     "/usr/lib/tmpfiles.d /lib/systemd /lib/systemd/systemd /lib/systemd/system /lib/systemd/system/*.wants "
-    "/usr/lib/systemd/system /lib/udev/rules.d /usr/lib/udev/rules.d /usr/lib/environment.d /sbin/init"
+    "/usr/lib/systemd/system /lib/udev/rules.d /usr/lib/udev/rules.d /usr/lib/environment.d /sbin/init "
+    "/etc/fstab /etc/crypttab /etc/hostname /etc/inittab /etc/rc* /etc/rc*/* /etc/init.d /etc/init.d/* "
+    "/etc/conf.d /etc/conf.d/* /etc/modules /etc/sysctl.conf /etc/default /etc/default/* /etc/environment "
+    "/etc/pam.d /etc/pam.d/* /etc/netplan /etc/netplan/* /etc/ssh /etc/ssh/*"
 )
-BOOT_FILES = (
-    "/etc/fstab /etc/crypttab /etc/hostname /etc/inittab /etc/rc* /etc/init.d /etc/conf.d /etc/runlevels "
-    "/etc/systemd /etc/udev /etc/modules /etc/modules-load.d /etc/modprobe.d /etc/sysctl.conf /etc/sysctl.d "
-    "/etc/tmpfiles.d /etc/default /etc/network /etc/netplan /etc/NetworkManager /etc/sysconfig /etc/ssh "
-    "/etc/pam.d /etc/security /etc/environment /etc/selinux /etc/apparmor.d"
+BOOT_TREES = (
+    "/etc/systemd /etc/udev /etc/modules-load.d /etc/modprobe.d /etc/sysctl.d /etc/tmpfiles.d /etc/runlevels "
+    "/etc/network /etc/NetworkManager /etc/sysconfig /etc/security /etc/selinux"
 )
 
 #: In tmpfs mounts, what services keep there for themselves: nothing of it is looked at.
@@ -48,10 +55,14 @@ REBOOT = "/run/reboot-required"
 GRACE = 5
 
 
-def start() -> bytes:
-    """Start the shell, once what else is starting has started.
+#: The exit status that says that a guest lacks something.
+LACKING = 3
 
-    If the guest lacks what it needs, the script ends with 3 and says, in a few words, what.
+
+def start(mark: str) -> bytes:
+    """Start the shell, once what else is starting has started; then print `mark STATUS` and a newline.
+
+    If the guest lacks what it needs, the status is LACKING, and before it stands, in a few words, what.
     """
     text = _START
     for name, value in {
@@ -62,38 +73,29 @@ def start() -> bytes:
         "DATA": DATA_PORT,
         "KEPT": KEPT,
         "REBOOT": REBOOT,
+        "LACKING": str(LACKING),
         "TRIES": str(GRACE * 20),
-        "BOOT_FOLDERS": BOOT_FOLDERS,
-        "BOOT_FILES": BOOT_FILES,
+        "BOOT": f"{BOOT} {' '.join(f'{name} {name}/* {name}/*/* {name}/*/*/*' for name in BOOT_TREES.split())}",
     }.items():
         text = text.replace(f"@{name}@", value)
-    return script([text])
-
-
-def freeze(mark: str) -> bytes:
-    """End what a step has left behind and freeze the disks, or say why a boot is needed: for the shell itself.
-
-    Prints `MARK frozen`, and then waits for a line `TIME TOKEN`: it sets the clock to TIME, in seconds since the
-    epoch, thaws the disks, does what a boot would do, and answers with TOKEN in place of the request's mark.
-    Or prints `MARK boot WHY`; the disks are not frozen then.
-    """
-    return script([f"freeze_until_told {mark}"])
+    return script(["(", text, ") 2>&1", say_status(mark, "$?")])
 
 
 _LIBRARY = r"""
-# All that a boot would put right, as one text.
-snapshot() {
+# All that a boot would put right, as one text. Names are listed by the shell, for starting a program takes longer.
+settings() {
     cat /proc/self/mountinfo /proc/swaps /proc/net/route /proc/sys/kernel/hostname
     for service in /sys/fs/cgroup/system.slice/*/; do echo "$service"; done
-    find $volatile -xdev $skipped -print
-    stat -c '%n %z' $boot_folders
-    find $boot_files -exec stat -c '%n %z' {} +
-} 2>/dev/null
+    stat -c '%n %z' $boot
+}
+names() { for folder in $volatile; do echo $folder/* $folder/.[!.]* $folder/*/*; done; }
+left_over() { find $volatile -xdev $skipped -print; }
 
 same() {
-    snapshot >$dir/now
-    cmp -s $dir/now $dir/before
-}
+    [ "$(settings; names)" = "$quick" ] && return
+    { settings; left_over; } >$dir/now
+    cmp -s $dir/now $dir/before && quick=$(settings; names)
+} 2>/dev/null
 
 end_step() {
     for session in /sys/fs/cgroup/user.slice/*/session-*.scope; do
@@ -147,11 +149,38 @@ thaw() {
     for mount in $frozen; do fsfreeze -u "$mount" || mount -o remount,rw "$mount"; done
 } 2>/dev/null
 
+# QEMU's DHCP names a gateway and a name server where the network is open, and a guest boots where it is closed.
+open_network() {
+    card= gateway=
+    while read -r name to via rest; do
+        case $to in 00000000) gateway=$name ;; 0002000A) card=$name ;; esac
+    done </proc/net/route
+    [ -z "$gateway" ] || return 0
+    [ -n "$card" ] || return 1
+    ip route add default via 10.0.2.2 dev $card || route add default gw 10.0.2.2 $card || return 1
+    opened=$card
+    while read -r word server; do
+        case $word,$server in
+        nameserver,127.0.0.53) resolvectl dns $card 10.0.2.3; return ;;
+        nameserver,*) return 0 ;;
+        esac
+    done </etc/resolv.conf
+    return 1
+} 2>/dev/null
+
+close_network() {
+    [ -n "$opened" ] || return 0
+    ip route del default via 10.0.2.2 dev $opened || route del default gw 10.0.2.2 $opened
+    resolvectl revert $opened
+    opened=
+} 2>/dev/null
+
 list_tmp() { echo /tmp/* /tmp/.[!.]*; }
 
 freeze_until_told() {
     why=
     end_step
+    close_network
     if [ -e @REBOOT@ ]; then
         why='there is a file @REBOOT@'
     elif [ "$clears_tmp" = boot ] && [ "$(list_tmp)" != "$tmp" ]; then
@@ -162,16 +191,17 @@ freeze_until_told() {
         why='a file system cannot be frozen'
     fi
     if [ -n "$why" ]; then
-        printf '%s boot %s\n' "$1" "$why" >&4
+        printf '%s boot %s\n' "$mark" "$why" >&4
         return
     fi
-    printf '%s frozen\n' "$1" >&4
-    read -r now mark <&3
+    printf '%s frozen\n' "$mark" >&4
+    read -r now network mark <&3
     date -s "@$now" >/dev/null 2>&1 || date -s "@${now%.*}" >/dev/null 2>&1
     thaw
     if [ "$clears_tmp" = systemd ] && [ "$(list_tmp)" != "$tmp" ]; then
         systemd-tmpfiles --create --remove --boot --exclude-prefix=/dev >/dev/null 2>&1
     fi
+    [ "$network" = closed ] || open_network
 }
 """
 
@@ -193,10 +223,12 @@ chmod 622 $dir/out
 exec 4<>$dir/out
 cat <&4 >&3 3>&- 4>&- 5>&- &
 cd /
+opened=
 tmp=$(list_tmp)
-snapshot >$dir/before
+quick=$(settings 2>/dev/null; names)
+{ settings; left_over; } >$dir/before 2>/dev/null
 while read -r kind size mark <&3; do
-    dd bs="$size" count=1 iflag=fullblock <&3 >$dir/script 2>/dev/null
+    [ "$size" = 0 ] || dd bs="$size" count=1 iflag=fullblock <&3 >$dir/script 2>/dev/null
     case $kind in
     step) (echo 0 >$step/cgroup.procs && exec sh $dir/script) </dev/null >&4 2>&1 3>&- 4>&- 5>&- ;;
     check) sh $dir/script </dev/null >&4 2>&1 3>&- 4>&- 5>&- ;;
@@ -214,7 +246,7 @@ while read -r kind size mark <&3; do
         printf '%s 0\n' "$mark" >&5
         (exit $status)
         ;;
-    here) . $dir/script ;;
+    freeze) freeze_until_told ;;
     esac
     printf '%s %d\n' "$mark" $? >&4
 done
@@ -222,7 +254,7 @@ done
 
 _START = r"""
 dir=@FOLDER@
-lacks() { echo "$1"; exit 3; }
+lacks() { echo "$1"; exit @LACKING@; }
 for tool in cat chmod cmp date dd find fsfreeze grep mkfifo mount rm sed setsid sleep stat umount; do
     command -v $tool >/dev/null || lacks "it has no $tool"
 done
@@ -262,7 +294,7 @@ while read -r id parent device root mount options rest; do
     tmpfs | ramfs) case $mount in /sys/* | $dir | /run/* | *\\*) ;; *) volatile="$volatile $mount" ;; esac ;;
     esac
     # the innermost is frozen first; a disk that is mounted twice, once
-    case "$rest" in *" - "*" /dev/"*) ;; *) continue ;; esac
+    case " $rest" in *" - "*" /dev/"*) ;; *) continue ;; esac
     case "$options" in ro | ro,*) continue ;; esac
     case " $devices " in *" $device "*) continue ;; esac
     devices="$devices $device" disks="$mount $disks"
@@ -283,7 +315,7 @@ esac
 
 cat >$dir/settings <<END
 group=$group step=$group/step control=$control data=$data disks='$disks' volatile='$volatile' skipped='$skipped'
-clears_tmp=$clears_tmp boot_folders='@BOOT_FOLDERS@' boot_files='@BOOT_FILES@'
+clears_tmp=$clears_tmp boot='@BOOT@'
 END
 cat >$dir/library <<'END'
 @LIBRARY@
