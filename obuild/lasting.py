@@ -6,6 +6,7 @@ what lies between them is the caller's: `freeze`, `seal`, `save`.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shlex
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from obuild import disk, machine, process, ram
 from obuild.errors import MachineError
+from obuild.guests import Home
 from obuild.machine import Machine
 from obuild.plan import LayerId
 from obuild.resident import Resident
@@ -144,12 +146,16 @@ def _load(machine: Machine, device: Path) -> None:
     raise MachineError("QEMU does not take the saved state of its devices")
 
 
-def identity(shape: Shape) -> str:
-    """All that a machine must have in common with a saved one to go on as it: QEMU, what it is told, the CPU."""
+def identity(shape: Shape, home: Home) -> str:
+    """All that a machine must have in common with a saved one to go on as it: QEMU, what it is told, the CPU, us.
+
+    Us, for the shell in a saved guest understands what the obuild understood that started it.
+    """
     memory = Memory(Path("ram"))
     argv = qemu_argv(shape, Path("image"), network=False, qmp="qmp", links=Links("", ""), memory=memory)
     binary = Path(process.require(str(argv[0]))).resolve()
-    lines = [*map(str, argv), str(binary), str(disk.stamp(binary))]
+    shell = hashlib.sha256(home.start("")).hexdigest()
+    lines = [*map(str, argv), str(binary), str(disk.stamp(binary)), shell]
     if shape.accel == "kvm":  # the guest was told what this CPU can do
         about = Path("/proc/cpuinfo").read_text(errors="replace").partition("\n\n")[0].splitlines()
         lines += [

@@ -48,13 +48,12 @@ class Machines:
             chosen = accel.choose(self.settings.accel, shape.arch, memo=memo, note=self.say)
             key = base.key_path(self.store, found.card)
             shape = replace(shape, accel=chosen, kernel=kernel)
-            guest = found.card.os
-            warm = None
+            qemu = Qemu(shape, found.card.login, key, GUESTS[found.card.os])
             if shape.warm and self.settings.vm != "boot":
+                home = HOMES[found.card.os]
                 warm = Warm(self.store, self.settings.warm_budget, self.say)
-            self._made[found.name] = Qemu(
-                shape, found.card.login, key, GUESTS[guest], warm, HOMES.get(guest), identity(shape)
-            )
+                qemu = Qemu(shape, qemu.login, key, qemu.guest, warm, home, identity(shape, home))
+            self._made[found.name] = qemu
         return self._made[found.name]
 
     def of_layer(self, id: LayerId) -> Qemu:

@@ -14,9 +14,9 @@ A request is a line `KIND SIZE MARK` and a script of SIZE bytes; the answer is w
     freeze  no script: end what a step has left behind, freeze the disks, and wait
 
 To `freeze`, the shell answers with a line `MARK frozen`, and then waits for a line `TIME NETWORK TOKEN`: it sets
-the clock to TIME, in seconds since the epoch, thaws the disks, does what a boot would do, sees to it that the guest
-knows its network as `open` or `closed`, and answers with TOKEN in place of MARK; the status is 1 if that network
-cannot be had without a boot. Or it answers with `MARK boot WHY`; the disks are not frozen then.
+the clock to TIME, in seconds since the epoch, thaws the disks, does what a boot would do, sees to it that the
+guest knows its network as `open` or `closed`, and answers with TOKEN in place of MARK; the status is 1 if that
+network cannot be had without a boot. Or it answers with `MARK boot WHY`; the disks are not frozen then.
 
 Needed in the guest: virtio_console, cgroups (version 2), fsfreeze, coreutils or busybox, and a kernel of 5.14.
 """
