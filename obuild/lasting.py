@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -106,7 +107,7 @@ class Lasting:
         self.layer = None
         self.machine.switch(network=network)
         self.machine.qmp.execute("cont")
-        return self.shell.thaw(network=network)
+        return self.shell.thaw(network=network, seed=secrets.token_hex(32) if draft is None else "")
 
     def _disk(self, number: int) -> Path:
         return self.folder / "disks" / f"{number}.qcow2"

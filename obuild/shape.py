@@ -311,9 +311,9 @@ def _warm_argv(arch: Arch, links: Links) -> list[str | Path]:
         *("-device", arch.genid),
         *("-device", "virtio-serial-pci"),
         *("-chardev", f"{links.control},id=control"),
-        *("-device", f"virtserialport,chardev=control,name={CONTROL_PORT}"),
+        *("-device", f"virtserialport,id=port1,chardev=control,name={CONTROL_PORT}"),
         *("-chardev", f"{links.data},id=data"),
-        *("-device", f"virtserialport,chardev=data,name={DATA_PORT}"),
+        *("-device", f"virtserialport,id=port2,chardev=data,name={DATA_PORT}"),
     ]
 
 

@@ -82,8 +82,8 @@ class State:
 class Warm:
     """The saved machines of a store, for builds.
 
-    All together may take `budget` bytes on disk; if that is 0, none is saved and none is used. `note` is told, in
-    one line, why a machine cannot be used, or could not be saved.
+    All together may take `budget` bytes on disk, and half of what is free there; with 0, none is saved and none is
+    used. `note` is told, in one line, why a machine cannot be used, or could not be saved.
     """
 
     store: Store
@@ -161,7 +161,7 @@ class Warm:
         if why := outdated(self.store, layer):
             return why
         if state.about()["machine"] != machine:
-            return "it was made by another QEMU or for another machine"
+            return "it is one of another QEMU or obuild, or of another size"
         return damage(state, read_data=True)
 
     def _place(self, layer: LayerId, machine: str, made: Path) -> bool:
@@ -171,7 +171,8 @@ class Warm:
         for path in files:
             path.chmod(0o400)
         made.chmod(MODE)
-        if sum(path.stat().st_blocks * 512 for path in (made, *files)) > self.budget:
+        size = sum(path.stat().st_blocks * 512 for path in (made, *files))
+        if size > self._limit(size):
             return False
         states = self.store.states
         states.folder.mkdir(MODE, exist_ok=True)
@@ -187,12 +188,21 @@ class Warm:
         trace.reach("warm.kept")
         return True
 
+    def _limit(self, more: int = 0) -> int:
+        """What all states may take: the budget, but never more than half of what would be free without them.
+
+        On a small disk the layers need the room. `more` bytes of the disk are for a state that is not yet one.
+        """
+        status = os.statvfs(self.store.root)
+        free = status.f_bavail * status.f_frsize + usage.within(self.store.states.folder) + more
+        return min(self.budget, free // 2)
+
     def _evict(self, spared: LayerId) -> None:
         """Remove states that were not used for the longest time, until all fit into the budget."""
         states = self.store.states
         with locks.file_lock(self.store.locks / "warm.lock"):  # one at a time, or two would remove twice as many
             for id in sorted(states.ids(), key=lambda id: _used(states.folder / id)):
-                if usage.within(states.folder) <= self.budget:
+                if usage.within(states.folder) <= self._limit():
                     return
                 if id != spared:
                     self.drop(id)  # frees less than its size if another has the same `ram`: so each time we look

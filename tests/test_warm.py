@@ -245,7 +245,7 @@ DAMAGED = "its about.json is damaged"
         (told(files={"ram": 3}), "its ram is not what it was"),
         (told(sha256={}), "its device is not what it was"),
         (told(format=2), "it was saved by another version of obuild"),
-        (told(machine="QEMU 9"), "it was made by another QEMU or for another machine"),
+        (told(machine="QEMU 9"), "it is one of another QEMU or obuild, or of another size"),
         (told(boot="another"), "the host has booted since"),
         (told(layer=[]), "its layer was removed and made again"),
     ],

@@ -13,15 +13,18 @@ A request is a line `KIND SIZE MARK` and a script of SIZE bytes; the answer is w
     fetch   the same, with stdout to the data port, where `MARK` ends it
     freeze  no script: end what a step has left behind, freeze the disks, and wait
 
-To `freeze`, the shell answers with a line `MARK frozen`, and then waits for a line `TIME NETWORK TOKEN`: it sets
-the clock to TIME, in seconds since the epoch, thaws the disks, does what a boot would do, sees to it that the
-guest knows its network as `open` or `closed`, and answers with TOKEN in place of MARK; the status is 1 if that
-network cannot be had without a boot. Or it answers with `MARK boot WHY`; the disks are not frozen then.
+To `freeze`, the shell answers with a line `MARK frozen`, and then waits for a line
+`TIME SEED NETWORK TOKEN`: it makes random numbers anew from SEED (`-` if it was not resumed), sets the clock to
+TIME, in seconds since the epoch, thaws the disks, does what a boot would do, sees to it that the guest knows its
+network as `open` or `closed`, and answers with TOKEN in place of MARK; the status is 1 if it has to boot to know
+that network. Or it answers with `MARK boot WHY`; the disks are not frozen then.
 
 Needed in the guest: virtio_console, cgroups (version 2), fsfreeze, coreutils or busybox, and a kernel of 5.14.
 """
 
 from __future__ import annotations
+
+import struct
 
 from obuild.posix import say_status, script
 from obuild.shape import CONTROL_PORT, DATA_PORT
@@ -74,11 +77,39 @@ def start(mark: str) -> bytes:
         "KEPT": KEPT,
         "REBOOT": REBOOT,
         "LACKING": str(LACKING),
+        "RESEED": "".join(f"\\0{byte:03o}" for byte in _reseed()),
         "TRIES": str(GRACE * 20),
         "BOOT": f"{BOOT} {' '.join(f'{name} {name}/* {name}/*/* {name}/*/*/*' for name in BOOT_TREES.split())}",
     }.items():
         text = text.replace(f"@{name}@", value)
     return script(["(", text, ") 2>&1", say_status(mark, "$?")])
+
+
+def _reseed() -> bytes:
+    """A program for x86_64 that has the kernel take what was written to /dev/urandom into its random numbers, now.
+
+    Else that takes a minute, and machines that were resumed from one state have the same numbers until then. The
+    kernel's own way, a device that says that the machine is another one, comes too late for the first command.
+    random(4) has the ioctl; no tool that every guest has calls it. Format: elf(5).
+    """
+    start = 0x400000
+    path = b"/dev/urandom\0"
+    head = 64 + 56
+    code = b"".join(
+        (
+            b"\xbf" + (start + head).to_bytes(4, "little"),  # mov edi, path
+            b"\x31\xf6\xb8\x02\x00\x00\x00\x0f\x05",  # open(path, O_RDONLY)
+            b"\x89\xc7\xbe\x07\x52\x00\x00\xb8\x10\x00\x00\x00\x0f\x05",  # ioctl(it, RNDRESEEDCRNG)
+            b"\xf7\xd8\x89\xc7\xb8\x3c\x00\x00\x00\x0f\x05",  # exit(-result)
+        )
+    )
+    size = head + len(path) + len(code)
+    elf = struct.pack(
+        "<16sHHIQQQIHHHHHH",
+        *(b"\x7fELF\x02\x01\x01", 2, 62, 1, start + head + len(path), 64, 0, 0, 64, 56, 1, 0, 0, 0),
+    )
+    segment = struct.pack("<IIQQQQQQ", 1, 5, 0, start, start, size, size, 0x1000)
+    return elf + segment + path + code
 
 
 _LIBRARY = r"""
@@ -195,7 +226,11 @@ freeze_until_told() {
         return
     fi
     printf '%s frozen\n' "$mark" >&4
-    read -r now network mark <&3
+    read -r now seed network mark <&3
+    if [ "$seed" != - ]; then
+        printf '%s' "$seed" >/dev/urandom
+        $dir/reseed
+    fi
     date -s "@$now" >/dev/null 2>&1 || date -s "@${now%.*}" >/dev/null 2>&1
     thaw
     if [ "$clears_tmp" = systemd ] && [ "$(list_tmp)" != "$tmp" ]; then
@@ -312,6 +347,12 @@ case " $volatile " in
     elif [ -e /lib/init/bootclean.sh ] || [ -e /etc/conf.d/bootmisc ]; then clears_tmp=boot
     fi ;;
 esac
+
+# Made when it is first read: in all that is resumed from here it shall be the same.
+read -r id </proc/sys/kernel/random/boot_id
+printf '%b' '@RESEED@' >$dir/reseed
+chmod 700 $dir/reseed
+$dir/reseed || lacks "its random numbers cannot be made anew"
 
 cat >$dir/settings <<END
 group=$group step=$group/step control=$control data=$data disks='$disks' volatile='$volatile' skipped='$skipped'

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -64,6 +64,19 @@ def base_images(*names: str) -> Path:
         if base.image_path(store, name) is None:
             base.make(store, name, say=print)
     return kept
+
+
+def extents(path: Path) -> Iterator[bytes]:
+    """What a file holds besides holes: the memory of a saved machine is mostly those."""
+    with path.open("rb") as file:
+        end = 0
+        while True:
+            try:
+                start = os.lseek(file.fileno(), end, os.SEEK_DATA)
+            except OSError:
+                return
+            end = os.lseek(file.fileno(), start, os.SEEK_HOLE)
+            yield os.pread(file.fileno(), end - start, start)
 
 
 def rename_base(store: Path, old: str, new: str) -> None:

@@ -51,8 +51,8 @@ def machines(store: Path) -> list[int]:
 def assert_clean(program: Program) -> None:
     """Nothing of the failed step is left."""
     assert machines(program.store) == []
-    for folder in ("result-tmp", "cache-tmp", "state/locks"):
-        assert not any((program.store / folder).iterdir()), folder
+    for folder in ("result-tmp", "cache-tmp", "warm-tmp", "state/locks"):
+        assert not list((program.store / folder).glob("*")), folder
 
 
 @contextmanager

@@ -1,0 +1,269 @@
+"""Warm machines: the same result as with a boot for each step, whatever the steps do, and never a failed build."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import stat
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.vm.conftest import Program, base_images, new_store
+from tests.vm.test_failures import assert_clean
+
+pytestmark = pytest.mark.vm
+
+Spec = Callable[[str], Path]
+
+#: What a boot, a login and the clock leave in a layer: the two ways differ in these and in nothing else.
+MAY_DIFFER = re.compile(
+    r"/var/log/.*|/var/lib/systemd/.*|/etc/machine-id|/var/lib/dbus/machine-id|/etc/\.pwd\.lock|/etc/resolv\.conf"
+    r"|(/var)?/tmp/systemd-private-.*|/var/cache/ldconfig/aux-cache|/var/lib/private(/.*)?|/var/cache/private(/.*)?"
+)
+
+
+@contextmanager
+def mounted(image: Path, folder: Path) -> Iterator[Path]:
+    """The root file system of a layer, read-only, as it is on the disk: no journal is replayed."""
+    raw = folder / "raw"
+    subprocess.run(["qemu-img", "convert", "-O", "raw", image, raw], check=True)
+    root = folder / "root"
+    root.mkdir(exist_ok=True)
+    about = subprocess.run(
+        ["dumpe2fs", "-h", f"{raw}?offset={1 << 20}"], capture_output=True, text=True, check=True
+    ).stdout
+    assert "needs_recovery" not in about  # frozen, or unmounted: clean in either case
+    subprocess.run(["mount", "-o", f"loop,ro,noload,offset={1 << 20}", raw, root], check=True)
+    try:
+        yield root
+    finally:
+        subprocess.run(["umount", root], check=True)
+        raw.unlink()
+
+
+def tree(root: Path) -> dict[str, tuple[object, ...]]:
+    """What each path of a file system is: kind, mode, owner, and content or target."""
+    found: dict[str, tuple[object, ...]] = {}
+    for folder, folders, files in os.walk(root):
+        for name in (*folders, *files):
+            path = Path(folder, name)
+            status = path.lstat()
+            content: object = ""
+            if stat.S_ISLNK(status.st_mode):
+                content = str(path.readlink())
+            elif stat.S_ISREG(status.st_mode):
+                content = path.read_bytes()
+            elif stat.S_ISBLK(status.st_mode) or stat.S_ISCHR(status.st_mode):
+                content = status.st_rdev
+            found[f"/{path.relative_to(root)}"] = (status.st_mode, status.st_uid, status.st_gid, content)
+    return {path: about for path, about in found.items() if not MAY_DIFFER.fullmatch(path)}
+
+
+def layers(output: str) -> list[str]:
+    return re.findall(r'---> saved as "([0-9a-f]{64})"', output)
+
+
+#: Twelve steps that leave behind whatever a step can.
+STEPS = r"""
+    (run (shell "mkdir /data && echo one >/data/file && ln -s file /data/link && chmod 4755 /data/file"))
+    (run (shell "echo scratch >/tmp/left; mkdir -p /tmp/.hidden; echo x >/tmp/.hidden/y; ls -a /tmp"))
+    (run (shell "ls -a /tmp /run/lock >/data/seen; sleep 1000 & setsid sleep 1001 >/dev/null 2>&1 & echo started"))
+    (run (shell "ps ax -o args | grep -c '[s]leep 100' >/data/sleepers; cat /data/sleepers"))
+    (run (shell "mkdir -p /mnt/t && mount -t tmpfs t /mnt/t && echo x >/mnt/t/x && touch /run/left /dev/shm/y"))
+    (run (shell "ls -A /mnt/t /dev/shm >/data/mounted; test -e /run/left && echo run >>/data/mounted; hostname"))
+    (workdir /srv/a)
+    (user (uid 33) (gid 33))
+    (env VAR value)
+    (run (shell "id >who; env | sort >env; pwd >here; umask >umask; ulimit -a >limits; cat who"))
+    (copy (src .) (dst /copied/))
+    (user (uid 0) (gid 0))
+    (run (shell "hostname other; echo changed >/etc/motd; cat /proc/sys/kernel/hostname"))
+    (run (shell "cat /proc/sys/kernel/hostname >/data/name; cat /proc/sys/kernel/hostname"))
+    (run (network host) (shell "cat /proc/net/route | cut -f1-3 >/data/routes"))
+    (run (shell "cat /proc/net/route | cut -f1-3 >>/data/routes; cat /data/sleepers /data/mounted /data/name"))
+"""
+
+
+@pytest.mark.parametrize("base", ["micro", "debian-12"])
+@pytest.mark.skipif(os.geteuid() != 0, reason="layers are mounted to be compared")
+def test_warm_and_cold_builds_give_the_same_files(base: str, tmp_path: Path, spec: Spec, source: Path) -> None:
+    (source / "a").write_text("a file\n")
+    (source / "b").mkdir()
+    (source / "b" / "c").write_bytes(os.urandom(5000))
+    path = spec(f"((from {base}) {STEPS})")
+    program = Program(new_store(tmp_path / "store", base_images(base)))
+    trees: dict[str, list[dict[str, tuple[object, ...]]]] = {}
+    said: dict[str, list[str]] = {}
+    for way in ("warm", "boot"):
+        done = program.build(path, source, "--vm", way)
+        said[way] = [line for line in done.stdout.splitlines() if not line.startswith("the next step")]
+        trees[way] = []
+        for id in layers(done.stdout)[-12:]:
+            with mounted(program.store / "result" / id / "rootfs/image.qcow2", tmp_path) as root:
+                trees[way].append(tree(root))
+        assert_clean(program)
+        program("fsck", "--read-data")
+        for id in reversed(layers(done.stdout)[-12:]):
+            program("delete", id)
+    assert len(trees["warm"]) == len(trees["boot"]) == 12
+    for number, (warm, boot) in enumerate(zip(trees["warm"], trees["boot"], strict=True)):
+        assert {path for path in {*warm, *boot} if warm.get(path) != boot.get(path)} == set(), number
+    assert said["warm"][-30:] == said["boot"][-30:]
+
+
+BOOT_ID = "cat /proc/sys/kernel/random/boot_id"
+
+
+def boots(done: subprocess.CompletedProcess[str]) -> list[str]:
+    """The ids of the boots in which steps ran that print them."""
+    return re.findall(r"^[0-9a-f]{8}-[0-9a-f-]{27}$", done.stdout, re.MULTILINE)
+
+
+def test_a_chain_runs_in_one_boot_and_a_longer_one_goes_on_in_it(
+    shared: Program, spec: Spec, source: Path
+) -> None:
+    steps = f'(run (shell "{BOOT_ID} # a")) (run (shell "{BOOT_ID} # b"))'
+    first = shared.build(spec(f"((from micro) {steps})"), source)
+    longer = shared.build(spec(f'((from micro) {steps} (run (shell "{BOOT_ID} # c")))'), source)
+    branch = shared.build(
+        spec(f'((from micro) (run (shell "{BOOT_ID} # a")) (run (shell "{BOOT_ID} # d")))'), source
+    )
+    assert len(boots(longer)) == 3
+    assert len({*boots(first), *boots(longer), *boots(branch)}) == 1
+    assert_clean(shared)
+
+
+def test_a_failed_step_is_tried_again_where_it_failed(shared: Program, spec: Spec, source: Path) -> None:
+    before = f'(run (shell "{BOOT_ID}; echo before a failure"))'
+    first = shared.build(spec(f'((from micro) {before} (run (shell "rm /etc/passwd; exit 7")))'), source, code=1)
+    again = shared.build(spec(f'((from micro) {before} (run (shell "{BOOT_ID}; test -e /etc/passwd")))'), source)
+    assert len(boots(again)) == 2
+    assert {*boots(first)} == {*boots(again)}
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["touch /etc/modprobe.d/x.conf", "touch /run/reboot-required", "mkdir /lib/modules/6.0.0", "umount /dev/shm"],
+)
+def test_a_step_that_changes_what_a_boot_sets_up_is_followed_by_one(
+    shared: Program, spec: Spec, source: Path, change: str
+) -> None:
+    path = spec(f'((from micro) (run (shell "{BOOT_ID}; {change}")) (run (shell "{BOOT_ID}; findmnt /dev/shm")))')
+    done = shared.build(path, source)
+    assert len({*boots(done)}) == 2
+    assert "the next step needs a boot: " in done.stdout
+    assert_clean(shared)
+
+
+def test_two_machines_from_one_state_have_time_and_randomness_of_their_own(
+    shared: Program, spec: Spec, source: Path
+) -> None:
+    stages = "\n".join(
+        f'(build "s{number}" ((from micro) (run (shell "echo {number}; {BOOT_ID}; '
+        'echo random $(head -c 16 /dev/urandom | od -An -tx8); echo now $(date +%s.%N)"))))'
+        for number in range(8)
+    )
+    before = time.time()
+    done = shared.build(spec(f"({stages} (from micro) (run (shell true)))"), source, "--jobs", "8")
+    after = time.time()
+    assert len(boots(done)) == 8
+    assert len({*boots(done)}) == 1
+    assert len({*re.findall(r"^random .*$", done.stdout, re.MULTILINE)}) == 8
+    times = [float(found) for found in re.findall(r"^now (.*)$", done.stdout, re.MULTILINE)]
+    assert all(before - 1 < at < after + 1 for at in times)
+    assert_clean(shared)
+
+
+def test_the_network_is_closed_again_after_a_step_that_opened_it(
+    shared: Program, spec: Spec, source: Path, served: int
+) -> None:
+    reach = f"{BOOT_ID}; (exec 3<>/dev/tcp/10.0.2.2/{served}) 2>/dev/null && echo reached || echo not reached"
+    closed = f'(run (shell "{reach} # N"))'
+    opened = f'(run (network host) (shell "{reach} # N"))'
+    steps = " ".join(each.replace("N", str(n)) for n, each in enumerate((closed, opened, opened, closed, opened)))
+    done = shared.build(spec(f"((from micro) (shell /bin/bash -c) {steps})"), source)
+    said = re.findall(r"^(?:not )?reached$", done.stdout, re.MULTILINE)
+    assert said == ["not reached", "reached", "reached", "not reached", "reached"]
+    assert len({*boots(done)}) == 1
+
+
+@pytest.fixture
+def served() -> Iterator[int]:
+    """A port of this host's 127.0.0.1 on which something listens."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+def test_a_step_with_a_secret_is_never_saved_nor_continued_from(
+    shared: Program, spec: Spec, source: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "token").write_text("value\n")
+    secret = f'(run (secrets (token (target /token))) (shell "{BOOT_ID}; cat /token | wc -c"))'
+    path = spec(f'((from micro) {secret} (run (shell "{BOOT_ID} # after")))')
+    done = shared.build(path, source, "--secret", f"token:{tmp_path / 'token'}")
+    assert len({*boots(done)}) == 2
+    with_secret, after = layers(done.stdout)[-2:]
+    assert (shared.store / "warm" / after).is_dir()
+    # what is there was booted from the layer's disk, on which the value never was
+    assert (shared.store / "warm" / with_secret / "disk.qcow2").is_file()
+
+
+@pytest.mark.parametrize(
+    ("damage", "why"),
+    [
+        (lambda state: (state / "device").write_bytes(b"no"), "its device"),
+        (lambda state: (state / "ram").unlink(), "its ram is missing"),
+        (lambda state: (state / "about.json").write_text("{"), "about.json"),
+    ],
+)
+def test_a_damaged_state_means_a_boot_and_a_line(
+    fresh: Program, spec: Spec, source: Path, damage: Callable[[Path], object], why: str
+) -> None:
+    path = spec(f'((from micro) (run (shell "{BOOT_ID} # 1")))')
+    first = fresh.build(path, source)
+    (state,) = (path for path in (fresh.store / "warm").iterdir() if (path / "disk.qcow2").exists())
+    damage(state)
+    again = fresh.build(spec(f'((from micro) (run (shell "{BOOT_ID} # 2")))'), source)
+    assert re.search(
+        f"the saved machine of layer {state.name[:12]} cannot be used .*{why}.*; booting\n", again.stdout
+    )
+    assert {*boots(first)} != {*boots(again)}
+    assert_clean(fresh)
+
+
+def test_other_machines_do_not_resume_it_and_none_are_kept_without_a_budget(
+    fresh: Program, spec: Spec, source: Path
+) -> None:
+    none = fresh.build(
+        spec(f'((from micro) (run (shell "{BOOT_ID}")) (run (shell "{BOOT_ID} #")))'), source, "--warm-budget=0"
+    )
+    assert len({*boots(none)}) == 1  # it goes on all the same
+    assert not list((fresh.store / "warm").glob("*"))
+    fresh.build(spec('((from micro) (run (shell "echo first")))'), source)
+    other = fresh.build(spec('((from micro) (run (shell "echo second")))'), source, "--qemu-memory=1")
+    assert "it is one of another QEMU or obuild, or of another size); booting" in other.stdout
+
+
+def test_long_chains_and_large_memories_go_on_from_what_was_saved(
+    shared: Program, spec: Spec, source: Path
+) -> None:
+    large = '(run (shell "dd if=/dev/urandom of=/large bs=1M count=80 2>/dev/null; sha256sum /large >/sum"))'
+    small = " ".join(f'(run (shell "echo {number} >>/numbers"))' for number in range(20))
+    first, last = f'(run (shell "{BOOT_ID}"))', f'(run (shell "{BOOT_ID}; sha256sum -c /sum; wc -l </numbers"))'
+    done = shared.build(spec(f"((from micro) {first} {large} {small} {last})"), source)
+    assert len({*boots(done)}) == 1
+    assert "/large: OK\n20\n" in done.stdout
+    assert list((shared.store / "flat").iterdir())
+    shared("fsck", "--read-data")
+
+
+def test_a_step_that_ends_all_processes_is_told_so(shared: Program, spec: Spec, source: Path) -> None:
+    done = shared.build(spec('((from micro) (run (shell "echo here; kill -9 -1")))'), source, code=1)
+    assert "did the step kill it?" in done.stderr
+    assert_clean(shared)
