@@ -11,6 +11,17 @@ def script(lines: Iterable[str]) -> bytes:
     return ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape")
 
 
+def inline(lines: Iterable[str]) -> str:
+    """The script that these lines are as one command line, for sh; its stdin is free.
+
+    root's login shell, which reads that first, may be csh: to it a newline, a quote and `!` mean something even
+    between quotes. So these, and what is no ASCII, travel as printf(1)'s escapes.
+    """
+    plain = {*range(32, 127)} - set(b"!'\\")
+    text = "".join(chr(byte) if byte in plain else f"\\0{byte:03o}" for byte in script(lines))
+    return f"""sh -c 'eval "$(printf %b "$0")"' {shlex.quote(text)}"""
+
+
 def ensure_folder(path: str, owner: str) -> list[str]:
     """Make `path` and its missing parents, all owned by `owner` (shell text); what exists is left as it is."""
     quoted = shlex.quote(path)
@@ -43,6 +54,19 @@ def remove_parents(path: str, note: str) -> list[str]:
 def say_status(mark: str, status: str) -> str:
     """Print the mark and an exit status, with nothing before them."""
     return f"printf '%s %d\\n' {shlex.quote(mark)} \"{status}\""
+
+
+def open_shell(become: str, uid: str) -> list[str]:
+    """Go on as a shell, bash if there is one: it runs as the user that the words `become` make of it.
+
+    That user, `uid` (shell text), may then open the terminal, if there is one, which sshd gave to the login. TERM
+    says what the terminal really is, whatever a step has made of it for its commands.
+    """
+    return [
+        f'tty -s && chown {uid} "$(tty)" 2>/dev/null',
+        f'exec {become} TERM="${{TERM:-dumb}}" '
+        "/bin/sh -c 'command -v bash >/dev/null 2>&1 && exec bash; exec /bin/sh'",
+    ]
 
 
 def take_secret(file: str) -> str:

@@ -16,6 +16,7 @@ _PLAIN = re.compile(r"[A-Za-z0-9_./:\\+=,-]*[A-Za-z0-9_./:+=,-]")
 #: One PowerShell, the one that every Windows has. No profile is read, nothing asked, and no script policy
 #: holds; text, for an encoded command's errors would else be XML.
 _POWERSHELL = "powershell -NoProfile -NonInteractive -ExecutionPolicy Bypass -OutputFormat Text -EncodedCommand "
+_TYPED = "powershell -NoLogo -NoProfile -NoExit -ExecutionPolicy Bypass -OutputFormat Text -EncodedCommand "
 
 
 def argument(word: str) -> str:
@@ -76,5 +77,13 @@ def powershell(script: str) -> str:
         "$ProgressPreference='SilentlyContinue';$ErrorActionPreference='Stop';"
         f"try{{{script};exit 0}}catch{{[Console]::Error.WriteLine($_);exit 1}}"
     )
-    encoded = base64.b64encode(whole.encode("utf-16-le")).decode()
-    return f'cmd /D /S /C "{_POWERSHELL}{encoded} 2>&1"'
+    return f'cmd /D /S /C "{_POWERSHELL}{_encoded(whole)} 2>&1"'
+
+
+def typed_powershell(script: str) -> str:
+    """A command line that runs a short PowerShell script, and then what is typed. Its limit is cmd.exe's, too."""
+    return _TYPED + _encoded(script)
+
+
+def _encoded(script: str) -> str:
+    return base64.b64encode(script.encode("utf-16-le")).decode()

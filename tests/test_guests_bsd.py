@@ -19,7 +19,7 @@ from obuild import tree
 from obuild.guests import freebsd, openbsd
 from obuild.spec import UnixUser, WindowsUser
 from tests.ssh_server import bsd_programs
-from tests.test_guests_linux import can_mount
+from tests.test_guests_linux import BASH_OR_SH, can_mount, typed_at
 
 ROOT = UnixUser(0, 0)
 USER = UnixUser(12345, 23456)
@@ -88,6 +88,21 @@ def test_freebsd_becomes_a_user_by_chroot() -> None:
     assert lines[-1] == f"status=$?; printf '%s %d\\n' {MARK} \"$status\""
 
 
+@BOTH
+def test_a_shell_is_spelled_as_a_step_without_its_pipes(guest: ModuleType) -> None:
+    step = guest.run_script(["x"], cwd="/w", env=[("A", "1 2")], user=USER, mark=MARK).decode().splitlines()
+    *before, terminal, last = typed_at(guest.shell_command("root", cwd="/w", env=[("A", "1 2")], user=USER))
+    says = f"{{ printf '%s %d\\n' {MARK} \"125\"; exit; }}"
+    assert before == [line.replace(says, "exit 125") for line in step[1:-2]]
+    assert terminal in (
+        'tty -s && chown 12345 "$(tty)" 2>/dev/null',
+        'tty -s && chown "$uid" "$(tty)" 2>/dev/null',
+    )
+    assert last == f'exec {step[-2].removesuffix("x </dev/null")}TERM="${{TERM:-dumb}}" {BASH_OR_SH}'
+    become = guest.root_shell("opam").removesuffix("sh")
+    assert guest.shell_command("opam", cwd="/w", env=[], user=USER).startswith(f"{become}sh -c 'eval ")
+
+
 def test_freebsd_knows_users_by_name() -> None:
     text = freebsd.run_script(["x"], cwd="/", env=[], user=WindowsUser("opam"), mark=MARK).decode()
     assert "uid=$(id -u -- opam) && gid=$(id -g -- opam) && groups=$(id -G -- opam | tr ' ' ,) || {" in text
@@ -121,9 +136,11 @@ def test_what_csh_may_have_to_read_is_one_line(guest: ModuleType) -> None:
         guest.receive_command("root", "/d", USER),
         guest.receive_cache("root", 0),
         guest.receive_secret("root", 0),
+        guest.shell_command("root", cwd="/d!", env=[("A", "!\n")], user=USER),
         guest.root_shell("x"),
     ):
         assert "\n" not in line
+    assert "!" not in guest.shell_command("root", cwd="/d!", env=[("A", "!\n")], user=USER)
 
 
 def test_freebsd_mounts_caches_and_openbsd_swaps_folders() -> None:
@@ -197,6 +214,18 @@ def test_no_word_of_a_spec_is_read_by_the_shell(guest: ModuleType, word: str) ->
 
 
 # -- running
+
+
+@real
+@BOTH
+@pytest.mark.parametrize("login", ["root", "opam"])
+def test_a_shell_is_where_the_step_was(place: Path, guest: ModuleType, login: str) -> None:
+    command = guest.shell_command(login, cwd=f"{place}/it's", env=(("A", "1  2!\n3"),), user=USER)
+    done = subprocess.run(
+        ["sh", "-c", command], input=b'id -u; id -G; pwd; echo "$A"; exit 42', capture_output=True, check=False
+    )
+    assert done.stdout.decode() == f"12345\n23456\n{place}/it's\n1  2!\n3\n"
+    assert (done.stderr, done.returncode) == (b"", 42)
 
 
 @real

@@ -98,6 +98,35 @@ def test_a_step_is_spelled_so() -> None:
     assert lines[-1] == f"status=$?; printf '%s %d\\n' {MARK} \"$status\""
 
 
+def typed_at(command: str) -> list[str]:
+    """The lines of the script that a `shell_command` carries."""
+    sh, option, reader, text = shlex.split(command.removeprefix("exec ").removeprefix("sudo -n "))
+    assert (sh, option, reader) == ("sh", "-c", 'eval "$(printf %b "$0")"')
+    return re.sub(r"\\0([0-7]{3})", lambda found: chr(int(found[1], 8)), text).splitlines()
+
+
+#: What every Unix ends with.
+BASH_OR_SH = "/bin/sh -c 'command -v bash >/dev/null 2>&1 && exec bash; exec /bin/sh'"
+
+
+def test_a_shell_is_spelled_as_a_step_without_its_pipes() -> None:
+    command = linux.shell_command("debian", cwd="/a b", env=[("A", "it's")], user=USER)
+    assert command.startswith("exec sudo -n sh -c ")
+    step = script("x", cwd="/a b", user=USER).decode().splitlines()
+    before = step[1 : step.index("home=$(getent passwd 12345 2>/dev/null | cut -d: -f6)") - 1]
+    assert typed_at(command) == [
+        *before,
+        "cd -P '/a b' || exit 125",
+        "home=$(getent passwd 12345 2>/dev/null | cut -d: -f6)",
+        "become='setpriv --reuid 12345 --regid 23456 --clear-groups --'",
+        "command -v setpriv >/dev/null || become='sudo -n -u #12345 -g #23456 --'",
+        'tty -s && chown 12345 "$(tty)" 2>/dev/null',
+        f'exec $become env -i HOME="${{home:-/}}" PATH={linux.DEFAULT_PATH} '
+        "'A=it'\"'\"'s' TERM=\"${TERM:-dumb}\" " + BASH_OR_SH,
+    ]
+    assert linux.shell_command("root", cwd="/", env=[], user=ROOT).startswith("exec sh -c ")
+
+
 def test_the_environment_is_set_after_the_user() -> None:
     text = script("x", env=(("LD_PRELOAD", "/evil.so"),)).decode()
     assert text.index("$become") < text.index("env -i") < text.index("LD_PRELOAD")
@@ -108,6 +137,9 @@ def test_the_environment_is_set_after_the_user() -> None:
     [
         lambda word: linux.run_script([word], cwd=f"/{word}", env=[("A", word)], user=ROOT, mark=MARK),
         lambda word: linux.receive_script(f"/{word}", ROOT),
+        lambda word: "\n".join(
+            typed_at(linux.shell_command("root", cwd=f"/{word}", env=[("A", word)], user=ROOT))
+        ).encode("latin-1"),
         lambda word: linux.open_cache(0, f"/{word}", ROOT),
         lambda word: linux.close_caches([f"/{word}"]),
         lambda word: linux.open_secret(0, f"/{word}", ROOT),
@@ -157,6 +189,50 @@ def test_the_mark_tells_the_exit_status(status: int) -> None:
 @as_root
 def test_a_command_killed_by_a_signal_has_a_status_too() -> None:
     assert run("sh", "-c", "kill -9 $$")[1] == 137
+
+
+def in_a_shell(typed: str, env: tuple[tuple[str, str], ...], cwd: Path) -> subprocess.CompletedProcess[bytes]:
+    """What comes of it when this is piped into the shell of a user."""
+    command = linux.shell_command("root", cwd=str(cwd), env=env, user=USER)
+    outer = {"PATH": linux.DEFAULT_PATH, "TERM": "vt52", "LEAK": "x"}
+    return subprocess.run(
+        ["sh", "-c", command], input=typed.encode(), capture_output=True, check=False, env=outer, cwd="/"
+    )
+
+
+@as_root
+@pytest.mark.parametrize(
+    "word", ["two  words", "it's", "!!", "$HOME `id` \\", "new\nline\n", "\udcff", "é", "\\0141"]
+)
+def test_a_shell_is_where_the_step_was(place: Path, word: str) -> None:
+    done = in_a_shell('id -u; id -g; pwd; printf %s "$A$TERM$LEAK"; exit 42', (("A", word),), place / "new dir")
+    said = f"12345\n23456\n{place}/new dir\n{word}vt52".encode("utf-8", "surrogateescape")
+    assert (done.stdout, done.stderr, done.returncode) == (said, b"", 42)
+    assert (place / "new dir").stat().st_uid == 12345
+
+
+@as_root
+def test_a_shell_is_bash_or_else_sh(place: Path) -> None:
+    asked = 'echo "${BASH_VERSION:+bash}"'
+    assert in_a_shell(asked, (), place).stdout == b"bash\n"
+    assert in_a_shell(asked, (("PATH", str(place)),), place).stdout == b"\n"
+
+
+@as_root
+def test_a_shells_user_may_open_the_terminal(place: Path) -> None:
+    ours, theirs = os.openpty()
+    command = linux.shell_command("root", cwd=str(place), env=(), user=USER)
+    os.write(ours, b"echo opened >$(tty); exit 42\n")
+    try:
+        done = subprocess.run(
+            ["sh", "-c", command], stdin=theirs, stdout=theirs, stderr=theirs, check=False, start_new_session=True
+        )
+        assert done.returncode == 42
+        assert os.fstat(theirs).st_uid == 12345
+        assert b"opened\r\n" in os.read(ours, 65536)
+    finally:
+        os.close(ours)
+        os.close(theirs)
 
 
 @as_root

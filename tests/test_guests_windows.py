@@ -6,6 +6,7 @@ import base64
 
 import pytest
 
+from obuild.errors import UsageError
 from obuild.guests import windows
 from obuild.quoting import literal
 from obuild.spec import UnixUser, WindowsUser
@@ -83,6 +84,31 @@ def test_a_step_is_spelled_so() -> None:
         "$o.Write($b,0,$b.Length)",
         "$o.Flush()",
     ]
+
+
+def test_a_shell_is_a_powershell_that_stays() -> None:
+    command = windows.shell_command("x", cwd="C:/a b", env=[("A", "it's"), ("B", "é")], user=ADMIN)
+    how, _, encoded = command.rpartition(" ")
+    assert how == (
+        "powershell -NoLogo -NoProfile -NoExit -ExecutionPolicy Bypass -OutputFormat Text -EncodedCommand"
+    )
+    assert base64.b64decode(encoded).decode("utf-16-le").split(";") == [
+        "Remove-Item Env:SSH_*,Env:PROMPT -ErrorAction SilentlyContinue",
+        "[Environment]::SetEnvironmentVariable('A','it''s')",
+        "[Environment]::SetEnvironmentVariable('B',"
+        "([Text.Encoding]::UTF8.GetString([Convert]::FromBase64String('w6k='))))",
+        r"$d='C:\a b'",
+        "[void][IO.Directory]::CreateDirectory($d)",
+        "Set-Location -LiteralPath $d",
+    ]
+    with pytest.raises(TypeError):
+        windows.shell_command("x", cwd="C:/", env=[], user=UnixUser(0, 0))
+
+
+def test_a_shell_whose_environment_no_command_line_holds_is_refused() -> None:
+    windows.shell_command("x", cwd="C:/", env=[("A", "x" * 2000)], user=ADMIN)
+    with pytest.raises(UsageError, match="too large"):
+        windows.shell_command("x", cwd="C:/", env=[("A", "x" * 3000)], user=ADMIN)
 
 
 def test_a_program_is_named_with_backslashes() -> None:

@@ -30,6 +30,12 @@ class Common(Protocol):
         The mark comes through the same pipe as stdout and stderr, after all that the command printed.
         """
 
+    def shell_command(self, login: str, *, cwd: str, env: Iterable[tuple[str, str]], user: User) -> str:
+        """A shell for people, at a terminal or a pipe, where `run_script` would run argv; it ends with its status.
+
+        Unlike scripts it is a command line, for stdin is what is typed: UsageError if `env` is too large for one.
+        """
+
     def pack_files(
         self, src: Iterable[str], *, exclude: Iterable[str], rename: str | None, owner: tuple[int, int]
     ) -> Packing:

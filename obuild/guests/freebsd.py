@@ -15,7 +15,16 @@ import shlex
 from collections.abc import Iterable, Iterator, Sequence
 
 from obuild.packing import Packing, bsdtar_options, names, split
-from obuild.posix import ensure_folder, link_secret, say_status, script, take_secret, unlink_secrets
+from obuild.posix import (
+    ensure_folder,
+    inline,
+    link_secret,
+    open_shell,
+    say_status,
+    script,
+    take_secret,
+    unlink_secrets,
+)
 from obuild.spec import UnixUser, WindowsUser
 
 #: What a command sees if the spec says nothing else; as in login.conf(5).
@@ -53,18 +62,41 @@ def run_script(
     is set after that, so that nothing in it acts on a program run as root.
     """
     words = " ".join(shlex.quote(word) for word in argv)
-    pairs = " ".join(shlex.quote(f"{name}={value}") for name, value in env)
     return script(
         [
             "exec 2>&1",
-            f"PATH={DEFAULT_PATH}; export PATH",
-            f"{_who(user)} || {{ {say_status(mark, '125')}; exit; }}",
-            *ensure_folder(cwd, '"$uid:$gid"'),
-            'home=$(getent passwd "$uid" 2>/dev/null | cut -d: -f6)',
-            f'chroot -u "$uid" -g "$gid" -G "$groups" / /bin/sh -c {_ENTER} {shlex.quote(cwd)} '
-            f'HOME="${{home:-/}}" PATH={DEFAULT_PATH} {pairs} {words} </dev/null',
+            *_prepare(cwd, user, otherwise=f"{{ {say_status(mark, '125')}; exit; }}"),
+            f"{_become(cwd, env)} {words} </dev/null",
             f"status=$?; {say_status(mark, '$status')}",
         ]
+    )
+
+
+def shell_command(login: str, *, cwd: str, env: Iterable[tuple[str, str]], user: UnixUser | WindowsUser) -> str:
+    """The command line of a shell that is where `run_script`'s command would be: bash if there is one, else sh."""
+    lines = [
+        *_prepare(cwd, user, otherwise="exit 125"),
+        *open_shell(_become(cwd, env), '"$uid"'),
+    ]
+    return f"exec {_as_root(login, inline(lines))}"
+
+
+def _prepare(cwd: str, user: UnixUser | WindowsUser, *, otherwise: str) -> list[str]:
+    """Lines that find out who the user is, or else do `otherwise`, and make the workdir if need be."""
+    return [
+        f"PATH={DEFAULT_PATH}; export PATH",
+        f"{_who(user)} || {otherwise}",
+        *ensure_folder(cwd, '"$uid:$gid"'),
+        'home=$(getent passwd "$uid" 2>/dev/null | cut -d: -f6)',
+    ]
+
+
+def _become(cwd: str, env: Iterable[tuple[str, str]]) -> str:
+    """Words that run those after them as the user, in the workdir."""
+    pairs = " ".join(shlex.quote(f"{name}={value}") for name, value in env)
+    return (
+        f'chroot -u "$uid" -g "$gid" -G "$groups" / /bin/sh -c {_ENTER} {shlex.quote(cwd)} '
+        f'HOME="${{home:-/}}" PATH={DEFAULT_PATH} {pairs}'
     )
 
 

@@ -13,7 +13,14 @@ import shlex
 from collections.abc import Iterable
 
 from obuild.packing import Packing, by_gnu_tar
-from obuild.posix import ensure_folder, say_status, script, take_secret
+from obuild.posix import (
+    ensure_folder,
+    inline,
+    open_shell,
+    say_status,
+    script,
+    take_secret,
+)
 from obuild.spec import UnixUser, WindowsUser
 
 #: What a command sees if the spec says nothing else; as in a login shell of Debian's root.
@@ -50,21 +57,45 @@ def run_script(
     The mark comes through the same pipe as the output, so all that the command itself printed stands
     before it, and a background process it left behind holds nothing up.
     """
-    uid, gid = _ids(user)
     words = " ".join(shlex.quote(word) for word in argv)
-    pairs = " ".join(shlex.quote(f"{name}={value}") for name, value in env)
+    return script(
+        [
+            "exec 2>&1",
+            *_enter(cwd, user, otherwise=f"{{ {say_status(mark, '125')}; exit; }}"),
+            f"{_become(env)} {words} </dev/null",
+            f"status=$?; {say_status(mark, '$status')}",
+        ]
+    )
+
+
+def shell_command(login: str, *, cwd: str, env: Iterable[tuple[str, str]], user: UnixUser | WindowsUser) -> str:
+    """The command line of a shell that is where `run_script`'s command would be: bash if there is one, else sh."""
     lines = [
-        "exec 2>&1",
+        *_enter(cwd, user, otherwise="exit 125"),
+        *open_shell(_become(env), str(_ids(user)[0])),
+    ]
+    return f"exec {as_root(login, inline(lines))}"
+
+
+def _enter(cwd: str, user: UnixUser | WindowsUser, *, otherwise: str) -> list[str]:
+    """Lines that go to the workdir, or else do `otherwise`, and see how to become the user."""
+    uid, gid = _ids(user)
+    return [
         *ensure_folder(cwd, f"{uid}:{gid}"),
-        f"cd -P {shlex.quote(cwd)} || {{ {say_status(mark, '125')}; exit; }}",
+        f"cd -P {shlex.quote(cwd)} || {otherwise}",
         *_find_home(uid),
-        # the environment is set last, so that nothing in it (LD_PRELOAD, say) acts on a program run as root
         f"become='setpriv --reuid {uid} --regid {gid} --clear-groups --'",
         f"command -v setpriv >/dev/null || become='sudo -n -u #{uid} -g #{gid} --'",
-        f'$become env -i HOME="${{home:-/}}" PATH={DEFAULT_PATH} {pairs} {words} </dev/null',
-        f"status=$?; {say_status(mark, '$status')}",
     ]
-    return script(lines)
+
+
+def _become(env: Iterable[tuple[str, str]]) -> str:
+    """Words that run those after them as the user.
+
+    The environment is set last, so that nothing in it (LD_PRELOAD, say) acts on a program run as root.
+    """
+    pairs = " ".join(shlex.quote(f"{name}={value}") for name, value in env)
+    return f'$become env -i HOME="${{home:-/}}" PATH={DEFAULT_PATH} {pairs}'
 
 
 def _find_home(uid: int) -> list[str]:

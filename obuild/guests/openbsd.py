@@ -12,7 +12,16 @@ import shlex
 from collections.abc import Iterable
 
 from obuild.packing import Packing, by_gnu_tar
-from obuild.posix import ensure_folder, link_secret, say_status, script, take_secret, unlink_secrets
+from obuild.posix import (
+    ensure_folder,
+    inline,
+    link_secret,
+    open_shell,
+    say_status,
+    script,
+    take_secret,
+    unlink_secrets,
+)
 from obuild.spec import UnixUser, WindowsUser
 
 #: What a command sees if the spec says nothing else; as in login.conf(5).
@@ -53,19 +62,43 @@ def run_script(
 
     The environment is set last, so that nothing in it acts on a program run as root.
     """
-    uid, gid = _ids(user)
     words = " ".join(shlex.quote(word) for word in argv)
-    pairs = " ".join(shlex.quote(f"{name}={value}") for name, value in env)
     return script(
         [
             "exec 2>&1",
-            f"PATH={DEFAULT_PATH}; export PATH",
-            *ensure_folder(cwd, f"{uid}:{gid}"),
-            f"home=$(getent passwd {uid} 2>/dev/null | cut -d: -f6)",
-            f"{_BECOME} {uid} {gid} /bin/sh -c {_ENTER} {shlex.quote(cwd)} "
-            f'HOME="${{home:-/}}" PATH={DEFAULT_PATH} {pairs} {words} </dev/null',
+            *_prepare(cwd, user),
+            f"{_become(cwd, env, user)} {words} </dev/null",
             f"status=$?; {say_status(mark, '$status')}",
         ]
+    )
+
+
+def shell_command(login: str, *, cwd: str, env: Iterable[tuple[str, str]], user: UnixUser | WindowsUser) -> str:
+    """The command line of a shell that is where `run_script`'s command would be: bash if there is one, else sh."""
+    lines = [
+        *_prepare(cwd, user),
+        *open_shell(_become(cwd, env, user), str(_ids(user)[0])),
+    ]
+    return f"exec {_as_root(login, inline(lines))}"
+
+
+def _prepare(cwd: str, user: UnixUser | WindowsUser) -> list[str]:
+    """Lines that make the workdir if need be, and find the user's home."""
+    uid, gid = _ids(user)
+    return [
+        f"PATH={DEFAULT_PATH}; export PATH",
+        *ensure_folder(cwd, f"{uid}:{gid}"),
+        f"home=$(getent passwd {uid} 2>/dev/null | cut -d: -f6)",
+    ]
+
+
+def _become(cwd: str, env: Iterable[tuple[str, str]], user: UnixUser | WindowsUser) -> str:
+    """Words that run those after them as the user, in the workdir."""
+    uid, gid = _ids(user)
+    pairs = " ".join(shlex.quote(f"{name}={value}") for name, value in env)
+    return (
+        f"{_BECOME} {uid} {gid} /bin/sh -c {_ENTER} {shlex.quote(cwd)} "
+        f'HOME="${{home:-/}}" PATH={DEFAULT_PATH} {pairs}'
     )
 
 

@@ -17,8 +17,9 @@ import re
 from collections.abc import Iterable
 
 from obuild import systems
+from obuild.errors import UsageError
 from obuild.packing import Packing, bsdtar_options, names, split
-from obuild.quoting import arguments, literal, powershell
+from obuild.quoting import arguments, literal, powershell, typed_powershell
 from obuild.spec import UnixUser, WindowsUser
 
 #: Where caches live in the guest while a step runs; gone before the layer is sealed.
@@ -99,6 +100,34 @@ def run_script(
             "$o.Flush()",
         ]
     )
+
+
+def shell_command(login: str, *, cwd: str, env: Iterable[tuple[str, str]], user: UnixUser | WindowsUser) -> str:
+    """The command line of a PowerShell that is where `run_script`'s command would be.
+
+    UsageError if the environment is more than a command line holds: sshd gives it to cmd.exe.
+    """
+    _check(user)
+    line = typed_powershell(
+        ";".join(
+            [
+                "Remove-Item Env:SSH_*,Env:PROMPT -ErrorAction SilentlyContinue",
+                *(
+                    f"[Environment]::SetEnvironmentVariable({literal(name)},{literal(value)})"
+                    for name, value in env
+                ),
+                f"$d={literal(_native(cwd))}",
+                "[void][IO.Directory]::CreateDirectory($d)",
+                "Set-Location -LiteralPath $d",
+            ]
+        )
+    )
+    if len(line) > systems.MAX_CMD_LINE:
+        raise UsageError(
+            "the step's environment is too large for the command line of a shell in Windows",
+            hint="`obuild run` takes one of any size",
+        )
+    return line
 
 
 def pack_files(
