@@ -144,6 +144,11 @@ def resume() -> None:
     _stopping.clear()
 
 
+def terminal_name() -> str:
+    """What our environment calls the terminal that we were started in."""
+    return os.environ.get("TERM") or "dumb"
+
+
 def ending(returncode: int) -> str:
     """How a program ended, in words."""
     return f"was killed by signal {-returncode}" if returncode < 0 else f"failed with exit status {returncode}"

@@ -19,6 +19,7 @@ from obuild.errors import MachineError, UsageError
 from obuild.machine import Machine
 from obuild.marks import MarkReader, new_mark
 from obuild.process import STDERR_TAIL
+from obuild.terminal import Terminal
 
 if TYPE_CHECKING:
     import paramiko
@@ -104,6 +105,18 @@ class Connection:
             _take_stderr(channel, said)  # what came right before the end
             self._ended(channel, bytes(said), what)
 
+    def interact(self, command: str, terminal: Terminal) -> int:
+        """Run a command that reads what is typed and writes to our terminal; return its exit status.
+
+        It has a terminal of its own if ours is one. 255 if a signal has ended it.
+        """
+        with self._channel(command, combined=False, terminal=terminal) as channel:
+            terminal.join(_Line(channel), self.machine.pause)
+            status = channel.recv_exit_status()
+            if status == -1 and not self._transport.is_active():
+                raise self._lost()
+            return status if status in range(256) else 255
+
     def put(self, source: Path, dest: str) -> None:
         """Send one file by scp."""
         with self._scp() as client:
@@ -130,12 +143,16 @@ class Connection:
             raise MachineError(f"{what} failed in the guest: {said.decode(errors='replace').strip()}")
 
     @contextmanager
-    def _channel(self, command: str, *, combined: bool = True) -> Iterator[paramiko.Channel]:
+    def _channel(
+        self, command: str, *, combined: bool = True, terminal: Terminal | None = None
+    ) -> Iterator[paramiko.Channel]:
         import paramiko
 
         try:
             channel = self._transport.open_session(timeout=REPLY_TIMEOUT)
             channel.set_combine_stderr(combined)
+            if terminal and terminal.typed:
+                self._give_terminal(channel, terminal)
             channel.exec_command(command)
         except (paramiko.SSHException, EOFError, OSError) as error:
             raise self._lost() from error
@@ -144,6 +161,18 @@ class Connection:
         finally:
             with contextlib.suppress(EOFError, OSError):  # the connection is gone, and somebody has said so
                 channel.close()
+
+    def _give_terminal(self, channel: paramiko.Channel, terminal: Terminal) -> None:
+        import paramiko
+
+        columns, lines = terminal.size()
+        try:
+            channel.get_pty(terminal.name, columns, lines)
+        except paramiko.SSHException as error:
+            if not self._transport.is_active():
+                raise
+            hint = "it may have a shell without: echo COMMAND | obuild shell …"
+            raise MachineError("the guest's SSH server has no terminal for us", hint=hint) from error
 
     def _recv(self, channel: paramiko.Channel, errors: bytearray | None = None) -> bytes:
         """The next output of a channel, b"" at its end; watches the machine meanwhile.
@@ -212,6 +241,46 @@ def _take_stderr(channel: paramiko.Channel, errors: bytearray) -> None:
     while channel.recv_stderr_ready():
         errors += channel.recv_stderr(_CHUNK)
         del errors[:-STDERR_TAIL]
+
+
+class _Line:
+    """A channel as a terminal is joined to it."""
+
+    def __init__(self, channel: paramiko.Channel) -> None:
+        self._channel = channel
+
+    def fileno(self) -> int | None:
+        channel = self._channel
+        more = not channel.eof_received or channel.recv_ready() or channel.recv_stderr_ready()
+        return int(channel.fileno()) if more else None
+
+    def ended(self, *, idle: bool) -> bool:
+        channel = self._channel
+        return bool(channel.closed or ((idle or channel.eof_received) and channel.exit_status_ready()))
+
+    def receive(self) -> tuple[bytes, bytes]:
+        channel = self._channel
+        output = channel.recv(_CHUNK) if channel.recv_ready() else b""
+        errors = channel.recv_stderr(_CHUNK) if channel.recv_stderr_ready() else b""
+        return bytes(output), bytes(errors)
+
+    def send(self, data: bytes) -> int:
+        if not self._channel.send_ready():
+            return 0
+        try:
+            return int(self._channel.send(data[:_CHUNK]))
+        except OSError:  # it reads no more
+            return len(data)
+
+    def end_input(self) -> None:
+        with contextlib.suppress(OSError, EOFError):
+            self._channel.shutdown_write()
+
+    def resize(self, columns: int, lines: int) -> None:
+        import paramiko
+
+        with contextlib.suppress(paramiko.SSHException, OSError, EOFError):
+            self._channel.resize_pty(columns, lines)
 
 
 class _Closed(Exception):

@@ -57,13 +57,16 @@ Act = Callable[[Run], int]
 class FakeExecutor:
     """Runs no command: does what `script` has for its text, else prints the text and succeeds.
 
-    `seen` is what happened, in order. As the real one, it leaves the image that the draft came with.
+    `seen` is what happened, in order, and `commands` those that were run. A shell ends with the status `typed`. As
+    the real one, it leaves the image that the draft came with.
     """
 
     script: Mapping[str, Act] = field(default_factory=dict)
     seen: list[str] = field(default_factory=list)
     files: dict[str, bytes] = field(default_factory=dict)
     guest: Guest | None = None
+    commands: list[Command] = field(default_factory=list)
+    typed: int = 0
 
     def chain(self) -> AbstractContextManager[FakeExecutor]:
         return nullcontext(self)
@@ -96,8 +99,14 @@ class FakeSession:
     ) -> int:
         text = command.argv[-1]
         self.executor.seen.append(text)
+        self.executor.commands.append(command)
         act = self.executor.script.get(text, _echo)
         return act(Run(self.draft, command, copies, secrets, output))
+
+    def interact(self, command: Command) -> int:
+        self.executor.seen.append("shell")
+        self.executor.commands.append(command)
+        return self.executor.typed
 
     def send(self, action: Transfer) -> None:
         self.executor.seen.append(f"send to {action.dest}")

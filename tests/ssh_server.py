@@ -32,6 +32,23 @@ class _Server(paramiko.ServerInterface):
     def check_channel_request(self, kind: str, chanid: int) -> int:
         return OPEN_SUCCEEDED
 
+    def check_channel_pty_request(
+        self, channel: paramiko.Channel, term: bytes, width: int, height: int, *rest: object
+    ) -> bool:
+        """A handler that has a method `terminal` has terminals."""
+        return self._tell(term.decode(), width, height)
+
+    def check_channel_window_change_request(
+        self, channel: paramiko.Channel, width: int, height: int, *rest: object
+    ) -> bool:
+        return self._tell("", width, height)
+
+    def _tell(self, term: str, width: int, height: int) -> bool:
+        terminal = getattr(self.handler, "terminal", None)
+        if terminal:
+            terminal(term, width, height)
+        return terminal is not None
+
     def check_channel_exec_request(self, channel: paramiko.Channel, command: bytes) -> bool:
         text = command.decode("utf-8", "surrogateescape")
         threading.Thread(target=self._run, args=(channel, text), daemon=True).start()

@@ -21,6 +21,7 @@ from obuild.machine import Machine
 from obuild.plan import Command, Extract, Graft, LayerId, Transfer
 from obuild.shape import ARCHES, Memory, Shape
 from obuild.store import Draft
+from obuild.terminal import Terminal
 from obuild.volumes import CacheCopy
 from obuild.warm import Warm
 
@@ -303,6 +304,11 @@ class Session:
             for copy, archive in zip(copies, fetched, strict=True):
                 copy.save(archive)
         return status
+
+    def interact(self, command: Command) -> int:
+        """A shell at our own terminal, where the command would run; returns its exit status."""
+        line = self.guest.shell_command(self.login, cwd=command.cwd, env=command.env, user=command.user)
+        return self.connection.interact(line, Terminal())
 
     def send(self, action: Transfer) -> None:
         """Put a tree into the guest."""
