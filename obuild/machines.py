@@ -48,12 +48,18 @@ class Machines:
             chosen = accel.choose(self.settings.accel, shape.arch, memo=memo, note=self.say)
             key = base.key_path(self.store, found.card)
             shape = replace(shape, accel=chosen, kernel=kernel)
-            qemu = Qemu(shape, found.card.login, key, GUESTS[found.card.os])
-            if shape.warm and self.settings.vm != "boot":
-                home = HOMES[found.card.os]
-                warm = Warm(self.store, self.settings.warm_budget, self.say)
-                qemu = Qemu(shape, qemu.login, key, qemu.guest, warm, home, identity(shape, home))
-            self._made[found.name] = qemu
+            lasts = shape.warm and self.settings.vm != "boot"
+            home = HOMES[found.card.os] if lasts else None
+            warm = Warm(self.store, self.settings.warm_budget, self.say) if lasts else None
+            self._made[found.name] = Qemu(
+                shape,
+                found.card.login,
+                key,
+                GUESTS[found.card.os],
+                warm,
+                home,
+                identity(shape, home) if home else "",
+            )
         return self._made[found.name]
 
     def of_layer(self, id: LayerId) -> Qemu:

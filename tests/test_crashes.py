@@ -41,7 +41,15 @@ SPEC = """
 """
 
 #: What only a real machine passes.
-MACHINE = ("machine.started", "machine.ready", "warm.keeping", "warm.kept", "machine.off")
+MACHINE = (
+    "machine.started",
+    "machine.ready",
+    "warm.keeping",
+    "warm.kept",
+    "machine.resumed",
+    "machine.sealed",
+    "machine.off",
+)
 
 BUILD = ("build", "--qemu-accel=tcg", "-f", "SPEC", "SOURCE")
 BASE = ("base", "add", "DISK", "--name=tiny", "--force")

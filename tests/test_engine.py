@@ -36,7 +36,7 @@ def executor(monkeypatch: pytest.MonkeyPatch) -> FakeExecutor:
     """Stands in for machines; the first thing it has seen is how they would have been made."""
     executor = FakeExecutor()
 
-    def make(shape: Shape, login: str, key: Path, guest: Guest) -> FakeExecutor:
+    def make(shape: Shape, login: str, key: Path, guest: Guest, *rest: object) -> FakeExecutor:
         executor.guest = guest
         executor.seen.append(f"{shape.accel} {shape.memory >> 20}M {login}")
         return executor

@@ -30,7 +30,7 @@ BUILD = """
 from types import SimpleNamespace
 step = SimpleNamespace(id=id, parent=parent, key="key")
 with store.claim(id), store.use(parent), store.draft(step) as draft:
-    pass
+    draft.lay()
 """
 
 REMOVE = """
@@ -80,6 +80,8 @@ def make(store: Store, step: Step, *, data: int = 4096) -> None:
     with store.claim(step.id), store.draft(step) as draft:
         if step.parent is None:
             subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", draft.image, str(SIZE)], check=True)
+        else:
+            draft.lay()
         write(draft.image, *commands(step.id, data))
 
 
@@ -193,7 +195,8 @@ def test_it_is_sealed_as_a_layer_is(store: Store, chain: ChainMaker) -> None:
 def test_a_look_into_a_deep_layer_uses_it(store: Store, chain: ChainMaker) -> None:
     *_, last = make_all(store, steps(chain, 4))
     with store.scratch(last) as draft:
-        assert disk.backing_file(draft.image) == str(store.flats.folder / last / "image.qcow2")
+        draft.lay()
+        assert disk.backing_file(draft.image) == f"../../../flat/{last}/image.qcow2"
         subprocess.run(["qemu-img", "compare", "-q", draft.image, image_of(store, last)], check=True)
 
 
@@ -288,7 +291,8 @@ def test_cleaning_leaves_none(store: Store, chain: ChainMaker) -> None:
 def test_while_a_draft_stands_on_it_it_stays(store: Store, chain: ChainMaker) -> None:
     *below, parent, child = steps(chain, 5)
     make_all(store, (*below, parent))
-    with store.use(parent.id), store.claim(child.id), store.draft(child):
+    with store.use(parent.id), store.claim(child.id), store.draft(child) as draft:
+        draft.lay()
         assert not store.remove(parent.id, store.parents())
         assert flats(store) == [parent.id]
 

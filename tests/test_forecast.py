@@ -27,6 +27,8 @@ def built(store: Store, chain: Chain) -> list[LayerId]:
             with store.claim(step.id), store.draft(step) as draft:
                 if step.parent is None:
                     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", draft.image, "1M"], check=True)
+                else:
+                    draft.lay()
             with Index(store) as index:
                 index.add(step.id, step.parent, step.headings[-1], 1.0, 2.0)
     return [step.id for step in chain.steps]

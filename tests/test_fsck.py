@@ -218,12 +218,13 @@ def test_what_a_living_process_owns_is_no_finding(store: Store, made: list[Layer
     with (
         store.claim(step.id),
         store.use(made[-1].id),
-        store.draft(step),
+        store.draft(step) as draft,
         store.borrow_cache("c"),
         locks.file_lock(store.places.lock("new")),
         store.places.staged("new"),
         Warm(store, PLENTY, print).folder("machine"),
     ):
+        draft.lay()
         assert found(store) == []
 
 

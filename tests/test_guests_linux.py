@@ -328,6 +328,17 @@ def test_a_user_that_the_guest_does_not_know_has_the_root_folder_as_home() -> No
 
 
 @as_root
+def test_a_user_that_only_another_directory_knows_has_the_home_folder_from_there(place: Path) -> None:
+    (place / "getent").write_text('#!/bin/sh\necho "x:x:$2:1:A name:/from $1:/bin/sh"\n')
+    (place / "getent").chmod(0o755)
+    outer = {"PATH": f"{place}:{linux.DEFAULT_PATH}"}
+    assert run("sh", "-c", "echo $HOME", user=USER, outer=outer) == ("/from passwd\n", 0)
+    daemon = next(line for line in Path("/etc/passwd").read_text().splitlines() if line.startswith("daemon:"))
+    _, _, uid, _, _, home, _ = daemon.split(":")
+    assert run("sh", "-c", "echo $HOME", user=UnixUser(int(uid), 1), outer=outer) == (f"{home}\n", 0)
+
+
+@as_root
 def test_the_spec_may_set_home_and_path(place: Path) -> None:
     (place / "hello").write_text("#!/bin/sh\necho $HOME\n")
     (place / "hello").chmod(0o755)

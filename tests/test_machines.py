@@ -34,7 +34,7 @@ class Made(FakeExecutor):
 
 @pytest.fixture(autouse=True)
 def no_qemu(monkeypatch: pytest.MonkeyPatch) -> None:
-    def make(shape: Shape, login: str, key: Path, guest: Guest) -> Made:
+    def make(shape: Shape, login: str, key: Path, guest: Guest, *rest: object) -> Made:
         return Made(shape=shape, login=login, key=key, guest=guest)
 
     monkeypatch.setattr("obuild.executors.qemu.Qemu", make)

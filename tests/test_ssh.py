@@ -1,4 +1,4 @@
-"""SSH without a guest: marks in a stream, keys, and waiting for a server that begins to speak."""
+"""SSH without a guest: keys, and waiting for a server that begins to speak."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import termios
 import threading
 import time
 import tty
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, cast
 
@@ -23,57 +23,10 @@ import pytest
 from obuild import ssh, terminal
 from obuild.errors import MachineError, UsageError
 from obuild.machine import Machine
-from obuild.marks import MarkReader
 from obuild.shape import Shape
 from obuild.terminal import Terminal
 from tests.fakes import FakeMachine
 from tests.ssh_server import Handler, pipe, serve
-
-MARK = b"obuild-12345 "
-
-
-def read(pieces: Sequence[bytes]) -> tuple[bytes, int | None]:
-    """What a reader passes on of a stream that arrives in pieces, and the status it finds."""
-    passed = bytearray()
-    reader = MarkReader(MARK, passed.extend)
-    for piece in pieces:
-        reader.feed(piece)
-    return bytes(passed), reader.status
-
-
-@pytest.mark.parametrize(
-    ("stream", "output", "status"),
-    [
-        (MARK + b"0\n", b"", 0),
-        (b"text\n" + MARK + b"3\n", b"text\n", 3),
-        (b"no newline" + MARK + b"255\n", b"no newline", 255),
-        (b"obuild-obuild-12345" + MARK + b"0\n", b"obuild-obuild-12345", 0),
-        (b"\0\xff\n" * 50 + MARK + b"1\nlater", b"\0\xff\n" * 50, 1),
-        (MARK + b"garbage\n", b"", 255),
-        (MARK + b"-1\n", b"", 255),
-    ],
-)
-def test_all_before_the_mark_is_output_however_it_arrives(stream: bytes, output: bytes, status: int) -> None:
-    end = stream.index(b"\n", stream.index(MARK)) + 1
-    for cut in range(end):
-        assert read([stream[:cut], stream[cut:]]) == (output, status)
-    assert read([stream[at : at + 1] for at in range(end)]) == (output, status)
-
-
-def test_output_is_passed_on_as_early_as_it_safely_can() -> None:
-    assert read([b"hello", b" world obuild-1"]) == (b"hello world ", None)
-
-
-def test_a_mark_without_an_end_does_not_wait_for_ever() -> None:
-    assert read([MARK + b"not a number"])[1] == 255
-
-
-def test_what_is_held_back_comes_out_at_the_end() -> None:
-    passed = bytearray()
-    reader = MarkReader(MARK, passed.extend)
-    reader.feed(b"text obuild-")
-    reader.flush()
-    assert bytes(passed) == b"text obuild-"
 
 
 def test_a_key_is_made_once_for_its_owner_only(tmp_path: Path) -> None:

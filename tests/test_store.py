@@ -41,6 +41,8 @@ def make(store: Store, step: Step) -> None:
     with store.claim(step.id), store.draft(step) as draft:
         if step.parent is None:
             subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", draft.image, "1M"], check=True)
+        else:
+            draft.lay()
         draft.log.write(f"log of {step.headings[-1]}".encode())
 
 

@@ -31,15 +31,27 @@ SHORT = '((from micro) (run (cache (c (target /c))) (shell "echo {word} >>/c/wor
 #: What a build with one cache and no deep chain passes, once there is something in the cache.
 POINTS = [point for point in trace.POINTS if point.partition(".")[0] not in ("base", "flat", "remove")]
 
+#: Which of these a machine passes that is booted, and which one that is saved and resumed.
+BOOTED = ("machine.started", "machine.ready")
+SAVED = ("warm.keeping", "warm.kept", "machine.resumed")
+
+#: Points, and how the build before and the one that is killed get their machines: a build after one that has saved
+#: none boots one, saves it and resumes it; the next ones only resume.
+CASES = [
+    *(("boot", "boot", point) for point in (*BOOTED, "machine.off")),
+    *(("boot", "warm", point) for point in (*BOOTED, *SAVED)),
+    *(("warm", "warm", point) for point in POINTS if point not in (*BOOTED, "machine.off")),
+]
+
 
 class Real(Victim):
     """The program itself."""
 
     module = "obuild"
 
-    def build(self, word: str, *, kill_at: str = "", spec: str = SPEC) -> int:
+    def build(self, word: str, *, kill_at: str = "", spec: str = SPEC, vm: str = "auto") -> int:
         self.words["SPEC"].write_text(spec.format(word=word))
-        return self.run("build", "-f", "SPEC", "SOURCE", kill_at=kill_at)
+        return self.run("build", f"--vm={vm}", "-f", "SPEC", "SOURCE", kill_at=kill_at)
 
     def wait_for_machines(self) -> None:
         """The kernel ends QEMU with the process that started it: wait until it has."""
@@ -59,13 +71,13 @@ def real(fresh: Program, source: Path, tmp_path: Path) -> Real:
     return Real(fresh.store, {"SPEC": tmp_path / "test.spec", "SOURCE": source})
 
 
-@pytest.mark.parametrize("point", POINTS)
-def test_killed_at_a_point(real: Real, point: str) -> None:
-    assert real.build("zero", spec=SHORT) == 0
-    assert real.build("one", kill_at=point, spec=SHORT) == -signal.SIGKILL, f"{point} is never reached"
+@pytest.mark.parametrize(("before", "vm", "point"), CASES)
+def test_killed_at_a_point(real: Real, before: str, vm: str, point: str) -> None:
+    assert real.build("zero", spec=SHORT, vm=before) == 0
+    assert real.build("one", kill_at=point, spec=SHORT, vm=vm) == -signal.SIGKILL, f"{point} is never reached"
     real.wait_for_machines()
     real.check()
-    assert real.build("one", spec=SHORT) == 0
+    assert real.build("one", spec=SHORT, vm=vm) == 0
     real.check()
 
 

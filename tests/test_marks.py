@@ -1,0 +1,61 @@
+"""Marks: where a command's output ends in a stream, and with which status."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from obuild.marks import MarkReader, new_mark
+
+MARK = b"obuild-12345 "
+
+
+def read(pieces: Sequence[bytes]) -> tuple[bytes, int | None]:
+    """What a reader passes on of a stream that arrives in pieces, and the status it finds."""
+    passed = bytearray()
+    reader = MarkReader(MARK, passed.extend)
+    for piece in pieces:
+        reader.feed(piece)
+    return bytes(passed), reader.status
+
+
+@pytest.mark.parametrize(
+    ("stream", "output", "status"),
+    [
+        (MARK + b"0\n", b"", 0),
+        (b"text\n" + MARK + b"3\n", b"text\n", 3),
+        (b"no newline" + MARK + b"255\n", b"no newline", 255),
+        (b"obuild-obuild-12345" + MARK + b"0\n", b"obuild-obuild-12345", 0),
+        (b"\0\xff\n" * 50 + MARK + b"1\nlater", b"\0\xff\n" * 50, 1),
+        (MARK + b"garbage\n", b"", 255),
+        (MARK + b"-1\n", b"", 255),
+    ],
+)
+def test_all_before_the_mark_is_output_however_it_arrives(stream: bytes, output: bytes, status: int) -> None:
+    end = stream.index(b"\n", stream.index(MARK)) + 1
+    for cut in range(end):
+        assert read([stream[:cut], stream[cut:]]) == (output, status)
+    assert read([stream[at : at + 1] for at in range(end)]) == (output, status)
+
+
+def test_output_is_passed_on_as_early_as_it_safely_can() -> None:
+    assert read([b"hello", b" world obuild-1"]) == (b"hello world ", None)
+
+
+def test_a_mark_without_an_end_does_not_wait_for_ever() -> None:
+    assert read([MARK + b"not a number"])[1] == 255
+
+
+def test_what_is_held_back_comes_out_at_the_end() -> None:
+    passed = bytearray()
+    reader = MarkReader(MARK, passed.extend)
+    reader.feed(b"text obuild-")
+    reader.flush()
+    assert bytes(passed) == b"text obuild-"
+
+
+def test_no_two_marks_are_the_same_and_each_is_one_word() -> None:
+    marks = {new_mark() for _ in range(100)}
+    assert len(marks) == 100
+    assert all(mark.removeprefix("obuild-").isalnum() for mark in marks)
