@@ -80,6 +80,7 @@ def make_layers(deep: Deep, chain: Chain) -> list[float]:
                 size = str(deep.start + PIECES * PIECE)
                 subprocess.run(["qemu-img", "resize", "-q", "-f", "qcow2", draft.image, size], check=True)
             else:
+                draft.lay()
                 mine = pieces[number - 1 :: count]
                 lines = (f"write -q -P {number % 255 + 1} {deep.start + at * PIECE} {PIECE}\n" for at in mine)
                 argv: list[str | Path] = ["qemu-io", "-f", "qcow2", draft.image]
@@ -136,6 +137,7 @@ def guest_on(deep: Deep, chain: Chain) -> Iterator[ssh.Connection]:
     key = base.key_path(deep.store, found.card)
     last = chain.steps[-1].id
     with deep.store.scratch(last) as draft:
+        draft.lay()
         print(f"  {len(chain.steps) - 1} layers: {len(deep.store.flats.chain(last))} images, limit {deep.longest}")
         with (
             machine.start(shape, draft.image, network=False) as running,

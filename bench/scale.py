@@ -82,6 +82,8 @@ def make_place(root: Path, layers: int) -> Place:
             draft.log.write(f"log of {step.headings[-1]}\n".encode())
             if step.parent is None:
                 draft.image.write_bytes(image.read_bytes())
+            else:
+                draft.lay()
     fill(store, chain.steps[0].id, layers - len(chain.steps))
     return Place(store, root / "built", root / "changed", root / "other", chain.steps[-1].id)
 
