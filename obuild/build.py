@@ -31,6 +31,8 @@ class Session(Protocol):
     ) -> int: ...
 
     def interact(self, command: Command) -> int: ...
+    def address(self) -> str: ...
+    def wait(self) -> None: ...
     def send(self, action: Transfer) -> None: ...
     def take(self, extract: Extract, archive: Path) -> None: ...
     def graft(self, action: Graft, archive: Path) -> None: ...
@@ -50,7 +52,8 @@ def _no_archive(action: Graft) -> Path:
 class Builder:
     """What a build works with. `executor` gives machines, and is asked once one is needed.
 
-    `make_room` is called before a layer is made, and raises a StoreError if there is no room for one.
+    `make_room` is called before a layer is made, and raises a StoreError if there is no room for one; `on_failure`
+    in the machine in which a command has failed.
     """
 
     store: Store
@@ -59,6 +62,7 @@ class Builder:
     secrets: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     archive: Callable[[Graft], Path] = _no_archive
     make_room: Callable[[], None] = lambda: None
+    on_failure: Callable[[Session, Command, int], None] | None = None
 
     def build(self, chain: Chain) -> LayerId:
         """Make the layers of a chain that the store has not got, in order, and return the last one's id.
@@ -163,6 +167,8 @@ class Builder:
                 status = session.run(command, copies, self.secrets, masked)
             trace.reach("step.done")
             if status != 0:
+                if self.on_failure:
+                    self.on_failure(session, command, status)
                 raise StepFailed(f"{_quote(command.argv[-1])} failed with exit status {status}")
 
     def _remember(self, step: Step, started: float) -> None:

@@ -13,6 +13,7 @@ from obuild.build import Builder, Executor
 from obuild.errors import MachineError
 from obuild.events import Event, Listener, Note, Output, Started
 from obuild.extract import Extractor
+from obuild.failing import OnFailure
 from obuild.machines import Machines, as_os
 from obuild.plan import Base, Built, Chain, Extract, FilesOf, Graft, Import, LayerId, everything, plan, unbuilt
 from obuild.shape import Settings
@@ -32,6 +33,7 @@ class Engine:
     secrets: Mapping[str, bytes] = field(default_factory=dict)
     jobs: int = 1
     make_room: Callable[[Listener], None] = lambda tell: None
+    on_failure: OnFailure | None = None
     _bases: dict[str, Base] = field(default_factory=dict, init=False)
     _chains: dict[int, Chain] = field(default_factory=dict, init=False)  # as planned first, by id() of the stage
     _machines: Machines = field(init=False)
@@ -83,7 +85,7 @@ class Engine:
                 self._hold(chain)
             self._prepare(chain, room)
             executor = self._machines_of(chain.base, stack)
-            layer = Builder(self.store, executor, tell, self.secrets, archive, room).build(chain)
+            layer = Builder(self.store, executor, tell, self.secrets, archive, room, self.on_failure).build(chain)
             self._hold(chain)
             return Built(layer, chain.base)
 

@@ -108,6 +108,13 @@ class FakeSession:
         self.executor.commands.append(command)
         return self.executor.typed
 
+    def address(self) -> str:
+        return "ssh guest"
+
+    def wait(self) -> None:
+        self.executor.seen.append("wait")
+        raise KeyboardInterrupt
+
     def send(self, action: Transfer) -> None:
         self.executor.seen.append(f"send to {action.dest}")
 

@@ -19,7 +19,7 @@ import pytest
 
 from obuild import ssh, tree
 from obuild.errors import MachineError, StoreError
-from obuild.executors.qemu import Session
+from obuild.executors.qemu import Qemu, Session
 from obuild.guests import GUESTS, freebsd, linux, openbsd, windows
 from obuild.machine import Machine
 from obuild.plan import Chain, Command, Transfer
@@ -59,7 +59,7 @@ def session(os: str, handler: Handler, key: Path, login: str = "root") -> Iterat
     with serve(handler) as port:
         machine = cast(Machine, FakeMachine(port, Shape()))
         with ssh.connect(machine, login=login, key=key) as connection:
-            yield Session(connection, login, GUESTS[os])
+            yield Session(Qemu(Shape(), login, key, GUESTS[os]), machine, connection, login)
 
 
 def taken(folder: Path, name: str) -> CacheCopy:

@@ -28,7 +28,7 @@ RANKS = (
     "base executors.qemu follow",
     "executors",
     "build machines parallel room upkeep",
-    "extract forecast fsck",
+    "extract failing forecast fsck",
     "engine",
     "ui",
     "console",

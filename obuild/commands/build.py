@@ -73,14 +73,21 @@ def build(
     qemu_guest_arch: ArchOption = "",
     vm: VmOption = "auto",
     warm_budget: BudgetOption = "4G",
+    on_failure: Annotated[
+        str,
+        typer.Option(
+            metavar="stop|shell|keep",
+            help="If a command fails: stop, or open a shell in its machine, or keep that until you press Ctrl-C.",
+        ),
+    ] = "stop",
     verbose: VerboseOption = False,
 ) -> None:
     """Build a spec: find the layers that are there, make those that are not.
 
     Example: obuild build --store=qemu:/data -f hello.spec .
     """
-    from obuild import engine
-    from obuild.events import Done
+    from obuild import engine, failing
+    from obuild.events import Done, Note
     from obuild.spec import parse
 
     tell = _listener(events)
@@ -95,6 +102,7 @@ def build(
         opened = open_store(store, create=True)
         values = _secrets(secret or [])
         builder = engine.Engine(Path(source), opened, settings, tell, values, jobs)
+        builder.on_failure = failing.chosen(on_failure, jobs=jobs, say=lambda text: tell(Note(text)))
         if reserve or max_size:
             from obuild.room import Room
 

@@ -6,8 +6,9 @@ machine that still has the draft's parent as its disk, else resumes one saved th
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -65,7 +66,7 @@ class Boots:
 
             with ssh.connect(running, login=qemu.login, key=qemu.key) as connection:
                 trace.reach("machine.ready")
-                yield Session(connection, qemu.login, qemu.guest)
+                yield Session(qemu, running, connection, qemu.login)
                 if draft.scratch:
                     return
                 if not ARCHES[qemu.shape.arch].button:
@@ -145,7 +146,7 @@ class WarmChain:
         if not live.go_on(draft, network=network):
             self.warm.note("the guest needs a boot to know its network")
             raise _NeedsBoot
-        return Session(live.shell, "root", self.qemu.guest)
+        return Session(self.qemu, live.machine, live.shell, "root")
 
     def _resume(self, draft: Draft, network: bool) -> Session | None:
         """The saved machine of the draft's parent, running. None if there is none that can be."""
@@ -219,7 +220,7 @@ class WarmChain:
             raise _NeedsBoot
         self._booted = booted
         connection = ssh.connect(booted, login=self.qemu.login, key=self.qemu.key)
-        return Session(self._running.enter_context(connection), self.qemu.login, self.qemu.guest)
+        return Session(self.qemu, booted, self._running.enter_context(connection), self.qemu.login)
 
     # -- what becomes of it
 
@@ -273,12 +274,20 @@ def _parent(draft: Draft) -> LayerId:
 
 @dataclass
 class Session:
-    """An open machine: commands run in it, files go into it. `secret` is whether it has seen one."""
+    """An open machine: commands run in it, files go into it. `secret` is whether it has seen one.
 
+    `login` is who we are at the other end of the connection.
+    """
+
+    qemu: Qemu
+    machine: Machine
     connection: transfer.Line
     login: str
-    guest: Guest = GUESTS["linux"]
     secret: bool = False
+
+    @property
+    def guest(self) -> Guest:
+        return self.qemu.guest
 
     def run(
         self,
@@ -307,8 +316,26 @@ class Session:
 
     def interact(self, command: Command) -> int:
         """A shell at our own terminal, where the command would run; returns its exit status."""
-        line = self.guest.shell_command(self.login, cwd=command.cwd, env=command.env, user=command.user)
-        return self.connection.interact(line, Terminal())
+        with self.log_in() as connection:
+            line = self.guest.shell_command(self.qemu.login, cwd=command.cwd, env=command.env, user=command.user)
+            return connection.interact(line, Terminal())
+
+    def address(self) -> str:
+        """The command that logs in to the guest from this host."""
+        unchecked = ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]
+        port = ["-p", str(self.machine.port)]
+        return shlex.join(["ssh", "-i", str(self.qemu.key), *port, *unchecked, f"{self.qemu.login}@127.0.0.1"])
+
+    def wait(self) -> None:
+        """Wait until the guest powers off: then a MachineError says so."""
+        while True:
+            self.machine.pause(3600.0)
+
+    def log_in(self) -> AbstractContextManager[ssh.Connection]:
+        """An SSH connection: the shell that stays in a guest has no terminal to offer."""
+        if isinstance(self.connection, ssh.Connection):
+            return nullcontext(self.connection)
+        return ssh.connect(self.machine, login=self.qemu.login, key=self.qemu.key)
 
     def send(self, action: Transfer) -> None:
         """Put a tree into the guest."""
