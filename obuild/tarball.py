@@ -61,7 +61,8 @@ def members(file: BinaryIO, *, strict: bool) -> Iterator[Member]:
 
     `strict` takes only what `tar --format=gnu` writes, so that no two programs can understand it differently: who
     reads the archive here knows what GNU tar will make of it. Otherwise ustar and pax do, too; of pax's records,
-    those about names and sizes count, and the extents of sparse files are as they are stored.
+    those about names and sizes count, and those of sparse files as bsdtar and GNU tar write them by themselves
+    (GNU.sparse, version 1.0); in older ways of storing these, the extents are as they are stored.
     """
     return _Reader(file, strict).members()
 
@@ -176,15 +177,20 @@ class _Reader:
         path = self.said.get(b"GNU.sparse.name", self.said.get(b"path", path))
         link = self.said.get(b"linkpath", link)
         if (told := self.said.get(b"size")) is not None:
-            if not _DIGITS.fullmatch(told):
-                self.fail("a size is no number")
-            size = int(told)
+            size = self.digits(told)
         if self.strict:
             self.check_strictly(kind, path, size)
         held = 0 if kind == LINK else size
-        length, extents = self.sparse(block, held) if kind == SPARSE else (held, ((0, held),))
+        end = self.at + held
+        if kind == SPARSE:
+            length, extents = self.sparse(block, held)
+            end = self.at + held  # more of its headers were read
+        elif kind == FILE and self.said.get(b"GNU.sparse.major") == b"1":
+            length, extents = self.pax_sparse(held)
+        else:
+            length, extents = held, ((0, held),)
         start = self.at
-        self.skip(held)
+        self.skip(end - start)
         mode, uid, gid = (self.number(block[at : at + 8]) for at in (100, 108, 116))
         name, target = (text.decode("utf-8", "surrogateescape") for text in (path, link))
         return Member(kind, name, target, mode, uid, gid, length, start, extents)
@@ -213,6 +219,32 @@ class _Reader:
                 self.fail("a sparse file has too many pieces")
             block = self.read(BLOCK)
             entries, more = block[:504], block[504]
+        self.check_pieces(length, extents, held)
+        return length, tuple(extents)
+
+    def pax_sparse(self, held: int) -> tuple[int, tuple[tuple[int, int], ...]]:
+        """As `sparse`, if the `held` bytes begin with a list, a number to a line: of pieces, where, how long."""
+        length = self.digits(self.said.get(b"GNU.sparse.realsize", b""))
+        start, lines = self.at, [b""]
+        wanted = 1
+        while len(lines) <= wanted:
+            if self.at - start >= held or len(lines[-1]) > BLOCK:
+                self.fail("the list of a sparse file's pieces is cut off")
+            lines[-1:] = (lines[-1] + self.read(BLOCK)).split(b"\n")
+            if len(lines) > 1 and (wanted := 1 + 2 * self.digits(lines[0])) > 2 * MOST_EXTENTS:
+                self.fail("a sparse file has too many pieces")
+        numbers = [self.digits(line) for line in lines[1:wanted]]
+        extents = list(zip(numbers[::2], numbers[1::2], strict=True))
+        self.check_pieces(length, extents, held - (self.at - start))
+        return length, tuple(extents)
+
+    def digits(self, text: bytes) -> int:
+        if not _DIGITS.fullmatch(text):
+            self.fail("a size is no number")
+        return int(text)
+
+    def check_pieces(self, length: int, extents: list[tuple[int, int]], held: int) -> None:
+        """That a sparse file is made of these pieces, in this order, and that the archive has so much of it."""
         end = 0
         for offset, size in extents:
             if offset < end:
@@ -220,4 +252,3 @@ class _Reader:
             end = offset + size
         if end > length or sum(size for _, size in extents) != held:
             self.fail("the pieces of a sparse file are not all there")
-        return length, tuple(extents)

@@ -16,7 +16,7 @@ RANKS = (
     "errors events locks mask quoting spec_ops tarball trace units version",
     "card files posix process qmp sexp tree usage",
     "disk explain marks mtree packing recipe shape spec_fields spec_show",
-    "accel machine ram spec_read terminal",
+    "accel machine ram spec_read terminal unpack",
     "spec ssh",
     "systems",
     "dockerfile fmt guests.freebsd guests.linux guests.linux_resident guests.openbsd guests.windows",
