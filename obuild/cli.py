@@ -20,6 +20,7 @@ from obuild.version import VERSION
 FAMILIES: dict[str, tuple[str, ...]] = {
     "build": ("build", "plan", "healthcheck"),
     "look": ("ls", "log", "explain"),
+    "debug": ("shell", "run", "cp"),
     "upkeep": ("delete", "clean", "prune", "gc", "df"),
     "check": ("fsck",),
     "language": ("dockerfile", "fmt"),

@@ -15,6 +15,7 @@ from obuild import ui
 from obuild.errors import ObuildError, UsageError
 
 if TYPE_CHECKING:
+    from obuild.shape import Settings
     from obuild.store import Store
 
 MACHINE = "Machine"
@@ -131,7 +132,8 @@ def guarded(command: Command) -> Command:
             ui.report(ObuildError(str(error)))
             raise typer.Exit(1) from error
         except KeyboardInterrupt as error:
-            ui.report(ObuildError("interrupted", hint="what was saved stays; the next build goes on from there"))
+            saved = "what was saved stays; the next build goes on from there"
+            ui.report(ObuildError("interrupted", hint=saved if command.__name__ == "build" else ""))
             raise typer.Exit(130) from error
 
     return guarded  # type: ignore[return-value]  # functools.wraps keeps the signature that typer reads
@@ -168,6 +170,24 @@ def parse_bytes(option: str, text: str, *, default_unit: str = "") -> int:
 
 def lines() -> ui.Lines:
     return ui.Lines(sys.stdout.buffer, colour=sys.stdout.isatty() and "NO_COLOR" not in os.environ)
+
+
+def machine_settings(
+    accel: str,
+    memory: str,
+    cpus: int,
+    boot_time: float,
+    guest_os: str,
+    arch: str,
+    vm: str = "auto",
+    budget: str = "4G",
+) -> Settings:
+    """What the machine options say. UsageError for what no machine can be."""
+    from obuild.shape import Settings
+
+    size = parse_bytes("--qemu-memory", memory, default_unit="G") if memory else 0
+    most = parse_bytes("--warm-budget", budget)
+    return Settings(accel, size, cpus, boot_time, guest_os, arch, vm, most).checked()
 
 
 def put(*lines: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -23,6 +23,7 @@ from obuild.console import (
     VmOption,
     guarded,
     lines,
+    machine_settings,
     open_store,
     parse_bytes,
     put,
@@ -30,9 +31,6 @@ from obuild.console import (
     read_spec,
 )
 from obuild.errors import UsageError
-
-if TYPE_CHECKING:
-    from obuild.shape import Settings
 
 app = typer.Typer()
 
@@ -93,8 +91,9 @@ def build(
     tell = _listener(events)
     with ui.ending(tell):
         stage = parse(read_spec(Path(spec)))
-        settings = _settings(qemu_accel, qemu_memory, qemu_cpus, qemu_boot_time, qemu_guest_os, qemu_guest_arch)
-        settings = warm_settings(settings, vm, warm_budget)
+        settings = machine_settings(
+            qemu_accel, qemu_memory, qemu_cpus, qemu_boot_time, qemu_guest_os, qemu_guest_arch, vm, warm_budget
+        )
         if not Path(source).is_dir():
             raise UsageError(f"there is no source directory {source}")
         reserved = parse_bytes("--reserve", reserve) if reserve else 0
@@ -151,20 +150,6 @@ def plan(
         put(*ui.outlook(steps))
 
 
-def _settings(accel: str, memory: str, cpus: int, boot_time: float, guest_os: str, arch: str) -> Settings:
-    from obuild.shape import Settings
-
-    size = parse_bytes("--qemu-memory", memory, default_unit="G") if memory else 0
-    return Settings(accel, size, cpus, boot_time, guest_os, arch).checked()
-
-
-def warm_settings(settings: Settings, vm: str, budget: str) -> Settings:
-    """With how steps get their machines."""
-    from dataclasses import replace
-
-    return replace(settings, vm=vm, warm_budget=parse_bytes("--warm-budget", budget)).checked()
-
-
 def _secrets(given: list[str]) -> dict[str, bytes]:
     found = {}
     for item in given:
@@ -196,7 +181,7 @@ def healthcheck(
 
     from obuild import engine
 
-    settings = _settings(qemu_accel, qemu_memory, qemu_cpus, qemu_boot_time, qemu_guest_os, qemu_guest_arch)
+    settings = machine_settings(qemu_accel, qemu_memory, qemu_cpus, qemu_boot_time, qemu_guest_os, qemu_guest_arch)
     settings = replace(settings, vm="boot")
     engine.healthcheck(open_store(store, create=True), base_name=base, settings=settings, tell=lines())
     print("Healthcheck passed")

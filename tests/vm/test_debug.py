@@ -1,0 +1,104 @@
+"""Looking into a layer of real guests: a command, a shell at a terminal, files out of it."""
+
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+import termios
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.vm.conftest import Program
+
+pytestmark = pytest.mark.vm
+
+Spec = Callable[[str], Path]
+
+#: For a guest that is emulated to boot, in seconds.
+LONG = 600.0
+
+
+class Typist:
+    """Who sits at the terminal."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.seen = b""
+
+    def expect(self, text: bytes) -> None:
+        """Read until there is such a text, and forget what was before."""
+        deadline = time.monotonic() + LONG
+        while text not in self.seen:
+            ready, _, _ = select.select([self.fd], [], [], deadline - time.monotonic())
+            assert ready, self.seen
+            self.seen += os.read(self.fd, 65536)
+        self.seen = self.seen.partition(text)[2]
+
+    def type(self, line: bytes) -> None:
+        os.write(self.fd, line + b"\r")
+
+
+@contextmanager
+def at_a_terminal(argv: list[str]) -> Iterator[tuple[subprocess.Popen[bytes], Typist]]:
+    """A program with a terminal of its own, which is afterwards as it was."""
+    ours, theirs = os.openpty()
+    before = termios.tcgetattr(theirs)
+    termios.tcsetwinsize(theirs, (33, 101))
+    enter = (
+        "import os, sys, termios, fcntl; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    child = subprocess.Popen(
+        [argv[0], "-c", enter, *argv],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        env={**os.environ, "TERM": "vt52"},
+    )
+    try:
+        yield child, Typist(ours)
+        assert termios.tcgetattr(theirs) == before
+    finally:
+        child.kill()
+        child.wait()
+        os.close(ours)
+        os.close(theirs)
+
+
+def test_a_layer_is_looked_into_with_machines_that_are_thrown_away(
+    fresh: Program, spec: Spec, source: Path, tmp_path: Path
+) -> None:
+    """On a base, whose image has gone."""
+    id = fresh.build(spec("((from micro))"), source).stdout.split('"')[-2]
+    fresh("base", "rm", "micro")
+    store = {"OBUILD_STORE": f"qemu:{fresh.store}"}
+
+    # what `fresh` appends is the script's $0
+    script = "id -u; id -g; pwd; echo err >&2; exit 7"
+    done = fresh("run", id[:9], "--user=12:34", "--", "sh", "-c", script, code=7, env=store)
+    assert done.stdout == "12\n34\n/\nerr\n"
+
+    with at_a_terminal(fresh.argv("shell", id[:9], "--user=1000")) as (child, typist):
+        typist.expect(b"thrown away\r\n")
+        typist.expect(b"$ ")
+        typist.type(b"echo $TERM; id -u; stty size; echo mine >$(tty)")
+        typist.expect(b"\rvt52\r\n1000\r\n33 101\r\nmine\r\n")
+        termios.tcsetwinsize(typist.fd, (44, 55))
+        typist.type(b"until stty size | grep '44 55'; do sleep 0.1; done; sleep 1000")
+        typist.expect(b"44 55\r\n")
+        typist.type(b"\x03")
+        typist.expect(b"$ ")
+        typist.type(b"exit 5")
+        assert child.wait(LONG) == 5
+
+    fresh("cp", f"{id[:9]}:/etc", tmp_path / "new")
+    assert (tmp_path / "new/passwd").read_text().startswith("root:")
+    assert list(tmp_path.glob(".obuild*")) == []
+    assert list((fresh.store / "cache-tmp").iterdir()) == []
+    assert [path.name for path in (fresh.store / "result").iterdir()] == [id]
+    assert fresh("fsck", "--read-data").stdout == "clean: 1 layers\n"
