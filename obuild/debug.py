@@ -14,7 +14,7 @@ from obuild.errors import MachineError, ObuildError, UsageError
 from obuild.machines import Machines
 from obuild.plan import Base, Command, Extract, LayerId
 from obuild.spec import UnixUser, WindowsUser
-from obuild.store import Store
+from obuild.store import Draft, Store
 
 _NUMBERS = re.compile(r"([0-9]{1,10})(?::([0-9]{1,10}))?")
 
@@ -50,13 +50,13 @@ class Debugger:
         if "=" in argv[0]:
             raise UsageError(f"{argv[0]!r} cannot be run: a program with '=' in its name is taken for a variable")
         systems.check_command(found.card.os, argv, ())
-        with self._session(found, network=network) as (_, session):
+        with self.store.scratch(self.layer) as draft, self._machine(found, draft, network=network) as session:
             return session.run(command, (), {}, output)
 
     def shell(self, *, network: bool = False, user: str = "") -> int:
         """Let the user type where the layer's command was run; the exit status of the shell."""
         found, command = self._command((), network, user)
-        with self._session(found, network=network) as (_, session):
+        with self.store.scratch(self.layer) as draft, self._machine(found, draft, network=network) as session:
             return session.interact(command)
 
     def source(self, path: str) -> Source:
@@ -73,10 +73,11 @@ class Debugger:
         """An archive of a file or folder, until the block ends. ObuildError if the layer has no such thing."""
         found = self.machines.base_of(self.layer)
         user = systems.start(found.card.os).user
-        with self._session(found, network=False) as (folder, session):
-            archive = folder / "taken.tar"
+        with self.store.scratch(self.layer) as draft:
+            archive = draft.path / "taken.tar"
             try:
-                session.take(Extract(self.layer[:12], (source.path,), (), None, user), archive)
+                with self._machine(found, draft, network=False) as session:
+                    session.take(Extract(self.layer[:12], (source.path,), (), None, user), archive)
             except MachineError as error:
                 if "No such file or directory" in error.message:
                     raise ObuildError(f"there is no {source.path} in the layer {self.layer[:12]}") from error
@@ -84,14 +85,9 @@ class Debugger:
             yield archive
 
     @contextmanager
-    def _session(self, found: Base, *, network: bool) -> Iterator[tuple[Path, Session]]:
-        """A folder for a while, and a machine on a copy of the layer."""
-        with (
-            self.store.scratch(self.layer) as draft,
-            self.machines.of(found).chain() as chain,
-            chain.open(draft, network=network) as session,
-        ):
-            yield draft.path, session
+    def _machine(self, found: Base, draft: Draft, *, network: bool) -> Iterator[Session]:
+        with self.machines.of(found).chain() as chain, chain.open(draft, network=network) as session:
+            yield session
 
     def _command(self, argv: tuple[str, ...], network: bool, user: str) -> tuple[Base, Command]:
         found = self.machines.base_of(self.layer)

@@ -113,11 +113,12 @@ def test_a_shell_is_spelled_as_a_step_without_its_pipes() -> None:
     command = linux.shell_command("debian", cwd="/a b", env=[("A", "it's")], user=USER)
     assert command.startswith("exec sudo -n sh -c ")
     step = script("x", cwd="/a b", user=USER).decode().splitlines()
-    before = step[1 : step.index("home=$(getent passwd 12345 2>/dev/null | cut -d: -f6)") - 1]
+    home = step.index("home=")
+    before = step[1 : home - 1]
     assert typed_at(command) == [
         *before,
         "cd -P '/a b' || exit 125",
-        "home=$(getent passwd 12345 2>/dev/null | cut -d: -f6)",
+        *step[home : home + 4],
         "become='setpriv --reuid 12345 --regid 23456 --clear-groups --'",
         "command -v setpriv >/dev/null || become='sudo -n -u #12345 -g #23456 --'",
         'tty -s && chown 12345 "$(tty)" 2>/dev/null',
