@@ -17,7 +17,7 @@ TEST_PACKAGES := libarchive-tools
 
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: help setup demo test test-arch test-crash lint clean
+.PHONY: help setup demo test test-arch test-crash test-long lint clean
 help:
 	@sed -n 's/^# make/make/p' Makefile
 
@@ -60,8 +60,12 @@ test: setup lint .venv/packages-test
 # make test-arch: the tests that boot guests, in those of other architectures, emulated; ARCHES=s390x for one of them.
 test-arch: setup .venv/packages-arch
 	@for arch in $(ARCHES); do \
-	    echo "== $$arch"; .venv/bin/pytest -q -m 'arch and not crash' -k "$$arch" tests/vm || exit 1; \
+	    echo "== $$arch"; .venv/bin/pytest -q -m 'arch and not crash and not long' -k "$$arch" tests/vm || exit 1; \
 	done
+
+# make test-long: warm and cold builds of a stock Debian give the same files.
+test-long: setup
+	.venv/bin/pytest -q -m long tests/vm
 
 # make test-crash: kill builds at every point and at random moments, with real guests; KILLS=20 for fewer than 200.
 KILLS ?= 200
