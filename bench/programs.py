@@ -1,0 +1,82 @@
+"""What bench.steps builds with and where: programs, the stores that it gives them, the files that they copy."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.overhead import KEPT
+from bench.results import WAYS
+from bench.watch import Build, watch
+from obuild import base
+from obuild.store import Store
+
+FILES = 1000
+FILE_SIZE = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """Something that builds specs; its own `options` come right before the source folder."""
+
+    argv: tuple[str, ...]
+    options: tuple[str, ...]
+    folder: Path
+
+    def build(self, store: Path, stage: str) -> Build:
+        """Write the spec, and build it with the files of `make_sources` beside it. Raises Failed."""
+        spec = self.folder / "spec"
+        spec.write_text(stage)
+        args: list[str | Path] = ["build", f"--store=qemu:{store}", "-f", spec, *self.options, self.folder / "src"]
+        return watch([*self.argv, *args], events="json" in self.options)
+
+
+def find_programs(obuild: str, peer: str, folder: Path) -> dict[str, Program]:
+    """The ways there are to build here, in the order of WAYS: an obuild without `--vm` has one, cold."""
+    argv = tuple(shlex.split(obuild))
+    told = ("--events", "json")
+    if b"--vm" in subprocess.run([*argv, "build", "--help"], stdout=subprocess.PIPE, check=True).stdout:
+        modes: dict[str, tuple[str, ...]] = {
+            "cold": ("--vm", "boot"),
+            "first": ("--vm", "warm"),
+            "warm": ("--vm", "warm"),
+        }
+    else:
+        modes = {"cold": ()}
+    found = {way: Program(argv, told + options, folder) for way, options in modes.items()}
+    if peer:
+        found["peer"] = Program(tuple(shlex.split(peer)), (), folder)
+    return {way: found[way] for way in WAYS if way in found}
+
+
+def make_sources(folder: Path) -> None:
+    """FILES files that do not compress, in src/files."""
+    (folder / "src/files").mkdir(parents=True)
+    for number in range(FILES):
+        (folder / "src/files" / str(number)).write_bytes(os.urandom(FILE_SIZE))
+
+
+def copy(source: Path, dest: Path) -> None:
+    """Copy a file or folder, and wait until it is on disk, or a build would have to."""
+    subprocess.run(["cp", "-a", "--reflink=auto", source, dest], check=True)
+    os.sync()
+
+
+def copy_images(source: Path, name: str, dest: Path) -> None:
+    """Begin a store with one base image of another one, and the keys to log in."""
+    for folder in ("base-image", "state"):
+        (dest / folder).mkdir(parents=True)
+    for path in [*(source / "base-image").glob(f"{name}.*"), source / "state/ssh"]:
+        copy(path, dest / path.parent.name)
+
+
+def images_of(name: str, stores: list[Path]) -> Path:
+    """Which of the stores has this base image; if none has, that for benches, where it is made."""
+    for root in stores:
+        if base.image_path(Store(root), name):
+            return root
+    base.find(Store.open(KEPT), name, say=print)
+    return KEPT
