@@ -17,7 +17,7 @@ TEST_PACKAGES := libarchive-tools
 
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: help setup demo test test-arch test-crash test-long lint clean
+.PHONY: help setup demo test test-arch test-crash test-long bench-steps lint clean
 help:
 	@sed -n 's/^# make/make/p' Makefile
 
@@ -71,6 +71,12 @@ test-long: setup
 KILLS ?= 200
 test-crash: setup
 	OBUILD_TEST_KILLS=$(KILLS) .venv/bin/pytest -q -m 'crash and not arch' tests/vm/test_crashes.py
+
+# make bench-steps: what builds take, cold and warm, and docs/steps.png; STEPS='--base micro --repeat 1' for less.
+STEPS ?=
+bench-steps: setup
+	.venv/bin/pip install -q -e '.[bench]'
+	.venv/bin/python -m bench.steps $(STEPS)
 
 lint: setup
 	.venv/bin/ruff check .
