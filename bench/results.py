@@ -25,8 +25,8 @@ class Results:
     """All that was measured of a base, in seconds. `times` is by case and way, in the order of the table.
 
     A `failed` case and way has no median, however often it succeeded. `boots` are from the start of the guest's
-    machine to a login by SSH, `chains` builds of one chain of DEPTH + WINDOW / 2 steps on a warm machine.
-    `machine` says what the guests ran on.
+    machine to a login by SSH. `chains` are builds on a warm base, by turns of DEPTH + WINDOW / 2 steps and of
+    WINDOW. `machine` says what the guests ran on.
     """
 
     base: str
@@ -133,7 +133,7 @@ def targets(results: Results) -> Iterator[Target]:
     text = "4. from the last output of a warm step to the first of the next, the start of its shell included"
     yield Target(text, sealing, 0.5, unit=" s")
     deep = depth_ratio(results.chains, DEPTH, WINDOW) if results.chains else None
-    yield Target(f"5. a step at depth {DEPTH} / one at the start of the same chain, warm", deep, 1.15)
+    yield Target(f"5. a step at depth {DEPTH} / one at the start of a chain, warm", deep, 1.15)
 
 
 def _in(value: float | None) -> str:

@@ -88,7 +88,7 @@ class Bench:
                 for way in turns(self._programs, number):
                     self._measure(case, way)
             if "warm" in self._programs:
-                self._measure_chain()
+                self._measure_chains()
 
     def _prepare(self) -> None:
         """A store for each way, with the base's layer and the cache in it; for `warm` with what it saves, too."""
@@ -134,14 +134,17 @@ class Bench:
         times.append(first_output(build) if case == FIRST_OUTPUT else build.seconds)
         note(f"{self.results.base}, {case}, {way}: {times[-1]:.3f} s")
 
-    def _measure_chain(self) -> None:
-        try:
-            build = self._build("warm", echoes(DEPTH + WINDOW // 2, self._mark()))
-        except Failed as error:
-            note(f"{self.results.base}, a long chain, warm: failed: {error}")
-            return
-        self.results.chains.append(build)
-        note(f"{self.results.base}, a long chain, warm: {build.seconds:.3f} s")
+    def _measure_chains(self) -> None:
+        """A long chain, and a short one as soon as it is deep: a host that slows down is not taken for depth."""
+        for count in (DEPTH + WINDOW // 2, WINDOW):
+            try:
+                build = self._build("warm", echoes(count, self._mark()))
+            except Failed as error:
+                note(f"{self.results.base}, {count} steps, warm: failed: {error}")
+                self.results.failed.add((f"{count} steps", "warm"))
+                return
+            self.results.chains.append(build)
+            note(f"{self.results.base}, {count} steps, warm: {build.seconds:.3f} s")
 
     def _measure_boot(self) -> None:
         """From the start of a machine to the login, which is how a cold step begins."""

@@ -132,7 +132,7 @@ def step_costs(build: Build) -> list[float]:
 
 
 def depth_ratio(chains: Sequence[Build], depth: int, window: int) -> float:
-    """The median cost of the `window` steps around `depth`, over that of the first `window`; of all chains."""
+    """The median cost of the `window` steps around `depth`, of chains that are so long, over that of the first."""
     costs = [step_costs(build) for build in chains]
     start = depth - window // 2
     deep = [cost for steps in costs for cost in steps[start : start + window]]

@@ -57,6 +57,7 @@ def test_depth_is_compared_in_windows_of_all_chains() -> None:
     costs = [2.0] * WINDOW + [7.0] * (steps - 2 * WINDOW) + [3.0] * WINDOW
     slow_start = [50.0, *costs[1:]]
     assert depth_ratio([chain(costs), chain(slow_start)], DEPTH, WINDOW) == pytest.approx(1.5)
+    assert depth_ratio([chain(costs), chain([2.2] * WINDOW)], DEPTH, WINDOW) == pytest.approx(3 / 2.1)
 
 
 def test_medians_and_ratios_of_what_did_not_fail() -> None:
