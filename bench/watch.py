@@ -84,7 +84,7 @@ def _follow(child: subprocess.Popen[bytes], started: float, deadline: float, sai
             if record["event"] == "output":
                 printed += record.get("data", "")
             elif record["event"] == "failed":
-                failure = record["message"]
+                failure = f"{record['message']}\n{printed[-TAIL:]}".strip()
     try:
         status = child.wait(max(0.0, deadline - time.perf_counter()))
     except subprocess.TimeoutExpired:

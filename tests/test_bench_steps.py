@@ -152,7 +152,12 @@ for event in ({"event": "started"}, {"event": "output", "data": "5"}, {"event": 
     ("script", "events", "why"),
     [
         ("import sys; sys.exit('broken')", False, "exit status 1: broken"),
-        ("""print('{"event": "failed", "message": "a step failed"}'); exit(1)""", True, "a step failed"),
+        (
+            """print('{"event": "output", "data": "E: why"}'); print('{"event": "failed", "message": "it failed"}')
+exit(1)""",
+            True,
+            "it failed\nE: why",
+        ),
         ("print('Usage')", True, "no record: Usage"),
         ("import time; time.sleep(60)", True, "not done after 0.1 s"),
         ("import time; time.sleep(60)", False, "not done after 0.1 s"),
