@@ -24,6 +24,9 @@ from obuild.process import STDERR_TAIL
 #: How much is sent as one piece, in bytes: the guest starts a program for each.
 PIECE = 1 << 22
 
+#: Up to how many bytes a script is sent as a line, which the guest's shell reads byte by byte.
+SHORT = 4096
+
 #: How long a resumed guest may take to thaw its disks, in seconds, before it is given up and another one booted.
 THAW_TIMEOUT = 60.0
 
@@ -95,20 +98,23 @@ class Resident:
             raise self.machine.error(f"the guest's shell does not understand us: {(head + verdict)[-200:]!r}")
         return verdict.removeprefix(b"boot ").decode(errors="replace")
 
-    def thaw(self, *, network: bool, seed: str) -> bool:
-        """Let a frozen guest go on, at the right time of day; False if it has to boot to have this network.
+    def thaw(self, *, network: bool, seed: str, set_clock: bool) -> bool:
+        """Let a frozen guest go on; False if it has to boot to have this network.
 
         With a `seed`, a word that no other machine gets, its random numbers are not those of any other.
         """
         token = new_mark()
-        line = f"{time.time():.3f} {seed or '-'} {'open' if network else 'closed'} {token}\n"
+        now = f"{time.time():.3f}" if set_clock else "-"
+        line = f"{now} {seed or '-'} {'open' if network else 'closed'} {token}\n"
         self._send(self.machine.control, line.encode())
         return self._answer(f"{token} ".encode(), _ignore, THAW_TIMEOUT) == 0
 
     def _ask(self, kind: str, script: bytes = b"") -> bytes:
         """Send a request, and return what its answer ends with."""
         mark = new_mark()
-        self._send(self.machine.control, f"{kind} {len(script)} {mark}\n".encode() + script)
+        short = 0 < len(script) <= SHORT
+        body = _escaped(script) if short else script
+        self._send(self.machine.control, f"{kind} {'-' if short else len(script)} {mark}\n".encode() + body)
         return f"{mark} ".encode()
 
     def _answer(
@@ -193,6 +199,15 @@ class _Pieces:
     def _flush(self) -> None:
         self._send(b"%d\n" % len(self._held) + self._held)
         self._held.clear()
+
+
+def _escaped(script: bytes) -> bytes:
+    """A script as one line for printf's %b."""
+    return b"".join(b"\\0%03o" % byte if byte in _SPECIAL else bytes((byte,)) for byte in script) + b"\n"
+
+
+#: All but printable ASCII without the backslash.
+_SPECIAL = frozenset((*range(32), *range(127, 256), ord("\\")))
 
 
 def _copy(file: BinaryIO, sink: Any) -> None:

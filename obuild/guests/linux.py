@@ -84,6 +84,14 @@ def _enter(cwd: str, user: UnixUser | WindowsUser, *, otherwise: str) -> list[st
         *ensure_folder(cwd, f"{uid}:{gid}"),
         f"cd -P {shlex.quote(cwd)} || {otherwise}",
         *_find_home(uid),
+        *_how_to_become(uid, gid),
+    ]
+
+
+def _how_to_become(uid: int, gid: int) -> list[str]:
+    if uid == gid == 0:
+        return ["become="]  # it is root who reads this
+    return [
         f"become='setpriv --reuid {uid} --regid {gid} --clear-groups --'",
         f"command -v setpriv >/dev/null || become='sudo -n -u #{uid} -g #{gid} --'",
     ]

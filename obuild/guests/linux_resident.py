@@ -4,8 +4,9 @@ So a step in a machine that runs on, or that was resumed, needs no login: the po
 happened to the network meanwhile. The shell is started over SSH when the guest has booted. `obuild.resident` talks
 to it.
 
-A request is a line `KIND SIZE MARK` and a script of SIZE bytes; the answer is what the script prints, then a line
-`MARK STATUS`. The kinds:
+A request is a line `KIND SIZE MARK` and a script of SIZE bytes, or, if SIZE is `-`, a line with a short script in
+the escapes of printf's %b, which needs no program to be read: where all is emulated, starting one takes its time.
+The answer is what the script prints, then a line `MARK STATUS`. The kinds:
 
     step    in a cgroup of its own, in which its processes are found again
     check   as root, with nothing on stdin
@@ -15,11 +16,11 @@ A request is a line `KIND SIZE MARK` and a script of SIZE bytes; the answer is w
 
 To `freeze`, the shell answers with a line `MARK frozen`, and then waits for a line
 `TIME SEED NETWORK TOKEN`: it makes random numbers anew from SEED (`-` if it was not resumed), sets the clock to
-TIME, in seconds since the epoch, thaws the disks, does what a boot would do, sees to it that the guest knows its
-network as `open` or `closed`, and answers with TOKEN in place of MARK; the status is 1 if it has to boot to know
-that network. Or it answers with `MARK boot WHY`; the disks are not frozen then.
+TIME, in seconds since the epoch (`-` if it is right), thaws the disks, does what a boot would do, sees to it that
+the guest knows its network as `open` or `closed`, and answers with TOKEN in place of MARK; the status is 1 if it
+has to boot to know that network. Or it answers with `MARK boot WHY`; the disks are not frozen then.
 
-Needed in the guest: virtio_console, cgroups (version 2), fsfreeze, coreutils or busybox, and a kernel of 5.14.
+Needed in the guest: virtio_console, cgroups (version 2), coreutils or busybox, and a kernel of 5.14.
 """
 
 from __future__ import annotations
@@ -77,7 +78,10 @@ def start(mark: str) -> bytes:
         "KEPT": KEPT,
         "REBOOT": REBOOT,
         "LACKING": str(LACKING),
-        "RESEED": "".join(f"\\0{byte:03o}" for byte in _reseed()),
+        "PROGRAM": "".join(f"\\0{byte:03o}" for byte in _program()),
+        "FIFREEZE": str(0xC0045877),
+        "FITHAW": str(0xC0045878),
+        "RNDRESEEDCRNG": str(0x5207),
         "TRIES": str(GRACE * 20),
         "BOOT": f"{BOOT} {' '.join(f'{name} {name}/* {name}/*/* {name}/*/*/*' for name in BOOT_TREES.split())}",
     }.items():
@@ -85,31 +89,28 @@ def start(mark: str) -> bytes:
     return script(["(", text, ") 2>&1", say_status(mark, "$?")])
 
 
-def _reseed() -> bytes:
-    """A program for x86_64 that has the kernel take what was written to /dev/urandom into its random numbers, now.
+def _program() -> bytes:
+    """A program for x86_64 that calls ioctl(2): `ioctl PATH NUMBER`, with 0 as the argument.
 
-    Else that takes a minute, and machines that were resumed from one state have the same numbers until then. The
-    kernel's own way, a device that says that the machine is another one, comes too late for the first command.
-    random(4) has the ioctl; no tool that every guest has calls it. Format: elf(5).
+    It freezes and thaws, as fsfreeze would, and starts in a fifth of the time, for it needs no library. And it has
+    the kernel use at once what was written to /dev/urandom, which no tool that every guest has does: else machines
+    that were resumed from one state have the same random numbers for a minute. (The kernel's own way, a device
+    that says that the machine is another one, comes too late for the first command.) Format: elf(5).
     """
-    start = 0x400000
-    path = b"/dev/urandom\0"
-    head = 64 + 56
-    code = b"".join(
-        (
-            b"\xbf" + (start + head).to_bytes(4, "little"),  # mov edi, path
-            b"\x31\xf6\xb8\x02\x00\x00\x00\x0f\x05",  # open(path, O_RDONLY)
-            b"\x89\xc7\xbe\x07\x52\x00\x00\xb8\x10\x00\x00\x00\x0f\x05",  # ioctl(it, RNDRESEEDCRNG)
-            b"\xf7\xd8\x89\xc7\xb8\x3c\x00\x00\x00\x0f\x05",  # exit(-result)
-        )
+    start, head = 0x400000, 64 + 56
+    code = bytes.fromhex(
+        "488b7c2410 31f6 b802000000 0f05"  # open(argv[1], O_RDONLY)
+        "89c7 488b4c2418 31f6"  # edi: what it gave; rcx: argv[2]; esi: 0
+        "0fb601 83e830 780a 6bf60a 01c6 48ffc1 ebee"  # esi: the number that the digits at rcx say
+        "31d2 b810000000 0f05"  # ioctl(edi, esi, 0)
+        "f7d8 89c7 b83c000000 0f05"  # exit(-result)
     )
-    size = head + len(path) + len(code)
+    size = head + len(code)
     elf = struct.pack(
         "<16sHHIQQQIHHHHHH",
-        *(b"\x7fELF\x02\x01\x01", 2, 62, 1, start + head + len(path), 64, 0, 0, 64, 56, 1, 0, 0, 0),
+        *(b"\x7fELF\x02\x01\x01", 2, 62, 1, start + head, 64, 0, 0, 64, 56, 1, 0, 0, 0),
     )
-    segment = struct.pack("<IIQQQQQQ", 1, 5, 0, start, start, size, size, 0x1000)
-    return elf + segment + path + code
+    return elf + struct.pack("<IIQQQQQQ", 1, 5, 0, start, start, size, size, 0x1000) + code
 
 
 _LIBRARY = r"""
@@ -119,13 +120,20 @@ settings() {
     for service in /sys/fs/cgroup/system.slice/*/; do echo "$service"; done
     stat -c '%n %z' $boot
 }
-names() { for folder in $volatile; do echo $folder/* $folder/.[!.]* $folder/*/*; done; }
 left_over() { find $volatile -xdev $skipped -print; }
+look() {
+    seen=$(settings)
+    for folder in $volatile; do
+        set -- $folder/* $folder/.[!.]* $folder/*/*
+        seen="$seen $*"
+    done
+} 2>/dev/null
 
 same() {
-    [ "$(settings; names)" = "$quick" ] && return
+    look
+    [ "$seen" = "$quick" ] && return
     { settings; left_over; } >$dir/now
-    cmp -s $dir/now $dir/before && quick=$(settings; names)
+    cmp -s $dir/now $dir/before && quick=$seen
 } 2>/dev/null
 
 end_step() {
@@ -167,7 +175,7 @@ clean() {
 freeze() {
     frozen=
     for mount in $disks; do
-        if fsfreeze -f "$mount" || mount -o remount,ro "$mount"; then
+        if $ioctl "$mount" @FIFREEZE@ || mount -o remount,ro "$mount"; then
             frozen="$mount $frozen"
         else
             thaw
@@ -177,7 +185,7 @@ freeze() {
 } 2>/dev/null
 
 thaw() {
-    for mount in $frozen; do fsfreeze -u "$mount" || mount -o remount,rw "$mount"; done
+    for mount in $frozen; do $ioctl "$mount" @FITHAW@ || mount -o remount,rw "$mount"; done
 } 2>/dev/null
 
 # QEMU's DHCP names a gateway and a name server where the network is open, and a guest boots where it is closed.
@@ -206,7 +214,10 @@ close_network() {
     opened=
 } 2>/dev/null
 
-list_tmp() { echo /tmp/* /tmp/.[!.]*; }
+tmp_is_as_it_was() {
+    set -- /tmp/* /tmp/.[!.]*
+    [ "$*" = "$tmp" ]
+}
 
 freeze_until_told() {
     why=
@@ -214,7 +225,7 @@ freeze_until_told() {
     close_network
     if [ -e @REBOOT@ ]; then
         why='there is a file @REBOOT@'
-    elif [ "$clears_tmp" = boot ] && [ "$(list_tmp)" != "$tmp" ]; then
+    elif [ "$clears_tmp" = boot ] && ! tmp_is_as_it_was; then
         why='a boot clears /tmp'
     elif ! same && ! { clean; same; }; then
         why="what a boot sets up has changed: $(changes | sed q)"
@@ -229,11 +240,11 @@ freeze_until_told() {
     read -r now seed network mark <&3
     if [ "$seed" != - ]; then
         printf '%s' "$seed" >/dev/urandom
-        $dir/reseed
+        $ioctl /dev/urandom @RNDRESEEDCRNG@
     fi
-    date -s "@$now" >/dev/null 2>&1 || date -s "@${now%.*}" >/dev/null 2>&1
+    [ "$now" = - ] || date -s "@$now" >/dev/null 2>&1 || date -s "@${now%.*}" >/dev/null 2>&1
     thaw
-    if [ "$clears_tmp" = systemd ] && [ "$(list_tmp)" != "$tmp" ]; then
+    if [ "$clears_tmp" = systemd ] && ! tmp_is_as_it_was; then
         systemd-tmpfiles --create --remove --boot --exclude-prefix=/dev >/dev/null 2>&1
     fi
     [ "$network" = closed ] || open_network
@@ -259,24 +270,33 @@ exec 4<>$dir/out
 cat <&4 >&3 3>&- 4>&- 5>&- &
 cd /
 opened=
-tmp=$(list_tmp)
-quick=$(settings 2>/dev/null; names)
+set -- /tmp/* /tmp/.[!.]*
+tmp=$*
+look
+quick=$seen
 { settings; left_over; } >$dir/before 2>/dev/null
 while read -r kind size mark <&3; do
-    [ "$size" = 0 ] || dd bs="$size" count=1 iflag=fullblock <&3 >$dir/script 2>/dev/null
+    case $size in
+    0) ;;
+    -)
+        IFS= read -r line <&3
+        printf '%b' "$line" >$dir/script
+        ;;
+    *) dd bs="$size" count=1 iflag=fullblock <&3 >$dir/script 2>/dev/null ;;
+    esac
     case $kind in
-    step) (echo 0 >$step/cgroup.procs && exec sh $dir/script) </dev/null >&4 2>&1 3>&- 4>&- 5>&- ;;
-    check) sh $dir/script </dev/null >&4 2>&1 3>&- 4>&- 5>&- ;;
+    step) (echo 0 >$step/cgroup.procs && . $dir/script) </dev/null >&4 2>&1 3>&- 4>&- 5>&- ;;
+    check) (. $dir/script) </dev/null >&4 2>&1 3>&- 4>&- 5>&- ;;
     stream)
         pieces | {
-            sh $dir/script >&4 2>&1 3>&- 4>&- 5>&-
+            (. $dir/script) >&4 2>&1 3>&- 4>&- 5>&-
             status=$?
             cat >/dev/null
             exit $status
         }
         ;;
     fetch)
-        sh $dir/script </dev/null >&5 2>&4 3>&- 4>&- 5>&-
+        (. $dir/script) </dev/null >&5 2>&4 3>&- 4>&- 5>&-
         status=$?
         printf '%s 0\n' "$mark" >&5
         (exit $status)
@@ -290,7 +310,7 @@ done
 _START = r"""
 dir=@FOLDER@
 lacks() { echo "$1"; exit @LACKING@; }
-for tool in cat chmod cmp date dd find fsfreeze grep mkfifo mount rm sed setsid sleep stat umount; do
+for tool in cat chmod cmp date dd find grep mkfifo mount rm sed setsid sleep stat umount; do
     command -v $tool >/dev/null || lacks "it has no $tool"
 done
 
@@ -350,13 +370,13 @@ esac
 
 # Made when it is first read: in all that is resumed from here it shall be the same.
 read -r id </proc/sys/kernel/random/boot_id
-printf '%b' '@RESEED@' >$dir/reseed
-chmod 700 $dir/reseed
-$dir/reseed || lacks "its random numbers cannot be made anew"
+printf '%b' '@PROGRAM@' >$dir/ioctl
+chmod 700 $dir/ioctl
+$dir/ioctl /dev/urandom @RNDRESEEDCRNG@ || lacks "its random numbers cannot be made anew"
 
 cat >$dir/settings <<END
-group=$group step=$group/step control=$control data=$data disks='$disks' volatile='$volatile' skipped='$skipped'
-clears_tmp=$clears_tmp boot='@BOOT@'
+ioctl=$dir/ioctl group=$group step=$group/step control=$control data=$data disks='$disks'
+volatile='$volatile' skipped='$skipped' clears_tmp=$clears_tmp boot='@BOOT@'
 END
 cat >$dir/library <<'END'
 @LIBRARY@
