@@ -14,7 +14,10 @@ def new_mark() -> str:
 
 
 class MarkReader:
-    """Splits a stream at `MARK STATUS\\n`: what is before goes to `output`, as early as it safely can."""
+    """Splits a stream at `MARK STATUS\\n`: what is before goes to `output`, as early as it safely can.
+
+    What is behind goes nowhere.
+    """
 
     def __init__(self, mark: bytes, output: Callable[[bytes], object]) -> None:
         self._mark = mark
@@ -23,6 +26,8 @@ class MarkReader:
         self.status: int | None = None
 
     def feed(self, data: bytes) -> None:
+        if self.status is not None:
+            return
         self._held += data
         before, found, after = self._held.partition(self._mark)
         if found:

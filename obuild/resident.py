@@ -52,29 +52,28 @@ class Resident:
 
     def check(self, command: str, script: bytes, *, what: str) -> None:
         """As Connection.check."""
-        self._finish(self._ask("check", script), what)
+        self._finish(_Words(self._ask("check", script)), what)
 
     def stream(self, command: str, send: Callable[[Any], None], *, what: str) -> None:
         """As Connection.stream. A command that ends early is sent the rest all the same, and ignores it."""
-        mark = self._ask("stream", lines([command]))
-        with contextlib.closing(_Pieces(partial(self._send, self.machine.data))) as sink:
+        words = _Words(self._ask("stream", lines([command])))
+        with contextlib.closing(_Pieces(partial(self._send, self.machine.data, words=words))) as sink:
             send(sink)
-        self._finish(mark, what)
+        self._finish(words, what)
 
     def fetch(self, command: str, script: bytes, out: BinaryIO, *, what: str) -> None:
         """As Connection.fetch."""
         mark = self._ask("fetch", script)
-        said = bytearray()
+        words = _Words(mark)
         reader = MarkReader(mark, out.write)
         control, data = self.machine.control, self.machine.data
         while reader.status is None:
             ready = self._wait(control, data)
             if control.fileno() in ready:
-                said += self._recv(control)
-                del said[:-STDERR_TAIL]
+                words.feed(self._recv(control))
             if data.fileno() in ready:
                 reader.feed(self._recv(data))
-        self._finish(mark, what, bytes(said))
+        self._finish(words, what)
 
     def put(self, source: Path, dest: str) -> None:
         """Send one file."""
@@ -117,12 +116,11 @@ class Resident:
         self._send(self.machine.control, f"{kind} {'-' if short else len(script)} {mark}\n".encode() + body)
         return f"{mark} ".encode()
 
-    def _answer(
-        self, mark: bytes, output: Callable[[bytes], object], timeout: float | None = None, said: bytes = b""
-    ) -> int:
+    def _answer(self, mark: bytes, output: Callable[[bytes], object], timeout: float | None = None) -> int:
         """Pass on what comes before the mark, and return the status behind it."""
-        reader = MarkReader(mark, output)
-        reader.feed(said)
+        return self._end_of(MarkReader(mark, output), timeout)
+
+    def _end_of(self, reader: MarkReader, timeout: float | None = None) -> int:
         deadline = None if timeout is None else time.monotonic() + timeout
         while (status := reader.status) is None:
             if self.machine.control.fileno() in self._wait(self.machine.control):
@@ -131,16 +129,9 @@ class Resident:
                 raise self.machine.error(f"the guest did not answer within {timeout:g} s")
         return status
 
-    def _finish(self, mark: bytes, what: str, said: bytes = b"") -> None:
-        heard = bytearray()
-
-        def keep(data: bytes) -> None:
-            heard.extend(data)
-            del heard[:-STDERR_TAIL]
-
-        status = self._answer(mark, keep, said=said)
-        if status != 0:
-            raise MachineError(f"{what} failed in the guest: {heard.decode(errors='replace').strip()}")
+    def _finish(self, words: _Words, what: str) -> None:
+        if self._end_of(words) != 0:
+            raise MachineError(f"{what} failed in the guest: {words.tail.decode(errors='replace').strip()}")
 
     def _line(self, mark: bytes) -> tuple[bytes, bytes]:
         """What comes before a mark, and the rest of the mark's line."""
@@ -165,17 +156,32 @@ class Resident:
         self.machine.check()
         raise MachineError("QEMU is gone")
 
-    def _send(self, port: socket.socket, data: bytes) -> None:
+    def _send(self, port: socket.socket, data: bytes, words: _Words | None = None) -> None:
+        """Send all of it. `words` hears what the guest says meanwhile, lest it waits for that as we do for it."""
         left = memoryview(data)
         while left:
             try:
                 left = left[port.send(left) :]
             except BlockingIOError:
                 self.machine.check()
-                select.select([], [port], [], 1.0)
+                heard, _, _ = select.select([self.machine.control] if words else [], [port], [], 1.0)
+                if words and heard:
+                    words.feed(self._recv(self.machine.control))
             except OSError:
                 self.machine.check()
                 raise MachineError("QEMU is gone") from None
+
+
+class _Words(MarkReader):
+    """Of what comes before the mark, keeps the end."""
+
+    def __init__(self, mark: bytes) -> None:
+        super().__init__(mark, self._keep)
+        self.tail = bytearray()
+
+    def _keep(self, data: bytes) -> None:
+        self.tail += data
+        del self.tail[:-STDERR_TAIL]
 
 
 class _Pieces:

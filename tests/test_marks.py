@@ -39,6 +39,10 @@ def test_all_before_the_mark_is_output_however_it_arrives(stream: bytes, output:
     assert read([stream[at : at + 1] for at in range(end)]) == (output, status)
 
 
+def test_what_comes_behind_the_mark_is_passed_over() -> None:
+    assert read([b"text" + MARK + b"3\n", b"later", MARK + b"4\n"]) == (b"text", 3)
+
+
 def test_output_is_passed_on_as_early_as_it_safely_can() -> None:
     assert read([b"hello", b" world obuild-1"]) == (b"hello world ", None)
 
