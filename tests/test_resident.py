@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import re
 import select
 import socket
+import subprocess
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
@@ -50,7 +52,11 @@ class Guest:
         """Take a request; its script."""
         kind, size, self.mark = self._requests.readline().split()
         self.kind = kind.decode()
-        return self._requests.read(int(size))
+        if size != b"-":
+            return self._requests.read(int(size))
+        line = self._requests.readline()  # as a shell's printf would read it
+        assert line.endswith(b"\n")
+        return re.sub(rb"\\0([0-7]{3})", lambda escape: bytes([int(escape[1], 8)]), line[:-1])
 
     def line(self) -> list[str]:
         return self._requests.readline().decode().split()
@@ -435,14 +441,32 @@ def test_a_guest_that_goes_on_is_told_the_time_a_seed_and_its_network(
         assert (now, heard_seed, heard) == ("1234567890.123", told, word)
         guest.say(f"noise {token} {status}\n".encode())
 
-    assert talk(play).thaw(network=network, seed=seed) is can
+    assert talk(play).thaw(network=network, seed=seed, set_clock=True) is can
+
+
+def test_a_clock_that_is_right_is_left_alone(talk: Talk) -> None:
+    def play(guest: Guest) -> None:
+        now, _, _, token = guest.line()
+        assert now == "-"
+        guest.say(f"{token} 0\n".encode())
+
+    assert talk(play).thaw(network=False, seed="", set_clock=False)
+
+
+@pytest.mark.parametrize("script", [b"a\\b %s 'c'\n", bytes(range(1, 256)), b"\n\n", b"x" * resident.SHORT])
+@pytest.mark.parametrize("shell", ["dash", "bash"])
+def test_a_short_script_is_a_line_that_a_shell_reads_back(shell: str, script: bytes) -> None:
+    line = resident._escaped(script)
+    assert line.count(b"\n") == 1
+    read = "IFS= read -r line; printf '%b' \"$line\""
+    assert subprocess.run([shell, "-c", read], input=line, stdout=subprocess.PIPE, check=True).stdout == script
 
 
 def test_a_guest_that_does_not_thaw_is_given_up(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resident, "THAW_TIMEOUT", 0)
     shell = talk(lambda guest: guest.line())
     with pytest.raises(MachineError, match="did not answer within 0 s"):
-        shell.thaw(network=False, seed="")
+        shell.thaw(network=False, seed="", set_clock=False)
 
 
 # -- the end
@@ -453,7 +477,7 @@ ACTIONS: dict[str, Callable[[Resident], object]] = {
     "stream": lambda shell: shell.stream("x", writes([bytes(50 * MIB)]), what="x"),
     "fetch": lambda shell: shell.fetch("sh", b"script", io.BytesIO(), what="x"),
     "freeze": lambda shell: shell.freeze(),
-    "thaw": lambda shell: shell.thaw(network=True, seed=""),
+    "thaw": lambda shell: shell.thaw(network=True, seed="", set_clock=True),
 }
 
 
