@@ -165,7 +165,7 @@ clean() {
     # the last mounted first; a space is \040 there
     sed -n 's/^[0-9]* [0-9]* [0-9]*:[0-9]* [^ ]* \([^ ]*\) .*/\1/p' $dir/new | sed '1!G;h;$!d' |
         while read -r mount; do umount -l "$(printf '%b' "$mount")"; done
-    while read -r line; do
+    while IFS= read -r line; do
         for folder in $volatile; do
             case $line in "$folder"/*) rm -rf -- "$line" ;; esac
         done

@@ -1,0 +1,516 @@
+"""The shell that stays in a Linux guest: what it is told, and what it does, in the shells that guests have.
+
+It runs on this host here, with sockets for ports. All that would change the host is done by functions that only
+write down what they were asked for.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import os
+import platform
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from obuild.errors import MachineError
+from obuild.guests import linux_resident
+from obuild.machine import Machine
+from obuild.posix import say_status
+from obuild.resident import Resident
+from obuild.shape import Shape
+from tests.fakes import FakeMachine
+
+MIB = 1 << 20
+
+#: Shells that guests have, and how each is started as sh.
+SHELLS = {"dash": ["dash"], "bash": ["bash", "--posix"], "busybox": ["busybox", "sh"]}
+
+shells = pytest.mark.parametrize(
+    "shell",
+    [
+        pytest.param(name, marks=pytest.mark.skipif(not shutil.which(name), reason=f"needs {name}"))
+        for name in SHELLS
+    ],
+)
+
+
+def told() -> str:
+    return linux_resident.start("MARK").decode()
+
+
+def document(name: str) -> str:
+    """What the guest is to write to one of the shell's files."""
+    found = re.search(rf"^cat >\$dir/{name} <<'?END'?\n(.*?)^END$", told(), re.MULTILINE | re.DOTALL)
+    assert found
+    return found[1]
+
+
+def function(name: str) -> str:
+    """A function of the shell."""
+    found = re.search(rf"^{name}\(\) \{{\n.*?^\}}$", document("shell"), re.MULTILINE | re.DOTALL)
+    assert found
+    return found[0]
+
+
+def run(shell: str, text: str, *, given: bytes = b"") -> str:
+    """What a script prints."""
+    done = subprocess.run([*SHELLS[shell], "-c", text], input=given, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    return done.stdout.decode()
+
+
+# -- what it is told
+
+
+@shells
+@pytest.mark.parametrize("part", [told, lambda: document("library"), lambda: document("shell")])
+def test_each_shell_understands_it(shell: str, part: Callable[[], str]) -> None:
+    done = subprocess.run([*SHELLS[shell], "-n"], input=part().encode(), capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_nothing_is_left_to_be_filled_in() -> None:
+    assert re.findall(r"@[A-Z]+@", told()) == []
+    assert told().endswith(f"{say_status('MARK', '$?')}\n")
+
+
+def test_two_guests_are_told_the_same_but_for_their_marks() -> None:
+    assert linux_resident.start("MARK").replace(b"MARK", b"other") == linux_resident.start("other")
+
+
+@shells
+def test_a_guest_that_lacks_something_says_what(shell: str, tmp_path: Path) -> None:
+    """And the shell's own words do not hide it."""
+    for name in ("cat", "sh", "printf"):
+        (tmp_path / name).symlink_to(shutil.which(name) or "/bin/busybox")
+    argv = [shutil.which(SHELLS[shell][0]) or "", *SHELLS[shell][1:]]
+    text = told().replace("dd find", "no-such-tool dd find", 1)
+    assert "no-such-tool" in text
+    done = subprocess.run(argv, input=text.encode(), capture_output=True, check=True)
+    assert done.stdout.decode() == f"it has no no-such-tool\nMARK {linux_resident.LACKING}\n"
+
+
+@shells
+def test_the_program_arrives_as_it_is(shell: str, tmp_path: Path) -> None:
+    line = re.search(r"^printf '%b' .*>\$dir/ioctl$", told(), re.MULTILINE)
+    assert line
+    run(shell, f"dir={tmp_path}\n{line[0]}")
+    assert (tmp_path / "ioctl").read_bytes() == linux_resident._program()
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="needs x86_64")
+def test_the_program_does_what_it_is_asked_for(tmp_path: Path) -> None:
+    program = tmp_path / "ioctl"
+    program.write_bytes(linux_resident._program())
+    program.chmod(0o700)
+
+    def asked(path: Path, number: int) -> int:
+        """The error that it ends with."""
+        return subprocess.run([program, path, str(number)], check=False).returncode
+
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "socket"))
+        assert asked(tmp_path / "socket", 0x5207) == errno.EBADF  # it cannot be opened
+    assert asked(tmp_path, 0xFFFFFFFF) == errno.ENOTTY  # no such thing
+    assert asked(Path("/dev/urandom"), 0x5207) in (0, errno.EPERM)  # RNDRESEEDCRNG, which is for root
+    assert asked(Path("/proc/self"), 0xC0045877) in (errno.EOPNOTSUPP, errno.EPERM)  # FIFREEZE: /proc cannot be
+
+
+# -- its parts
+
+
+@shells
+def test_lines_that_only_one_file_has(shell: str, tmp_path: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    one.write_text("a\na.c\n\n same\nsame\n-e x\n")
+    other.write_text("abc\nsame\nb\n")
+    only_in = f"{document('library')}\nonly_in"
+    assert run(shell, f"{only_in} {one} {other}") == "a\na.c\n\n same\n-e x\n"
+    assert run(shell, f"{only_in} {other} {one}") == "abc\nb\n"
+    assert run(shell, f"{only_in} {one} {one} || :") == ""
+
+
+@shells
+def test_a_look_sees_names_in_folders_that_are_memory(shell: str, tmp_path: Path) -> None:
+    for name in ("a/file", "a/.hidden", "a/deep/er/est", "b/x"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    look = f"{document('library')}\nvolatile='{tmp_path}/a {tmp_path}/b'\nsettings() {{ echo settings; }}"
+    seen, *listed = run(shell, f"{look}\nlook; echo $seen").split()
+    assert seen == "settings"
+    names = {"a/file", "a/deep", "a/.hidden", "a/deep/er", "b/x"}
+    assert {f"{tmp_path}/{name}" for name in names} <= set(listed)
+    assert f"{tmp_path}/a/deep/er/est" not in listed
+
+
+@shells
+def test_what_services_keep_is_not_left_over(shell: str, tmp_path: Path) -> None:
+    for name in ("kept/x", "left/kept/y", "z"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = run(
+        shell,
+        f"{document('library')}\nvolatile={tmp_path} skipped='-path {tmp_path}/kept -prune -o'\nleft_over",
+    )
+    names = {".", "left", "left/kept", "left/kept/y", "z"}
+    assert set(found.split()) == {str(tmp_path / name) for name in names}
+
+
+@shells
+def test_a_stream_is_what_it_was_before_it_was_cut_into_pieces(shell: str) -> None:
+    data = random.Random(1).randbytes(3 * MIB)
+    framed = b"".join(b"%d\n%s" % (size, data[:size]) for size in (1, MIB, 3 * MIB)) + b"0\n"
+    text = f"{function('pieces')}\nexec 5<&0\npieces | sha256sum; cat"
+    want = hashlib.sha256(data[:1] + data[:MIB] + data).hexdigest()
+    assert run(shell, text, given=framed + b"the next") == f"{want}  -\nthe next"
+
+
+# -- the whole of it
+
+#: In place of what would change the host, and of what changes by itself there.
+HARMLESS = """
+for name in mount umount date ip route resolvectl; do
+    eval "$name() { echo $name \\"\\$@\\" >>$dir/done; [ ! -e $dir/fail-$name ]; }"
+done
+settings() { cat $dir/seen; }
+tmp_is_as_it_was() { [ ! -e $dir/tmp-has-changed ]; }
+end_step() { :; }
+"""
+
+#: The same for what is no function.
+PROGRAM = '#!/bin/sh\necho {name} "$@" >>{folder}/done\n[ ! -e {folder}/fail-{name} ]\n'
+
+FIFREEZE, FITHAW, RNDRESEEDCRNG = 0xC0045877, 0xC0045878, 0x5207
+
+
+#: How it opens its ports, and what it does here: sockets cannot be opened by name.
+OPENS, TAKES = "exec 3<>$control 5<>$data\n", "exec 3<&0 5<&1 </dev/null >/dev/null\n"
+
+
+@dataclass
+class Host(FakeMachine):
+    """The machine is this one."""
+
+    control: socket.socket | None = None
+    data: socket.socket | None = None
+
+
+@dataclass
+class Place:
+    """A shell that runs, and its folder."""
+
+    talk: Resident
+    folder: Path
+
+    @property
+    def volatile(self) -> Path:
+        return self.folder / "volatile"
+
+    def done(self) -> list[str]:
+        """What it would have done to a guest since it was asked last."""
+        path = self.folder / "done"
+        lines = path.read_text().splitlines() if path.exists() else []
+        path.unlink(missing_ok=True)
+        return lines
+
+    def step(self, text: str) -> tuple[bytes, int]:
+        """What a step prints, and its status."""
+        output = bytearray()
+        status = self.talk.run("", lambda mark: f"( {text}\n)\n{say_status(mark, '$?')}\n".encode(), output.extend)
+        return bytes(output), status
+
+
+Begin = Callable[..., Place]
+
+
+@pytest.fixture
+def begin(tmp_path: Path, shell: str) -> Iterator[Begin]:
+    """Start the shell; `settings` are those of its guest."""
+    pairs = [socket.socketpair() for _ in range(2)]
+    children: list[subprocess.Popen[bytes]] = []
+
+    def start(**settings: str) -> Place:
+        for name in ("volatile", "cgroup/shell", "cgroup/step", "bin"):
+            (tmp_path / name).mkdir(parents=True)
+        about = {
+            "ioctl": f"{tmp_path}/bin/ioctl",
+            "group": f"{tmp_path}/cgroup",
+            "step": f"{tmp_path}/cgroup/step",
+            "control": "/dev/vport0p1",
+            "data": "/dev/vport0p2",
+            "disks": "/disk/inner /disk",
+            "volatile": str(tmp_path / "volatile"),
+            "skipped": f"-path {tmp_path}/volatile/kept -prune -o",
+            "clears_tmp": "",
+            "boot": "",
+            **settings,
+        }
+        assert {word.partition("=")[0] for word in re.findall(r"\w+=\S", document("settings"))} == set(about)
+        text = document("shell").replace(linux_resident.FOLDER, str(tmp_path))
+        assert text.count(OPENS) == 1
+        (tmp_path / "shell").write_text(text.replace(OPENS, TAKES))
+        library = document("library").replace(linux_resident.REBOOT, f"{tmp_path}/reboot-required")
+        (tmp_path / "library").write_text(library + HARMLESS)
+        (tmp_path / "settings").write_text("".join(f"{name}='{value}'\n" for name, value in about.items()))
+        (tmp_path / "seen").write_text("a mount\n")
+        programs = {
+            "sh": f'#!/bin/sh\nexec {" ".join(SHELLS[shell])} "$@"\n',
+            **{name: PROGRAM.format(name=name, folder=tmp_path) for name in ("ioctl", "systemd-tmpfiles")},
+        }
+        for name, text in programs.items():
+            (tmp_path / "bin" / name).write_text(text)
+            (tmp_path / "bin" / name).chmod(0o755)
+        env = {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
+        argv = [*SHELLS[shell], str(tmp_path / "shell")]
+        (control, its_control), (data, its_data) = pairs
+        with its_control, its_data:
+            ins, out = its_control.fileno(), its_data.fileno()
+            children.append(subprocess.Popen(argv, stdin=ins, stdout=out, start_new_session=True, env=env))
+        for port in (control, data):
+            port.setblocking(False)
+        talk = Resident(cast(Machine, Host(0, Shape(), control=control, data=data)))
+        talk.check("", b":", what="starting")  # it has looked at how all is before
+        return Place(talk, tmp_path)
+
+    yield start
+    for child in children:
+        with suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+    for port in (port for pair in pairs for port in pair):
+        port.close()
+
+
+@shells
+def test_a_step_in_it(begin: Begin) -> None:
+    place = begin()
+    assert place.step("printf 'no newline'; exit 3") == (b"no newline", 3)
+    assert place.step("cat; printf '\\000\\377'; echo error >&2") == (b"\0\xfferror\n", 0)
+    assert (place.folder / "cgroup/step/cgroup.procs").read_text() == "0\n"
+
+
+@shells
+def test_a_step_has_none_of_the_shells_files(begin: Begin) -> None:
+    assert begin().step("for fd in 3 4 5; do [ -e /proc/self/fd/$fd ] && echo $fd; done; pwd") == (b"/\n", 0)
+
+
+@shells
+def test_a_script_that_ends_without_its_mark(begin: Begin) -> None:
+    place = begin()
+    output = bytearray()
+    assert place.talk.run("", lambda mark: b"echo hello; exit 9", output.extend) == 9
+    killed = b"kill -9 $(exec sh -c 'echo $PPID')"
+    assert place.talk.run("", lambda mark: killed, output.extend) == 128 + 9
+    assert place.talk.run("", lambda mark: b"if", print) != 0
+    assert output == b"hello\n"
+    assert place.step("echo next") == (b"next\n", 0)
+
+
+@shells
+def test_nobody_waits_for_what_runs_in_the_background(begin: Begin) -> None:
+    place = begin()
+    output, status = place.step("sleep 1000 & echo started $!")
+    assert (output[:8], status) == (b"started ", 0)
+    assert place.step(f"kill {output.split()[1].decode()}; echo next") == (b"next\n", 0)
+
+
+@shells
+def test_a_long_script(begin: Begin) -> None:
+    text = b"\n".join(b": %d" % number for number in range(100_000))
+    output = bytearray()
+    assert begin().talk.run("", lambda mark: text + b"\necho end", output.extend) == 0
+    assert output == b"end\n"
+
+
+@shells
+def test_a_check_in_it(begin: Begin) -> None:
+    place = begin()
+    place.talk.check("", b"echo fine", what="x")
+    with pytest.raises(MachineError, match=r"^x failed in the guest: no\nroom$"):
+        place.talk.check("", b"echo no; echo room >&2; exit 1", what="x")
+
+
+@shells
+def test_streams_in_it(begin: Begin) -> None:
+    place = begin()
+    data = random.Random(1).randbytes(10 * MIB)
+    for size in (0, 1, 10 * MIB):
+        (place.folder / "sent").write_bytes(data[:size])
+        place.talk.put(place.folder / "sent", f"{place.folder}/got")
+        assert (place.folder / "got").read_bytes() == data[:size]
+        place.talk.get(f"{place.folder}/got", place.folder / "back")
+        assert (place.folder / "back").read_bytes() == data[:size]
+
+
+@shells
+def test_a_command_that_ends_early_ignores_the_rest(begin: Begin) -> None:
+    place = begin()
+
+    def send(sink: io.BytesIO) -> None:
+        for _ in range(10):
+            sink.write(bytes(MIB))
+
+    with pytest.raises(MachineError, match=r"^x failed in the guest: no room$"):
+        place.talk.stream("echo no room; exit 1", send, what="x")
+    place.talk.stream("head -c 10 >/dev/null", send, what="x")
+    place.talk.stream("yes | head -c 1000000; cat >/dev/null", send, what="x")
+    assert place.step("echo next") == (b"next\n", 0)
+
+
+@shells
+def test_a_fetch_that_fails_in_it(begin: Begin) -> None:
+    place = begin()
+    with pytest.raises(MachineError, match=r"^x failed in the guest: no such file$"):
+        place.talk.fetch("", b"echo part; echo no such file >&2; exit 2", io.BytesIO(), what="x")
+    out = io.BytesIO()
+    place.talk.fetch("", b"echo warning >&2; printf all", out, what="x")
+    assert out.getvalue() == b"all"
+
+
+# -- between steps
+
+
+def thaw(place: Place, *, seed: str = "", set_clock: bool = False) -> bool:
+    return place.talk.thaw(network=False, seed=seed, set_clock=set_clock)
+
+
+@shells
+def test_freezing_and_going_on(begin: Begin) -> None:
+    place = begin()
+    assert place.talk.freeze() == ""
+    assert place.done() == [f"ioctl /disk/inner {FIFREEZE}", f"ioctl /disk {FIFREEZE}"]
+    assert thaw(place)
+    assert place.done() == [f"ioctl /disk {FITHAW}", f"ioctl /disk/inner {FITHAW}"]
+    assert place.step("echo next") == (b"next\n", 0)
+
+
+@shells
+def test_a_resumed_guest_has_its_own_random_numbers_and_the_right_time_before_its_disks(begin: Begin) -> None:
+    place = begin(disks="/disk")
+    place.talk.freeze()
+    place.done()
+    assert thaw(place, seed="c0ffee", set_clock=True)
+    random_numbers, clock, disk = place.done()
+    assert random_numbers == f"ioctl /dev/urandom {RNDRESEEDCRNG}"
+    assert re.fullmatch(r"date -s @\d+\.\d{3}", clock)
+    assert disk == f"ioctl /disk {FITHAW}"
+
+
+@shells
+def test_a_date_that_knows_no_fractions_is_told_none(begin: Begin) -> None:
+    place = begin(disks="")
+    (place.folder / "fail-date").touch()
+    place.talk.freeze()
+    assert thaw(place, set_clock=True)
+    first, second = place.done()
+    assert first.startswith(f"{second}.")
+
+
+@shells
+def test_what_a_step_has_left_in_memory_goes(begin: Begin) -> None:
+    place = begin()
+    assert place.talk.freeze() == ""
+    assert thaw(place)
+    place.step(f"cd {place.volatile}; mkdir -p deep/er; touch deep/er/x 'a b' ' c ' '*' .hidden; mkdir kept")
+    assert place.talk.freeze() == ""
+    assert [path.name for path in place.volatile.iterdir()] == ["kept"]
+
+
+@shells
+def test_what_was_there_before_stays(begin: Begin, tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    there.mkdir()
+    (there / "old").touch()
+    place = begin(volatile=str(there))
+    place.step(f"touch '{there}/old ' '{there}/old\nnew'")
+    place.talk.freeze()
+    assert (there / "old").exists()
+
+
+@shells
+def test_what_a_step_has_mounted_goes_the_last_first(begin: Begin) -> None:
+    place = begin()
+    mounted = "".join(f"{number} 1 0:{number} / /mnt/{number}\\040x rw - tmpfs t rw\n" for number in (51, 52))
+    seen = place.folder / "seen"
+    text = seen.read_text()
+    library = place.folder / "library"
+    assert "umount" in library.read_text()
+    seen.write_text(text + mounted)
+    why = place.talk.freeze()
+    assert why.startswith("what a boot sets up has changed: 51 1 0:51 / /mnt/51\\040x rw")
+    assert place.done() == ["umount -l /mnt/52 x", "umount -l /mnt/51 x"]
+    seen.write_text(text)
+    assert place.talk.freeze() == ""
+
+
+@shells
+@pytest.mark.parametrize("now", ["a mount\nanother\n", "", "a mount.\n"])
+def test_what_a_boot_sets_up_has_changed(begin: Begin, now: str) -> None:
+    place = begin()
+    (place.folder / "seen").write_text(now)
+    assert re.fullmatch(r"what a boot sets up has changed: (a mount|another|a mount\.)", place.talk.freeze())
+    assert place.done() == []
+    (place.folder / "seen").write_text("a mount\n")
+    assert place.talk.freeze() == ""
+
+
+@shells
+def test_who_asks_for_a_boot_gets_one(begin: Begin) -> None:
+    place = begin()
+    (place.folder / "reboot-required").touch()
+    assert place.talk.freeze() == f"there is a file {place.folder}/reboot-required"
+    assert place.done() == []
+
+
+@shells
+def test_a_folder_that_a_boot_clears(begin: Begin) -> None:
+    place = begin(clears_tmp="boot")
+    assert place.talk.freeze() == ""
+    assert thaw(place)
+    (place.folder / "tmp-has-changed").touch()
+    assert place.talk.freeze() == "a boot clears /tmp"
+
+
+@shells
+def test_a_folder_that_systemd_clears(begin: Begin) -> None:
+    place = begin(clears_tmp="systemd")
+    for changed in (False, True):
+        if changed:
+            (place.folder / "tmp-has-changed").touch()
+        assert place.talk.freeze() == ""
+        assert thaw(place)
+        assert any(line.startswith("systemd-tmpfiles ") for line in place.done()) is changed
+
+
+@shells
+def test_a_disk_that_cannot_be_frozen_is_made_read_only(begin: Begin) -> None:
+    place = begin(disks="/disk")
+    (place.folder / "fail-ioctl").touch()
+    assert place.talk.freeze() == ""
+    assert place.done() == [f"ioctl /disk {FIFREEZE}", "mount -o remount,ro /disk"]
+    assert thaw(place)
+    assert place.done() == [f"ioctl /disk {FITHAW}", "mount -o remount,rw /disk"]
+
+
+@shells
+def test_if_a_disk_cannot_stand_still_none_does(begin: Begin) -> None:
+    place = begin(disks="/a /b /c")
+    program = place.folder / "bin" / "ioctl"
+    program.write_text(f"{program.read_text()}[ $1,$2 != /c,{FIFREEZE} ]\n")
+    (place.folder / "fail-mount").touch()
+    assert place.talk.freeze() == "a file system cannot be frozen"
+    frozen = [f"ioctl /{name} {FIFREEZE}" for name in "abc"]
+    assert place.done() == [*frozen, "mount -o remount,ro /c", f"ioctl /b {FITHAW}", f"ioctl /a {FITHAW}"]
