@@ -134,11 +134,16 @@ class Resident:
             raise MachineError(f"{what} failed in the guest: {words.tail.decode(errors='replace').strip()}")
 
     def _line(self, mark: bytes) -> tuple[bytes, bytes]:
-        """What comes before a mark, and the rest of the mark's line."""
+        """The end of what comes before a mark, and the rest of the mark's line."""
         heard = b""
+        deadline = time.monotonic() + self.machine.shape.boot_time
         while b"\n" not in heard.partition(mark)[2]:
             if self.machine.control.fileno() in self._wait(self.machine.control):
                 heard += self._recv(self.machine.control)
+                if mark not in heard:
+                    heard = heard[-STDERR_TAIL:]
+            elif time.monotonic() > deadline:
+                raise self.machine.error("the guest did not freeze its disks in time", hint="see --qemu-boot-time")
         before, _, after = heard.partition(mark)
         return before, after.partition(b"\n")[0].strip()
 

@@ -162,7 +162,7 @@ class WarmChain:
                 trace.reach("machine.resumed")
                 return session
             except (ObuildError, OSError, ValueError) as error:
-                reason = str(error).partition("\n")[0]
+                reason = _first_line(error)
                 if process.stopping():
                     raise
         self._end()
@@ -249,9 +249,9 @@ class WarmChain:
         try:
             live.save(made, disk)
             self._made = layer, made
-        except (MachineError, OSError) as error:
+        except (ObuildError, OSError) as error:
             live.saves = False
-            self.warm.note(f"this machine cannot be saved: {str(error).partition(chr(10))[0]}")
+            self.warm.note(f"this machine cannot be saved: {_first_line(error)}")
             discard(made)
 
     def _keep(self) -> bool:
@@ -264,6 +264,11 @@ class WarmChain:
         if self._live and not kept:
             self._live.saves = False  # it would not be kept the next time either
         return kept
+
+
+def _first_line(error: Exception) -> str:
+    """An error without the console that it may show."""
+    return str(error).partition("\n")[0]
 
 
 def _parent(draft: Draft) -> LayerId:

@@ -92,4 +92,5 @@ def test_a_killed_build_hands_its_step_on_and_a_failed_one_its_failure(
             assert other.stdout.splitlines().count("started") == 2
     makers = [other for other in others if "this one makes the step" in other.stdout]
     assert len(makers) == 1
+    fresh("ls")  # whoever opens the store next clears up
     assert_clean(fresh)
