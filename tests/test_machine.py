@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import select
 import shutil
+import signal
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +20,7 @@ import pytest
 from obuild import machine, ssh
 from obuild.errors import MachineError
 from obuild.machine import Machine
-from obuild.shape import ARCHES, Kernel, Shape
+from obuild.shape import ARCHES, Kernel, Memory, Shape
 from tests.fakes import HALT, POWER_OFF, RESET, boot_disk, other_process
 
 pytestmark = pytest.mark.skipif(
@@ -248,6 +251,72 @@ def test_an_empty_console_is_called_empty(boot: Boot) -> None:
 def test_the_ssh_port_can_be_reached_but_the_guest_has_not_accepted(halted: Machine) -> None:
     with socket.create_connection(("127.0.0.1", halted.port), timeout=60.0):
         assert not halted.connected()
+
+
+# -- machines that can be saved
+
+WARM = replace(SHAPE, warm=True)
+
+
+def test_a_machine_with_memory_of_its_own_is_held_at_first(image: Callable[[str, bytes], Path]) -> None:
+    with machine.start(WARM, image("up", POWER_OFF), network=False, memory=Memory()) as guest:
+        assert guest.qmp.execute("query-status")["status"] == "prelaunch"
+        assert guest.console() == ""
+        guest.qmp.execute("cont")
+        assert guest.qmp.wait_event("SHUTDOWN", timeout=60.0)
+        assert guest.console() == "up"
+        assert not guest.control.getblocking()
+        assert not guest.data.getblocking()
+
+
+@pytest.mark.parametrize("network", [True, False])
+def test_the_network_of_such_a_machine_can_be_switched(
+    image: Callable[[str, bytes], Path], network: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with machine.start(WARM, image("", HALT), network=network, memory=Memory()) as guest:
+        told: list[object] = []
+        ports = [guest.port]
+        execute = guest.qmp.execute
+
+        def remember(command: str, arguments: dict[str, object]) -> object:
+            if command == "set_link":
+                told.append(arguments)
+            return execute(command, arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(guest.qmp, "execute", remember)
+            for other in (not network, network):
+                guest.switch(network=other)
+                ports.append(guest.port)
+        first, second, third = ports
+        assert first == third != second
+        words = {True: ("closed", "open"), False: ("open", "closed")}
+        assert told == [
+            {"name": name, "up": up}
+            for now in (not network, network)
+            for name, up in zip(words[now], (False, True), strict=True)
+        ]
+
+
+@pytest.mark.parametrize(
+    ("watched", "open_", "fine"), [(True, False, False), (True, True, True), (False, False, True)]
+)
+def test_a_port_that_is_closed_means_that_the_shell_behind_it_has_ended(
+    halted: Machine, watched: bool, open_: bool, fine: bool
+) -> None:
+    halted.watched = watched
+    halted.qmp.events.append({"event": "VSERPORT_CHANGE", "data": {"open": open_, "id": "port1"}})
+    with nullcontext() if fine else pytest.raises(MachineError, match="the shell that runs obuild's steps"):
+        halted.check()
+
+
+def test_a_qemu_that_has_no_room_for_the_guests_memory_is_an_error_of_the_host(halted: Machine) -> None:
+    """It is killed so if a page of a file cannot be written."""
+    os.kill(halted.child.pid, signal.SIGBUS)
+    halted.child.wait()
+    with pytest.raises(OSError, match="no room for the guest's memory") as caught:
+        halted.check()
+    assert caught.value.errno == errno.ENOSPC
 
 
 USERNET = """Hub -1 (net0):\r

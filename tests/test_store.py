@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import stat
 import subprocess
 from collections.abc import Callable
@@ -159,6 +160,32 @@ def test_a_store_that_was_moved_still_holds_its_chains(store: Store, chain: Chai
     assert last is not None
     disk.check(last.image)
     subprocess.run(["qemu-img", "info", "--backing-chain", last.image], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_a_draft_may_begin_as_a_copy_of_an_overlay_on_its_layer(
+    store: Store, chain: ChainMaker, flat: bool
+) -> None:
+    """Also of one that has the layer's flattened copy below it, though the draft has the layer, or the reverse."""
+    first, step = chain("(run (shell one))").steps
+    make(store, first)
+    image = store.result / first.id / "rootfs" / "image.qcow2"
+    overlay = store.states.running / "0-machine" / "disks" / "disk.qcow2"  # as deep in the store as a draft's
+    overlay.parent.mkdir(parents=True)
+    if flat:
+        (store.root / "flat").mkdir()
+        image = Path(shutil.copy(image, store.root / "flat" / "image.qcow2"))
+    below = f"../../../{image.relative_to(store.root)}"
+    disk.create_overlay(overlay, below)
+    io = ["qemu-io", "-f", "qcow2", "-c"]
+    subprocess.run([*io, "write -P 7 64k 64k", overlay], check=True, stdout=subprocess.DEVNULL)
+    overlay.chmod(0o400)
+    with store.claim(step.id), store.draft(step) as draft:
+        draft.lay_copy(overlay)
+        assert disk.backing_file(draft.image) == draft.below == f"../../../result/{first.id}/rootfs/image.qcow2"
+        assert stat.S_IMODE(draft.image.stat().st_mode) == 0o644
+        subprocess.run([*io, "read -P 7 64k 64k", draft.image], check=True, stdout=subprocess.DEVNULL)
+    assert disk.backing_file(overlay) == below
 
 
 @pytest.mark.parametrize(
