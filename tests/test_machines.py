@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,11 +14,13 @@ from obuild import base, card, spec
 from obuild.card import Card
 from obuild.engine import Engine
 from obuild.errors import StoreError, UsageError
-from obuild.guests import GUESTS, Guest
+from obuild.guests import GUESTS, HOMES, Guest, Home
+from obuild.lasting import identity
 from obuild.machines import Machines, base_below
 from obuild.plan import LayerId
 from obuild.shape import Kernel, Settings, Shape
 from obuild.store import Store
+from obuild.warm import Warm
 from tests.fakes import FakeExecutor, Heard
 
 Build = Callable[..., LayerId]
@@ -30,12 +33,17 @@ class Made(FakeExecutor):
     shape: Shape | None = None
     login: str = ""
     key: Path | None = None
+    warm: Warm | None = None
+    home: Home | None = None
+    identity: str = ""
 
 
 @pytest.fixture(autouse=True)
 def no_qemu(monkeypatch: pytest.MonkeyPatch) -> None:
-    def make(shape: Shape, login: str, key: Path, guest: Guest, *rest: object) -> Made:
-        return Made(shape=shape, login=login, key=key, guest=guest)
+    def make(
+        shape: Shape, login: str, key: Path, guest: Guest, warm: Warm | None, home: Home | None, identity: str
+    ) -> Made:
+        return Made(shape=shape, login=login, key=key, guest=guest, warm=warm, home=home, identity=identity)
 
     monkeypatch.setattr("obuild.executors.qemu.Qemu", make)
 
@@ -124,6 +132,27 @@ def test_a_layer_from_before_cards_is_booted_as_an_image_with_the_same_content(
     with pytest.raises(UsageError, match="without its card") as caught:
         made(store, id)
     assert "base add" in caught.value.hint
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize("vm", ["auto", "warm"])
+def test_machines_last_where_they_can(store: Store, build: Build, vm: str) -> None:
+    settings = Settings(accel="tcg", vm=vm, warm_budget=123)
+    executor: Any = Machines(store, settings, print).of_layer(build())
+    assert executor.shape.warm
+    assert executor.home is HOMES["linux"]
+    assert executor.warm == Warm(store, 123, print)
+    assert executor.identity == identity(executor.shape, executor.home)
+
+
+@pytest.mark.parametrize(("about", "vm"), [("", "boot"), ('warm = "no"\n', "auto"), ('os = "freebsd"\n', "auto")])
+def test_machines_do_not_last_where_they_cannot_or_are_not_to(
+    store: Store, tiny: Path, build: Build, about: str, vm: str
+) -> None:
+    tiny.with_suffix(".toml").write_text(about)
+    executor: Any = Machines(store, Settings(accel="tcg", vm=vm), print).of_layer(build())
+    assert executor.shape.warm is (about == "")  # the devices are the same whether it lasts or not
+    assert (executor.warm, executor.home, executor.identity) == (None, None, "")
 
 
 @pytest.mark.usefixtures("tiny")

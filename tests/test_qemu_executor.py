@@ -165,6 +165,13 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
         assert (login, key) == ("debian", Path("/key"))
         yield FakeConnection(world)
 
+    lay = Draft.lay
+
+    def lay_once(draft: Draft) -> None:
+        assert not draft.image.exists()  # what is there may be another machine's disk, too
+        lay(draft)
+
+    monkeypatch.setattr(Draft, "lay", lay_once)
     monkeypatch.setattr("obuild.executors.qemu.Lasting", FakeLive)
     monkeypatch.setattr("obuild.lasting.resumed", resumed)
     monkeypatch.setattr("obuild.machine.start", start)
@@ -310,6 +317,7 @@ def test_it_is_saved_for_a_layer_only_once_that_is_there(build: Build) -> None:
         assert build.saved() == [0, 1]
         build.store.remove(build.steps[2].id, build.store.parents())
     assert build.saved() == [0, 1]
+    assert build.world.notes == []
 
 
 def test_without_a_budget_one_machine_goes_on_and_is_never_saved(build: Build) -> None:
@@ -490,6 +498,13 @@ def test_a_machine_that_cannot_be_saved_goes_on_all_the_same(build: Build) -> No
     assert seen[4:] == ["go on as it is, closed", "freeze", "seal", "go on on, closed", "freeze", "seal", "end"]
     assert build.world.notes == ["this machine cannot be saved: no room"]
     assert build.saved() == []
+
+
+def test_half_a_state_takes_no_room(build: Build) -> None:
+    build.world.not_saved = MachineError("QEMU refused it")
+    with build.machines() as machines:
+        build.step(machines, 1)
+        assert list(build.store.states.running.glob("*/made")) == []
 
 
 def test_one_at_a_time_boots_a_layer_and_the_others_resume(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:

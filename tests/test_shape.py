@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from obuild.card import OSES, Card
 from obuild.errors import UsageError
-from obuild.shape import ARCHES, DEFAULT_MEMORY, Accel, Kernel, Settings, Shape, arch_named, qemu_argv
+from obuild.shape import (
+    ARCHES,
+    DEFAULT_MEMORY,
+    VM,
+    Accel,
+    Kernel,
+    Links,
+    Memory,
+    Settings,
+    Shape,
+    arch_named,
+    qemu_argv,
+)
 
 GOLDEN = Path(__file__).parent / "golden" / "qemu"
 
@@ -21,6 +34,7 @@ GOLDEN = Path(__file__).parent / "golden" / "qemu"
         (Settings(memory=1 << 20), "at least 32M"),
         (Settings(os="plan9"), "plan9"),
         (Settings(arch="pdp11"), "pdp11"),
+        (Settings(vm="hot"), "--vm hot: it can be auto, boot, warm"),
     ],
 )
 def test_what_no_machine_can_be_is_refused_with_advice(settings: Settings, why: str) -> None:
@@ -107,6 +121,76 @@ def test_the_whole_command_line_is_what_it_was(arch: str, accel: Accel) -> None:
     kernel = None if arch == "x86_64" else Kernel(Path("/k"), Path("/i"), "root=/dev/vda1 rw")
     line = argv(Shape(arch=arch, accel=accel, kernel=kernel))
     assert line == (GOLDEN / f"{arch}-{accel}.txt").read_text().splitlines()
+
+
+#: What a machine that can be saved is told besides: the shape alone, and with a memory of its own.
+WARM = {
+    "warm": None,
+    "warm-held": Memory(),
+    "warm-resumed": Memory(Path("/warm,tmp/ram")),
+}
+
+
+@pytest.mark.parametrize("name", WARM)
+def test_the_whole_command_line_of_a_machine_that_can_be_saved_is_what_it_was(name: str) -> None:
+    links = Links("socket,fd=8", "socket,fd=9")
+    shape = Shape(memory=(512 << 20) + 4096, warm=True)
+    line = qemu_argv(shape, Path("/x"), network=False, qmp="socket,fd=7", links=links, memory=WARM[name])
+    assert list(map(str, line)) == (GOLDEN / f"x86_64-{name}.txt").read_text().splitlines()
+
+
+def test_a_guest_sees_the_same_devices_however_its_machine_began() -> None:
+    """Else it could not be resumed by a machine that was started another way."""
+    shape = Shape(warm=True)
+    lines = [
+        list(map(str, qemu_argv(shape, Path("/x"), network=network, qmp="q", links=None, memory=memory)))
+        for memory in WARM.values()
+        for network in (False, True)
+    ]
+    assert len({tuple(option(line, "-device")) for line in lines}) == 1
+    assert "vmgenid,guid=auto" in option(lines[0], "-device")
+    assert not any("serial-pci" in word for word in option(argv(Shape()), "-device"))
+
+
+@pytest.mark.parametrize(("memory", "size"), [(512 << 20, 512 << 20), ((512 << 20) + 4096, 512 << 20)])
+def test_memory_is_a_file_of_whole_mebibytes(memory: int, size: int) -> None:
+    assert Shape(memory=memory).ram == size
+
+
+def test_a_machine_with_both_networks_has_one_of_each_and_one_card() -> None:
+    line = [str(word) for word in qemu_argv(Shape(), Path("/x"), network=True, qmp="q", memory=Memory())]
+    networks = [value for value in option(line, "-netdev") if value.startswith("user,")]
+    assert sorted(value.split(",")[1:3] for value in networks) == [
+        ["id=closed", "restrict=on"],
+        ["id=open", "restrict=off"],
+    ]
+    assert sum("netdev=net0" in value for value in option(line, "-device")) == 1
+
+
+@pytest.mark.parametrize("vm", VM)
+def test_steps_get_their_machines_in_one_of_these_ways(vm: str) -> None:
+    assert Settings(vm=vm).checked().vm == vm
+    assert Settings(vm=vm).shape(Card(), "tcg").warm
+
+
+@pytest.mark.parametrize(
+    ("settings", "card", "why"),
+    [
+        (Settings(), Card(os="freebsd"), "runs no Linux"),
+        (Settings(os="windows"), Card(), "runs no Linux"),
+        (Settings(), Card(warm="no"), "card says so"),
+        (Settings(), Card(arch="aarch64"), "same random numbers"),
+        (Settings(arch="s390x"), Card(), "same random numbers"),
+    ],
+)
+def test_a_guest_that_cannot_be_kept_warm_is_booted_unless_it_must_be(
+    settings: Settings, card: Card, why: str
+) -> None:
+    assert not settings.shape(card, "tcg").warm
+    assert not replace(settings, vm="boot").shape(card, "tcg").warm
+    with pytest.raises(UsageError, match=why) as caught:
+        replace(settings, vm="warm").shape(card, "tcg")
+    assert caught.value.hint == "--vm auto, or --vm boot"
 
 
 def test_a_kernel_needs_no_initial_ram_disk() -> None:
