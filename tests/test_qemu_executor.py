@@ -43,6 +43,11 @@ class World:
     heavy: bool = False
     not_resumed: list[Exception | None] = field(default_factory=list)
     not_saved: Exception | None = None
+    stuck: dict[str, str] = field(default_factory=dict)  # what fails the next time that it is done, and why
+
+    def may_fail(self, what: str) -> None:
+        if why := self.stuck.pop(what, ""):
+            raise MachineError(why)
 
     @contextmanager
     def run(self, how: str) -> Iterator[FakeMachine]:
@@ -91,6 +96,7 @@ class FakeLive:
 
     def freeze(self) -> str:
         self.world.seen.append("freeze")
+        self.world.may_fail("freeze")
         return self.world.boots.pop(0) if self.world.boots else ""
 
     def seal(self, draft: Draft) -> None:
@@ -115,6 +121,7 @@ class FakeLive:
         self.world.seen.append(f"go on {'on' if draft else 'as it is'}, {'open' if network else 'closed'}")
         if draft:
             draft.lay()
+            self.world.may_fail("go on")
         self.layer = None
         return self.world.knows
 
@@ -381,10 +388,26 @@ def test_one_that_cannot_freeze_right_after_its_boot_is_no_better(build: Build) 
     assert "(a file system cannot be frozen)" in build.world.notes[0]
 
 
-def test_a_guest_that_cannot_be_prepared_is_an_error_with_its_words(build: Build) -> None:
+def test_a_guest_that_cannot_be_prepared_is_booted_for_each_step(build: Build) -> None:
     build.world.broken = "sh: disaster"
-    with pytest.raises(MachineError, match="preparing the guest failed in it: sh: disaster"):
-        build.all(1)
+    assert build.all(1)[-2:] == ["power off", "end"]
+    (note,) = build.world.notes
+    assert "cannot be kept warm (preparing it failed: sh: disaster)" in note
+
+
+def test_a_guest_that_does_not_freeze_when_it_has_booted_boots_for_each_step(build: Build) -> None:
+    build.world.stuck = {"freeze": "the guest did not freeze its disks in time"}
+    assert build.all(1)[-4:] == ["end", "boot for one step, closed", "power off", "end"]
+    (note,) = build.world.notes
+    assert "cannot be kept warm (the guest did not freeze its disks in time)" in note
+
+
+def test_a_machine_that_died_between_steps_is_replaced_by_what_was_saved(build: Build) -> None:
+    build.world.stuck = {"go on": "QEMU is gone"}
+    seen = build.all(1, 2)
+    at = seen.index("go on on, closed")
+    assert seen[at + 1 : at + 4] == ["end", *RESUMED]
+    assert build.world.notes == ["the machine cannot go on (QEMU is gone); starting another"]
 
 
 def test_a_guest_that_does_not_know_its_network_is_booted_for_the_step(build: Build) -> None:

@@ -138,7 +138,13 @@ class WarmChain:
         kept = self._keep()
         live = self._live
         if live and live.stands_on(draft) and not (live.heavy and kept):
-            return self._go_on(live, draft, network)
+            try:
+                return self._go_on(live, draft, network)
+            except MachineError as error:
+                if process.stopping():
+                    raise
+                self.warm.note(f"the machine cannot go on ({_first_line(error)}); starting another")
+                draft.image.unlink(missing_ok=True)
         self._end()
         return self._resume(draft, network) or self._boot(draft, network)
 
@@ -186,7 +192,14 @@ class WarmChain:
             lacks = self._settle(booted)
             trace.reach("machine.ready")
             live = Lasting(booted, folder, None)
-            if lacks := lacks or live.freeze():
+            try:
+                lacks = lacks or live.freeze()
+            except MachineError as error:  # it has booted and let us in, so a step can still run there
+                if process.stopping():
+                    raise
+                self._refuse(_first_line(error))
+                raise _NeedsBoot from error
+            if lacks:
                 return self._make_do(booted, lacks, network)
             self._live = live
             self._save(live, _parent(draft), disk=draft.image)
@@ -204,23 +217,23 @@ class WarmChain:
         said = bytearray()
         with ssh.connect(booted, login=self.qemu.login, key=self.qemu.key) as connection:
             status = connection.run(self.qemu.guest.root_shell(self.qemu.login), self.home.start, said.extend)
-        if status == 0:
-            return ""
-        if status == LACKING:
-            return said.decode(errors="replace").strip()
-        raise MachineError(f"preparing the guest failed in it: {said.decode(errors='replace').strip()}")
+        why = said.decode(errors="replace").strip()
+        return "" if status == 0 else why if status == LACKING else f"preparing it failed: {why}"
 
     def _make_do(self, booted: Machine, lacks: str, network: bool) -> Session:
         """Use a machine that cannot last for one step, over SSH."""
-        self.warm.note(
-            f'this guest cannot be kept warm ({lacks}): each step boots it; warm = "no" in its card is quicker'
-        )
-        self._refused = True
+        self._refuse(lacks)
         if network:
             raise _NeedsBoot
         self._booted = booted
         connection = ssh.connect(booted, login=self.qemu.login, key=self.qemu.key)
         return Session(self.qemu, booted, self._running.enter_context(connection), self.qemu.login)
+
+    def _refuse(self, lacks: str) -> None:
+        self.warm.note(
+            f'this guest cannot be kept warm ({lacks}): each step boots it; warm = "no" in its card is quicker'
+        )
+        self._refused = True
 
     # -- what becomes of it
 
