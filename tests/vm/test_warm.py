@@ -85,8 +85,8 @@ STEPS = r"""
     (user (uid 0) (gid 0))
     (run (shell "hostname other; echo changed >/etc/motd; cat /proc/sys/kernel/hostname"))
     (run (shell "cat /proc/sys/kernel/hostname >/data/name; cat /proc/sys/kernel/hostname"))
-    (run (network host) (shell "cut -f1-3 /proc/net/route | grep 0202000A >/data/routes"))
-    (run (shell "cut -f1-3 /proc/net/route | grep 0202000A >>/data/routes; cat /data/[smn]*"))
+    (run (network host) (shell "cut -f1-3 /proc/net/route | grep 00000000.0202000A >/data/routes"))
+    (run (shell "cut -f1-3 /proc/net/route | grep 00000000.0202000A >>/data/routes; cat /data/[smn]*"))
 """
 
 
