@@ -38,6 +38,10 @@ class Session(Protocol):
     def graft(self, action: Graft, archive: Path) -> None: ...
 
 
+#: Called with the session, the command that failed in it, and its exit status. What it does there is thrown away.
+OnFailure = Callable[[Session, Command, int], None]
+
+
 class Executor(Protocol):
     """Where steps run. Leaving the session seals the draft's image; leaving it by an exception does not."""
 
@@ -62,7 +66,7 @@ class Builder:
     secrets: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     archive: Callable[[Graft], Path] = _no_archive
     make_room: Callable[[], None] = lambda: None
-    on_failure: Callable[[Session, Command, int], None] | None = None
+    on_failure: OnFailure | None = None
 
     def build(self, chain: Chain) -> LayerId:
         """Make the layers of a chain that the store has not got, in order, and return the last one's id.

@@ -9,11 +9,10 @@ from functools import partial
 from pathlib import Path
 
 from obuild import base, process, systems
-from obuild.build import Builder, Executor
+from obuild.build import Builder, Executor, OnFailure
 from obuild.errors import MachineError
 from obuild.events import Event, Listener, Note, Output, Started
 from obuild.extract import Extractor
-from obuild.failing import OnFailure
 from obuild.machines import Machines, as_os
 from obuild.plan import Base, Built, Chain, Extract, FilesOf, Graft, Import, LayerId, everything, plan, unbuilt
 from obuild.shape import Settings

@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 
-from obuild.build import Session
+from obuild.build import OnFailure, Session
 from obuild.errors import MachineError, UsageError
 from obuild.plan import Command
 
 WAYS = ("stop", "shell", "keep")
-
-#: Called with the session and the command that failed, and its exit status. What it does there is thrown away.
-OnFailure = Callable[[Session, Command, int], None]
 
 
 def chosen(way: str, *, jobs: int, say: Callable[[str], object]) -> OnFailure | None:

@@ -88,17 +88,18 @@ class Lasting:
         `boot_disk` is its disk, if that is not a layer's image: an overlay on one, with what booting has written.
         """
         made.mkdir()
+        state = State(made)
         if boot_disk is not None:
-            disk.copy(boot_disk, made / "disk.qcow2")
+            disk.copy(boot_disk, state.disk)
         memory = ram.of(self.machine.child.pid, self.file, self.machine.shape.ram)
         runs = memory.changed()
         self.heavy = sum(pages for _, pages in runs) * ram.PAGE > HEAVY
         if self.heavy or self.file is None:
-            memory.write_all(runs, self.file, made / "ram")
+            memory.write_all(runs, self.file, state.ram)
         else:
-            os.link(self.file, made / "ram")
-            memory.write_delta(runs, made / "delta")
-        self.machine.qmp.execute("xen-save-devices-state", {"filename": str(made / "device"), "live": False})
+            os.link(self.file, state.ram)
+            memory.write_delta(runs, state.delta)
+        self.machine.qmp.execute("xen-save-devices-state", {"filename": str(state.device), "live": False})
 
     def stands_on(self, draft: Draft) -> bool:
         """Whether it can go on as the draft's machine: it has the disk of its parent, as the draft wants it."""

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import select
+import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -78,7 +79,7 @@ class Resident:
     def put(self, source: Path, dest: str) -> None:
         """Send one file."""
         with source.open("rb") as file:
-            self.stream(f"exec cat >{dest}", partial(_copy, file), what=f"sending {dest}")
+            self.stream(f"exec cat >{dest}", partial(shutil.copyfileobj, file), what=f"sending {dest}")
 
     def get(self, source: str, dest: Path) -> None:
         """Fetch one file."""
@@ -219,16 +220,6 @@ def _escaped(script: bytes) -> bytes:
 
 #: All but printable ASCII without the backslash.
 _SPECIAL = frozenset((*range(32), *range(127, 256), ord("\\")))
-
-
-def _copy(file: BinaryIO, sink: Any) -> None:
-    for data in _chunks(file):
-        sink.write(data)
-
-
-def _chunks(file: BinaryIO) -> Iterator[bytes]:
-    while data := file.read(_CHUNK):
-        yield data
 
 
 def _ignore(data: bytes) -> None:

@@ -86,11 +86,13 @@ class Draft:
         return self.path / "rootfs" / "image.qcow2"
 
     def lay(self) -> None:
-        """Make the image: an overlay with nothing in it."""
+        """Make the image: an overlay with nothing in it, in place of one that a machine gave up on."""
+        self.image.unlink(missing_ok=True)
         disk.create_overlay(self.image, self.below)
 
     def lay_copy(self, overlay: Path) -> None:
-        """Make the image: a copy of an overlay on the same layer."""
+        """Make the image: a copy of an overlay on the same layer, in place of one that a machine gave up on."""
+        self.image.unlink(missing_ok=True)
         disk.copy(overlay, self.image)
         self.image.chmod(0o644)
         if disk.backing_file(self.image) != self.below:  # it may have been flattened since, or not be any more

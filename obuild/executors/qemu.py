@@ -109,7 +109,6 @@ class WarmChain:
                     session = self._session(draft, network)
             if session is None:
                 self._end()
-                draft.image.unlink(missing_ok=True)
                 with Boots(self.qemu).open(draft, network=network) as session:
                     yield session
                 return
@@ -144,7 +143,6 @@ class WarmChain:
                 if process.stopping():
                     raise
                 self.warm.note(f"the machine cannot go on ({_first_line(error)}); starting another")
-                draft.image.unlink(missing_ok=True)
         self._end()
         return self._resume(draft, network) or self._boot(draft, network)
 
@@ -172,7 +170,6 @@ class WarmChain:
                 if process.stopping():
                     raise
         self._end()
-        draft.image.unlink(missing_ok=True)
         self.warm.note(f"the saved machine of layer {parent[:12]} cannot be used ({reason}); booting")
         self.warm.drop(parent)
         return None
@@ -206,7 +203,6 @@ class WarmChain:
             if not self._keep():
                 return self._go_on(live, None, network)
             self._end()
-            draft.image.unlink()
             if session := self._resume(draft, network):
                 return session
         self._refused = True
