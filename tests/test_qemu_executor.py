@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -174,11 +175,12 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
 
     lay = Draft.lay
 
-    def lay_once(draft: Draft) -> None:
-        assert not draft.image.exists()  # what is there may be another machine's disk, too
-        lay(draft)
+    def lay_anew(draft: Draft) -> None:
+        with draft.image.open("rb") if draft.image.exists() else nullcontext() as before:
+            lay(draft)  # what was there may be another machine's disk, too
+            assert not before or not os.path.samestat(os.fstat(before.fileno()), draft.image.stat())
 
-    monkeypatch.setattr(Draft, "lay", lay_once)
+    monkeypatch.setattr(Draft, "lay", lay_anew)
     monkeypatch.setattr("obuild.executors.qemu.Lasting", FakeLive)
     monkeypatch.setattr("obuild.lasting.resumed", resumed)
     monkeypatch.setattr("obuild.machine.start", start)
