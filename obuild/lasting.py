@@ -10,7 +10,6 @@ import hashlib
 import os
 import secrets
 import shlex
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,9 +28,6 @@ from obuild.warm import State
 #: How much of a machine's memory may differ from the file that it began as, in bytes. What differs is written at
 #: each step and is this machine's alone: if it is more, all of it is saved, and the next step begins anew there.
 HEAVY = 64 << 20
-
-#: How far behind a guest's clock may be, in seconds. Each time that it is held it falls back some 0.05 s.
-LATE = 0.25
 
 #: How long loading the state of the devices may take, in seconds: it is 200 kB.
 LOAD_TIMEOUT = 60.0
@@ -52,8 +48,6 @@ class Lasting:
     heavy: bool = False
     saves: bool = True
     _disks: int = 0
-    _held: float = 0.0
-    _behind: float = 0.0
 
     def __post_init__(self) -> None:
         self.shell = Resident(self.machine)
@@ -63,7 +57,6 @@ class Lasting:
         if why := self.shell.freeze():
             return why
         self.machine.qmp.execute("stop")
-        self._held = time.monotonic()
         return ""
 
     def seal(self, draft: Draft) -> None:
@@ -115,14 +108,7 @@ class Lasting:
         self.layer = None
         self.machine.switch(network=network)
         self.machine.qmp.execute("cont")
-        # while it was held, its clock was, too
-        self._behind += time.monotonic() - self._held
-        late = draft is None or self._behind > LATE
-        if late:
-            self._behind = 0.0
-        return self.shell.thaw(
-            network=network, seed=secrets.token_hex(32) if draft is None else "", set_clock=late
-        )
+        return self.shell.thaw(network=network, seed=secrets.token_hex(32) if draft is None else "")
 
     def _disk(self, number: int) -> Path:
         return self.folder / "disks" / f"{number}.qcow2"

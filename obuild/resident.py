@@ -98,14 +98,13 @@ class Resident:
             raise self.machine.error(f"the guest's shell does not understand us: {(head + verdict)[-200:]!r}")
         return verdict.removeprefix(b"boot ").decode(errors="replace")
 
-    def thaw(self, *, network: bool, seed: str, set_clock: bool) -> bool:
-        """Let a frozen guest go on; False if it has to boot to have this network.
+    def thaw(self, *, network: bool, seed: str) -> bool:
+        """Let a frozen guest go on, with our time; False if it has to boot to have this network.
 
         With a `seed`, a word that no other machine gets, its random numbers are not those of any other.
         """
         token = new_mark()
-        now = f"{time.time():.3f}" if set_clock else "-"
-        line = f"{now} {seed or '-'} {'open' if network else 'closed'} {token}\n"
+        line = f"{time.time():.3f} {seed or '-'} {'open' if network else 'closed'} {token}\n"
         self._send(self.machine.control, line.encode())
         return self._answer(f"{token} ".encode(), _ignore, THAW_TIMEOUT) == 0
 

@@ -6,11 +6,9 @@ write down what they were asked for.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import io
 import os
-import platform
 import random
 import re
 import shutil
@@ -19,7 +17,8 @@ import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -76,14 +75,13 @@ def run(shell: str, text: str, *, given: bytes = b"") -> str:
 
 
 @shells
-@pytest.mark.parametrize("part", [told, lambda: document("library"), lambda: document("shell")])
+@pytest.mark.parametrize("part", [told, *(partial(document, name) for name in ("look", "library", "shell"))])
 def test_each_shell_understands_it(shell: str, part: Callable[[], str]) -> None:
     done = subprocess.run([*SHELLS[shell], "-n"], input=part().encode(), capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_nothing_is_left_to_be_filled_in() -> None:
-    assert re.findall(r"@[A-Z]+@", told()) == []
+def test_it_ends_with_its_status() -> None:
     assert told().endswith(f"{say_status('MARK', '$?')}\n")
 
 
@@ -105,28 +103,12 @@ def test_a_guest_that_lacks_something_says_what(shell: str, tmp_path: Path) -> N
 
 @shells
 def test_the_program_arrives_as_it_is(shell: str, tmp_path: Path) -> None:
-    line = re.search(r"^printf '%b' .*>\$dir/ioctl$", told(), re.MULTILINE)
-    assert line
-    run(shell, f"dir={tmp_path}\n{line[0]}")
-    assert (tmp_path / "ioctl").read_bytes() == linux_resident._program()
-
-
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="needs x86_64")
-def test_the_program_does_what_it_is_asked_for(tmp_path: Path) -> None:
-    program = tmp_path / "ioctl"
-    program.write_bytes(linux_resident._program())
-    program.chmod(0o700)
-
-    def asked(path: Path, number: int) -> int:
-        """The error that it ends with."""
-        return subprocess.run([program, path, str(number)], check=False).returncode
-
-    with socket.socket(socket.AF_UNIX) as listening:
-        listening.bind(str(tmp_path / "socket"))
-        assert asked(tmp_path / "socket", 0x5207) == errno.EBADF  # it cannot be opened
-    assert asked(tmp_path, 0xFFFFFFFF) == errno.ENOTTY  # no such thing
-    assert asked(Path("/dev/urandom"), 0x5207) in (0, errno.EPERM)  # RNDRESEEDCRNG, which is for root
-    assert asked(Path("/proc/self"), 0xC0045877) in (errno.EOPNOTSUPP, errno.EPERM)  # FIFREEZE: /proc cannot be
+    given = re.search(r"^program='.*'$", told(), re.MULTILINE)
+    written = re.search(r"^printf '%b' .*>\$dir/tool$", told(), re.MULTILINE)
+    assert given
+    assert written
+    run(shell, f"dir={tmp_path}\n{given[0]}\n{written[0]}")
+    assert (tmp_path / "tool").read_bytes() == linux_resident._program()
 
 
 # -- its parts
@@ -137,36 +119,11 @@ def test_lines_that_only_one_file_has(shell: str, tmp_path: Path) -> None:
     one, other = tmp_path / "one", tmp_path / "other"
     one.write_text("a\na.c\n\n same\nsame\n-e x\n")
     other.write_text("abc\nsame\nb\n")
-    only_in = f"{document('library')}\nonly_in"
-    assert run(shell, f"{only_in} {one} {other}") == "a\na.c\n\n same\n-e x\n"
-    assert run(shell, f"{only_in} {other} {one}") == "abc\nb\n"
-    assert run(shell, f"{only_in} {one} {one} || :") == ""
-
-
-@shells
-def test_a_look_sees_names_in_folders_that_are_memory(shell: str, tmp_path: Path) -> None:
-    for name in ("a/file", "a/.hidden", "a/deep/er/est", "b/x"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    look = f"{document('library')}\nvolatile='{tmp_path}/a {tmp_path}/b'\nsettings() {{ echo settings; }}"
-    seen, *listed = run(shell, f"{look}\nlook; echo $seen").split()
-    assert seen == "settings"
-    names = {"a/file", "a/deep", "a/.hidden", "a/deep/er", "b/x"}
-    assert {f"{tmp_path}/{name}" for name in names} <= set(listed)
-    assert f"{tmp_path}/a/deep/er/est" not in listed
-
-
-@shells
-def test_what_services_keep_is_not_left_over(shell: str, tmp_path: Path) -> None:
-    for name in ("kept/x", "left/kept/y", "z"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    found = run(
-        shell,
-        f"{document('library')}\nvolatile={tmp_path} skipped='-path {tmp_path}/kept -prune -o'\nleft_over",
-    )
-    names = {".", "left", "left/kept", "left/kept/y", "z"}
-    assert set(found.split()) == {str(tmp_path / name) for name in names}
+    library = document("look")
+    assert run(shell, f"{library}\nonly_in {one} {other}") == "a\na.c\n\n same\n-e x\n"
+    assert run(shell, f"{library}\nonly_in {other} {one}") == "abc\nb\n"
+    assert run(shell, f"{library}\nonly_in {one} {one} || :") == ""
+    assert run(shell, f"{library}\ndiffering {other} {one} || :") == "abc\nb\na\na.c\n\n same\n-e x\n"
 
 
 @shells
@@ -182,12 +139,28 @@ def test_a_stream_is_what_it_was_before_it_was_cut_into_pieces(shell: str) -> No
 
 #: In place of what would change the host, and of what changes by itself there.
 HARMLESS = """
-for name in mount umount date ip route resolvectl; do
+for name in mount umount ip route resolvectl; do
     eval "$name() { echo $name \\"\\$@\\" >>$dir/done; [ ! -e $dir/fail-$name ]; }"
 done
-settings() { cat $dir/seen; }
+name_always() {
+    echo "f $dir/mountinfo"
+    echo "f $dir/setting"
+    echo "x $dir/volatile/kept"
+    echo "t $dir/volatile"
+}
+name_written() { echo "f $dir/written-to"; }
+who_clears_tmp() { :; }
 tmp_is_as_it_was() { [ ! -e $dir/tmp-has-changed ]; }
 end_step() { :; }
+"""
+
+#: The tool looks at what it is asked to, and writes down the rest.
+TOOL = """#!/bin/sh
+case $1 in
+h | l) exec {folder}/bin/real "$@" ;;
+q) [ ! -e {folder}/told ] ;;
+*) echo tool "$@" >>{folder}/done; [ ! -e {folder}/fail-tool ] ;;
+esac
 """
 
 #: The same for what is no function.
@@ -214,6 +187,7 @@ class Place:
 
     talk: Resident
     folder: Path
+    frozen: list[str] = field(default_factory=list)  # what was done to freeze it the last time
 
     @property
     def volatile(self) -> Path:
@@ -246,33 +220,40 @@ def begin(tmp_path: Path, shell: str) -> Iterator[Begin]:
         for name in ("volatile", "cgroup/shell", "cgroup/step", "bin"):
             (tmp_path / name).mkdir(parents=True)
         about = {
-            "ioctl": f"{tmp_path}/bin/ioctl",
+            "tool": f"{tmp_path}/bin/tool",
+            "cgroups": f"{tmp_path}/cgroup",
             "group": f"{tmp_path}/cgroup",
             "step": f"{tmp_path}/cgroup/step",
             "control": "/dev/vport0p1",
             "data": "/dev/vport0p2",
             "disks": "/disk/inner /disk",
-            "volatile": str(tmp_path / "volatile"),
-            "skipped": f"-path {tmp_path}/volatile/kept -prune -o",
-            "clears_tmp": "",
-            "boot": "",
+            "login": "",
             **settings,
         }
-        assert {word.partition("=")[0] for word in re.findall(r"\w+=\S", document("settings"))} == set(about)
+        known = {word.partition("=")[0] for word in re.findall(r"\w+=\S", document("settings"))}
+        assert known == set(about) - {"clears_tmp"}
+        numbers = re.findall(r"^(?:fifreeze|fithaw|reseed|grace|reboot)=.*$", told(), re.MULTILINE)
+        lines = [*(f"{name}='{value}'" for name, value in about.items()), *numbers]
+        (tmp_path / "settings").write_text("\n".join([*lines, f"reboot={tmp_path}/reboot-required", ""]))
         text = document("shell").replace(linux_resident.FOLDER, str(tmp_path))
         assert text.count(OPENS) == 1
         (tmp_path / "shell").write_text(text.replace(OPENS, TAKES))
-        library = document("library").replace(linux_resident.REBOOT, f"{tmp_path}/reboot-required")
-        (tmp_path / "library").write_text(library + HARMLESS)
-        (tmp_path / "settings").write_text("".join(f"{name}='{value}'\n" for name, value in about.items()))
-        (tmp_path / "seen").write_text("a mount\n")
+        look = document("look").replace("/proc/self/mountinfo", f"{tmp_path}/mountinfo")
+        (tmp_path / "look").write_text(look.replace("/run/systemd/system", f"{tmp_path}/no-systemd"))
+        (tmp_path / "library").write_text(document("library") + HARMLESS)
+        (tmp_path / "mountinfo").write_text(f"9 1 0:9 / {tmp_path}/volatile rw - tmpfs t rw\n")
+        for name in ("setting", "written-to"):
+            (tmp_path / name).write_text("as it was\n")
+        (tmp_path / "bin" / "real").write_bytes(linux_resident._program())
         programs = {
             "sh": f'#!/bin/sh\nexec {" ".join(SHELLS[shell])} "$@"\n',
-            **{name: PROGRAM.format(name=name, folder=tmp_path) for name in ("ioctl", "systemd-tmpfiles")},
+            "tool": TOOL.format(folder=tmp_path),
+            "systemd-tmpfiles": PROGRAM.format(name="systemd-tmpfiles", folder=tmp_path),
         }
         for name, text in programs.items():
             (tmp_path / "bin" / name).write_text(text)
-            (tmp_path / "bin" / name).chmod(0o755)
+        for path in (tmp_path / "bin").iterdir():
+            path.chmod(0o755)
         env = {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
         argv = [*SHELLS[shell], str(tmp_path / "shell")]
         (control, its_control), (data, its_data) = pairs
@@ -304,7 +285,7 @@ def test_a_step_in_it(begin: Begin) -> None:
 
 @shells
 def test_a_step_has_none_of_the_shells_files(begin: Begin) -> None:
-    assert begin().step("for fd in 3 4 5; do [ -e /proc/self/fd/$fd ] && echo $fd; done; pwd") == (b"/\n", 0)
+    assert begin().step("for fd in 3 4 5 6 7; do [ -e /proc/self/fd/$fd ] && echo $fd; done; pwd") == (b"/\n", 0)
 
 
 @shells
@@ -383,105 +364,160 @@ def test_a_fetch_that_fails_in_it(begin: Begin) -> None:
 # -- between steps
 
 
-def thaw(place: Place, *, seed: str = "", set_clock: bool = False) -> bool:
-    return place.talk.thaw(network=False, seed=seed, set_clock=set_clock)
+def freeze(place: Place) -> str:
+    """End a step, whose machine waits then; why it does not."""
+    why = place.talk.freeze()
+    place.frozen = place.done()
+    return why
+
+
+def thaw(place: Place, *, seed: str = "") -> bool:
+    return place.talk.thaw(network=False, seed=seed)
+
+
+def next_step(place: Place, text: str = ":") -> str:
+    """Go on with a step, and end it."""
+    assert thaw(place)
+    place.done()
+    place.step(text)
+    return freeze(place)
 
 
 @shells
 def test_freezing_and_going_on(begin: Begin) -> None:
     place = begin()
-    assert place.talk.freeze() == ""
-    assert place.done() == [f"ioctl /disk/inner {FIFREEZE}", f"ioctl /disk {FIFREEZE}"]
+    assert freeze(place) == ""
+    assert place.frozen == [f"tool i /disk/inner {FIFREEZE}", f"tool i /disk {FIFREEZE}"]
     assert thaw(place)
-    assert place.done() == [f"ioctl /disk {FITHAW}", f"ioctl /disk/inner {FITHAW}"]
+    clock, *thawed = place.done()
+    assert re.fullmatch(r"tool c \d{10}\.\d{3}", clock)
+    assert thawed == [f"tool i /disk {FITHAW}", f"tool i /disk/inner {FITHAW}"]
     assert place.step("echo next") == (b"next\n", 0)
 
 
 @shells
 def test_a_resumed_guest_has_its_own_random_numbers_and_the_right_time_before_its_disks(begin: Begin) -> None:
     place = begin(disks="/disk")
-    place.talk.freeze()
-    place.done()
-    assert thaw(place, seed="c0ffee", set_clock=True)
+    freeze(place)
+    assert thaw(place, seed="c0ffee")
     random_numbers, clock, disk = place.done()
-    assert random_numbers == f"ioctl /dev/urandom {RNDRESEEDCRNG}"
-    assert re.fullmatch(r"date -s @\d+\.\d{3}", clock)
-    assert disk == f"ioctl /disk {FITHAW}"
-
-
-@shells
-def test_a_date_that_knows_no_fractions_is_told_none(begin: Begin) -> None:
-    place = begin(disks="")
-    (place.folder / "fail-date").touch()
-    place.talk.freeze()
-    assert thaw(place, set_clock=True)
-    first, second = place.done()
-    assert first.startswith(f"{second}.")
+    assert random_numbers == f"tool i /dev/urandom {RNDRESEEDCRNG}"
+    assert clock.startswith("tool c ")
+    assert disk == f"tool i /disk {FITHAW}"
 
 
 @shells
 def test_what_a_step_has_left_in_memory_goes(begin: Begin) -> None:
     place = begin()
-    assert place.talk.freeze() == ""
-    assert thaw(place)
-    place.step(f"cd {place.volatile}; mkdir -p deep/er; touch deep/er/x 'a b' ' c ' '*' .hidden; mkdir kept")
-    assert place.talk.freeze() == ""
+    assert freeze(place) == ""
+    left = f"cd {place.volatile}; mkdir -p deep/er; touch deep/er/x 'a b' ' c ' '*' .hidden; mkdir kept; ln -s x l"
+    assert next_step(place, left) == ""
     assert [path.name for path in place.volatile.iterdir()] == ["kept"]
 
 
 @shells
-def test_what_was_there_before_stays(begin: Begin, tmp_path: Path) -> None:
-    there = tmp_path / "there"
-    there.mkdir()
-    (there / "old").touch()
-    place = begin(volatile=str(there))
-    place.step(f"touch '{there}/old ' '{there}/old\nnew'")
-    place.talk.freeze()
-    assert (there / "old").exists()
+def test_what_was_there_before_stays(begin: Begin) -> None:
+    place = begin()
+    (place.volatile / "old").touch()
+    assert freeze(place) == ""
+    next_step(place, f"touch '{place.volatile}/old ' '{place.volatile}/old\nnew'")
+    assert (place.volatile / "old").exists()
+
+
+@shells
+def test_a_file_in_memory_that_is_another_one_means_a_boot(begin: Begin) -> None:
+    place = begin()
+    (place.volatile / "old").touch()
+    assert freeze(place) == ""
+    changed = f"what a boot sets up has changed: {place.volatile}/old"
+    assert next_step(place, f"chmod 711 {place.volatile}/old") == changed
 
 
 @shells
 def test_what_a_step_has_mounted_goes_the_last_first(begin: Begin) -> None:
     place = begin()
+    assert freeze(place) == ""
     mounted = "".join(f"{number} 1 0:{number} / /mnt/{number}\\040x rw - tmpfs t rw\n" for number in (51, 52))
-    seen = place.folder / "seen"
-    text = seen.read_text()
-    library = place.folder / "library"
-    assert "umount" in library.read_text()
-    seen.write_text(text + mounted)
-    why = place.talk.freeze()
-    assert why.startswith("what a boot sets up has changed: 51 1 0:51 / /mnt/51\\040x rw")
-    assert place.done() == ["umount -l /mnt/52 x", "umount -l /mnt/51 x"]
-    seen.write_text(text)
-    assert place.talk.freeze() == ""
+    mounts = place.folder / "mountinfo"
+    before = mounts.read_text()
+    mounts.write_text(before + mounted)
+    why = next_step(place)
+    assert why.startswith("what a boot sets up has changed: the mount 51 1 0:51 / /mnt/51\\040x rw")
+    assert place.frozen == ["umount -l /mnt/52 x", "umount -l /mnt/51 x"]
+    mounts.write_text(before)
+    assert freeze(place) == ""
 
 
 @shells
-@pytest.mark.parametrize("now", ["a mount\nanother\n", "", "a mount.\n"])
-def test_what_a_boot_sets_up_has_changed(begin: Begin, now: str) -> None:
+@pytest.mark.parametrize("change", [("rw", "rw,nodiratime"), (" - ", " shared:1 - ")])
+def test_a_mount_that_a_step_has_changed_is_not_undone(begin: Begin, change: tuple[str, str]) -> None:
+    """Least of all the root."""
     place = begin()
-    (place.folder / "seen").write_text(now)
-    assert re.fullmatch(r"what a boot sets up has changed: (a mount|another|a mount\.)", place.talk.freeze())
-    assert place.done() == []
-    (place.folder / "seen").write_text("a mount\n")
-    assert place.talk.freeze() == ""
+    mounts = place.folder / "mountinfo"
+    mounts.write_text(f"{mounts.read_text()}24 1 254:1 / / rw - ext4 /dev/vda1 rw\n")
+    assert freeze(place) == ""
+    mounts.write_text(mounts.read_text().replace(*change))
+    assert next_step(place).startswith("what a boot sets up has changed: the mount ")
+    assert place.frozen == []
+
+
+@shells
+@pytest.mark.parametrize("now", ["as it is\n", "", None])
+def test_what_a_boot_sets_up_has_changed(begin: Begin, now: str | None) -> None:
+    place = begin()
+    assert freeze(place) == ""
+    setting = place.folder / "setting"
+    setting.unlink()
+    if now is not None:
+        setting.write_text(now)
+    assert next_step(place) == f"what a boot sets up has changed: {setting}"
+    assert place.frozen == []
+    setting.write_text("as it was\n")
+    assert freeze(place) == ""
+
+
+@shells
+@pytest.mark.parametrize("reason", ["told", "many programs"])
+def test_settings_are_read_when_one_may_have_been_written(begin: Begin, reason: str) -> None:
+    place = begin()
+    assert freeze(place) == ""
+    (place.folder / "written-to").write_text("changed\n")
+    assert next_step(place) == ""
+    if reason == "told":
+        (place.folder / "told").touch()
+    many = "n=0; while [ $n -lt 70 ]; do (exit); n=$((n + 1)); done" if reason != "told" else ":"
+    assert next_step(place, many) == f"what a boot sets up has changed: {place.folder}/written-to"
+
+
+@shells
+def test_what_only_counts_is_no_setting(shell: str, begin: Begin, tmp_path: Path) -> None:
+    begin()
+    library = document("look")
+    counter = tmp_path / "counter"
+    (tmp_path / "written").write_text(f"f {counter}\nf {tmp_path}/setting\n")
+    tool = f'tool() {{ date +%N >{counter}; {tmp_path}/bin/real "$@"; }}'
+    begins = f"exec 2>/dev/null\n{library}\n{tool}\ntool=tool dir={tmp_path}"
+    begins += "; tool l $dir/written >$dir/written.before 2>$dir/hash"
+    run(shell, f"{begins}; only_counters; look written; [ $now = $written ]; cat $dir/written >&1")
+    assert (tmp_path / "written").read_text() == f"f {tmp_path}/setting\n"
+    changed = f"{begins.replace('; tool l', f'; echo f {counter} >>$dir/written; tool l')}; echo x >$dir/setting"
+    run(shell, f"{changed}; ! only_counters")
 
 
 @shells
 def test_who_asks_for_a_boot_gets_one(begin: Begin) -> None:
     place = begin()
     (place.folder / "reboot-required").touch()
-    assert place.talk.freeze() == f"there is a file {place.folder}/reboot-required"
-    assert place.done() == []
+    assert freeze(place) == f"there is a file {place.folder}/reboot-required"
+    assert place.frozen == []
 
 
 @shells
 def test_a_folder_that_a_boot_clears(begin: Begin) -> None:
     place = begin(clears_tmp="boot")
-    assert place.talk.freeze() == ""
-    assert thaw(place)
+    assert freeze(place) == ""
     (place.folder / "tmp-has-changed").touch()
-    assert place.talk.freeze() == "a boot clears /tmp"
+    assert next_step(place) == "a boot clears /tmp"
 
 
 @shells
@@ -490,7 +526,7 @@ def test_a_folder_that_systemd_clears(begin: Begin) -> None:
     for changed in (False, True):
         if changed:
             (place.folder / "tmp-has-changed").touch()
-        assert place.talk.freeze() == ""
+        assert freeze(place) == ""
         assert thaw(place)
         assert any(line.startswith("systemd-tmpfiles ") for line in place.done()) is changed
 
@@ -498,19 +534,19 @@ def test_a_folder_that_systemd_clears(begin: Begin) -> None:
 @shells
 def test_a_disk_that_cannot_be_frozen_is_made_read_only(begin: Begin) -> None:
     place = begin(disks="/disk")
-    (place.folder / "fail-ioctl").touch()
-    assert place.talk.freeze() == ""
-    assert place.done() == [f"ioctl /disk {FIFREEZE}", "mount -o remount,ro /disk"]
+    (place.folder / "fail-tool").touch()
+    assert freeze(place) == ""
+    assert place.frozen == [f"tool i /disk {FIFREEZE}", "mount -o remount,ro /disk"]
     assert thaw(place)
-    assert place.done() == [f"ioctl /disk {FITHAW}", "mount -o remount,rw /disk"]
+    assert place.done()[1:] == [f"tool i /disk {FITHAW}", "mount -o remount,rw /disk"]
 
 
 @shells
 def test_if_a_disk_cannot_stand_still_none_does(begin: Begin) -> None:
     place = begin(disks="/a /b /c")
-    program = place.folder / "bin" / "ioctl"
-    program.write_text(f"{program.read_text()}[ $1,$2 != /c,{FIFREEZE} ]\n")
+    program = place.folder / "bin" / "tool"
+    program.write_text(program.read_text().replace("esac", f"esac; [ $2,$3 != /c,{FIFREEZE} ]"))
     (place.folder / "fail-mount").touch()
-    assert place.talk.freeze() == "a file system cannot be frozen"
-    frozen = [f"ioctl /{name} {FIFREEZE}" for name in "abc"]
-    assert place.done() == [*frozen, "mount -o remount,ro /c", f"ioctl /b {FITHAW}", f"ioctl /a {FITHAW}"]
+    assert freeze(place) == "a file system cannot be frozen"
+    frozen = [f"tool i /{name} {FIFREEZE}" for name in "abc"]
+    assert place.frozen == [*frozen, "mount -o remount,ro /c", f"tool i /b {FITHAW}", f"tool i /a {FITHAW}"]

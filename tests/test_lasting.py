@@ -15,7 +15,7 @@ import pytest
 
 from obuild import disk, lasting, machine, process, ram
 from obuild.errors import MachineError
-from obuild.lasting import HEAVY, LATE, Lasting
+from obuild.lasting import HEAVY, Lasting
 from obuild.machine import Machine
 from obuild.plan import LayerId
 from obuild.resident import Resident
@@ -191,29 +191,20 @@ def test_a_guest_goes_on_in_the_network_that_it_is_to_have(live: Lasting, networ
     assert shell(live).told[0]["network"] is network
 
 
-def test_a_resumed_guest_gets_a_seed_of_its_own_and_the_time(live: Lasting, place: Place) -> None:
+def test_a_resumed_guest_gets_a_seed_of_its_own(live: Lasting, place: Place) -> None:
     for _ in range(2):
         live.go_on(None, network=False)
     seeds = {told["seed"] for told in shell(live).told}
     assert len(seeds) == 2
     assert all(re.fullmatch(r"[0-9a-f]{64}", str(seed)) for seed in seeds)
-    assert [told["set_clock"] for told in shell(live).told] == [True, True]
 
 
-def test_one_that_runs_on_is_told_the_time_once_it_is_late(
-    live: Lasting, place: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now = [0.0]
-    monkeypatch.setattr("obuild.lasting.time.monotonic", lambda: now[0])
-    for number, held in enumerate((LATE * 0.6, LATE * 0.6, LATE * 0.6, LATE * 0.3, LATE * 2)):
-        now[0] += 1000.0  # as long as the step takes
-        live.freeze()
-        now[0] += held
-        (live.folder / "disks").mkdir(exist_ok=True)
-        (live.folder / "disks" / "0.qcow2").touch()
-        live.go_on(place.draft(LayerId(f"{number}" * 64), BASE), network=False)
-    assert [told["set_clock"] for told in shell(live).told] == [False, True, False, False, True]
-    assert {told["seed"] for told in shell(live).told} == {""}
+def test_one_that_runs_on_gets_no_seed(live: Lasting, place: Place) -> None:
+    live.freeze()
+    (live.folder / "disks").mkdir(exist_ok=True)
+    (live.folder / "disks" / "0.qcow2").touch()
+    live.go_on(place.draft(ONE, BASE), network=False)
+    assert [told["seed"] for told in shell(live).told] == [""]
 
 
 def test_a_machine_stands_on_the_layer_whose_disk_it_has(live: Lasting, place: Place) -> None:

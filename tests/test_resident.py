@@ -441,16 +441,7 @@ def test_a_guest_that_goes_on_is_told_the_time_a_seed_and_its_network(
         assert (now, heard_seed, heard) == ("1234567890.123", told, word)
         guest.say(f"noise {token} {status}\n".encode())
 
-    assert talk(play).thaw(network=network, seed=seed, set_clock=True) is can
-
-
-def test_a_clock_that_is_right_is_left_alone(talk: Talk) -> None:
-    def play(guest: Guest) -> None:
-        now, _, _, token = guest.line()
-        assert now == "-"
-        guest.say(f"{token} 0\n".encode())
-
-    assert talk(play).thaw(network=False, seed="", set_clock=False)
+    assert talk(play).thaw(network=network, seed=seed) is can
 
 
 @pytest.mark.parametrize("script", [b"a\\b %s 'c'\n", bytes(range(1, 256)), b"\n\n", b"x" * resident.SHORT])
@@ -466,7 +457,7 @@ def test_a_guest_that_does_not_thaw_is_given_up(talk: Talk, monkeypatch: pytest.
     monkeypatch.setattr(resident, "THAW_TIMEOUT", 0)
     shell = talk(lambda guest: guest.line())
     with pytest.raises(MachineError, match="did not answer within 0 s"):
-        shell.thaw(network=False, seed="", set_clock=False)
+        shell.thaw(network=False, seed="")
 
 
 # -- the end
@@ -477,7 +468,7 @@ ACTIONS: dict[str, Callable[[Resident], object]] = {
     "stream": lambda shell: shell.stream("x", writes([bytes(50 * MIB)]), what="x"),
     "fetch": lambda shell: shell.fetch("sh", b"script", io.BytesIO(), what="x"),
     "freeze": lambda shell: shell.freeze(),
-    "thaw": lambda shell: shell.thaw(network=True, seed="", set_clock=True),
+    "thaw": lambda shell: shell.thaw(network=True, seed=""),
 }
 
 

@@ -1,0 +1,270 @@
+# What a step must leave as it was when the guest had booted. Each list names things for the tool (see amd64.S):
+# `always` is looked at after each step; `written` when the kernel says that something in /proc or /sys was written
+# to or something mounted, or when the step has started many programs, which may have had mounts of their own;
+# `manager` tells whether systemd has done anything.
+
+# How many programs a step may start before all is looked at.
+few=64
+
+name_always() {
+    echo p
+    for file in /proc/self/mountinfo /proc/swaps /proc/net/route /proc/net/fib_trie /proc/net/if_inet6 \
+        /proc/sysvipc/msg /proc/sysvipc/sem /proc/sysvipc/shm /proc/key-users \
+        /proc/sys/kernel/hostname /proc/sys/kernel/domainname /proc/sys/kernel/printk /sys/kernel/kexec_loaded \
+        /sys/kernel/security/apparmor/profiles $cgroups/cgroup.subtree_control \
+        "/proc/$$/limits" "/proc/$$/oom_score_adj" /proc/1/limits /proc/1/oom_score_adj \
+        /sys/kernel/tracing/kprobe_events /sys/kernel/tracing/uprobe_events \
+        /sys/class/net/*/flags /sys/class/net/*/mtu /sys/class/net/*/address /sys/class/net/*/tx_queue_len \
+        /sys/block/*/size /sys/block/*/ro; do
+        echo "f $file"
+    done
+    echo v /proc/net/ipv6_route
+    for folder in /sys/module /sys/block /sys/class/* /sys/fs/bpf; do echo "d $folder"; done
+    # to look where something is mounted on demand would mount it
+    [ ! -e /proc/sys/fs/binfmt_misc/status ] || echo d /proc/sys/fs/binfmt_misc
+    for name in $boot; do echo "s $name"; done
+    # what is mounted below a folder is looked at by itself, or not at all
+    while read -r id parent device root mount rest; do echo "x $mount"; done </proc/self/mountinfo
+    for folder in $volatile; do
+        for name in $kept; do echo "x $folder/$name"; done
+    done
+    echo "x $cgroups/user.slice"
+    echo "D $cgroups"
+    for folder in /dev $volatile; do echo "t $folder"; done
+    for folder in system system.control transient generator generator.early generator.late; do
+        echo "t /run/systemd/$folder"
+    done
+}
+
+# Whatever can be written to, but for what counts.
+name_written() {
+    find /proc/sys /sys -xdev \( -path /sys/kernel/slab -o -path /sys/firmware/acpi -o -path /proc/sys/kernel/random \
+        -o -path /proc/sys/fs/binfmt_misc -o -name ns_last_pid -o -name stat_refresh -o -name uevent \) -prune \
+        -o -type f -perm -600 -print | sed 's/^/f /'
+}
+
+# $now: a hash of all that a list names.
+look() { $tool h "$dir/$1" >$dir/hash && read -r now <$dir/hash || now='it failed'; }
+
+take_down_list() {
+    "name_$1" >"$dir/$1"
+    $tool l "$dir/$1" >"$dir/$1.before" 2>$dir/hash
+    read -r now <$dir/hash
+}
+
+# The lines of one file that another has not.
+only_in() { grep -vxF -f "$2" "$1"; }
+
+# Lines that one file has and another has not, and the other way round.
+differing() {
+    only_in "$1" "$2"
+    only_in "$2" "$1"
+}
+
+# $why: the first thing in a list that is not as it was. In no subshell, for that would be a process more.
+say_difference() {
+    $tool l "$dir/$1" >$dir/new
+    differing $dir/new "$dir/$1.before" >$dir/more
+    read -r line <$dir/more || line='something was there for a moment'
+    case $line in
+    'process '*)
+        if grep -qxF "$line" $dir/new; then verdict='is there'; else verdict='is gone'; fi
+        line="${line% * *} $verdict"
+        ;;
+    /proc/self/mountinfo*)
+        cat /proc/self/mountinfo >$dir/new
+        line="the mount $(differing $dir/new $dir/mounts | sed q)"
+        ;;
+    /*' '*) line=${line%% *} ;;
+    esac
+    why="what a boot sets up has changed: $line"
+}
+
+# What systemd has in its memory. What a login has started goes with it.
+units() {
+    systemctl list-units --plain --no-legend --no-pager --full \
+        --type=service,socket,timer,path,target,scope,automount |
+        grep -v -e '^user@' -e '^user-runtime-dir@' -e '^session-'
+    systemctl show-environment
+}
+
+remember_units() {
+    units >$dir/units
+    sleep 0.05 # it has still to hang up
+    look manager
+    manager=$now
+}
+
+# The firewall's rules, where the guest has booted with a firewall; where not, a module will show.
+rules() {
+    nft -s list ruleset
+    iptables-save | sed 's/\[.*//'
+}
+
+# $started: the number of the process that was started last.
+count() { read -r load1 load5 load15 running started </proc/loadavg; }
+
+# Wait until what the login has started, and what the boot has still to do, is over.
+wait_until_quiet() {
+    if [ -d /run/systemd/system ] && [ -z "$(ls /var/lib/systemd/linger)" ]; then
+        systemctl stop 'user@*.service' # it would stay for ten seconds
+    fi
+    tries=200
+    for process in $login; do
+        while [ -e "$process" ] && [ $tries -gt 0 ]; do
+            sleep 0.05
+            tries=$((tries - 1))
+        done
+    done
+    name_always >$dir/always
+    quiet=0 tries=100
+    while [ $quiet -lt 3 ] && [ $tries -gt 0 ]; do
+        sleep 0.05
+        look always
+        if [ "$now" = "$always" ]; then quiet=$((quiet + 1)); else quiet=0; fi
+        always=$now tries=$((tries - 1))
+        # udev's helpers wait some seconds for more to do
+        $tool l $dir/always >$dir/new
+        while read -r kind process name parent start; do
+            case $kind,$name,$parent in process,*udev*,1) ;; process,*udev*) kill "$process" ;; esac
+        done <$dir/new
+    done
+}
+
+# Take down how all is when the guest has booted.
+take_down() {
+    volatile=
+    while read -r id parent device root mount options rest; do
+        type=${rest#*- }
+        case ${type%% *},$mount in
+        *,/sys/* | *,/dev | *,/run/user/* | *,/run/credentials/* | *,$dir | *,*\\*) ;;
+        tmpfs,* | ramfs,*) volatile="$volatile $mount" ;;
+        esac
+    done </proc/self/mountinfo
+    wait_until_quiet
+    take_down_list always
+    always=$now
+    cat /proc/self/mountinfo >$dir/mounts
+    take_down_list written
+    written=$now
+    no_ipc=
+    [ -n "$(ipc shm)$(ipc sem)$(ipc msg)" ] || no_ipc=yes
+    ruled=
+    if [ -d /sys/module/nf_tables ] || [ -e /proc/net/ip_tables_names ]; then ruled=yes; fi
+    [ -z "$ruled" ] || rules >$dir/rules
+    manager=
+    if [ -d /run/systemd/system ]; then
+        echo 'f /proc/1/status' >$dir/manager
+        remember_units
+    fi
+    $tool q
+    count
+    before=$started
+} 2>/dev/null
+
+# Undo what a step has mounted, and what it has left in memory; ask those to end who work for services.
+clean() {
+    cat /proc/self/mountinfo >$dir/new
+    # the last mounted first; a space is \040 there
+    only_in $dir/new $dir/mounts | sed '1!G;h;$!d' | while read -r id parent device root mount rest; do
+        grep -q "^$id " $dir/mounts || [ "$mount" = / ] || umount -l "$(printf '%b' "$mount")"
+    done
+    $tool l $dir/always >$dir/new
+    only_in $dir/new $dir/always.before >$dir/more
+    while IFS= read -r line; do
+        case $line in
+        'process '*)
+            parent=${line% *} line=${line#process }
+            [ "${parent##* }" = 1 ] || kill "${line%% *}"
+            ;;
+        /*' '*' '*' '*' '*' '*)
+            path=${line% * * * * *}
+            ! grep -qF "$path " $dir/always.before || continue
+            for folder in $volatile; do
+                case $path in "$folder"/*) rm -rf -- "$path" ;; esac
+            done
+            case $path in /dev/*) is_device "$path" || rm -rf -- "$path" ;; esac
+            ;;
+        /proc/sysvipc/*)
+            [ -z "$no_ipc" ] || remove_ipc
+            ;;
+        esac
+    done <$dir/more
+} 2>/dev/null
+
+is_device() { [ ! -L "$1" ] && { [ -c "$1" ] || [ -b "$1" ]; }; }
+
+# The ids of System V's shared memory (shm), semaphores (sem) or queues (msg).
+ipc() { sed -n 's/^ *-*[0-9]* *\([0-9]*\) .*/\1/p' "/proc/sysvipc/$1"; }
+
+remove_ipc() {
+    for id in $(ipc shm); do ipcrm -m "$id"; done
+    for id in $(ipc sem); do ipcrm -s "$id"; done
+    for id in $(ipc msg); do ipcrm -q "$id"; done
+}
+
+# Whether all is as it was when the guest had booted, or can be put right; else $why says what is not.
+unchanged() {
+    count
+    programs=$((started - before)) before=$started told=
+    $tool q || told=yes
+    look always
+    if [ "$now" != "$always" ]; then
+        clean
+        tries=20
+        while look always && [ "$now" != "$always" ] && [ $tries -gt 0 ]; do
+            sleep 0.05
+            tries=$((tries - 1))
+        done
+        if [ "$now" != "$always" ]; then
+            say_difference always
+            return 1
+        fi
+        $tool q # of what was unmounted just now
+    fi
+    # below zero: the numbers have begun anew
+    if [ -n "$told" ] || [ $programs -lt 0 ] || [ $programs -gt $few ]; then
+        look written
+        if [ "$now" != "$written" ] && ! only_counters; then
+            say_difference written
+            return 1
+        fi
+    fi
+    if [ -n "$ruled" ] && rules >$dir/new && ! cmp -s $dir/new $dir/rules; then
+        why='the firewall has changed'
+        return 1
+    fi
+    [ -z "$manager" ] || units_unchanged
+} 2>/dev/null
+
+# What is another one whenever it is read is no setting, and is forgotten. Whether that is all that differs.
+only_counters() {
+    $tool l $dir/written >$dir/new
+    $tool l $dir/written >$dir/more
+    only_in $dir/new $dir/more | sed 's/ [^ ]*$/ /' >$dir/counters
+    [ -s $dir/counters ] || return 1
+    grep -vF -f $dir/counters $dir/more >$dir/new
+    grep -vF -f $dir/counters $dir/written.before >$dir/more
+    cmp -s $dir/new $dir/more || return 1
+    cat $dir/new >$dir/written.before
+    sed 's/ [^ ]*$//; s/^/f /' $dir/new >$dir/written
+    look written
+    written=$now
+}
+
+units_unchanged() {
+    look manager
+    [ "$now" != "$manager" ] || return 0
+    tries=10
+    while units >$dir/new && ! cmp -s $dir/new $dir/units; do
+        if [ $tries = 0 ]; then
+            why="what systemd runs has changed: $(differing $dir/new $dir/units | sed q)"
+            return 1
+        fi
+        sleep 0.2
+        tries=$((tries - 1))
+    done
+    sleep 0.05
+    look manager
+    manager=$now
+}
