@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from obuild.errors import MachineError, UsageError
-from obuild.machine import Machine
+from obuild.machine import SHUTDOWN_GRACE, Machine
 from obuild.marks import MarkReader, new_mark
 from obuild.process import STDERR_TAIL
 from obuild.terminal import Terminal
@@ -228,9 +228,9 @@ class Connection:
             raise MachineError(f"scp with the guest failed: {why}") from error
 
     def _lost(self) -> MachineError:
-        """Why the connection is gone: the machine's own reason if it has one."""
+        """Why the connection is gone: the machine's own reason if it has one, perhaps a little later."""
         try:
-            self.machine.pause(RETRY_PAUSE)
+            self.machine.pause(SHUTDOWN_GRACE)
         except MachineError as error:
             return error
         return self.machine.error("the guest closed the SSH connection in the middle of the step")
