@@ -23,6 +23,9 @@ from obuild.store import Layer, Store, no_space
 #: How long to wait for another process that writes, in seconds.
 BUSY_TIMEOUT = 30.0
 
+#: What to do if it took longer than that.
+HELD = "another process writes to it; call it again when that is done"
+
 #: The layout of the database. A database with another number is laid out anew, and keeps the rows it can.
 VERSION = 1
 
@@ -61,8 +64,9 @@ class Kin(NamedTuple):
 class Index:
     """The open database; a context manager. StoreError if it cannot be used."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, *, wait: float = BUSY_TIMEOUT) -> None:
         self._store = store
+        self._wait = wait
         self._path = store.state / "db" / "db.sqlite"
         try:
             self._path.parent.mkdir(exist_ok=True)
@@ -78,13 +82,11 @@ class Index:
         except (sqlite3.Error, OSError) as error:
             if _is_full(error, store):
                 raise no_space(store.root, str(error)) from error
-            raise StoreError(
-                f"cannot open the index {self._path}: {error}",
-                hint=f"it can be rebuilt: remove {self._path}, nothing is lost",
-            ) from error
+            hint = HELD if _is_busy(error) else f"it can be rebuilt: remove {self._path}, nothing is lost"
+            raise StoreError(f"cannot open the index {self._path}: {error}", hint=hint) from error
 
     def _open(self) -> None:
-        self._db = sqlite3.connect(self._path, timeout=BUSY_TIMEOUT, isolation_level=None)
+        self._db = sqlite3.connect(self._path, timeout=self._wait, isolation_level=None)
         try:
             self._inode = self._path.stat().st_ino
             self._db.execute("PRAGMA journal_mode=WAL")
@@ -139,6 +141,8 @@ class Index:
                 if self._path.stat().st_ino == self._inode:  # else another process was quicker
                     self._set_aside()
             hint = "call it again"
+        if _is_busy(error):
+            hint = HELD
         raise StoreError(f"the store's index: {error}", hint=hint) from error
 
     # -- writing
@@ -324,3 +328,7 @@ def _is_full(error: Exception, store: Store) -> bool:
 
 def _is_damage(error: sqlite3.Error) -> bool:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED  # the low byte of an extended code
+
+
+def _is_busy(error: Exception) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)

@@ -53,6 +53,21 @@ class Layer:
     def log(self) -> Path:
         return self.path / "log"
 
+    def read_log(self) -> bytes | None:
+        """What the step printed; None if the layer is just being removed. StoreError if the layer has no log."""
+        for last in (False, True):  # it may have been removed and made again in between
+            try:
+                return self.log.read_bytes()
+            except OSError as error:
+                if not self.path.is_dir():
+                    return None
+                if last:
+                    raise StoreError(
+                        f"layer {self.id} is damaged: its log cannot be read: {error.strerror}",
+                        hint="`obuild fsck --repair` removes it with all that stands on it; build again then",
+                    ) from error
+        return None
+
     @property
     def key(self) -> str:
         return (self.path / "key").read_text(encoding="utf-8", errors="surrogateescape")
