@@ -142,7 +142,7 @@ class Machine:
         )
 
     def _left(self) -> MachineError:
-        """What to say when the shell in the guest has ended. A shutdown ends it, too, and is told a little later."""
+        """What to say when the shell in the guest has ended. A shutdown ends it, too, and tells a bit later."""
         deadline = time.monotonic() + SHUTDOWN_GRACE
         while (left := deadline - time.monotonic()) > 0:
             select.select([self.qmp], [], [], left)

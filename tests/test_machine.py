@@ -322,7 +322,7 @@ def test_a_guest_that_powers_off_has_not_lost_its_shell(
 ) -> None:
     halted.watched = True
     halted.qmp.events += events
-    with pytest.raises(MachineError, match="^the guest powered off before the step was done"):
+    with pytest.raises(MachineError, match=r"^the guest powered off before the step was done"):
         halted.check()
 
 
@@ -338,13 +338,13 @@ def test_a_qemu_that_ends_after_a_port_was_closed_is_what_is_told(halted: Machin
     halted.watched = True
     halted.qmp.events.append(CLOSED_PORT)
     Timer(0.5, lambda: halted.child.kill()).start()
-    with pytest.raises(MachineError, match="^QEMU was killed by signal 9 before the step was done"):
+    with pytest.raises(MachineError, match=r"^QEMU was killed by signal 9 before the step was done"):
         halted.check()
 
 
 def test_who_finds_a_port_gone_hears_why_qemu_has_ended(halted: Machine) -> None:
     Timer(0.5, lambda: halted.child.kill()).start()
-    with pytest.raises(MachineError, match="^QEMU was killed by signal 9 before the step was done"):
+    with pytest.raises(MachineError, match=r"^QEMU was killed by signal 9 before the step was done"):
         halted.lost()
 
 
