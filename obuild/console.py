@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from obuild import ui
-from obuild.errors import ObuildError, UsageError
+from obuild import streams, ui
+from obuild.errors import ObuildError, OutputError, UsageError
 
 if TYPE_CHECKING:
     from obuild.shape import Settings
@@ -121,12 +121,16 @@ def guarded(command: Command) -> Command:
                 log_commands()
             command(*args, **options)
             sys.stdout.flush()
+        except OutputError as error:
+            streams.forget_output()
+            ui.report(error)
+            raise typer.Exit(error.exit_code) from error
         except ObuildError as error:
             failed = command.__name__ == "build" and error.exit_code == 1
             ui.report(error, what="Build step failed:" if failed else "", file=str(options.get("spec") or ""))
             raise typer.Exit(error.exit_code) from error
         except BrokenPipeError as error:  # `obuild log … | head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            streams.forget_output()
             raise typer.Exit(1) from error
         except OSError as error:
             ui.report(ObuildError(str(error)))

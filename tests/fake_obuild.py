@@ -15,7 +15,7 @@ from pathlib import Path
 import obuild.executors.qemu
 import obuild.flat
 from obuild import process, trace
-from obuild.cli import run
+from obuild.__main__ import main
 from obuild.errors import ProcessError
 from obuild.guests import Guest
 from obuild.shape import Shape
@@ -79,4 +79,4 @@ if __name__ == "__main__":
         trace.reach = full_at
     obuild.flat.LONGEST = 3  # so that even a short chain is flattened
     obuild.executors.qemu.Qemu = machines  # type: ignore[assignment,misc]
-    run()
+    main()
