@@ -190,6 +190,8 @@ def machine_settings(
     from obuild.shape import Settings
 
     size = parse_bytes("--qemu-memory", memory, default_unit="G") if memory else 0
+    if memory and not size:
+        raise UsageError(f"--qemu-memory {memory}: a machine needs some")
     most = parse_bytes("--warm-budget", budget)
     return Settings(accel, size, cpus, boot_time, guest_os, arch, vm, most).checked()
 

@@ -16,14 +16,14 @@ from pathlib import Path
 
 from obuild import sexp
 from obuild.sexp import Annotated, Atom, List, Node, Remark
-from obuild.spec import Copy, Op, Run, Stage, format_op, parse
+from obuild.spec import Copy, Op, Run, Stage, format_op, parse, without_mark
 from obuild.spec_show import format_fields, format_from, format_name, newline
 
 
 def tidy(text: bytes) -> bytes:
     """The spec `text` in its one layout. SpecError if it is none."""
     stage = parse(text)
-    return _Printer(sexp.annotate(text)).spec(stage).encode("utf-8", "surrogateescape")
+    return _Printer(sexp.annotate(without_mark(text))).spec(stage).encode("utf-8", "surrogateescape")
 
 
 def rewrite(path: Path, text: bytes) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
+import sys
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -248,7 +249,7 @@ class Index:
 
     def rows(self, newest: int | None = None) -> list[Row]:
         """All layers, or so many of the newest; the oldest first."""
-        limit = -1 if newest is None else newest
+        limit = -1 if newest is None else min(newest, sys.maxsize)  # SQLite takes no more
         return self._select("ORDER BY created DESC, id DESC LIMIT ?", limit)[::-1]
 
     def count(self) -> int:

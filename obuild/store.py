@@ -148,20 +148,16 @@ class Store:
             if sweep:
                 store.sweep()
         except OSError as error:
-            raise UsageError(f"cannot write to the store {root}: {error.strerror}") from error
+            where = f"{error.filename}: " if error.filename not in (None, str(store.root)) else ""
+            raise UsageError(f"cannot write to the store {root}: {where}{error.strerror}") from error
         return store
 
     def _prepare(self) -> None:
-        if not self.locks.is_dir():
-            for folder in (
-                self.result,
-                self.result_tmp,
-                self.base_image,
-                self.cache,
-                self.cache_tmp,
-                self.locks,
-            ):
+        new = not self.locks.is_dir()
+        for folder in (self.result, self.result_tmp, self.base_image, self.cache, self.cache_tmp, self.locks):
+            if not folder.is_dir():  # of an old store, too: a copy or a tidy user may have left an empty one out
                 folder.mkdir(parents=True, exist_ok=True)
+        if new:
             (self.root / "CACHEDIR.TAG").write_text("Signature: 8a477f597d28d172789f06886806bc55\n")
             (self.root / "README").write_text(_README)
         if not os.access(self.result_tmp, os.W_OK | os.X_OK):

@@ -140,7 +140,14 @@ def test_a_store_that_cannot_be(here: Path, store: str, said: str) -> None:
         (["--qemu-accel", "xen"], "xen"),
         (["--qemu-memory", "much"], "--qemu-memory"),
         (["--qemu-memory", "1M"], "at least"),
+        (["--qemu-memory", "0"], "needs some"),
+        (["--qemu-memory", "99999999999999999999T"], "--qemu-memory: no machine can have more than 4096T"),
+        (["--qemu-memory", "nan"], "--qemu-memory"),
         (["--qemu-cpus", "0"], "--qemu-cpus"),
+        *(
+            (["--qemu-boot-time", seconds], "--qemu-boot-time")
+            for seconds in ("nan", "inf", "-inf", "-1", "0", "1e300", "86401", "")
+        ),
         (["--qemu-guest-os", "plan9"], "plan9"),
         (["--qemu-guest-arch", "vax"], "vax"),
         (["--reserve", "some"], "--reserve: 'some' is not a size"),

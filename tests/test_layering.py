@@ -133,7 +133,7 @@ def test_only_the_user_interface_prints() -> None:
         )
         return call or is_attribute(node, "sys", "stdout", "stderr", "stdin")
 
-    assert where(prints) <= {"__main__", "ui"} | CONSOLE
+    assert where(prints) <= {"__main__", "streams", "ui"} | CONSOLE
 
 
 def test_only_the_command_line_exits() -> None:
