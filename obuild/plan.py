@@ -296,8 +296,8 @@ def _command(op: Run, context: Context, secrets: Sequence[str]) -> Command:
 def _graft(op: Copy, context: Context, extract: FilesOf) -> Graft:
     dest, into = _destination(op, context)
     rename = None
-    if not into:
-        dest, rename = systems.split(dest)
+    if not into and not tree.is_root(op.src[0]):
+        dest, rename = _split(dest, else_there="end dst with a slash")
     request = Extract(op.origin or "", op.src, op.exclude, rename or None, context.user)
     return Graft(request, *extract(request), dest)
 
@@ -315,15 +315,24 @@ def _destination(op: Copy, context: Context) -> tuple[str, bool]:
 
 
 def _transfer(op: Copy, context: Context, source: Path) -> Transfer:
+    """A copy from the source folder. That itself has no name to change: it stands for what is in it."""
     dest, into = _destination(op, context)
-    if into:
-        return Transfer(tree.walk(source, op.src, exclude=op.exclude), dest, context.user)
-    if tree.is_folder(source, op.src[0]):
-        return Transfer(tree.walk(source, op.src, exclude=op.exclude, rename=""), dest, context.user)
+    rename = None
+    if not into:
+        name = systems.split(dest)[1]
+        if tree.is_folder(source, op.src[0]) and (tree.is_root(op.src[0]) or name in ("", "..")):
+            rename = ""
+        else:
+            dest, rename = _split(dest, else_there="end dst with the name of the file")
+    return Transfer(tree.walk(source, op.src, exclude=op.exclude, rename=rename), dest, context.user)
+
+
+def _split(dest: str, *, else_there: str) -> tuple[str, str]:
+    """The folder that something goes into, and its new name there. UsageError if that is surely a folder."""
     folder, name = systems.split(dest)
-    if not name:
-        raise UsageError("the destination / is a folder", hint="end dst with the name of the file")
-    return Transfer(tree.walk(source, op.src, rename=name), folder, context.user)
+    if name in ("", ".."):
+        raise UsageError(f"the destination {dest} is a folder", hint=else_there)
+    return folder, name
 
 
 def _join(context: Context, path: str) -> str:

@@ -151,7 +151,13 @@ def test_the_value_of_a_secret_is_never_asked_for() -> None:
         ("(copy (src file) (dst /d/new))", "/d", ["new"]),
         ("(copy (src file) (dst new))", "/", ["new"]),
         ("(copy (src folder) (dst /d/))", "/d", ["folder", "folder/inner"]),
-        ("(copy (src folder) (dst /d))", "/d", ["inner"]),
+        ("(copy (src folder) (dst /d))", "/", ["d", "d/inner"]),
+        ("(copy (src folder) (dst /c/d))", "/c", ["d", "d/inner"]),
+        ("(copy (src folder/.) (dst /d))", "/", ["d", "d/inner"]),
+        ("(copy (src folder) (dst .))", "/", ["inner"]),
+        ("(copy (src folder) (dst /d/..))", "/d/..", ["inner"]),
+        ("(copy (src .) (dst /d))", "/d", ["file", "folder", "folder/inner"]),
+        ("(copy (src ./) (dst /))", "/", ["file", "folder", "folder/inner"]),
         ("(copy (src folder file) (dst /d/))", "/d", ["folder", "folder/inner", "file"]),
         ("(workdir /w) (copy (src .) (dst .))", "/w", ["file", "folder", "folder/inner"]),
         ("(workdir /w) (copy (src file) (dst ./))", "/w", ["file"]),
@@ -167,6 +173,8 @@ def test_a_copy_goes_where_its_dst_says(source: Path, ops: str, dest: str, paths
 REFUSED = [
     ("(copy (src) (dst /d/))", "no source items"),
     ("(copy (src file folder) (dst /d))", "must end with '/'"),
+    ("(copy (src file) (dst .))", "the destination / is a folder"),
+    ("(copy (src file) (dst /d/..))", "is a folder"),
     ("(copy (src none) (dst /d/))", "not found"),
     ("(copy (src ../x) (dst /d/))", "outside"),
     ("(run (secrets (s (target /s))) (shell x))", "no value for the secret"),
@@ -285,9 +293,39 @@ def test_a_copy_from_a_build_to_a_name_renames_it(dst: str, folder: str, name: s
     assert (action.dest, action.extract.rename) == (folder, name)
 
 
+@pytest.mark.parametrize("src", ["/", ".", "./", ""])
+def test_the_root_of_a_build_has_no_name_to_change(src: str) -> None:
+    action = grafted((), Copy((src,), "/a/b", origin="inner")).steps[-1].action
+    assert isinstance(action, plan.Graft)
+    assert (action.dest, action.extract.rename) == ("/a/b", None)
+
+
+def test_the_mode_of_a_folder_is_in_the_id_under_a_new_name_too(source: Path) -> None:
+    (source / "folder").chmod(0o755)
+
+    def ids() -> list[str]:
+        dsts = ("/d", "/d/", ".")
+        return [make(f"(copy (src folder) (dst {dst}))", source).steps[-1].id for dst in dsts]
+
+    before = ids()
+    (source / "folder").chmod(0o700)
+    assert [old == new for old, new in zip(before, ids(), strict=True)] == [False, False, True]
+
+
+def test_a_folder_has_the_same_id_from_the_context_and_from_a_build(source: Path) -> None:
+    (source / "folder").chmod(0o750)
+    copied = make("(copy (src folder) (dst /y/new))", source).steps[-1]
+    assert isinstance(copied.action, Transfer)
+    manifest = copied.action.tree.manifest
+    assert manifest[0] == ("dir", "new", "750", "")
+    assert grafted(manifest, Copy(("/folder",), "/y/new", origin="inner")).steps[-1].id == copied.id
+
+
 @pytest.mark.parametrize(
     ("copy", "why"),
     [
+        (Copy(("a",), ".", origin="inner"), "the destination / is a folder"),
+        (Copy(("a",), "/x/..", origin="inner"), r"the destination /x/\.\. is a folder"),
         (Copy((), "/y/", origin="inner"), "no source"),
         (Copy(("a", "b"), "/y", origin="inner"), "must end with"),
         (Copy(("../a",), "/y", origin="inner"), "not allowed"),

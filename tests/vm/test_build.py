@@ -209,6 +209,48 @@ find /target/tree /renamed -name 'skip*'; cat /target/tree/spa*")))
     assert "2\n../nowhere\ntarget\nlong nameodd name" in out
 
 
+def test_a_folder_keeps_its_mode_under_a_new_name(shared: Program, spec: Spec, source: Path) -> None:
+    (source / "secret/in").mkdir(parents=True)
+    (source / "secret/in").chmod(0o750)
+    (source / "secret").chmod(0o700)
+    source.chmod(0o700)
+    path = spec("""
+        ((build b ((from micro) (run (shell "mkdir -m 700 /secret && mkdir -m 750 /secret/in"))))
+         (from micro)
+         (run (shell "mkdir -m 711 /there"))
+         (user (uid 7) (gid 8))
+         (copy (src secret) (dst /a))
+         (copy (src secret) (dst /b/))
+         (copy (from (build b)) (src /secret) (dst /c))
+         (copy (src secret) (dst /new/d))
+         (copy (src secret) (dst /there))
+         (copy (from (build b)) (src /secret) (dst /there))
+         (copy (src .) (dst /e))
+         (copy (src .) (dst /))
+         (user (uid 0) (gid 0))
+         (run (shell "stat -c '%a %u:%g %n' /a /a/in /b/secret /c /c/in /new /new/d \
+/there /there/in /e /e/secret /")))
+    """)
+    out = shared.build(path, source).stdout
+    assert (
+        """
+700 7:8 /a
+750 7:8 /a/in
+700 7:8 /b/secret
+700 7:8 /c
+750 7:8 /c/in
+755 7:8 /new
+700 7:8 /new/d
+711 0:0 /there
+750 7:8 /there/in
+755 7:8 /e
+700 7:8 /e/secret
+755 0:0 /
+"""
+        in out
+    )
+
+
 def test_caches_outlive_steps_and_stay_out_of_layers(shared: Program, spec: Spec, source: Path) -> None:
     def run(command: str) -> str:
         path = spec(f"""((from micro) (user (uid 5) (gid 5))
