@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, NewType
 
-from obuild import sexp, systems, tree
+from obuild import sexp, systems, targets, tree
 from obuild.card import Card
 from obuild.errors import SpecError, UsageError
 from obuild.spec import (
@@ -277,20 +277,27 @@ def _command(op: Run, context: Context, secrets: Sequence[str]) -> Command:
     for secret in op.secrets:
         if secret.name not in secrets:
             raise UsageError(f"no value for the secret {secret.name!r}", hint=f"add --secret {secret.name}:FILE")
-    for cache in op.caches:
-        _no_nul(cache.target, "cache target")
+    for target in _targets(op.caches, op.secrets):
+        _no_nul(target, "target")
     command = Command(
         argv=(*context.shell, _no_nul(op.shell, "command")),
         cwd=context.workdir,
         env=context.env,
         user=context.user,
         network=op.network == ("host",),  # as OBuilder: any other list of networks is a closed one
-        caches=tuple(replace(cache, target=_join(context, cache.target)) for cache in op.caches),
+        caches=targets.outermost_first(
+            [replace(cache, target=_join(context, cache.target)) for cache in op.caches]
+        ),
         secrets=tuple(replace(secret, target=_join(context, secret.target)) for secret in op.secrets),
     )
-    targets = (*(cache.target for cache in command.caches), *(secret.target for secret in command.secrets))
-    systems.check_command(context.card.os, command.argv, command.env, (command.cwd, *targets))
+    paths = (command.cwd, *_targets(command.caches, command.secrets))
+    systems.check_command(context.card.os, command.argv, command.env, paths)
+    targets.check(context.card.os, command.cwd, command.caches, command.secrets)
     return command
+
+
+def _targets(caches: Sequence[Cache], secrets: Sequence[Secret]) -> list[str]:
+    return [*(cache.target for cache in caches), *(secret.target for secret in secrets)]
 
 
 def _graft(op: Copy, context: Context, extract: FilesOf) -> Graft:

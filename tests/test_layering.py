@@ -18,7 +18,7 @@ RANKS = (
     "disk explain marks mtree packing recipe shape spec_fields spec_show",
     "accel machine ram spec_read terminal unpack",
     "spec ssh",
-    "systems",
+    "systems targets",
     "dockerfile fmt guests.freebsd guests.linux guests.linux_resident guests.openbsd guests.windows",
     "guests plan resident",
     "flat placing states volumes",

@@ -269,6 +269,27 @@ def test_caches_outlive_steps_and_stay_out_of_layers(shared: Program, spec: Spec
     assert sorted(entry.name for entry in (shared.store / "cache").iterdir()) == ["c-..%2Ftwo", "c-one"]
 
 
+def test_a_cache_within_a_cache_is_seen_in_whatever_order_they_stand(
+    shared: Program, spec: Spec, source: Path
+) -> None:
+    def run(command: str) -> str:
+        path = spec(f"""((from micro) (run (cache (inner (target /outer/inner)) (outer (target /outer)))
+            (shell "{command}")))""")
+        return shared.build(path, source).stdout
+
+    run("echo 1 >/outer/inner/one; echo 2 >/outer/two")
+    assert "./inner\n./inner/one\n./two\n" in run("cd /outer && find . | sort")
+    alone = spec('((from micro) (run (cache (outer (target /outer))) (shell "find /outer -type f")))')
+    assert "/outer/two\n" in shared.build(alone, source).stdout
+    assert "inner/one" not in shared.build(alone, source).stdout
+
+
+def test_a_cache_over_a_link_to_the_root_is_refused(shared: Program, spec: Spec, source: Path) -> None:
+    path = spec("""((from micro) (run (shell "ln -s / /link"))
+                    (run (cache (c (target /link))) (shell "echo x >/lands-in-the-layer")))""")
+    assert "mounting cache c failed in the guest: /link is the root" in shared.build(path, source, code=1).stderr
+
+
 def test_a_background_process_does_not_hold_a_step_up(shared: Program, spec: Spec, source: Path) -> None:
     path = spec('((from micro) (run (shell "sleep 100000 & echo started")))')
     assert "started\n" in shared.build(path, source).stdout
