@@ -22,7 +22,7 @@ from typing import BinaryIO
 
 from obuild import disk, locks, mtree, trace, usage
 from obuild.errors import ProcessError, StoreError, UsageError
-from obuild.files import discard, fsync, owned_folder
+from obuild.files import discard, fsync, leaving, move_out, owned_folder
 from obuild.flat import Flats
 from obuild.placing import Places
 from obuild.plan import LayerId, Step
@@ -32,6 +32,10 @@ from obuild.volumes import CacheCopy, escape, unescape
 _ID = re.compile(r"[0-9a-f]{64}")
 _ID_START = re.compile(r"[0-9a-f]+")
 _PARENT = re.compile(r"\(\(format 1\)\(executor \w+\)\(parent ([0-9a-f]{64})\)")
+
+#: What goes first of a layer that cannot be renamed: without its log it is neither found whole nor built on.
+_FIRST = "log"
+
 _README = """This is a store of obuild: layers of virtual machines, named by the hash of what made them.
 result/ holds finished layers, result-tmp/ those in the making, base-image/ the images that specs start from.
 Use obuild (ls, log, delete, clean) to look and to remove; do not edit it by hand.
@@ -188,8 +192,21 @@ class Store:
         """Remove something unfinished; False, and it stays, if a living process owns it."""
         with self.unowned(path) as rubbish:
             if rubbish:
+                if leaving(path):
+                    self._finish(path.name)
                 discard(path)
             return rubbish
+
+    def _finish(self, name: str) -> None:
+        """Remove what a process died over that could not rename it; the caller has its lock.
+
+        What is whole stays: it may be in use by now. What is not, nobody can have begun to use.
+        """
+        flat = name.removeprefix("flat-")
+        folder, first = (self.result / name, _FIRST) if flat == name else (self.flats.folder / flat, mtree.NAME)
+        if folder.is_dir() and not (folder / first).exists():
+            discard(folder)
+            fsync(folder.parent)
 
     # -- looking
 
@@ -337,7 +354,7 @@ class Store:
             if not self.states.remove(id):  # whoever resumes it has the layer in use, so it is just being removed
                 return False
             self.flats.remove(id)
-            (self.result / id).rename(self.result_tmp / id)
+            move_out(self.result / id, self.result_tmp / id, first=_FIRST)
             trace.reach("remove.renamed")
             fsync(self.result)
             discard(self.result_tmp / id)
