@@ -62,7 +62,7 @@ def parse_size(text: str, *, default_unit: str = "") -> int:
 def read(path: Path) -> Card:
     """The card in `path`, or the default card if there is no such file. UsageError if it is malformed."""
     try:
-        return parse(path.read_text(encoding="utf-8"), where=str(path))
+        return parse(path.read_text(encoding="utf-8-sig"), where=str(path))  # an editor may have put a mark there
     except FileNotFoundError:
         return Card()
     except (OSError, UnicodeDecodeError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import sys
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from obuild.store import Store
 
 MACHINE = "Machine"
+
+#: The largest spec or secret that is read, in bytes.
+LARGEST = 64 << 20
 
 StoreOption = Annotated[
     str,
@@ -133,14 +137,21 @@ def guarded(command: Command) -> Command:
             streams.forget_output()
             raise typer.Exit(1) from error
         except OSError as error:
-            ui.report(ObuildError(str(error)))
-            raise typer.Exit(1) from error
+            ui.report(ObuildError(_words(error)))
+            raise typer.Exit(2 if error.errno == errno.ENAMETOOLONG else 1) from error
         except KeyboardInterrupt as error:
             saved = "what was saved stays; the next build goes on from there"
             ui.report(ObuildError("interrupted", hint=saved if command.__name__ == "build" else ""))
             raise typer.Exit(130) from error
 
     return guarded  # type: ignore[return-value]  # functools.wraps keeps the signature that typer reads
+
+
+def _words(error: OSError) -> str:
+    """What an error of the system's says, without its number."""
+    if error.strerror is None:
+        return str(error)
+    return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
 
 
 def log_commands() -> None:
@@ -209,12 +220,21 @@ def put_json(value: object) -> None:
 
 
 def read_spec(path: Path) -> bytes:
+    if path.is_dir():
+        raise UsageError(f"{path} is a directory, not a spec", hint="-f takes the spec file")
+    return read_file(path, f"the spec {path}")
+
+
+def read_file(path: Path, name: str) -> bytes:
+    """What is in a file that the user has named. UsageError if it cannot be read, or is endless."""
     try:
-        return path.read_bytes()
-    except IsADirectoryError:
-        raise UsageError(f"{path} is a directory, not a spec", hint="-f takes the spec file") from None
+        with path.open("rb") as file:
+            data = file.read(LARGEST + 1)
     except OSError as error:
-        raise UsageError(f"cannot read the spec {path}: {error.strerror}") from error
+        raise UsageError(f"cannot read {name}: {error.strerror}") from error
+    if len(data) > LARGEST:
+        raise UsageError(f"{name} is larger than {LARGEST >> 20} MiB")
+    return data
 
 
 def say(text: str) -> None:

@@ -150,7 +150,8 @@ class Index:
 
     def add(self, id: LayerId, parent: LayerId | None, op: str, created: float, seconds: float) -> None:
         """Remember a layer that is in result/; one that has been removed meanwhile is not."""
-        row = Row(id, parent, op, created, seconds, disk_usage(self._store, id))
+        words = op.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")  # SQLite wants text
+        row = Row(id, parent, words, created, seconds, disk_usage(self._store, id))
         with self._writing():
             if self._store.find(id):  # looked at in here: a row cannot come after the sync that would drop it
                 self._db.execute(_PUT, row)

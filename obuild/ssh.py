@@ -399,8 +399,9 @@ def load_key(path: Path) -> paramiko.PKey:
     try:
         return paramiko.PKey.from_path(path)
     except Exception as error:  # paramiko passes on whatever its parsers raise on a file that is no key
+        why = (isinstance(error, OSError) and error.strerror) or error
         raise UsageError(
-            f"cannot use the SSH key {path}: {error}", hint="an unencrypted OpenSSH private key"
+            f"cannot use the SSH key {path}: {why}", hint="an unencrypted OpenSSH private key"
         ) from error
 
 

@@ -14,6 +14,9 @@ from itertools import pairwise
 from obuild.errors import UsageError
 from obuild.spec import Cache, Secret
 
+#: The longest name of a cache, in bytes: each may become three, and the whole is part of a file's name.
+LONGEST_NAME = 80
+
 #: Folders of the kernel's: nothing can be made in them, or it is gone with the machine.
 KERNELS = {
     "linux": ("/dev", "/proc", "/sys"),
@@ -51,6 +54,10 @@ def outermost_first(caches: Sequence[Cache]) -> tuple[Cache, ...]:
 def check(os: str, cwd: str, caches: Sequence[Cache], secrets: Sequence[Secret]) -> None:
     """UsageError if a cache or a secret cannot be where it is to be."""
     for cache in caches:
+        if len(cache.name.encode("utf-8", "surrogateescape")) > LONGEST_NAME:
+            raise UsageError(
+                f"the name of a cache can have {LONGEST_NAME} bytes at most", hint="it is a file's name"
+            )
         _check_place(os, "a cache", cache.target, hint="name a folder of its own")
     for secret in secrets:
         _check_place(os, "a secret", secret.target, hint=f"/run/secrets/{secret.name} is a good place")

@@ -44,7 +44,7 @@ def full_at(point: str) -> None:
 def act(step: Run) -> int:
     """What every command does."""
     full_at("output")
-    step.output(f"{step.command.argv[-1]}\n".encode() * (100_000 if FULL else 1))
+    step.output(f"{step.command.argv[-1]}\n".encode(errors="surrogateescape") * (100_000 if FULL else 1))
     full_at("image")
     pattern = f"write -P {1 + os.urandom(1)[0] % 255} 64k 512k"
     try:

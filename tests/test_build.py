@@ -504,6 +504,14 @@ def test_each_new_layer_is_remembered_with_its_op(store: Store, chain: ChainMake
     ]
 
 
+def test_an_op_that_is_no_text_is_remembered(store: Store, tiny: Path, tmp_path: Path) -> None:
+    stage = spec.Stage("tiny", (spec.Workdir("/\udcff"), spec.Run("a\udcff")))
+    made = plan(stage, source=tmp_path, find_base=lambda name: base.find(store, name, say=print))
+    build(store, made, {"a\udcff": lambda run: 0})
+    with Index(store) as index:
+        assert [row.op for row in index.rows()][1] == '/\\xff: (run (shell "a\\255"))'
+
+
 def test_an_index_that_cannot_be_opened_fails_no_build(store: Store, chain: ChainMaker) -> None:
     (store.state / "db").write_text("in the way")
     _, heard = build(store, chain("(run (shell a))"))

@@ -115,6 +115,11 @@ def test_no_two_may_be_in_one_place(fields: str, why: str) -> None:
     assert why in refused(f"(workdir /w) (run {fields} (shell x))")
 
 
+def test_a_caches_name_must_fit_into_that_of_a_file() -> None:
+    last(f"(run (cache ({'é' * 40} (target /c))) (shell x))")
+    assert "80 bytes at most" in refused(f"(run (cache ({'é' * 41} (target /c))) (shell x))")
+
+
 def test_windows_knows_no_case() -> None:
     assert "cannot both be at" in refused(f"(run {mounts('C:/a', 'c:/A')} (shell x))", "windows")
     assert "not on drive C:" in refused(f"(run {mounts('D:/s', field='secrets')} (shell x))", "windows")
