@@ -47,8 +47,8 @@ PROGRAMS = {
 
 def outermost_first(caches: Sequence[Cache]) -> tuple[Cache, ...]:
     """The caches in an order in which none is mounted over one that lies in it; else as they are."""
-    paths = [_plain(cache.target) for cache in caches]
-    return tuple(sorted(caches, key=lambda cache: sum(_within(_plain(cache.target), path) for path in paths)))
+    paths = {_plain(cache.target) for cache in caches}
+    return tuple(sorted(caches, key=lambda cache: len(paths.intersection(_above(_plain(cache.target))))))
 
 
 def check(os: str, cwd: str, caches: Sequence[Cache], secrets: Sequence[Secret]) -> None:
@@ -93,9 +93,14 @@ def _check_apart(os: str, caches: Sequence[Cache], secrets: Sequence[Secret]) ->
         if _same(os, one) == _same(os, other):
             raise UsageError(f"two caches or secrets cannot both be at {other}", hint="give each its own target")
     for target in targets:
-        for file in files:
-            if _same(os, target) != file and _within(_same(os, target), file):
-                raise UsageError(f"nothing can be at {target}: a secret is a file, and that would be below one")
+        if not files.isdisjoint(_above(_same(os, target))):
+            raise UsageError(f"nothing can be at {target}: a secret is a file, and that would be below one")
+
+
+def _above(path: str) -> list[str]:
+    """The folders that a path is in, but for the root."""
+    parts = path.split("/")
+    return ["/".join(parts[:count]) for count in range(2, len(parts))]
 
 
 def _within(path: str, folder: str) -> bool:

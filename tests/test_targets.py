@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,13 @@ def test_a_cache_that_lies_in_another_one_is_mounted_after_it() -> None:
         "/b",
         "/a",
     ]
+
+
+def test_many_caches_are_planned_quickly() -> None:
+    began = time.process_time()
+    items = " ".join(f"(c{number} (target /c/{number}/d))" for number in range(3000))
+    assert len(last(f"(run (cache {items}) (shell x))").caches) == 3000
+    assert time.process_time() - began < 5
 
 
 def test_a_secret_may_lie_in_a_cache() -> None:
