@@ -7,18 +7,32 @@ import signal
 import sys
 from typing import NoReturn
 
+from obuild import streams
+from obuild.errors import OutputError
+
 
 def main() -> None:
     """Run the command line."""
     try:
+        streams.prepare()
         signal.signal(signal.SIGTERM, _terminate)
         gc.disable()  # loading makes many objects and no garbage: looking for some takes a tenth of the time
         from obuild.cli import run
 
-        run()
+        try:
+            run()
+        finally:
+            sys.stdout.flush()
     except KeyboardInterrupt:
         sys.stderr.write("obuild: interrupted\n")
         sys.exit(130)
+    except BrokenPipeError:  # `obuild --help | head`; commands see to it themselves
+        streams.forget_output()
+        sys.exit(1)
+    except OutputError as error:
+        streams.forget_output()
+        sys.stderr.write(f"obuild: {error.message}\n")
+        sys.exit(1)
 
 
 def _terminate(number: int, frame: object) -> NoReturn:

@@ -103,9 +103,14 @@ def beside(image: Path, about: Card) -> tuple[Beside, ...]:
 
 def listing(store: Store) -> list[Found]:
     """The base images in the store, by name."""
-    names = {path.stem for path in store.base_image.iterdir() if not path.name.startswith(".")}
-    paths = [path for name in sorted(names) if (path := image_path(store, name))]
+    paths = [path for name in _names(store) if (path := image_path(store, name))]
     return [Found(path.stem, path, card.read(_card_path(path)), path.stat().st_blocks * 512) for path in paths]
+
+
+def _names(store: Store) -> list[str]:
+    """What the base images in the store are called; their cards may be unreadable."""
+    names = {path.stem for path in store.base_image.iterdir() if not path.name.startswith(".")}
+    return [name for name in sorted(names) if image_path(store, name)]
 
 
 def image_path(store: Store, name: str) -> Path | None:
@@ -212,7 +217,7 @@ def _checked(name: str) -> str:
 def _unknown(store: Store, name: str) -> UsageError:
     from obuild import recipe
 
-    images = [found.name for found in listing(store)]
+    images = _names(store)
     recipes = [known for known in recipe.names() if known not in images]
     there = f"in the store: {', '.join(images) or 'none'}; that can be made: {', '.join(recipes) or 'none'}"
     return UsageError(f"unknown base image {name!r}; {there}", hint="`obuild base add FILE --name NAME` adds one")

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from obuild import card, disk, process, trace
-from obuild.errors import ObuildError, StepFailed
+from obuild.errors import ObuildError, StepFailed, StoreError
 from obuild.events import Hit, Listener, Note, Output, Saved, Started
 from obuild.follow import Follower, failure, failure_word
 from obuild.mask import Mask
 from obuild.plan import Base, Chain, Command, Extract, Graft, Import, LayerId, Step, Transfer
 from obuild.store import Draft, Store
 from obuild.volumes import CacheCopy
+
+#: How long a build waits for another process that writes to the index, in seconds.
+INDEX_WAIT = 5.0
 
 
 class Session(Protocol):
@@ -122,9 +125,10 @@ class Builder:
         layer = self.store.find(step.id)
         if layer is None:
             return False
-        try:
-            log = b"" if follower and follower.told(layer.log) else layer.log.read_bytes()
-        except FileNotFoundError:  # it is just being removed
+        log = None
+        with suppress(FileNotFoundError):  # then there is more to say of it
+            log = b"" if follower and follower.told(layer.log) else None
+        if log is None and (log := layer.read_log()) is None:
             return False
         self.tell(Hit(layer.id, log))
         return True
@@ -176,10 +180,14 @@ class Builder:
                 raise StepFailed(f"{_quote(command.argv[-1])} failed with exit status {status}")
 
     def _remember(self, step: Step, started: float) -> None:
+        """Add the layer to the index. That is only for looking, and whoever looks adds what it lacks."""
         from obuild.index import Index  # late: a cached build needs no database
 
-        with Index(self.store) as index:
-            index.add(step.id, step.parent, step.headings[-1], started, time.time() - started)
+        try:
+            with Index(self.store, wait=INDEX_WAIT) as index:
+                index.add(step.id, step.parent, step.headings[-1], started, time.time() - started)
+        except StoreError as error:
+            self.tell(Note(f"the layer is there, but not in the index yet: {error.message}"))
         trace.reach("row.added")
 
 

@@ -86,10 +86,12 @@ def _empty(archive: Path) -> None:
 def export(store: Store, name: str, file: Path, *, force: bool = False) -> None:
     """Copy a cache's archive to `file`, which appears whole or not at all.
 
-    UsageError if the cache is unknown, or `file` is there and not `force`.
+    UsageError if the cache is unknown, or `file` is there and not `force`, or is a device or the like.
     """
     if file.is_dir():
         raise UsageError(f"{file} is a directory", hint="name the file to write, for example cache.tar")
+    if file.exists() and not file.is_file():  # /dev/null, say: it would be replaced
+        raise UsageError(f"{file} is not a regular file", hint="name the file to write, for example cache.tar")
     if file.exists() and not force:
         raise UsageError(f"{file} is there already", hint="--force replaces it")
     if not file.parent.is_dir():

@@ -30,6 +30,9 @@ NAME = "card.toml"
 #: With firmware "kernel": the files that lie beside the image, by the ends of their names. The first must.
 KERNEL, INITRD = ".vmlinuz", ".initrd"
 
+#: The most memory that any machine can have, in bytes: addresses have 52 bits at most.
+MOST_MEMORY = 1 << 52
+
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)([KMGT]?)(?:i?B)?", re.IGNORECASE | re.ASCII)
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
@@ -59,7 +62,7 @@ def parse_size(text: str, *, default_unit: str = "") -> int:
 def read(path: Path) -> Card:
     """The card in `path`, or the default card if there is no such file. UsageError if it is malformed."""
     try:
-        return parse(path.read_text(encoding="utf-8"), where=str(path))
+        return parse(path.read_text(encoding="utf-8-sig"), where=str(path))  # an editor may have put a mark there
     except FileNotFoundError:
         return Card()
     except (OSError, UnicodeDecodeError) as error:
@@ -103,6 +106,8 @@ def from_strings(table: dict[str, str], *, where: str) -> Card:
             values["memory"] = parse_size(table["memory"])
         except ValueError as error:
             raise UsageError(f"{where}: memory: {error}", hint="write it like 256M or 2G") from error
+        if values["memory"] > MOST_MEMORY:
+            raise UsageError(f"{where}: memory: no machine can have {table['memory']}", hint="write it like 2G")
     return Card(**values)
 
 

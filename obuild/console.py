@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import sys
@@ -11,14 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from obuild import ui
-from obuild.errors import ObuildError, UsageError
+from obuild import streams, ui
+from obuild.errors import ObuildError, OutputError, UsageError
 
 if TYPE_CHECKING:
     from obuild.shape import Settings
     from obuild.store import Store
 
 MACHINE = "Machine"
+
+#: The largest spec or secret that is read, in bytes.
+LARGEST = 64 << 20
 
 StoreOption = Annotated[
     str,
@@ -121,22 +125,33 @@ def guarded(command: Command) -> Command:
                 log_commands()
             command(*args, **options)
             sys.stdout.flush()
+        except OutputError as error:
+            streams.forget_output()
+            ui.report(error)
+            raise typer.Exit(error.exit_code) from error
         except ObuildError as error:
             failed = command.__name__ == "build" and error.exit_code == 1
             ui.report(error, what="Build step failed:" if failed else "", file=str(options.get("spec") or ""))
             raise typer.Exit(error.exit_code) from error
         except BrokenPipeError as error:  # `obuild log … | head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            streams.forget_output()
             raise typer.Exit(1) from error
         except OSError as error:
-            ui.report(ObuildError(str(error)))
-            raise typer.Exit(1) from error
+            ui.report(ObuildError(_words(error)))
+            raise typer.Exit(2 if error.errno == errno.ENAMETOOLONG else 1) from error
         except KeyboardInterrupt as error:
             saved = "what was saved stays; the next build goes on from there"
             ui.report(ObuildError("interrupted", hint=saved if command.__name__ == "build" else ""))
             raise typer.Exit(130) from error
 
     return guarded  # type: ignore[return-value]  # functools.wraps keeps the signature that typer reads
+
+
+def _words(error: OSError) -> str:
+    """What an error of the system's says, without its number."""
+    if error.strerror is None:
+        return str(error)
+    return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
 
 
 def log_commands() -> None:
@@ -186,6 +201,8 @@ def machine_settings(
     from obuild.shape import Settings
 
     size = parse_bytes("--qemu-memory", memory, default_unit="G") if memory else 0
+    if memory and not size:
+        raise UsageError(f"--qemu-memory {memory}: a machine needs some")
     most = parse_bytes("--warm-budget", budget)
     return Settings(accel, size, cpus, boot_time, guest_os, arch, vm, most).checked()
 
@@ -203,12 +220,21 @@ def put_json(value: object) -> None:
 
 
 def read_spec(path: Path) -> bytes:
+    if path.is_dir():
+        raise UsageError(f"{path} is a directory, not a spec", hint="-f takes the spec file")
+    return read_file(path, f"the spec {path}")
+
+
+def read_file(path: Path, name: str) -> bytes:
+    """What is in a file that the user has named. UsageError if it cannot be read, or is endless."""
     try:
-        return path.read_bytes()
-    except IsADirectoryError:
-        raise UsageError(f"{path} is a directory, not a spec", hint="-f takes the spec file") from None
+        with path.open("rb") as file:
+            data = file.read(LARGEST + 1)
     except OSError as error:
-        raise UsageError(f"cannot read the spec {path}: {error.strerror}") from error
+        raise UsageError(f"cannot read {name}: {error.strerror}") from error
+    if len(data) > LARGEST:
+        raise UsageError(f"{name} is larger than {LARGEST >> 20} MiB")
+    return data
 
 
 def say(text: str) -> None:

@@ -49,7 +49,7 @@ class Debugger:
         found, command = self._command(argv, network, user)
         if "=" in argv[0]:
             raise UsageError(f"{argv[0]!r} cannot be run: a program with '=' in its name is taken for a variable")
-        systems.check_command(found.card.os, argv, ())
+        systems.check_command(found.card.os, argv, command.env)
         with self.store.scratch(self.layer) as draft, self._machine(found, draft, network=network) as session:
             return session.run(command, (), {}, output)
 

@@ -55,6 +55,10 @@ def inspect(path: Path) -> Image:
         raise UsageError(f"{path} is not a disk image that QEMU can open: {_last_line(error)}") from error
     if kind == "qcow2":
         _refuse_references(path, info)
+        if info.get("encrypted"):
+            raise UsageError(
+                f"{path} is encrypted, and no guest could boot from it", hint="decrypt it: qemu-img convert"
+            )
         check(path)
     return Image(path, kind, int(info["virtual-size"]))
 
@@ -67,6 +71,8 @@ def stamp(path: Path) -> tuple[int, int, int]:
 
 def detect(path: Path) -> Format:
     """`qcow2` or `raw`, from the first bytes. UsageError for anything that is not a bootable disk."""
+    if path.exists() and not (path.is_file() or path.is_block_device()):  # a pipe would be waited for
+        raise UsageError(f"cannot read the image {path}: it is not a file")
     try:
         with path.open("rb") as file:
             head = file.read(2048)
@@ -178,7 +184,7 @@ def _refuse_references(path: Path, info: dict[str, object]) -> None:
     other = backing or data.get("data-file")
     if other:
         raise UsageError(
-            f"{path} needs another file, {other}", hint="flatten it: qemu-img convert -O qcow2 IN OUT"
+            f"{path} needs another file, {str(other)[:200]}", hint="flatten it: qemu-img convert -O qcow2 IN OUT"
         )
 
 

@@ -51,6 +51,7 @@ class Engine:
                 self._chains[id(each)] = self._plan(each, unbuilt(builds, self._base))
                 self.settings.shape(self._base(each.base).card, "tcg")
                 self._hold(self._chains[id(each)])
+                self._see_logs(self._chains[id(each)])
             if self.jobs > 1 and stage.stages:
                 from obuild.parallel import Parallel
 
@@ -95,6 +96,13 @@ class Engine:
                 if stack.enter_context(self.store.use(step.id)) is not None:
                     self._held.push(stack.pop_all())
                     return
+
+    def _see_logs(self, chain: Chain) -> None:
+        """StoreError if the log of a layer is gone: else that would be found when others are made already."""
+        for step in chain.steps:
+            layer = self.store.find(step.id)
+            if layer and not layer.log.is_file():
+                layer.read_log()
 
     def _plan(self, stage: Stage, extract: FilesOf) -> Chain:
         secrets = tuple(self.secrets)

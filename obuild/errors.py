@@ -50,3 +50,7 @@ class MachineError(ObuildError):
 
 class StoreError(ObuildError):
     """The store cannot do what it was asked: no space, no permission, damaged, in use."""
+
+
+class OutputError(ObuildError):
+    """What we print cannot be written; whatever was built stays."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -48,6 +49,39 @@ def discard(path: Path) -> None:
         pass
     except OSError as error:
         raise ObuildError(f"cannot remove {path}: {error.strerror}") from error
+
+
+#: What a file holds that says of a folder that it is on its way out.
+_LEAVING = b"on its way out\n"
+
+
+def move_out(folder: Path, aside: Path, *, first: str) -> None:
+    """Have a finished folder gone from its place: it becomes `aside`, where it is rubbish, by a rename.
+
+    A folder in the lower part of an overlay cannot be renamed, as where a store came with a container's image.
+    It is removed where it is, its file `first` before all else: without that, nobody takes it for whole. A file
+    `aside` tells meanwhile that it is leaving, for whoever finds that after a crash; see `leaving`.
+    """
+    try:
+        folder.rename(aside)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        aside.write_bytes(_LEAVING)
+        fsync(aside)
+        fsync(aside.parent)
+        (folder / first).unlink(missing_ok=True)
+        fsync(folder)
+        discard(folder)
+
+
+def leaving(aside: Path) -> bool:
+    """Whether there is a file here that `move_out` has left behind."""
+    try:
+        with aside.open("rb") as file:
+            return file.read(len(_LEAVING) + 1) == _LEAVING
+    except OSError:
+        return False
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from obuild import disk, locks, mtree, trace
 from obuild.errors import StoreError
-from obuild.files import discard, fsync
+from obuild.files import discard, fsync, move_out
 from obuild.plan import LayerId
 
 #: How many images may lie below a draft. Each costs a random read about 0.7 µs, and a machine's start 0.7 ms.
@@ -82,7 +82,7 @@ class Flats:
         rubbish = self.drafts / f"flat-{id}"
         with locks.file_lock(self._lock_file(id)):  # nobody makes it now: this waits for a sweep at most
             discard(rubbish)
-            (self.folder / id).rename(rubbish)
+            move_out(self.folder / id, rubbish, first=mtree.NAME)
             fsync(self.folder)
             trace.reach("flat.removed")
             discard(rubbish)

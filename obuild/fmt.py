@@ -15,20 +15,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from obuild import sexp
+from obuild.errors import UsageError
 from obuild.sexp import Annotated, Atom, List, Node, Remark
-from obuild.spec import Copy, Op, Run, Stage, format_op, parse
+from obuild.spec import Copy, Op, Run, Stage, format_op, parse, without_mark
 from obuild.spec_show import format_fields, format_from, format_name, newline
 
 
 def tidy(text: bytes) -> bytes:
     """The spec `text` in its one layout. SpecError if it is none."""
     stage = parse(text)
-    return _Printer(sexp.annotate(text)).spec(stage).encode("utf-8", "surrogateescape")
+    return _Printer(sexp.annotate(without_mark(text))).spec(stage).encode("utf-8", "surrogateescape")
 
 
 def rewrite(path: Path, text: bytes) -> None:
     """Replace what a file holds, so that it is at all times the old or the new; a symlink stays one."""
     path = path.resolve()
+    if not path.is_file():  # a pipe, say: it would be replaced
+        raise UsageError(f"{path} is not a regular file", hint="without --write, the spec is printed")
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
         written = Path(file.name)
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
+import sys
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,6 +23,9 @@ from obuild.store import Layer, Store, no_space
 
 #: How long to wait for another process that writes, in seconds.
 BUSY_TIMEOUT = 30.0
+
+#: What to do if it took longer than that.
+HELD = "another process writes to it; call it again when that is done"
 
 #: The layout of the database. A database with another number is laid out anew, and keeps the rows it can.
 VERSION = 1
@@ -61,8 +65,9 @@ class Kin(NamedTuple):
 class Index:
     """The open database; a context manager. StoreError if it cannot be used."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, *, wait: float = BUSY_TIMEOUT) -> None:
         self._store = store
+        self._wait = wait
         self._path = store.state / "db" / "db.sqlite"
         try:
             self._path.parent.mkdir(exist_ok=True)
@@ -78,13 +83,11 @@ class Index:
         except (sqlite3.Error, OSError) as error:
             if _is_full(error, store):
                 raise no_space(store.root, str(error)) from error
-            raise StoreError(
-                f"cannot open the index {self._path}: {error}",
-                hint=f"it can be rebuilt: remove {self._path}, nothing is lost",
-            ) from error
+            hint = HELD if _is_busy(error) else f"it can be rebuilt: remove {self._path}, nothing is lost"
+            raise StoreError(f"cannot open the index {self._path}: {error}", hint=hint) from error
 
     def _open(self) -> None:
-        self._db = sqlite3.connect(self._path, timeout=BUSY_TIMEOUT, isolation_level=None)
+        self._db = sqlite3.connect(self._path, timeout=self._wait, isolation_level=None)
         try:
             self._inode = self._path.stat().st_ino
             self._db.execute("PRAGMA journal_mode=WAL")
@@ -139,13 +142,16 @@ class Index:
                 if self._path.stat().st_ino == self._inode:  # else another process was quicker
                     self._set_aside()
             hint = "call it again"
+        if _is_busy(error):
+            hint = HELD
         raise StoreError(f"the store's index: {error}", hint=hint) from error
 
     # -- writing
 
     def add(self, id: LayerId, parent: LayerId | None, op: str, created: float, seconds: float) -> None:
         """Remember a layer that is in result/; one that has been removed meanwhile is not."""
-        row = Row(id, parent, op, created, seconds, disk_usage(self._store, id))
+        words = op.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")  # SQLite wants text
+        row = Row(id, parent, words, created, seconds, disk_usage(self._store, id))
         with self._writing():
             if self._store.find(id):  # looked at in here: a row cannot come after the sync that would drop it
                 self._db.execute(_PUT, row)
@@ -153,19 +159,21 @@ class Index:
     def problems(self, but: Collection[str] = ()) -> list[str]:
         """In what the rows are not what result/ and SQLite's own rules ask for, in words. Nothing is put right.
 
-        Rows of the layers `but`, which are damaged themselves, are not compared.
+        Rows of the layers `but`, which are damaged themselves, are not compared. That layers have come or gone
+        since the last query is no problem: the next one sees that. Nor is a size: a copy takes other room.
         """
         found = [str(line) for (line,) in self._db.execute("PRAGMA integrity_check") if line != "ok"]
-        rows = {row.id: row for row in (Row(*row) for row in self._db.execute(f"SELECT {_LAYER} FROM layers"))}
+        parents = dict(self._db.execute("SELECT id, parent FROM layers"))
         there = set(self._store.ids())
-        if missing := there - rows.keys():
-            found.append(f"the index lacks {len(missing)} of the layers, as after a crash")
-        if gone := rows.keys() - there:
-            found.append(f"the index has {len(gone)} layers that are gone, as after a crash")
-        for id in sorted((there & rows.keys()).difference(but)):
-            row, now = rows[id], self._found(id)
-            if now is not None and (row.parent, row.size) != (now.parent, now.size):
-                found.append(f"the index has another parent or size for the layer {id}")
+        if self._in_step():
+            if missing := there - parents.keys():
+                found.append(f"the index lacks {len(missing)} of the layers")
+            if gone := parents.keys() - there:
+                found.append(f"the index has {len(gone)} layers that are gone")
+        for id in sorted((there & parents.keys()).difference(but)):
+            now = self._found(id)
+            if now is not None and parents[id] != now.parent:
+                found.append(f"the index has another parent for the layer {id}")
         return found
 
     def rebuild(self) -> None:
@@ -242,7 +250,7 @@ class Index:
 
     def rows(self, newest: int | None = None) -> list[Row]:
         """All layers, or so many of the newest; the oldest first."""
-        limit = -1 if newest is None else newest
+        limit = -1 if newest is None else min(newest, sys.maxsize)  # SQLite takes no more
         return self._select("ORDER BY created DESC, id DESC LIMIT ?", limit)[::-1]
 
     def count(self) -> int:
@@ -324,3 +332,7 @@ def _is_full(error: Exception, store: Store) -> bool:
 
 def _is_damage(error: sqlite3.Error) -> bool:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED  # the low byte of an extended code
+
+
+def _is_busy(error: Exception) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)

@@ -31,6 +31,10 @@ START_TIMEOUT = 60.0
 #: How many lines of the serial console an error shows.
 CONSOLE_LINES = 20
 
+#: How long a guest may take, in seconds, from ending the shell that stays in it to powering off: a shutdown ends
+#: all processes first. Who waits so long has only an error to tell.
+SHUTDOWN_GRACE = 15.0
+
 #: How much of the console QEMU keeps, in bytes; must be a power of two.
 CONSOLE_SIZE = 65536
 
@@ -104,6 +108,25 @@ class Machine:
             self.qmp.poll()
         except QmpLost:  # its last events say more
             lost = True
+        self._look()
+        if lost:
+            raise self._gone()
+        if self.watched and self._port_closed():
+            raise self._left()
+
+    def lost(self) -> MachineError:
+        """What to say when a port's other end is gone: QEMU is ending, and its control channel tells why.
+
+        The channel may end a moment after the port. Raises what it says, as `check` does.
+        """
+        deadline = time.monotonic() + START_TIMEOUT
+        while time.monotonic() < deadline:
+            self.check()
+            select.select([self.qmp], [], [], 1.0)
+        return MachineError("QEMU is gone")
+
+    def _look(self) -> None:
+        """Raise what an event says of the end of the guest, or of its disk."""
         for event in self.qmp.events:
             data = event.get("data", {})
             match event["event"]:
@@ -111,12 +134,25 @@ class Machine:
                     raise self.error(f"the guest {_why(str(data.get('reason')))} before the step was done")
                 case "BLOCK_IO_ERROR":
                     raise OSError(errno.ENOSPC, f"the guest's disk cannot be written: {data.get('reason')}")
-                case "VSERPORT_CHANGE" if self.watched and not data.get("open"):
-                    raise self.error(
-                        "the shell that runs obuild's steps in the guest has ended; did the step kill it?"
-                    )
-        if lost:
-            raise self._gone()
+
+    def _port_closed(self) -> bool:
+        return any(
+            event["event"] == "VSERPORT_CHANGE" and not event.get("data", {}).get("open")
+            for event in self.qmp.events
+        )
+
+    def _left(self) -> MachineError:
+        """What to say when the shell in the guest has ended. A shutdown ends it, too, and tells a bit later."""
+        deadline = time.monotonic() + SHUTDOWN_GRACE
+        while (left := deadline - time.monotonic()) > 0:
+            select.select([self.qmp], [], [], left)
+            try:
+                self.qmp.poll()
+            except QmpLost:
+                self._look()
+                return self._gone()
+            self._look()
+        return self.error("the shell that runs obuild's steps in the guest has ended; did the step kill it?")
 
     def pause(self, seconds: float, *also: int) -> list[int]:
         """Wait until `seconds` are over or some of the file descriptors `also` can be read; returns those.

@@ -9,14 +9,13 @@ not in it.
 from __future__ import annotations
 
 import hashlib
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import NewType
+from typing import NamedTuple, NewType
 
-from obuild import sexp, systems, tree
+from obuild import sexp, systems, targets, tree
 from obuild.card import Card
 from obuild.errors import SpecError, UsageError
 from obuild.spec import (
@@ -39,9 +38,6 @@ from obuild.spec import (
 LayerId = NewType("LayerId", str)
 
 ROOT = UnixUser(0, 0)
-
-#: The longest single argument that Linux takes (MAX_ARG_STRLEN, 32 pages, with its NUL).
-MAX_ARGUMENT = 131_071
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +161,14 @@ class Chain:
     tail: tuple[str, ...] = ()
 
 
+class Variable(NamedTuple):
+    """What an `env` has set, and what was set before: thousands of them cost no copy each."""
+
+    name: str
+    value: str
+    before: Variable | None
+
+
 @dataclass(frozen=True, slots=True)
 class Context:
     """What the ops so far say of the steps to come."""
@@ -173,7 +177,17 @@ class Context:
     workdir: str = "/"
     user: UnixUser | WindowsUser = ROOT
     shell: tuple[str, ...] = ("bash", "-c")
-    env: tuple[tuple[str, str], ...] = ()
+    variables: Variable | None = None
+
+    @property
+    def env(self) -> tuple[tuple[str, str], ...]:
+        """The variables that a command finds, by name."""
+        found: dict[str, str] = {}
+        variable = self.variables
+        while variable is not None:
+            found.setdefault(variable.name, variable.value)
+            variable = variable.before
+        return tuple(sorted(found.items()))
 
 
 def unbuilt(builds: Mapping[str, Stage], find_base: Callable[[str], Base]) -> FilesOf:
@@ -247,9 +261,9 @@ def _fold(op: Op, context: Context) -> Context:
         case Workdir(path):
             return replace(context, workdir=_join(context, _no_nul(path, "workdir")))
         case Env(name, value):
-            env = {**dict(context.env), _env_name(name): _no_nul(value, f"value of {name}")}
-            _fits(f"{name}={value}", "the variable")
-            return replace(context, env=tuple(sorted(env.items())))
+            _no_nul(value, f"value of {_env_name(name)}")
+            systems.check_variable(context.card.os, name, value)
+            return replace(context, variables=Variable(name, value, context.variables))
         case User(user):
             systems.check_user(user, context.card)
             return replace(context, user=user)
@@ -260,31 +274,37 @@ def _fold(op: Op, context: Context) -> Context:
 
 
 def _command(op: Run, context: Context, secrets: Sequence[str]) -> Command:
-    _fits(op.shell, "the command")
     for secret in op.secrets:
         if secret.name not in secrets:
             raise UsageError(f"no value for the secret {secret.name!r}", hint=f"add --secret {secret.name}:FILE")
-    for cache in op.caches:
-        _no_nul(cache.target, "cache target")
+    for target in _targets(op.caches, op.secrets):
+        _no_nul(target, "target")
     command = Command(
         argv=(*context.shell, _no_nul(op.shell, "command")),
         cwd=context.workdir,
         env=context.env,
         user=context.user,
         network=op.network == ("host",),  # as OBuilder: any other list of networks is a closed one
-        caches=tuple(replace(cache, target=_join(context, cache.target)) for cache in op.caches),
+        caches=targets.outermost_first(
+            [replace(cache, target=_join(context, cache.target)) for cache in op.caches]
+        ),
         secrets=tuple(replace(secret, target=_join(context, secret.target)) for secret in op.secrets),
     )
-    targets = (*(cache.target for cache in command.caches), *(secret.target for secret in command.secrets))
-    systems.check_command(context.card.os, command.argv, (command.cwd, *targets, *itertools.chain(*command.env)))
+    paths = (command.cwd, *_targets(command.caches, command.secrets))
+    systems.check_command(context.card.os, command.argv, command.env, paths)
+    targets.check(context.card.os, command.cwd, command.caches, command.secrets)
     return command
+
+
+def _targets(caches: Sequence[Cache], secrets: Sequence[Secret]) -> list[str]:
+    return [*(cache.target for cache in caches), *(secret.target for secret in secrets)]
 
 
 def _graft(op: Copy, context: Context, extract: FilesOf) -> Graft:
     dest, into = _destination(op, context)
     rename = None
-    if not into:
-        dest, rename = systems.split(dest)
+    if not into and not tree.is_root(op.src[0]):
+        dest, rename = _split(dest, else_there="end dst with a slash")
     request = Extract(op.origin or "", op.src, op.exclude, rename or None, context.user)
     return Graft(request, *extract(request), dest)
 
@@ -302,15 +322,24 @@ def _destination(op: Copy, context: Context) -> tuple[str, bool]:
 
 
 def _transfer(op: Copy, context: Context, source: Path) -> Transfer:
+    """A copy from the source folder. That itself has no name to change: it stands for what is in it."""
     dest, into = _destination(op, context)
-    if into:
-        return Transfer(tree.walk(source, op.src, exclude=op.exclude), dest, context.user)
-    if tree.is_folder(source, op.src[0]):
-        return Transfer(tree.walk(source, op.src, exclude=op.exclude, rename=""), dest, context.user)
+    rename = None
+    if not into:
+        name = systems.split(dest)[1]
+        if tree.is_folder(source, op.src[0]) and (tree.is_root(op.src[0]) or name in ("", "..")):
+            rename = ""
+        else:
+            dest, rename = _split(dest, else_there="end dst with the name of the file")
+    return Transfer(tree.walk(source, op.src, exclude=op.exclude, rename=rename), dest, context.user)
+
+
+def _split(dest: str, *, else_there: str) -> tuple[str, str]:
+    """The folder that something goes into, and its new name there. UsageError if that is surely a folder."""
     folder, name = systems.split(dest)
-    if not name:
-        raise UsageError("the destination / is a folder", hint="end dst with the name of the file")
-    return Transfer(tree.walk(source, op.src, rename=name), folder, context.user)
+    if name in ("", ".."):
+        raise UsageError(f"the destination {dest} is a folder", hint=else_there)
+    return folder, name
 
 
 def _join(context: Context, path: str) -> str:
@@ -329,15 +358,6 @@ def _shell(argv: tuple[str, ...]) -> tuple[str, ...]:
     if "=" in argv[0]:
         raise UsageError(f"{argv[0]!r} cannot be a shell: a program with '=' in its name is taken for a variable")
     return tuple(_no_nul(word, "shell") for word in argv)
-
-
-def _fits(argument: str, what: str) -> None:
-    size = len(argument.encode(errors="surrogateescape"))
-    if size > MAX_ARGUMENT:
-        raise UsageError(
-            f"{what} is {size} bytes long; Linux takes at most {MAX_ARGUMENT}",
-            hint="put it into a file or a script, and copy that in",
-        )
 
 
 def _no_nul(text: str, what: str) -> str:

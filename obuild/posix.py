@@ -32,6 +32,12 @@ def ensure_folder(path: str, owner: str) -> list[str]:
     ]
 
 
+def refuse_root(path: str) -> list[str]:
+    """End the script if the folder `path` is the root, by a symlink: what is mounted over that hides nothing."""
+    quoted = shlex.quote(path)
+    return [f'[ "$(cd -P -- {quoted} && pwd)" != / ] || {{ echo {quoted} is the root of the guest >&2; exit 1; }}']
+
+
 def make_parents(path: str, note: str) -> list[str]:
     """Make the parents of `path`, and write the deepest one that was there already to the file `note`."""
     quoted = shlex.quote(path)

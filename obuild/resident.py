@@ -158,8 +158,7 @@ class Resident:
             return b""
         except OSError:
             pass
-        self.machine.check()
-        raise MachineError("QEMU is gone")
+        raise self.machine.lost()
 
     def _send(self, port: socket.socket, data: bytes, words: _Words | None = None) -> None:
         """Send all of it. `words` hears what the guest says meanwhile, lest it waits for that as we do for it."""
@@ -173,8 +172,7 @@ class Resident:
                 if words and heard:
                     words.feed(self._recv(self.machine.control))
             except OSError:
-                self.machine.check()
-                raise MachineError("QEMU is gone") from None
+                raise self.machine.lost() from None
 
 
 class _Words(MarkReader):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from obuild.card import OSES, Card
+from obuild.card import MOST_MEMORY, OSES, Card
 from obuild.errors import UsageError
 
 Accel = Literal["kvm", "tcg"]
@@ -18,6 +18,9 @@ Accel = Literal["kvm", "tcg"]
 DEFAULT_MEMORY = 2 << 30
 SMALLEST_MEMORY = 32 << 20
 DEFAULT_BUDGET = 4 << 30
+
+#: The longest that a guest may be waited for, in seconds: a day.
+LONGEST_BOOT = 86_400.0
 
 VM = ("auto", "boot", "warm")
 
@@ -95,6 +98,10 @@ class Settings:
             raise UsageError(f"unknown accelerator {self.accel!r}", hint="--qemu-accel auto, kvm or tcg")
         if self.memory and self.memory < SMALLEST_MEMORY:
             raise UsageError(f"--qemu-memory: a machine needs at least {SMALLEST_MEMORY >> 20}M")
+        if self.memory > MOST_MEMORY:
+            raise UsageError(f"--qemu-memory: no machine can have more than {MOST_MEMORY >> 40}T")
+        if not 0 < self.boot_time <= LONGEST_BOOT:  # nan is neither
+            raise UsageError(f"--qemu-boot-time {self.boot_time:g}: it can be up to {LONGEST_BOOT:g} seconds")
         if self.os not in ("", *OSES):
             raise UsageError(f"unknown guest OS {self.os!r}", hint=f"--qemu-guest-os {', '.join(OSES)}")
         if self.vm not in VM:

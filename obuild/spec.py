@@ -18,7 +18,7 @@ from obuild.spec_ops import (
     WindowsUser,
     Workdir,
 )
-from obuild.spec_read import check, parse
+from obuild.spec_read import check, parse, without_mark
 from obuild.spec_show import format, format_op
 
 __all__ = [
@@ -39,4 +39,5 @@ __all__ = [
     "format",
     "format_op",
     "parse",
+    "without_mark",
 ]

@@ -1,6 +1,7 @@
 """From text to a Stage, or to a SpecError that says where, what, and what to do.
 
-Accepts exactly what OBuilder accepts: nothing is judged here that it does not judge.
+Accepts exactly what OBuilder accepts: nothing is judged here that it does not judge. But for a byte order mark at
+the start, which some editors write, and which OBuilder takes for a word.
 """
 
 from __future__ import annotations
@@ -54,9 +55,14 @@ _SPEC = 'a spec looks like ((from debian-12) (run (shell "make")))'
 
 def parse(text: str | bytes) -> Stage:
     """The Stage that `text` says. SpecError, with its place, for anything OBuilder would refuse."""
-    stage = _read_stage(_root(sexp.parse(text)), 0)
+    stage = _read_stage(_root(sexp.parse(without_mark(text))), 0)
     check(stage)
     return stage
+
+
+def without_mark(text: str | bytes) -> str | bytes:
+    """A text without the byte order mark that it may begin with."""
+    return text.removeprefix("\ufeff") if isinstance(text, str) else text.removeprefix(b"\xef\xbb\xbf")
 
 
 def check(stage: Stage) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from obuild.errors import MachineError, UsageError
-from obuild.machine import Machine
+from obuild.machine import SHUTDOWN_GRACE, Machine
 from obuild.marks import MarkReader, new_mark
 from obuild.process import STDERR_TAIL
 from obuild.terminal import Terminal
@@ -228,9 +228,9 @@ class Connection:
             raise MachineError(f"scp with the guest failed: {why}") from error
 
     def _lost(self) -> MachineError:
-        """Why the connection is gone: the machine's own reason if it has one."""
+        """Why the connection is gone: the machine's own reason if it has one, perhaps a little later."""
         try:
-            self.machine.pause(RETRY_PAUSE)
+            self.machine.pause(SHUTDOWN_GRACE)
         except MachineError as error:
             return error
         return self.machine.error("the guest closed the SSH connection in the middle of the step")
@@ -399,8 +399,9 @@ def load_key(path: Path) -> paramiko.PKey:
     try:
         return paramiko.PKey.from_path(path)
     except Exception as error:  # paramiko passes on whatever its parsers raise on a file that is no key
+        why = (isinstance(error, OSError) and error.strerror) or error
         raise UsageError(
-            f"cannot use the SSH key {path}: {error}", hint="an unencrypted OpenSSH private key"
+            f"cannot use the SSH key {path}: {why}", hint="an unencrypted OpenSSH private key"
         ) from error
 
 

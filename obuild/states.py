@@ -7,6 +7,7 @@ the layer in use. Nothing here is ever synced to the disk: a state is of use onl
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from contextlib import suppress
@@ -19,6 +20,9 @@ from obuild.plan import LayerId
 
 #: Of warm/, warm-tmp/ and the folders in them, which hold the memory of guests.
 MODE = 0o700
+
+#: What is written down of a state: without it, nobody resumes it.
+ABOUT = "about.json"
 
 _ID = re.compile(r"[0-9a-f]{64}")
 
@@ -53,6 +57,14 @@ class States:
                 return not place.exists()
             self.running.mkdir(MODE, exist_ok=True)
             gone = self.running / f"gone-{place.stat().st_ino}"  # no other folder there can have this name
-            place.rename(gone)
+            try:
+                place.rename(gone)
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+                (place / ABOUT).unlink(
+                    missing_ok=True
+                )  # it is in the lower part of an overlay: see files.move_out
+                gone = place
             discard(gone)
             return True

@@ -22,7 +22,7 @@ from typing import BinaryIO
 
 from obuild import disk, locks, mtree, trace, usage
 from obuild.errors import ProcessError, StoreError, UsageError
-from obuild.files import discard, fsync, owned_folder
+from obuild.files import discard, fsync, leaving, move_out, owned_folder
 from obuild.flat import Flats
 from obuild.placing import Places
 from obuild.plan import LayerId, Step
@@ -32,6 +32,10 @@ from obuild.volumes import CacheCopy, escape, unescape
 _ID = re.compile(r"[0-9a-f]{64}")
 _ID_START = re.compile(r"[0-9a-f]+")
 _PARENT = re.compile(r"\(\(format 1\)\(executor \w+\)\(parent ([0-9a-f]{64})\)")
+
+#: What goes first of a layer that cannot be renamed: without its log it is neither found whole nor built on.
+_FIRST = "log"
+
 _README = """This is a store of obuild: layers of virtual machines, named by the hash of what made them.
 result/ holds finished layers, result-tmp/ those in the making, base-image/ the images that specs start from.
 Use obuild (ls, log, delete, clean) to look and to remove; do not edit it by hand.
@@ -52,6 +56,21 @@ class Layer:
     @property
     def log(self) -> Path:
         return self.path / "log"
+
+    def read_log(self) -> bytes | None:
+        """What the step printed; None if the layer is just being removed. StoreError if the layer has no log."""
+        for last in (False, True):  # it may have been removed and made again in between
+            try:
+                return self.log.read_bytes()
+            except OSError as error:
+                if not self.path.is_dir():
+                    return None
+                if last:
+                    raise StoreError(
+                        f"layer {self.id} is damaged: its log cannot be read: {error.strerror}",
+                        hint="`obuild fsck --repair` removes it with all that stands on it; build again then",
+                    ) from error
+        return None
 
     @property
     def key(self) -> str:
@@ -133,20 +152,16 @@ class Store:
             if sweep:
                 store.sweep()
         except OSError as error:
-            raise UsageError(f"cannot write to the store {root}: {error.strerror}") from error
+            where = f"{error.filename}: " if error.filename not in (None, str(store.root)) else ""
+            raise UsageError(f"cannot write to the store {root}: {where}{error.strerror}") from error
         return store
 
     def _prepare(self) -> None:
-        if not self.locks.is_dir():
-            for folder in (
-                self.result,
-                self.result_tmp,
-                self.base_image,
-                self.cache,
-                self.cache_tmp,
-                self.locks,
-            ):
+        new = not self.locks.is_dir()
+        for folder in (self.result, self.result_tmp, self.base_image, self.cache, self.cache_tmp, self.locks):
+            if not folder.is_dir():  # of an old store, too: a copy or a tidy user may have left an empty one out
                 folder.mkdir(parents=True, exist_ok=True)
+        if new:
             (self.root / "CACHEDIR.TAG").write_text("Signature: 8a477f597d28d172789f06886806bc55\n")
             (self.root / "README").write_text(_README)
         if not os.access(self.result_tmp, os.W_OK | os.X_OK):
@@ -177,8 +192,21 @@ class Store:
         """Remove something unfinished; False, and it stays, if a living process owns it."""
         with self.unowned(path) as rubbish:
             if rubbish:
+                if leaving(path):
+                    self._finish(path.name)
                 discard(path)
             return rubbish
+
+    def _finish(self, name: str) -> None:
+        """Remove what a process died over that could not rename it; the caller has its lock.
+
+        What is whole stays: it may be in use by now. What is not, nobody can have begun to use.
+        """
+        flat = name.removeprefix("flat-")
+        folder, first = (self.result / name, _FIRST) if flat == name else (self.flats.folder / flat, mtree.NAME)
+        if folder.is_dir() and not (folder / first).exists():
+            discard(folder)
+            fsync(folder.parent)
 
     # -- looking
 
@@ -326,7 +354,7 @@ class Store:
             if not self.states.remove(id):  # whoever resumes it has the layer in use, so it is just being removed
                 return False
             self.flats.remove(id)
-            (self.result / id).rename(self.result_tmp / id)
+            move_out(self.result / id, self.result_tmp / id, first=_FIRST)
             trace.reach("remove.renamed")
             fsync(self.result)
             discard(self.result_tmp / id)

@@ -7,6 +7,7 @@ are kept with forward slashes, so that the same place has one spelling, and one 
 
 from __future__ import annotations
 
+import itertools
 import ntpath
 import posixpath
 import re
@@ -24,9 +25,22 @@ ADMINISTRATOR = WindowsUser("ContainerAdministrator")
 #: The longest command lines that CreateProcess and cmd.exe take, in characters.
 MAX_COMMAND_LINE, MAX_CMD_LINE = 32_767, 8_191
 
+#: The longest single argument or variable that Linux takes (MAX_ARG_STRLEN, 32 pages, with its NUL).
+MAX_ARGUMENT = 131_071
+
+#: The most that execve(2) takes of arguments and variables together: ARG_MAX; in Linux a quarter of the stack.
+MAX_ARGUMENTS = {"linux": 2 << 20, "freebsd": 512 << 10, "openbsd": 512 << 10}
+
+#: What of that is left for obuild's own words and variables, which are in the same call.
+RESERVED = 16 << 10
+
+#: The longest variable that Windows takes, in characters.
+MAX_VARIABLE = 32_766
+
 #: Whose tar is not GNU's, and packs sparse files in the pax format only.
 PAX = ("freebsd", "windows")
 
+_TOO_LONG = "put it into a file or a script, and copy that in"
 _NAMES = {"linux": "Linux", "freebsd": "FreeBSD", "openbsd": "OpenBSD", "windows": "Windows"}
 
 
@@ -94,10 +108,23 @@ def check_user(user: UnixUser | WindowsUser, card: Card) -> None:
         raise UsageError(f"{user.name!r} cannot be the name of a user")
 
 
-def check_command(os: str, argv: Sequence[str], texts: Iterable[str]) -> None:
-    """UsageError if the guest cannot run argv, or cannot be told one of the `texts`: its paths and variables."""
+def check_variable(os: str, name: str, value: str) -> None:
+    """UsageError if a variable is longer than any the guest takes."""
     if os != "windows":
+        _check_length(os, f"{name}={value}", "the variable")
+    elif len(name) + 1 + len(value) > MAX_VARIABLE:
+        size = len(name) + 1 + len(value)
+        raise UsageError(
+            f"the variable is {size} characters long; Windows takes at most {MAX_VARIABLE}", hint=_TOO_LONG
+        )
+
+
+def check_command(os: str, argv: Sequence[str], env: Sequence[tuple[str, str]], texts: Iterable[str] = ()) -> None:
+    """UsageError if the guest cannot run argv with `env`, or cannot be told one of the `texts`: its paths."""
+    if os != "windows":
+        _check_size(os, argv, env)
         return
+    texts = (*texts, *itertools.chain(*env))
     _check_utf8(*argv, *texts)
     if re.search(r"\.(bat|cmd)$", argv[0], re.IGNORECASE):
         raise UsageError("a batch file cannot be a shell", hint="(shell cmd /S /C) runs batch files")
@@ -114,6 +141,32 @@ def check_command(os: str, argv: Sequence[str], texts: Iterable[str]) -> None:
             f"takes at most {limit}",
             hint="put it into a script, and copy that in",
         )
+
+
+def _check_size(os: str, argv: Sequence[str], env: Sequence[tuple[str, str]]) -> None:
+    """UsageError if these arguments and variables are more than the guest takes."""
+    for word in argv:
+        _check_length(os, word, "the command" if word is argv[-1] else "an argument")
+    words = [*argv, *(f"{name}={value}" for name, value in env)]
+    pointer = 8 if os == "linux" else 0  # to each, which Linux counts, too
+    size = sum(len(_encoded(word)) + 1 + pointer for word in words)
+    if size > _most(os):
+        what = f"the command and its variables are {size} bytes long together"
+        raise UsageError(f"{what}; {_NAMES[os]} takes at most {_most(os)}", hint=_TOO_LONG)
+
+
+def _check_length(os: str, text: str, what: str) -> None:
+    size, limit = len(_encoded(text)), MAX_ARGUMENT if os == "linux" else _most(os)
+    if size > limit:
+        raise UsageError(f"{what} is {size} bytes long; {_NAMES[os]} takes at most {limit}", hint=_TOO_LONG)
+
+
+def _most(os: str) -> int:
+    return MAX_ARGUMENTS[os] - RESERVED
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode(errors="surrogateescape")
 
 
 def check_sources(os: str, src: Iterable[str], exclude: Iterable[str], rename: str | None) -> None:

@@ -66,9 +66,9 @@ class Tree:
 def walk(root: Path, sources: Iterable[str], *, exclude: Iterable[str] = (), rename: str | None = None) -> Tree:
     """The tree of `sources` below `root`: each under its basename, or a single one as `rename`.
 
-    The source folder itself (`.`) and a renamed folder stand for their contents. Files whose basename is
-    in `exclude` are left out. UsageError for a source that is missing, leads outside `root` (through `..`
-    or a symlink) or is no file, folder or symlink.
+    The source folder itself (`.`) stands for its contents, and so does a folder that is renamed to "". Files
+    whose basename is in `exclude` are left out. UsageError for a source that is missing, leads outside `root`
+    (through `..` or a symlink) or is no file, folder or symlink.
     """
     walker = _Walker(root, frozenset(exclude))
     for source in sources:
@@ -76,6 +76,11 @@ def walk(root: Path, sources: Iterable[str], *, exclude: Iterable[str] = (), ren
         inside = rename if rename is not None else (parts[-1] if parts else "")
         walker.visit("/".join(parts), inside)
     return Tree(root, tuple(walker.entries))
+
+
+def is_root(source: str) -> bool:
+    """Whether `source` names the source folder itself, or the root of a build."""
+    return all(part in ("", ".") for part in source.split("/"))
 
 
 def is_folder(root: Path, source: str) -> bool:

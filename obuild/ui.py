@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from obuild.describe import Description, Neighbour
     from obuild.forecast import Outlook
 
+#: The longest error that is shown, in characters: twenty lines of a console, and what is said of them.
+LONGEST = 6000
+
 #: Control characters, which a guest may have put into what an error says of it; not newline and tab.
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *range(127, 160))}
 
@@ -126,7 +129,7 @@ def report(error: ObuildError, *, what: str = "", file: str = "") -> None:
     if where and isinstance(error, SpecError) and error.line:
         where += f"{error.line}:{error.column}:"
     message = " ".join(part for part in (where, what, error.message) if part)
-    message, hint = message.translate(_CONTROLS), error.hint.translate(_CONTROLS)
+    message, hint = _some_of(message).translate(_CONTROLS), _some_of(error.hint).translate(_CONTROLS)
     colour, off = (_RED.decode(), _OFF.decode()) if sys.stderr.isatty() else ("", "")
     lines = [f"{colour}obuild: {message}{off}"]
     if hint:
@@ -135,6 +138,11 @@ def report(error: ObuildError, *, what: str = "", file: str = "") -> None:
     sys.stderr.flush()
     sys.stderr.buffer.write(text.encode("utf-8", "surrogateescape"))
     sys.stderr.buffer.flush()
+
+
+def _some_of(text: str) -> str:
+    """A text without its middle, if it is very long: it may quote whatever it is about."""
+    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}"
 
 
 def ago(then: float) -> str:

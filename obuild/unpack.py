@@ -49,6 +49,10 @@ def place(dest: str, name: str) -> Path:
         raise UsageError(f"there is no folder {dest}")
     if path.is_dir():  # or a symlink to one: on many systems /bin is
         raise UsageError(f"{path} is there already, and is a folder", hint="remove it, or name another place")
+    if path.exists() and not path.is_file():  # /dev/null, say: it would be replaced
+        raise UsageError(
+            f"{path} is not a regular file", hint="name another place; - writes a tar archive to stdout"
+        )
     if not path.parent.is_dir():
         raise UsageError(f"there is no folder {path.parent}")
     return path
@@ -208,10 +212,12 @@ def _replace(tree: _Tree, path: Path) -> None:
 
 
 def _gives_way(path: Path, what: str) -> bool:
-    """A file gives way to a file, a symlink that leads to no folder to what is none, and a folder to nothing."""
+    """A file gives way to a file, a symlink that leads to no folder to what is none, and all else to nothing."""
     if not os.path.lexists(path):
         return True
-    return what != "a folder" and not path.is_dir() and (what == "a file" or path.is_symlink())
+    return (
+        what != "a folder" and not path.is_dir() and (path.is_symlink() or (what == "a file" and path.is_file()))
+    )
 
 
 def _copy(file: BinaryIO, fd: int, offset: int, size: int) -> None:

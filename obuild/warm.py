@@ -24,10 +24,8 @@ from obuild import accel, locks, mtree, trace, usage
 from obuild.errors import ObuildError
 from obuild.files import discard, owned_folder
 from obuild.plan import LayerId
-from obuild.states import MODE
+from obuild.states import ABOUT, MODE
 from obuild.store import Store
-
-ABOUT = "about.json"
 
 #: Of about.json and all beside it.
 FORMAT = 1

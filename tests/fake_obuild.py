@@ -15,7 +15,7 @@ from pathlib import Path
 import obuild.executors.qemu
 import obuild.flat
 from obuild import process, trace
-from obuild.cli import run
+from obuild.__main__ import main
 from obuild.errors import ProcessError
 from obuild.guests import Guest
 from obuild.shape import Shape
@@ -44,7 +44,7 @@ def full_at(point: str) -> None:
 def act(step: Run) -> int:
     """What every command does."""
     full_at("output")
-    step.output(f"{step.command.argv[-1]}\n".encode() * (100_000 if FULL else 1))
+    step.output(f"{step.command.argv[-1]}\n".encode(errors="surrogateescape") * (100_000 if FULL else 1))
     full_at("image")
     pattern = f"write -P {1 + os.urandom(1)[0] % 255} 64k 512k"
     try:
@@ -79,4 +79,4 @@ if __name__ == "__main__":
         trace.reach = full_at
     obuild.flat.LONGEST = 3  # so that even a short chain is flattened
     obuild.executors.qemu.Qemu = machines  # type: ignore[assignment,misc]
-    run()
+    main()

@@ -164,11 +164,16 @@ class FakeMachine:
     def pause(self, seconds: float, *also: int) -> list[int]:
         if self.stopped:
             raise MachineError(self.stopped)
-        ready, _, _ = select.select(also, [], [], seconds)
+        # with nothing to hear, nothing can happen but that it stops, which has happened
+        ready, _, _ = select.select(also, [], [], seconds if also else min(seconds, 0.05))
         return list(ready)
 
     def check(self) -> None:
         self.pause(0.0)
+
+    def lost(self) -> MachineError:
+        self.check()
+        return MachineError("QEMU is gone")
 
     def error(self, message: str, *, hint: str = "") -> MachineError:
         return MachineError(message, hint=hint)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import sqlite3
 import subprocess
 import threading
 from collections.abc import Callable
@@ -358,6 +359,19 @@ def test_a_damaged_layer_is_not_built_on(store: Store, chain: ChainMaker) -> Non
     assert drafts(store) == []
 
 
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_layer_without_its_log_is_said_to_be_damaged(store: Store, chain: ChainMaker, number: int) -> None:
+    build(store, chain("(run (shell a)) (run (shell b))"))
+    id = chain(ABC).steps[number].id
+    (store.result / id / "log").unlink()
+    executor = FakeExecutor()
+    with pytest.raises(StoreError, match=rf"layer {id} is damaged: its log cannot be read: No such") as caught:
+        Builder(store, lambda: executor, Heard()).build(chain(ABC))
+    assert "obuild fsck --repair" in caught.value.hint
+    assert executor.seen == []
+    assert drafts(store) == []
+
+
 # -- several builds of one step
 
 
@@ -490,9 +504,34 @@ def test_each_new_layer_is_remembered_with_its_op(store: Store, chain: ChainMake
     ]
 
 
-def test_an_index_that_cannot_be_opened_costs_no_layer(store: Store, chain: ChainMaker) -> None:
+def test_an_op_that_is_no_text_is_remembered(store: Store, tiny: Path, tmp_path: Path) -> None:
+    stage = spec.Stage("tiny", (spec.Workdir("/\udcff"), spec.Run("a\udcff")))
+    made = plan(stage, source=tmp_path, find_base=lambda name: base.find(store, name, say=print))
+    build(store, made, {"a\udcff": lambda run: 0})
+    with Index(store) as index:
+        assert [row.op for row in index.rows()][1] == '/\\xff: (run (shell "a\\255"))'
+
+
+def test_an_index_that_cannot_be_opened_fails_no_build(store: Store, chain: ChainMaker) -> None:
     (store.state / "db").write_text("in the way")
-    with pytest.raises(StoreError, match="index"):
-        build(store, chain(""))
-    assert [layer.id for layer in store.layers()] == [chain("").steps[0].id]
+    _, heard = build(store, chain("(run (shell a))"))
+    assert {layer.id for layer in store.layers()} == {step.id for step in chain("(run (shell a))").steps}
+    assert str(heard.of(Note)).count("the layer is there, but not in the index yet: cannot open the index") == 2
     assert drafts(store) == []
+
+
+def test_an_index_that_another_process_holds_fails_no_build(
+    store: Store, chain: ChainMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("obuild.build.INDEX_WAIT", 0.1)
+    build(store, chain(""))
+    with sqlite3.connect(store.state / "db/db.sqlite", isolation_level=None) as other:
+        other.execute("BEGIN IMMEDIATE")
+        _, heard = build(store, chain("(run (shell a))"))
+        assert "not in the index yet: the store's index: database is locked" in str(heard.of(Note))
+        with pytest.raises(StoreError) as caught, Index(store, wait=0.1) as index:
+            index.count()
+        assert caught.value.hint == "another process writes to it; call it again when that is done"
+        other.execute("ROLLBACK")
+    with Index(store) as index:
+        assert index.count() == 2

@@ -130,6 +130,12 @@ def test_an_unknown_cache_is_told_with_those_there_are(
 def test_an_export_goes_nowhere_it_should_not(store: Store, packed: Path, tmp_path: Path) -> None:
     caches.put(store, packed, "c")
     (tmp_path / "there").write_text("mine")
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "null").symlink_to("/dev/null")
+    for name in ("fifo", "null"):
+        with pytest.raises(UsageError, match="is not a regular file"):
+            caches.export(store, "c", tmp_path / name, force=True)
+    assert (tmp_path / "fifo").is_fifo()
     for file, why in (
         (tmp_path / "there", "is there already"),
         (tmp_path, "is a directory"),

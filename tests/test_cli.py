@@ -140,7 +140,14 @@ def test_a_store_that_cannot_be(here: Path, store: str, said: str) -> None:
         (["--qemu-accel", "xen"], "xen"),
         (["--qemu-memory", "much"], "--qemu-memory"),
         (["--qemu-memory", "1M"], "at least"),
+        (["--qemu-memory", "0"], "needs some"),
+        (["--qemu-memory", "99999999999999999999T"], "--qemu-memory: no machine can have more than 4096T"),
+        (["--qemu-memory", "nan"], "--qemu-memory"),
         (["--qemu-cpus", "0"], "--qemu-cpus"),
+        *(
+            (["--qemu-boot-time", seconds], "--qemu-boot-time")
+            for seconds in ("nan", "inf", "-inf", "-1", "0", "1e300", "86401", "")
+        ),
         (["--qemu-guest-os", "plan9"], "plan9"),
         (["--qemu-guest-arch", "vax"], "vax"),
         (["--reserve", "some"], "--reserve: 'some' is not a size"),
@@ -184,6 +191,67 @@ def test_a_base_image_that_is_no_disk(here: Path, content: bytes, said: str) -> 
     obuild("base", "ls", f"--store=qemu:{here / 'store'}", code=0)
     (folder / "there.qcow2").write_bytes(content)
     assert said in refused(here)
+
+
+@pytest.mark.parametrize("how", ["luks", "aes"])
+def test_a_base_image_that_is_encrypted(here: Path, how: str) -> None:
+    obuild("base", "ls", f"--store=qemu:{here / 'store'}", code=0)
+    secret = ["--object", "secret,id=s,data=abc", "-o", f"encrypt.format={how},encrypt.key-secret=s"]
+    image = here / "store/base-image/there.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *secret, image, "1M"], check=True)
+    assert "is encrypted" in refused(here)
+
+
+def test_a_base_image_that_is_no_file_is_not_waited_for(here: Path) -> None:
+    store = f"--store=qemu:{here / 'store'}"
+    obuild("base", "ls", store, code=0)
+    os.mkfifo(here / "store/base-image/there.qcow2")
+    (here / "store/base-image/endless.img").symlink_to("/dev/zero")
+    done = obuild("fsck", store, code=1)
+    assert done.stdout.count("it is not a file") == 2
+    assert "unknown base image 'there'" in refused(here)
+    obuild("base", "add", here / "store/base-image/there.qcow2", "--name=x", store, code=2)
+
+
+def test_a_card_that_cannot_be_read_stands_in_the_way_of_its_own_image_only(based: Path) -> None:
+    image = based / "store/base-image/there.img"
+    image.with_name("other.img").write_bytes(image.read_bytes())
+    image.with_name("other.toml").write_bytes(b"\xff")
+    assert "unknown base image 'none'; in the store: other, there" in refused(based, "((from none))")
+    image.with_suffix(".toml").write_bytes(b"\xef\xbb\xbfos = 'windows'")
+    assert "by name" in refused(based, "((from there) (user (uid 1) (gid 1)))")
+
+
+def test_an_endless_spec_or_secret_is_not_read_to_its_end(here: Path, based: Path) -> None:
+    args = ("build", f"--store=qemu:{here / 'store'}", "-f")
+    assert "the spec /dev/zero is larger than 64 MiB" in obuild(*args, "/dev/zero", here / "src", code=2).stderr
+    done = obuild(*args, here / "spec", "--secret=s:/dev/zero", here / "src", code=2)
+    assert "is larger than 64 MiB" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["plan", "STORE", "-f", "SPEC", "n" * 256], "n: File name too long\n"),
+        (["base", "add", "SPEC", "--name", "n" * 256, "STORE"], "File name too long\n"),
+        (["ls", "--store=qemu:" + "n" * 5000], "File name too long\n"),
+        (["ls", "STORE", "--limit", "9" * 30], ""),
+        (["ls", "STORE", "--vm\n" + "x" * 300], "No such option"),
+        (["base", "add", "IMAGE", "--name", "n", "--key", "/", "STORE"], "SSH key /: Is a directory\n"),
+    ],
+)
+def test_odd_arguments(based: Path, args: list[str], said: str) -> None:
+    words = {"STORE": f"--store=qemu:{based / 'store'}", "SPEC": str(based / "spec")}
+    words["IMAGE"] = str(based / "disk.raw")
+    done = obuild(*(words.get(word, word) for word in args), code=2 if said else 0)
+    assert said in done.stderr
+    assert "Errno" not in done.stderr
+
+
+def test_an_error_that_quotes_very_much_is_cut_in_the_middle(here: Path) -> None:
+    said = refused(here, f"((from {'x' * 50_000}))")
+    assert len(said) < 7000
+    assert " … " in said
 
 
 def test_a_truncated_base_image(here: Path) -> None:

@@ -26,7 +26,6 @@ EXPECTED = (
     "|a lock file that nobody holds|a base image that was never put in its place|a file that was never finished"
     "|a flattened copy of a layer that is gone|what was known of a layer that is gone"
     "|a machine that no living process owns"
-    "|the index lacks . of the layers, as after a crash|the index has . layers that are gone, as after a crash"
 )
 
 #: A step with a cache, a build to copy from, and a last step: all that a build may have to do.

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from obuild import accel, engine, spec, tree, upkeep
-from obuild.errors import MachineError, ObuildError, StepFailed, UsageError
+from obuild.errors import MachineError, ObuildError, StepFailed, StoreError, UsageError
 from obuild.events import Hit, Note, Output, Saved
 from obuild.guests import GUESTS, Guest
 from obuild.locks import Claim
@@ -97,6 +97,19 @@ def test_a_cached_build_needs_neither_machine_nor_qemu(
     assert build("(run (shell a))", settings=Settings(accel="kvm")) == last
     assert executor.seen == []
     assert len(heard.of(Hit)) == 2
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_layer_without_its_log_is_told_before_another_stage_is_made(
+    store: Store, executor: FakeExecutor, heard: Heard, tmp_path: Path, build: Build
+) -> None:
+    last = build("(run (shell a))")
+    (store.result / last / "log").unlink()
+    executor.seen.clear()
+    stage = spec.parse(b"((build b ((from tiny) (run (shell b)))) (from tiny) (run (shell a)))")
+    with pytest.raises(StoreError, match=f"layer {last} is damaged: its log cannot be read"):
+        engine.Engine(tmp_path, store, Settings(accel="tcg"), heard).build(stage)
+    assert executor.seen == []
 
 
 @pytest.mark.usefixtures("tiny")

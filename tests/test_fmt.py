@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import stat
 from itertools import pairwise
 from pathlib import Path
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from obuild import fmt, sexp, spec
-from obuild.errors import SpecError
+from obuild.errors import SpecError, UsageError
 from tests.manual import example
 
 HERE = Path(__file__).parent
@@ -216,3 +217,10 @@ def test_a_file_that_cannot_be_written_stays_as_it_was(tmp_path: Path, monkeypat
     with pytest.raises(OSError, match="no space"):
         fmt.rewrite(tmp_path / "spec", b"new")
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("spec", "old")]
+
+
+def test_what_is_no_file_is_not_replaced_by_one(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(UsageError, match="is not a regular file"):
+        fmt.rewrite(tmp_path / "fifo", b"new")
+    assert (tmp_path / "fifo").is_fifo()

@@ -91,7 +91,7 @@ def test_no_room_at_any_point_is_said_and_costs_nothing(program: Program, what: 
     assert "obuild gc" in done.stderr
     (program.root.parent / "filler").unlink()
     store = Store(program.root)
-    assert [finding for finding in fsck.check(store, read_data=True) if "lacks" not in finding.what] == []
+    assert list(fsck.check(store, read_data=True)) == []
     done = program.build()
     assert done.returncode == 0, done.stderr
     assert program.run("ls").returncode == 0

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from threading import Timer
 
 import pytest
 
@@ -302,12 +303,49 @@ def test_the_network_of_such_a_machine_can_be_switched(
     ("watched", "open_", "fine"), [(True, False, False), (True, True, True), (False, False, True)]
 )
 def test_a_port_that_is_closed_means_that_the_shell_behind_it_has_ended(
-    halted: Machine, watched: bool, open_: bool, fine: bool
+    halted: Machine, watched: bool, open_: bool, fine: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(machine, "SHUTDOWN_GRACE", 0.1)
     halted.watched = watched
     halted.qmp.events.append({"event": "VSERPORT_CHANGE", "data": {"open": open_, "id": "port1"}})
     with nullcontext() if fine else pytest.raises(MachineError, match="the shell that runs obuild's steps"):
         halted.check()
+
+
+CLOSED_PORT = {"event": "VSERPORT_CHANGE", "data": {"open": False, "id": "port1"}}
+POWERED_OFF = {"event": "SHUTDOWN", "data": {"guest": True, "reason": "guest-shutdown"}}
+
+
+@pytest.mark.parametrize("events", [(CLOSED_PORT, POWERED_OFF), (POWERED_OFF, CLOSED_PORT)])
+def test_a_guest_that_powers_off_has_not_lost_its_shell(
+    halted: Machine, events: tuple[dict[str, object], ...]
+) -> None:
+    halted.watched = True
+    halted.qmp.events += events
+    with pytest.raises(MachineError, match=r"^the guest powered off before the step was done"):
+        halted.check()
+
+
+def test_a_guest_that_ends_its_shell_and_then_powers_off_is_waited_for(halted: Machine) -> None:
+    halted.watched = True
+    halted.qmp.events.append(CLOSED_PORT)
+    Timer(0.5, lambda: halted.child.terminate()).start()  # QEMU tells of it as of any shutdown, and ends
+    with pytest.raises(MachineError, match=r"^the guest stopped \(host-signal\) before the step was done"):
+        halted.check()
+
+
+def test_a_qemu_that_ends_after_a_port_was_closed_is_what_is_told(halted: Machine) -> None:
+    halted.watched = True
+    halted.qmp.events.append(CLOSED_PORT)
+    Timer(0.5, lambda: halted.child.kill()).start()
+    with pytest.raises(MachineError, match=r"^QEMU was killed by signal 9 before the step was done"):
+        halted.check()
+
+
+def test_who_finds_a_port_gone_hears_why_qemu_has_ended(halted: Machine) -> None:
+    Timer(0.5, lambda: halted.child.kill()).start()
+    with pytest.raises(MachineError, match=r"^QEMU was killed by signal 9 before the step was done"):
+        halted.lost()
 
 
 def test_a_qemu_that_has_no_room_for_the_guests_memory_is_an_error_of_the_host(halted: Machine) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from obuild.card import Card
 from obuild.errors import SpecError, UsageError
 from obuild.plan import Base, Chain, Command, Import, LayerId, Transfer
 from obuild.spec import Copy, Env, Run, Shell, Stage, UnixUser
+from obuild.systems import MAX_ARGUMENT
 from obuild.tree import Manifest
 
 BASE = Base("b", Path("/nowhere"), "d" * 64, (1, 2, 3), Card())
@@ -149,7 +151,13 @@ def test_the_value_of_a_secret_is_never_asked_for() -> None:
         ("(copy (src file) (dst /d/new))", "/d", ["new"]),
         ("(copy (src file) (dst new))", "/", ["new"]),
         ("(copy (src folder) (dst /d/))", "/d", ["folder", "folder/inner"]),
-        ("(copy (src folder) (dst /d))", "/d", ["inner"]),
+        ("(copy (src folder) (dst /d))", "/", ["d", "d/inner"]),
+        ("(copy (src folder) (dst /c/d))", "/c", ["d", "d/inner"]),
+        ("(copy (src folder/.) (dst /d))", "/", ["d", "d/inner"]),
+        ("(copy (src folder) (dst .))", "/", ["inner"]),
+        ("(copy (src folder) (dst /d/..))", "/d/..", ["inner"]),
+        ("(copy (src .) (dst /d))", "/d", ["file", "folder", "folder/inner"]),
+        ("(copy (src ./) (dst /))", "/", ["file", "folder", "folder/inner"]),
         ("(copy (src folder file) (dst /d/))", "/d", ["folder", "folder/inner", "file"]),
         ("(workdir /w) (copy (src .) (dst .))", "/w", ["file", "folder", "folder/inner"]),
         ("(workdir /w) (copy (src file) (dst ./))", "/w", ["file"]),
@@ -165,6 +173,8 @@ def test_a_copy_goes_where_its_dst_says(source: Path, ops: str, dest: str, paths
 REFUSED = [
     ("(copy (src) (dst /d/))", "no source items"),
     ("(copy (src file folder) (dst /d))", "must end with '/'"),
+    ("(copy (src file) (dst .))", "the destination / is a folder"),
+    ("(copy (src file) (dst /d/..))", "is a folder"),
     ("(copy (src none) (dst /d/))", "not found"),
     ("(copy (src ../x) (dst /d/))", "outside"),
     ("(run (secrets (s (target /s))) (shell x))", "no value for the secret"),
@@ -199,7 +209,55 @@ def test_a_shell_whose_program_looks_like_a_variable_is_refused() -> None:
 
 
 def test_the_longest_command_that_linux_takes_is_taken() -> None:
-    assert len(last(f"(run (shell {'x' * plan.MAX_ARGUMENT}))").argv[-1]) == plan.MAX_ARGUMENT
+    assert len(last(f"(run (shell {'x' * MAX_ARGUMENT}))").argv[-1]) == MAX_ARGUMENT
+
+
+@pytest.mark.parametrize(
+    ("os", "count", "said"),
+    [
+        ("linux", 20, ""),
+        ("linux", 21, "2100097 bytes long together; Linux takes at most 2080768"),
+        ("freebsd", 5, ""),
+        ("freebsd", 6, "599980 bytes long together; FreeBSD takes at most 507904"),
+        ("openbsd", 6, "599980 bytes long together; OpenBSD takes at most 507904"),
+    ],
+)
+def test_a_command_and_its_variables_must_fit_the_guest_together(os: str, count: int, said: str) -> None:
+    ops = "".join(f"(env V{number:02} {'x' * 99_990})\n" for number in range(count))
+    base = replace(BASE, card=Card(os=os))
+    if not said:
+        make(f"{ops} (run (shell a))", base=base)
+        return
+    with pytest.raises(SpecError, match=rf"in \(run …\): the command and its variables are {said}") as caught:
+        make(f"{ops} (run (shell a))", base=base)
+    assert caught.value.line == count + 2
+
+
+@pytest.mark.parametrize(
+    ("os", "length", "said"),
+    [
+        ("linux", 131_072, "131072 bytes long; Linux takes at most 131071"),
+        ("freebsd", 131_072, ""),
+        ("freebsd", 600_000, "600000 bytes long; FreeBSD takes at most 507904"),
+        ("windows", 40_000, "40000 characters long; Windows takes at most 32766"),
+    ],
+)
+def test_a_variable_must_fit_the_guest(os: str, length: int, said: str) -> None:
+    ops = f"(env A {'x' * (length - 2)})"
+    base = replace(BASE, card=Card(os=os))
+    if not said:
+        make(ops, base=base)
+        return
+    with pytest.raises(SpecError, match=rf"in \(env …\): the variable is {said}"):
+        make(ops, base=base)
+
+
+def test_ten_thousand_variables_are_planned_quickly() -> None:
+    began = time.process_time()
+    env = last(" ".join(f"(env V{number} 1)" for number in range(10_000)) + "(env V0 2) (run (shell a))").env
+    assert len(env) == 10_000
+    assert env[0] == ("V0", "2")
+    assert time.process_time() - began < 5  # some 0.5 s; copying all at each took 14 s
 
 
 def test_a_base_that_is_not_there_is_told_as_it_is() -> None:
@@ -235,9 +293,39 @@ def test_a_copy_from_a_build_to_a_name_renames_it(dst: str, folder: str, name: s
     assert (action.dest, action.extract.rename) == (folder, name)
 
 
+@pytest.mark.parametrize("src", ["/", ".", "./", ""])
+def test_the_root_of_a_build_has_no_name_to_change(src: str) -> None:
+    action = grafted((), Copy((src,), "/a/b", origin="inner")).steps[-1].action
+    assert isinstance(action, plan.Graft)
+    assert (action.dest, action.extract.rename) == ("/a/b", None)
+
+
+def test_the_mode_of_a_folder_is_in_the_id_under_a_new_name_too(source: Path) -> None:
+    (source / "folder").chmod(0o755)
+
+    def ids() -> list[str]:
+        dsts = ("/d", "/d/", ".")
+        return [make(f"(copy (src folder) (dst {dst}))", source).steps[-1].id for dst in dsts]
+
+    before = ids()
+    (source / "folder").chmod(0o700)
+    assert [old == new for old, new in zip(before, ids(), strict=True)] == [False, False, True]
+
+
+def test_a_folder_has_the_same_id_from_the_context_and_from_a_build(source: Path) -> None:
+    (source / "folder").chmod(0o750)
+    copied = make("(copy (src folder) (dst /y/new))", source).steps[-1]
+    assert isinstance(copied.action, Transfer)
+    manifest = copied.action.tree.manifest
+    assert manifest[0] == ("dir", "new", "750", "")
+    assert grafted(manifest, Copy(("/folder",), "/y/new", origin="inner")).steps[-1].id == copied.id
+
+
 @pytest.mark.parametrize(
     ("copy", "why"),
     [
+        (Copy(("a",), ".", origin="inner"), "the destination / is a folder"),
+        (Copy(("a",), "/x/..", origin="inner"), r"the destination /x/\.\. is a folder"),
         (Copy((), "/y/", origin="inner"), "no source"),
         (Copy(("a", "b"), "/y", origin="inner"), "must end with"),
         (Copy(("../a",), "/y", origin="inner"), "not allowed"),

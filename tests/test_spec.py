@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from obuild import spec
+from obuild import fmt, spec
 from obuild.errors import SpecError
 from obuild.spec import (
     Cache,
@@ -514,3 +514,14 @@ def test_the_examples_in_the_manual_are_specs() -> None:
     assert len(examples()) > 8
     for each in examples():
         spec.parse(each.spec)
+
+
+def test_a_byte_order_mark_is_not_part_of_a_spec() -> None:
+    plain = '((from b) (run (shell "\ufeffx")))'
+    marked = "\ufeff" + plain
+    assert spec.parse(marked) == spec.parse(marked.encode()) == spec.parse(plain)
+    (run,) = spec.parse(marked).ops
+    assert (run.line, run.column) == (1, 11)
+    assert fmt.tidy(marked.encode()) == fmt.tidy(plain.encode())
+    with pytest.raises(SpecError):
+        spec.parse("\ufeff" + marked)

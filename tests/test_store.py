@@ -86,6 +86,23 @@ def test_a_store_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         Store.open(tmp_path / "file" / "store")
 
 
+@pytest.mark.parametrize("name", ["result", "result-tmp", "base-image", "cache", "cache-tmp"])
+@pytest.mark.parametrize("create", [True, False])
+def test_a_room_that_is_missing_is_made_again(store: Store, name: str, create: bool) -> None:
+    (store.root / name).rmdir()
+    Store.open(store.root, create=create)
+    assert (store.root / name).is_dir()
+
+
+def test_a_room_that_cannot_be_made_again_is_named(store: Store) -> None:
+    store.cache_tmp.rmdir()
+    store.cache_tmp.touch()
+    with pytest.raises(
+        UsageError, match=f"cannot write to the store {store.root}: {store.cache_tmp}: File exists"
+    ):
+        Store.open(store.root)
+
+
 def test_opening_again_keeps_what_is_there(store: Store, chain: ChainMaker) -> None:
     ids = make_all(store, chain(TWO_RUNS))
     again = Store.open(store.root, create=False)

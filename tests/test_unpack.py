@@ -85,12 +85,16 @@ def test_it_goes_where_cp_would_put_it(here: Path, monkeypatch: pytest.MonkeyPat
         ("folder", "inner", "is a folder"),
         ("folder", "link", "is a folder"),
         ("folder", "", "there already"),
+        ("fifo", "x", "not a regular file"),
+        ("folder", "null", "not a regular file"),
     ],
 )
 def test_a_place_where_nothing_can_be_put_is_refused(here: Path, dest: str, name: str, why: str) -> None:
     (here / "folder/inner").mkdir(parents=True)
     (here / "folder/link").symlink_to("inner")
+    (here / "folder/null").symlink_to("/dev/null")
     (here / "file").touch()
+    os.mkfifo(here / "fifo")
     with pytest.raises(UsageError, match=why):
         place(f"{here}/{dest}", name)
 

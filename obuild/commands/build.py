@@ -28,6 +28,7 @@ from obuild.console import (
     parse_bytes,
     put,
     put_json,
+    read_file,
     read_spec,
 )
 from obuild.errors import UsageError
@@ -156,10 +157,7 @@ def _secrets(given: list[str]) -> dict[str, bytes]:
         name, colon, path = item.partition(":")
         if not colon or not name:
             raise UsageError(f"--secret {item} is not ID:FILE")
-        try:
-            found[name] = Path(path).read_bytes()
-        except OSError as error:
-            raise UsageError(f"cannot read the file of the secret {name!r}: {path}: {error.strerror}") from error
+        found[name] = read_file(Path(path), f"the file {path} of the secret {name!r}")
     return found
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,11 +22,9 @@ from obuild.console import (
     machine_settings,
     open_store,
 )
-from obuild.errors import ObuildError, UsageError
+from obuild.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from obuild.debug import Debugger
     from obuild.shape import Settings
 
@@ -161,23 +158,11 @@ def _note(text: str) -> None:
 
 
 def _put(data: bytes) -> None:
-    with _stdout():
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
 
 
 def _put_file(path: Path) -> None:
     with path.open("rb") as file:
         while data := file.read(1 << 20):
             _put(data)
-
-
-@contextmanager
-def _stdout() -> Iterator[None]:
-    """It is not the store that cannot be written to."""
-    try:
-        yield
-    except BrokenPipeError:  # nobody reads any more
-        raise
-    except OSError as error:
-        raise ObuildError(f"cannot write to stdout: {error.strerror}") from error

@@ -20,6 +20,7 @@ from obuild.posix import (
     inline,
     link_secret,
     open_shell,
+    refuse_root,
     say_status,
     script,
     take_secret,
@@ -159,6 +160,7 @@ def open_cache(slot: int, target: str, user: UnixUser | WindowsUser) -> bytes:
             f"mkdir -p {folder}",
             f'chown "$uid:$gid" {folder}',
             *ensure_folder(target, '"$uid:$gid"'),
+            *refuse_root(target),
             f"mount_nullfs {folder} {shlex.quote(target)}",
         ]
     )

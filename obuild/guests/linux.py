@@ -17,6 +17,7 @@ from obuild.posix import (
     ensure_folder,
     inline,
     open_shell,
+    refuse_root,
     say_status,
     script,
     take_secret,
@@ -161,6 +162,7 @@ def open_cache(slot: int, target: str, user: UnixUser | WindowsUser) -> bytes:
         f"mkdir -p {folder}",
         f"chown {uid}:{gid} {folder}",
         *ensure_folder(target, f"{uid}:{gid}"),
+        *refuse_root(target),
         f"mount --bind {folder} {shlex.quote(target)}",
         # under systemd mounts are shared: one inside this cache would show in its folder, too, and be packed
         f"mount --make-private {shlex.quote(target)}",

@@ -209,6 +209,48 @@ find /target/tree /renamed -name 'skip*'; cat /target/tree/spa*")))
     assert "2\n../nowhere\ntarget\nlong nameodd name" in out
 
 
+def test_a_folder_keeps_its_mode_under_a_new_name(shared: Program, spec: Spec, source: Path) -> None:
+    (source / "secret/in").mkdir(parents=True)
+    (source / "secret/in").chmod(0o750)
+    (source / "secret").chmod(0o700)
+    source.chmod(0o700)
+    path = spec("""
+        ((build b ((from micro) (run (shell "mkdir -m 700 /secret && mkdir -m 750 /secret/in"))))
+         (from micro)
+         (run (shell "mkdir -m 711 /there"))
+         (user (uid 7) (gid 8))
+         (copy (src secret) (dst /a))
+         (copy (src secret) (dst /b/))
+         (copy (from (build b)) (src /secret) (dst /c))
+         (copy (src secret) (dst /new/d))
+         (copy (src secret) (dst /there))
+         (copy (from (build b)) (src /secret) (dst /there))
+         (copy (src .) (dst /e))
+         (copy (src .) (dst /))
+         (user (uid 0) (gid 0))
+         (run (shell "stat -c '%a %u:%g %n' /a /a/in /b/secret /c /c/in /new /new/d \
+/there /there/in /e /e/secret /")))
+    """)
+    out = shared.build(path, source).stdout
+    assert (
+        """
+700 7:8 /a
+750 7:8 /a/in
+700 7:8 /b/secret
+700 7:8 /c
+750 7:8 /c/in
+755 7:8 /new
+700 7:8 /new/d
+711 0:0 /there
+750 7:8 /there/in
+755 7:8 /e
+700 7:8 /e/secret
+755 0:0 /
+"""
+        in out
+    )
+
+
 def test_caches_outlive_steps_and_stay_out_of_layers(shared: Program, spec: Spec, source: Path) -> None:
     def run(command: str) -> str:
         path = spec(f"""((from micro) (user (uid 5) (gid 5))
@@ -225,6 +267,27 @@ def test_caches_outlive_steps_and_stay_out_of_layers(shared: Program, spec: Spec
     )
     assert "link" not in shared.build(after, source).stdout
     assert sorted(entry.name for entry in (shared.store / "cache").iterdir()) == ["c-..%2Ftwo", "c-one"]
+
+
+def test_a_cache_within_a_cache_is_seen_in_whatever_order_they_stand(
+    shared: Program, spec: Spec, source: Path
+) -> None:
+    def run(command: str) -> str:
+        path = spec(f"""((from micro) (run (cache (inner (target /outer/inner)) (outer (target /outer)))
+            (shell "{command}")))""")
+        return shared.build(path, source).stdout
+
+    run("echo 1 >/outer/inner/one; echo 2 >/outer/two")
+    assert "./inner\n./inner/one\n./two\n" in run("cd /outer && find . | sort")
+    alone = spec('((from micro) (run (cache (outer (target /outer))) (shell "find /outer -type f")))')
+    assert "/outer/two\n" in shared.build(alone, source).stdout
+    assert "inner/one" not in shared.build(alone, source).stdout
+
+
+def test_a_cache_over_a_link_to_the_root_is_refused(shared: Program, spec: Spec, source: Path) -> None:
+    path = spec("""((from micro) (run (shell "ln -s / /link"))
+                    (run (cache (c (target /link))) (shell "echo x >/lands-in-the-layer")))""")
+    assert "mounting cache c failed in the guest: /link is the root" in shared.build(path, source, code=1).stderr
 
 
 def test_a_background_process_does_not_hold_a_step_up(shared: Program, spec: Spec, source: Path) -> None:

@@ -121,6 +121,22 @@ def test_a_guest_that_stops_in_a_step_is_said_to_have(
     assert_clean(shared)
 
 
+def test_a_guest_whose_processes_end_before_it_powers_off_is_said_to_have(
+    shared: Program, spec: Spec, source: Path
+) -> None:
+    """As in a shutdown, which ends the shell that runs obuild's steps first."""
+    path = spec("""((from micro) (run (shell "
+      echo before
+      (sleep 2; busybox poweroff -f) &
+      cat /sys/fs/cgroup/obuild/shell/cgroup.procs /run/obuild/cgroup/obuild/shell/cgroup.procs 2>/dev/null |
+        while read -r process; do kill -9 $process; done
+      sleep 1000")))""")
+    done = shared.build(path, source, code=1)
+    assert "before\n" in done.stdout
+    assert "the guest powered off before the step was done" in done.stderr
+    assert_clean(shared)
+
+
 def test_a_key_that_the_guest_does_not_know(fresh: Program, spec: Spec, source: Path) -> None:
     (fresh.store / "state/ssh/id_ed25519").unlink()
     make_key(fresh.store / "state/ssh/id_ed25519")
