@@ -7,10 +7,10 @@ end_step() {
     done
     read -r pid <$step/cgroup.procs || return 0
     kill -TERM $(cat $step/cgroup.procs)
-    tries=$((grace * 20))
-    while read -r pid <$step/cgroup.procs && [ $tries -gt 0 ]; do
+    read -r uptime rest </proc/uptime
+    patience=$((${uptime%.*} + grace))
+    while read -r pid <$step/cgroup.procs && read -r uptime rest </proc/uptime && [ ${uptime%.*} -lt $patience ]; do
         sleep 0.05
-        tries=$((tries - 1))
     done
     echo 1 >$step/cgroup.kill
     while read -r pid <$step/cgroup.procs; do sleep 0.02; done
