@@ -15,6 +15,7 @@ from obuild.events import Hit, Listener, Note, Output, Saved, Started
 from obuild.follow import Follower, failure, failure_word
 from obuild.mask import Mask
 from obuild.plan import Base, Chain, Command, Extract, Graft, Import, LayerId, Step, Transfer
+from obuild.regular import open_file
 from obuild.store import Draft, Store
 from obuild.volumes import CacheCopy
 
@@ -123,7 +124,8 @@ class Builder:
         if layer is None:
             return False
         try:
-            log = b"" if follower and follower.told(layer.log) else layer.log.read_bytes()
+            with open_file(layer.log) as file:
+                log = b"" if follower and follower.told(layer.log) else file.read()
         except FileNotFoundError:  # it is just being removed
             return False
         self.tell(Hit(layer.id, log))

@@ -13,6 +13,7 @@ import typer
 
 from obuild import ui
 from obuild.errors import ObuildError, UsageError
+from obuild.regular import NotAFile
 
 if TYPE_CHECKING:
     from obuild.shape import Settings
@@ -128,8 +129,12 @@ def guarded(command: Command) -> Command:
         except BrokenPipeError as error:  # `obuild log … | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(1) from error
+        except NotAFile as error:
+            hint = "`obuild fsck` tells what of the store is damaged, and `--repair` puts it right"
+            ui.report(ObuildError(f"{error.filename}: {error.strerror}", hint=hint))
+            raise typer.Exit(1) from error
         except OSError as error:
-            ui.report(ObuildError(str(error)))
+            ui.report(ObuildError(f"{error.filename}: {error.strerror}" if error.filename else str(error)))
             raise typer.Exit(1) from error
         except KeyboardInterrupt as error:
             saved = "what was saved stays; the next build goes on from there"

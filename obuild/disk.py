@@ -13,6 +13,7 @@ from typing import BinaryIO, Literal
 
 from obuild import process
 from obuild.errors import ProcessError, UsageError
+from obuild.regular import open_file
 
 Format = Literal["qcow2", "raw"]
 
@@ -68,7 +69,7 @@ def stamp(path: Path) -> tuple[int, int, int]:
 def detect(path: Path) -> Format:
     """`qcow2` or `raw`, from the first bytes. UsageError for anything that is not a bootable disk."""
     try:
-        with path.open("rb") as file:
+        with open_file(path, follow=True) as file:
             head = file.read(2048)
     except OSError as error:
         raise UsageError(f"cannot read the image {path}: {error.strerror}") from error
@@ -129,7 +130,7 @@ def flatten(path: Path, top: str, bottom: str) -> None:
 
 def backing_file(path: Path) -> str:
     """The backing file of a qcow2 image as its header names it, "" if it has none; ValueError for no qcow2."""
-    with path.open("rb") as file:
+    with open_file(path) as file:
         offset, size, _ = _header(file)
         file.seek(offset)
         return file.read(min(size, 1023)).decode("utf-8", "surrogateescape")
@@ -137,7 +138,7 @@ def backing_file(path: Path) -> str:
 
 def virtual_size(path: Path) -> int:
     """How large the disk in a qcow2 image is, in bytes; ValueError for no qcow2."""
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return _header(file)[2]
 
 

@@ -18,6 +18,7 @@ from typing import NamedTuple
 from obuild import locks, usage
 from obuild.errors import StoreError
 from obuild.plan import LayerId
+from obuild.regular import NotAFile, is_file
 from obuild.store import Layer, Store, no_space
 
 #: How long to wait for another process that writes, in seconds.
@@ -70,7 +71,7 @@ class Index:
             with self._alone():
                 try:
                     self._open()
-                except sqlite3.DatabaseError as error:
+                except (sqlite3.DatabaseError, NotAFile) as error:
                     if not _is_damage(error):
                         raise
                     self._set_aside()
@@ -84,6 +85,8 @@ class Index:
             ) from error
 
     def _open(self) -> None:
+        if os.path.lexists(self._path) and not is_file(self._path):  # SQLite would follow a symlink
+            raise NotAFile(self._path)
         self._db = sqlite3.connect(self._path, timeout=BUSY_TIMEOUT, isolation_level=None)
         try:
             self._inode = self._path.stat().st_ino
@@ -216,7 +219,7 @@ class Index:
         """The row for a layer that nobody remembers; None if it is just being removed."""
         layer = Layer(LayerId(id), self._store.result / id)
         try:
-            created = (layer.path / "key").stat().st_mtime
+            created = (layer.path / "key").lstat().st_mtime
             return Row(layer.id, layer.parent, "", created, 0.0, disk_usage(self._store, layer.id))
         except (FileNotFoundError, NotADirectoryError):
             return None
@@ -322,5 +325,7 @@ def _is_full(error: Exception, store: Store) -> bool:
     return code == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_IOERR and os.statvfs(store.root).f_bavail == 0)
 
 
-def _is_damage(error: sqlite3.Error) -> bool:
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED  # the low byte of an extended code
+def _is_damage(error: sqlite3.Error | NotAFile) -> bool:
+    return (
+        isinstance(error, NotAFile) or getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED
+    )  # the low byte of an extended code

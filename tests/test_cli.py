@@ -181,14 +181,14 @@ def test_qemu_that_is_not_installed_is_said_to_be_with_its_package(based: Path, 
 )
 def test_a_base_image_that_is_no_disk(here: Path, content: bytes, said: str) -> None:
     folder = here / "store/base-image"
-    obuild("base", "ls", f"--store=qemu:{here / 'store'}", code=0)
+    folder.mkdir(parents=True)
     (folder / "there.qcow2").write_bytes(content)
     assert said in refused(here)
 
 
 def test_a_truncated_base_image(here: Path) -> None:
-    obuild("base", "ls", f"--store=qemu:{here / 'store'}", code=0)
     image = here / "store/base-image/there.qcow2"
+    image.parent.mkdir(parents=True)
     raw = here / "raw"
     raw.write_bytes(os.urandom(4 << 20))
     subprocess.run(["qemu-img", "convert", "-O", "qcow2", raw, image], check=True)
@@ -197,8 +197,8 @@ def test_a_truncated_base_image(here: Path) -> None:
 
 
 def test_a_base_image_that_points_at_another_file(here: Path) -> None:
-    obuild("base", "ls", f"--store=qemu:{here / 'store'}", code=0)
     image = here / "store/base-image/there.qcow2"
+    image.parent.mkdir(parents=True)
     secret = here / "secret"
     secret.write_bytes(b"s" * 65536)
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", secret, "-F", "raw", image], check=True)

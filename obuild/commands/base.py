@@ -82,7 +82,7 @@ def base_list(store: StoreOption) -> None:
     """List the base images in the store, and the recipes that more can be made from."""
     from obuild import base, recipe
 
-    there = base.listing(open_store(store, create=True))
+    there = base.listing(open_store(store))
     for found in there:
         print(f"{found.name:20}  {ui.size(found.size):>10}  {found.card.os} {found.card.arch}")
     for name in recipe.names():
