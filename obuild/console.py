@@ -217,4 +217,6 @@ def read_spec(path: Path) -> bytes:
 
 
 def say(text: str) -> None:
-    print(text, flush=True)
+    """Tell at once."""
+    put(text)
+    sys.stdout.flush()

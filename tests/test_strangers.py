@@ -94,7 +94,7 @@ def words(tmp_path: Path, qcow2_disk: Path) -> dict[str, str]:
 
 @pytest.fixture
 def run(words: dict[str, str]) -> Run:
-    """Run a command on a store to its end; its exit code, and what it says on stderr. There is never a traceback."""
+    """Run a command on a store to its end; its exit code, and what it says. There is never a traceback."""
 
     def run(store: Path | str, *command: str, cwd: Path | None = None) -> tuple[int, str]:
         args = [words.get(word, word) for word in command]
@@ -370,3 +370,29 @@ def test_a_base_image_that_is_no_file_is_told_and_left_to_its_owner(store: Store
     found = {finding.where: (finding.what, finding.repair) for finding in fsck.check(store)}
     assert found["base-image/tiny.vmlinuz"] == ("it is a folder, and leads to no file", "")
     assert found[f"base-image/{name}"] == ("it is a named pipe, and leads to no file", "")
+
+
+# -- where a store may be
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        b"a,b",
+        b"a:b",
+        b"a%20b",
+        b"line\nbreak",
+        b"a b",
+        b"x" * 200,
+        b"caf\xe9\xff",
+        b"'q\"$(x)`;",
+        b"-dash",
+        b"*?[",
+        b"a\\b",
+    ],
+)
+def test_a_store_may_have_any_name(yard: odd.Yard, tmp_path: Path, name: bytes) -> None:
+    root = tmp_path / os.fsdecode(name)
+    for command in (("base", "add", "DISK", "--name=tiny"), odd.BUILD, ("ls",), ("base", "ls"), ("clean",)):
+        code, _, said = yard.command(root, command)
+        assert (code, "Traceback" in said) == (0, False), said
