@@ -134,7 +134,11 @@ def guarded(command: Command) -> Command:
             ui.report(ObuildError(f"{error.filename}: {error.strerror}", hint=hint))
             raise typer.Exit(1) from error
         except OSError as error:
-            ui.report(ObuildError(f"{error.filename}: {error.strerror}" if error.filename else str(error)))
+            ui.report(
+                ObuildError(
+                    f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
+                )
+            )
             raise typer.Exit(1) from error
         except KeyboardInterrupt as error:
             saved = "what was saved stays; the next build goes on from there"

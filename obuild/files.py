@@ -6,7 +6,7 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,7 +16,7 @@ from obuild.regular import NotAFile, open_folder
 
 
 def replace_text(path: Path, text: str, *, mode: int = 0o644) -> None:
-    """Write a small file that appears with all of `text`, or not at all. NotAFile if a folder is there."""
+    """Write a small file that appears with all of `text` or not at all. NotAFile if a folder is there."""
     import tempfile  # late: a cached build writes nothing
 
     fd, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
@@ -41,6 +41,12 @@ def fsync(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def touch(path: Path) -> None:
+    """Have the time of a file or folder be now: its last use. What is another user's keeps its time."""
+    with suppress(PermissionError):
+        os.utime(path)
 
 
 def discard(path: Path) -> None:

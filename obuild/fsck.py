@@ -63,8 +63,10 @@ def repair(store: Store, finding: Finding) -> str:
         return "cannot be repaired"
     try:
         finding.mend(store)
-    except (ObuildError, OSError) as error:
+    except ObuildError as error:
         return f"not repaired: {error}"
+    except OSError as error:
+        return f"not repaired: {error.strerror}"
     return "repaired"
 
 

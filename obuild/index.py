@@ -78,9 +78,9 @@ class Index:
                     self._open()
         except (sqlite3.Error, OSError) as error:
             if _is_full(error, store):
-                raise no_space(store.root, str(error)) from error
+                raise no_space(store.root, _words(error)) from error
             raise StoreError(
-                f"cannot open the index {self._path}: {error}",
+                f"cannot open the index {self._path}: {_words(error)}",
                 hint=f"it can be rebuilt: remove {self._path}, nothing is lost",
             ) from error
 
@@ -315,6 +315,10 @@ def _now(store: Store) -> int:
     """The time, in ns, by the clock that result/ is stamped with, and in its ticks: of its own file system."""
     os.utime(store.result_tmp)
     return store.result_tmp.stat().st_mtime_ns
+
+
+def _words(error: Exception) -> str:
+    return (isinstance(error, OSError) and error.strerror) or str(error)
 
 
 def _is_full(error: Exception, store: Store) -> bool:

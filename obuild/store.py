@@ -12,7 +12,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -22,7 +21,7 @@ from typing import BinaryIO
 
 from obuild import disk, locks, mtree, parts, trace, usage
 from obuild.errors import ObuildError, ProcessError, StoreError, UsageError
-from obuild.files import discard, fsync, owned_folder
+from obuild.files import discard, fsync, owned_folder, touch
 from obuild.flat import Flats
 from obuild.placing import Places
 from obuild.plan import LayerId, Step
@@ -241,7 +240,7 @@ class Store:
         with locks.folder_lock(self.result / id, shared=True) as held:
             layer = self.find(id) if held else None
             if layer is not None:
-                os.utime(layer.path)  # when it was last used
+                touch(layer.path)
             yield layer
 
     @contextmanager
@@ -408,9 +407,12 @@ def storage_errors(root: Path) -> Iterator[None]:
 
 def no_space(root: Path, why: str) -> StoreError:
     """The error for a store that cannot be written to, with what is free, what takes the room, and what to do."""
-    free = shutil.disk_usage(root).free
+    status = os.statvfs(root)
+    free = f"{status.f_bavail * status.f_frsize >> 20} MiB are free"
+    if status.f_files and not status.f_favail:
+        free += ", but its file system can hold no more files"
     hint = (
-        f"{free >> 20} MiB are free; in the store: {usage.in_words(root)}; "
+        f"{free}; in the store: {usage.in_words(root)}; "
         "`obuild gc --keep-bytes SIZE` removes what was not used for the longest time"
     )
     return StoreError(f"cannot write to the store {root}: {why}", hint=hint)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from obuild import disk, locks, trace
 from obuild.errors import StoreError
-from obuild.files import fsync
+from obuild.files import fsync, touch
 from obuild.regular import is_file, is_folder, kind
 
 
@@ -26,7 +26,7 @@ class CacheCopy:
         with locks.file_lock(self._lock):
             self._taken = self._version()
             if self._taken is not None:
-                os.utime(self._master.parent)  # when it was last used
+                touch(self._master.parent)
                 disk.copy(self._master, self.path)
                 trace.reach("cache.copied")
 
