@@ -27,7 +27,8 @@ StoreOption = Annotated[
         "--store",
         envvar="OBUILD_STORE",
         metavar="KIND:PATH",
-        help="Where layers, caches and base images are kept, for example qemu:/data. Made if it is not there.",
+        help="Where layers, caches and base images are kept, for example qemu:/data. "
+        "A build makes it, in a new or an empty folder.",
     ),
 ]
 VerboseOption = Annotated[

@@ -125,7 +125,7 @@ class Store:
         and not to be made, or holds other things. `root` may lead there through symlinks.
         """
         try:
-            store = cls(root.resolve())
+            store = cls(_resolved(root))
             if not parts.is_store(store.root):
                 if not create:
                     raise UsageError(f"{root} is not a store", hint="a first `obuild build` makes it")
@@ -136,8 +136,6 @@ class Store:
                 store.sweep()
         except OSError as error:
             raise UsageError(f"cannot write to the store {root}: {error.strerror}") from error
-        except RuntimeError as error:  # as Path.resolve has it
-            raise UsageError(f"cannot find the store {root}: {error}") from error
         return store
 
     def _see_writable(self) -> None:
@@ -373,6 +371,14 @@ class Store:
 
     def _lock_file(self, name: str) -> Path:
         return self.locks / f"{name}.lock"
+
+
+def _resolved(root: Path) -> Path:
+    """Where symlinks lead. UsageError if that is nowhere."""
+    try:
+        return root.resolve()
+    except RuntimeError as error:  # Python 3.13 has it as an OSError
+        raise UsageError(f"cannot find the store {root}: {error}") from error
 
 
 def _see_free(place: Path) -> None:

@@ -336,7 +336,6 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="obuild-odd-", dir=os.environ.get("ODD_DIR")) as name:
         yard = make_yard(Path(name))
         count: Counter[str] = Counter()
-        kinds: list[str] = []
         for place in yard.places():
             if wanted and not any(word in place for word in wanted):
                 continue
@@ -347,9 +346,9 @@ def main() -> None:
                 count["damages"] += 1
                 count["commands"] += len(LOOKS) + len(CHANGES) + 4
                 count["troubles"] += len(found)
-                kinds += found
                 for line in found:
                     print(line, flush=True)
+            print(place, dict(count), file=sys.stderr, flush=True)
         print(dict(count))
 
 

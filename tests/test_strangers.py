@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable
@@ -10,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from obuild import fsck, parts, trace
+from obuild import disk, fsck, parts, trace
 from obuild.errors import UsageError
 from obuild.files import discard
-from obuild.store import Store
+from obuild.plan import LayerId
+from obuild.store import Store, no_space
 from tests import odd
 
 ID = "a" * 64
@@ -223,7 +225,7 @@ def test_a_store_may_be_reached_through_a_symlink(tmp_path: Path) -> None:
     store = Store.open(tmp_path / "link")
     assert store.root == tmp_path / "disk"
     (tmp_path / "loop").symlink_to("loop")
-    with pytest.raises(UsageError, match="loop"):
+    with pytest.raises(UsageError, match="the store"):
         Store.open(tmp_path / "loop")
 
 
@@ -372,7 +374,37 @@ def test_a_base_image_that_is_no_file_is_told_and_left_to_its_owner(store: Store
     assert found[f"base-image/{name}"] == ("it is a named pipe, and leads to no file", "")
 
 
+def test_a_pipe_in_a_chain_of_images_is_not_waited_for(store: Store, qcow2_disk: Path) -> None:
+    """QEMU opens all images of a chain to check one."""
+    os.mkfifo(store.root / "pipe")
+    image = store.root / "image.qcow2"
+    disk.create_overlay(image, "pipe", size=1 << 20)
+    with pytest.raises(UsageError, match="pipe: it is a named pipe, and not a file"):
+        disk.check(image)
+
+
 # -- where a store may be
+
+
+def test_the_layer_of_another_user_is_used_though_nobody_can_note_that(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    (store.result / ID).mkdir()
+    monkeypatch.setattr(os, "utime", refuse)
+    with store.use(LayerId(ID)) as layer:
+        assert layer is not None
+
+
+def test_a_file_system_that_can_hold_no_more_files_is_told_as_that(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = os.statvfs(store.root)
+    none = os.statvfs_result((*now[:6], 0, 0, *now[8:]))
+    monkeypatch.setattr(os, "statvfs", lambda path: none)
+    assert "can hold no more files" in no_space(store.root, "full").hint
 
 
 @pytest.mark.parametrize(
