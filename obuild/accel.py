@@ -9,13 +9,13 @@ import json
 import os
 import platform
 import subprocess
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from obuild import process
 from obuild.errors import UsageError
-from obuild.files import replace_text
+from obuild.files import in_memory, replace_text
+from obuild.regular import read_text
 from obuild.shape import ARCH_ALIASES, ARCHES, Accel
 
 KVM = Path("/dev/kvm")
@@ -73,7 +73,7 @@ def _verdict(arch: str, memo: Path) -> tuple[str, bool]:
     """Why KVM does not work ("" if it does), and whether that was found out just now."""
     key = [boot_id(), arch, _qemu_stamp(arch)]
     try:
-        kept = json.loads(memo.read_text())
+        kept = json.loads(read_text(memo))
         if kept["key"] == key:
             return str(kept["problem"]), False
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -97,10 +97,10 @@ def probe(arch: str) -> str:
 
 
 def _run_probe(arch: str) -> str:
-    with tempfile.NamedTemporaryFile(prefix="obuild-probe-") as file, tempfile.TemporaryFile() as said:
-        file.write(PROBE_AARCH64 if arch == "aarch64" else PROBE)
+    with in_memory("probe", PROBE_AARCH64 if arch == "aarch64" else PROBE) as file, in_memory("stderr") as said:
         file.truncate(1 << 20)  # SeaBIOS boots no disk of less than one cylinder
-        child = process.spawn(_probe_argv(arch, file.name), stderr=said)
+        fd = file.fileno()
+        child = process.spawn(_probe_argv(arch, f"/dev/fd/{fd}"), stderr=said, pass_fds=[fd])
         try:
             status = child.wait(PROBE_TIMEOUT)
         except subprocess.TimeoutExpired:

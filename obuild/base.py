@@ -15,6 +15,7 @@ from obuild.errors import UsageError
 from obuild.files import replace_text
 from obuild.placing import IMAGES
 from obuild.plan import Base, Beside, Import, Step
+from obuild.regular import open_file, read_bytes, read_text
 from obuild.shape import Kernel
 from obuild.store import Store, storage_errors
 
@@ -239,7 +240,7 @@ def _digest(store: Store, path: Path, stamp: tuple[int, int, int]) -> str:
         return str(entry[3])
     if path.suffix not in (KERNEL, INITRD):
         disk.inspect(path)
-    with path.open("rb") as file:
+    with open_file(path, follow=True) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     replace_text(memo, json.dumps({**_read_memo(memo), path.name: [*stamp, digest]}))
     return digest
@@ -253,7 +254,7 @@ def _is_sha256(rest: list[object]) -> bool:
 def _read_memo(memo: Path) -> dict[str, object]:
     """What is remembered; nothing if the file is not there or damaged, for it only saves time."""
     try:
-        kept = json.loads(memo.read_text())
+        kept = json.loads(read_text(memo))
     except (OSError, ValueError, RecursionError):
         return {}
     return kept if isinstance(kept, dict) else {}
@@ -265,4 +266,4 @@ def _own_key(store: Store, name: str) -> Path:
 
 def _copy_key(key: Path, out: Path) -> None:
     out.touch(mode=0o600)
-    out.write_bytes(key.read_bytes())
+    out.write_bytes(read_bytes(key, follow=True))

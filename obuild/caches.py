@@ -11,9 +11,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from obuild import disk, tarball
+from obuild import disk, parts, tarball
 from obuild.errors import UsageError
 from obuild.files import fsync
+from obuild.regular import is_folder, open_file
 from obuild.store import Store
 from obuild.volumes import escape
 
@@ -59,10 +60,10 @@ def evict(store: Store, name: str, *, used: float) -> bool:
 
 def in_use(store: Store, name: str) -> bool:
     """Whether a living process has a copy of the cache."""
-    for copy in store.cache_tmp.iterdir():
+    for copy in parts.entries(store.cache_tmp, parts.COPY):
         if copy.name.partition("-")[2] == f"c-{escape(name)}":
             with store.unowned(copy) as rubbish:
-                if not rubbish and copy.exists():
+                if not rubbish and is_folder(copy):
                     return True
     return False
 
@@ -122,7 +123,7 @@ def put(store: Store, file: Path, name: str) -> None:
 def check(path: Path) -> None:
     """UsageError unless this is a whole tar archive with safe names; its message goes on after a file's name."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             for member in tarball.members(file, strict=False):
                 _check_name(member.path, "names")
                 if member.kind == tarball.LINK:
@@ -143,7 +144,7 @@ def _check_name(name: str, how: str) -> None:
 
 
 def _no_archive(path: Path) -> UsageError:
-    with path.open("rb") as file:
+    with open_file(path) as file:
         magic = file.read(6)
     for begins, how in (
         (b"\x1f\x8b", "gunzip"),

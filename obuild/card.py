@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from obuild.errors import UsageError
+from obuild.regular import read_text
 
 OSES = ("linux", "windows", "openbsd", "freebsd")
 ARCHES = ("x86_64", "aarch64", "riscv64", "s390x", "ppc64le")
@@ -62,10 +63,13 @@ def parse_size(text: str, *, default_unit: str = "") -> int:
 def read(path: Path) -> Card:
     """The card in `path`, or the default card if there is no such file. UsageError if it is malformed."""
     try:
-        return parse(path.read_text(encoding="utf-8-sig"), where=str(path))  # an editor may have put a mark there
+        text = read_text(path, follow=True)
+        return parse(text.removeprefix("\ufeff"), where=str(path))  # an editor may have put a mark there
     except FileNotFoundError:
         return Card()
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise UsageError(f"cannot read the card {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
         raise UsageError(f"cannot read the card {path}: {error}") from error
 
 

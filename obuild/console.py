@@ -14,6 +14,7 @@ import typer
 
 from obuild import streams, ui
 from obuild.errors import ObuildError, OutputError, UsageError
+from obuild.regular import NotAFile
 
 if TYPE_CHECKING:
     from obuild.shape import Settings
@@ -30,7 +31,8 @@ StoreOption = Annotated[
         "--store",
         envvar="OBUILD_STORE",
         metavar="KIND:PATH",
-        help="Where layers, caches and base images are kept, for example qemu:/data. Made if it is not there.",
+        help="Where layers, caches and base images are kept, for example qemu:/data. "
+        "A build makes it, in a new or an empty folder.",
     ),
 ]
 VerboseOption = Annotated[
@@ -136,6 +138,10 @@ def guarded(command: Command) -> Command:
         except BrokenPipeError as error:  # `obuild log … | head`
             streams.forget_output()
             raise typer.Exit(1) from error
+        except NotAFile as error:
+            hint = "`obuild fsck` tells what of the store is damaged, and `--repair` puts it right"
+            ui.report(ObuildError(f"{error.filename}: {error.strerror}", hint=hint))
+            raise typer.Exit(1) from error
         except OSError as error:
             ui.report(ObuildError(_words(error)))
             raise typer.Exit(2 if error.errno == errno.ENAMETOOLONG else 1) from error
@@ -238,4 +244,6 @@ def read_file(path: Path, name: str) -> bytes:
 
 
 def say(text: str) -> None:
-    print(text, flush=True)
+    """Tell at once."""
+    put(text)
+    sys.stdout.flush()

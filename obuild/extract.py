@@ -14,6 +14,7 @@ from obuild.build import Executor
 from obuild.errors import ObuildError
 from obuild.files import replace_text
 from obuild.plan import Extract, Graft, LayerId
+from obuild.regular import read_text
 from obuild.spec import UnixUser
 from obuild.store import Store
 
@@ -33,7 +34,7 @@ class Extractor:
         """What the files are: as remembered, else a machine is booted on the layer to see."""
         memo = self._memo(extract)
         try:
-            kept = json.loads(memo.read_text())
+            kept = json.loads(read_text(memo))
             if kept["stamp"] == self._stamp():
                 return _manifest(kept["manifest"])
         except (OSError, ValueError, KeyError, TypeError, RecursionError):  # it only saves time

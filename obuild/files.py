@@ -5,16 +5,19 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from obuild import locks
 from obuild.errors import ObuildError
+from obuild.regular import NotAFile, open_file, open_folder
 
 
 def replace_text(path: Path, text: str, *, mode: int = 0o644) -> None:
-    """Write a small file so that it appears with all of `text`, or not at all."""
+    """Write a small file that appears with all of `text` or not at all. NotAFile if a folder is there."""
     import tempfile  # late: a cached build writes nothing
 
     fd, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
@@ -23,7 +26,10 @@ def replace_text(path: Path, text: str, *, mode: int = 0o644) -> None:
         with os.fdopen(fd, "w") as file:
             file.write(text)
         written.chmod(mode)
-        written.replace(path)
+        try:
+            written.replace(path)
+        except IsADirectoryError:
+            raise NotAFile(path) from None
     except BaseException:
         written.unlink(missing_ok=True)
         raise
@@ -31,24 +37,53 @@ def replace_text(path: Path, text: str, *, mode: int = 0o644) -> None:
 
 def fsync(path: Path) -> None:
     """Have what a file or folder holds on the disk before anything that is written from now on."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         os.fsync(fd)
     finally:
         os.close(fd)
 
 
+def touch(path: Path) -> None:
+    """Have the time of a file or folder be now: its last use. What is another user's keeps its time."""
+    with suppress(PermissionError):
+        os.utime(path)
+
+
 def discard(path: Path) -> None:
-    """Remove a file, or a folder with all below it; whoever else removes it at the same time is welcome."""
+    """Remove a file, or a folder with all below it; whoever else removes it at the same time is welcome.
+
+    Of a symlink the link goes, and never what it leads to: neither here nor below is one followed, and the folder
+    that holds `path` is no symlink either, whoever changes what while we are at it.
+    """
     try:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
+        folder = open_folder(path.parent)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise _stays(path, error) from error
+    try:
+        if stat.S_ISDIR(os.lstat(path.name, dir_fd=folder).st_mode):
+            shutil.rmtree(path.name, dir_fd=folder)
         else:
-            path.unlink()
+            os.unlink(path.name, dir_fd=folder)
     except FileNotFoundError:
         pass
     except OSError as error:
-        raise ObuildError(f"cannot remove {path}: {error.strerror}") from error
+        raise _stays(path, error) from error
+    finally:
+        os.close(folder)
+
+
+def _stays(path: Path, error: OSError) -> ObuildError:
+    return ObuildError(f"cannot remove {path}: {error.strerror}")
+
+
+def in_memory(name: str, content: bytes = b"") -> BinaryIO:
+    """A file that is only in memory: who dies leaves nothing behind. `name` is for who looks in /proc."""
+    file = os.fdopen(os.memfd_create(f"obuild-{name}"), "r+b", buffering=0)
+    file.write(content)
+    return file
 
 
 #: What a file holds that says of a folder that it is on its way out.
@@ -78,7 +113,7 @@ def move_out(folder: Path, aside: Path, *, first: str) -> None:
 def leaving(aside: Path) -> bool:
     """Whether there is a file here that `move_out` has left behind."""
     try:
-        with aside.open("rb") as file:
+        with open_file(aside) as file:
             return file.read(len(_LEAVING) + 1) == _LEAVING
     except OSError:
         return False

@@ -21,6 +21,7 @@ from obuild import disk, locks, mtree, trace
 from obuild.errors import StoreError
 from obuild.files import discard, fsync, move_out
 from obuild.plan import LayerId
+from obuild.regular import is_folder, read_bytes
 
 #: How many images may lie below a draft. Each costs a random read about 0.7 µs, and a machine's start 0.7 ms.
 LONGEST = 16
@@ -51,7 +52,7 @@ class Flats:
         The caller has the layer in use. StoreError if anything is damaged that the draft would read from.
         """
         name = f"flat/{id}/image.qcow2"
-        if (self.folder / id).is_dir():
+        if is_folder(self.folder / id):
             self._walk(name)
             return name
         links = self.chain(id)
@@ -77,7 +78,7 @@ class Flats:
         The caller has the layer for itself, and no layer stands on it. It leaves flat/ by a rename that is on the
         disk when this returns: a flat must not outlive its layer, for that may be made again and be different.
         """
-        if not (self.folder / id).is_dir():
+        if not is_folder(self.folder / id):
             return
         rubbish = self.drafts / f"flat-{id}"
         with locks.file_lock(self._lock_file(id)):  # nobody makes it now: this waits for a sweep at most
@@ -90,7 +91,7 @@ class Flats:
     def _make(self, id: LayerId, top: Link, bottom: Link) -> None:
         """Make flat/ID of what `top` and all above `bottom` have written, unless another process just has."""
         with locks.file_lock(self._lock_file(id)):
-            if (self.folder / id).is_dir():
+            if is_folder(self.folder / id):
                 return
             draft = self.drafts / f"flat-{id}"  # as any draft: rubbish once its lock can be taken
             discard(draft)
@@ -134,7 +135,7 @@ class Flats:
             raise ValueError(name)
         layer, flat = found.groups()
         folder = self.root / "result" / layer if layer else self.folder / flat
-        if not folder.is_dir():
+        if not is_folder(folder):
             raise _damaged(name, ["it is missing" + (f", and {_what(above)} stands on it" if above else "")])
         if problems := mtree.damage(folder):
             raise _damaged(name, problems)
@@ -162,8 +163,8 @@ def _taken(links: list[Link]) -> int:
 
 def _same(one: Path, other: Path) -> bool:
     try:
-        return one.read_bytes() == other.read_bytes()
-    except FileNotFoundError:
+        return read_bytes(one) == read_bytes(other)
+    except OSError:
         return False
 
 

@@ -11,6 +11,7 @@ from obuild import process
 from obuild.errors import ObuildError, StepFailed
 from obuild.events import Listener, Note, Output
 from obuild.plan import LayerId
+from obuild.regular import NotAFile, open_file
 from obuild.store import Store
 
 _CHUNK = 1 << 20
@@ -45,8 +46,8 @@ class Follower:
             self._tell(Note("that build was interrupted; another one starts over"))
         if self._log is None:
             try:
-                self._log = self._path.open("rb")
-            except FileNotFoundError:  # it has only just begun, or has ended already
+                self._log = open_file(self._path)
+            except (FileNotFoundError, NotAFile):  # it has only just begun, or has ended already
                 return
             self._told = os.fstat(self._log.fileno())
         self._rest()

@@ -16,15 +16,32 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from obuild import caches, card, disk, locks, mtree, upkeep, warm
+from obuild import caches, card, disk, locks, mtree, parts, upkeep, warm
 from obuild.errors import ObuildError, UsageError
 from obuild.files import discard
 from obuild.index import Index
 from obuild.placing import IMAGES, SUFFIXES
 from obuild.plan import LayerId
+from obuild.regular import is_file, is_folder, kind, read_bytes
 from obuild.store import Layer, Store
 
-_ID = re.compile(r"[0-9a-f]{64}")
+_CACHE = re.compile(r"c-.+", re.DOTALL)
+
+#: What obuild puts into each part: names, and whether it is what it should be. A key may be a link to a user's.
+_OURS: tuple[tuple[str, str, Callable[[Path], bool]], ...] = (
+    ("result", parts.ID.pattern, is_folder),
+    ("result-tmp", parts.DRAFT.pattern, is_folder),
+    ("flat", parts.ID.pattern, is_folder),
+    ("cache", _CACHE.pattern, is_folder),
+    ("cache-tmp", parts.COPY.pattern, is_folder),
+    ("warm", parts.ID.pattern, is_folder),
+    ("warm-tmp", parts.MACHINE.pattern, is_folder),
+    ("state", r"\.?(?:digests|accel)\.json(?:\..+)?", is_file),
+    ("state/db", r".+", is_file),
+    ("state/locks", r".+\.lock", is_file),
+    ("state/manifests", parts.MEMO.pattern, is_file),
+    ("state/ssh", r".+", Path.is_file),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +63,16 @@ def repair(store: Store, finding: Finding) -> str:
         return "cannot be repaired"
     try:
         finding.mend(store)
-    except (ObuildError, OSError) as error:
+    except ObuildError as error:
         return f"not repaired: {error}"
+    except OSError as error:
+        return f"not repaired: {error.strerror}"
     return "repaired"
 
 
 def check(store: Store, *, read_data: bool = False) -> Iterator[Finding]:
     """Look at everything. With `read_data` every byte of every layer and cache is read."""
+    yield from _strangers(store)
     damaged = set()
     for finding in _layers(store, read_data=read_data):
         damaged.add(Path(finding.where).name)
@@ -66,18 +86,28 @@ def check(store: Store, *, read_data: bool = False) -> Iterator[Finding]:
     yield from _memos(store)
 
 
+# -- what is not ours
+
+
+def _strangers(store: Store) -> Iterator[Finding]:
+    """Whatever has another name than obuild gives there, or is something else than it makes under that name."""
+    for part, name, is_right in _OURS:
+        for path in _entries(store.root / part):
+            if f"{part}/{path.name}" in parts.LATER or f"{part}/{path.name}" in parts.PARTS:
+                continue
+            if not (re.fullmatch(name, path.name, re.DOTALL) and is_right(path)) and os.path.lexists(path):
+                yield _stray(store, path)
+
+
 # -- layers
 
 
 def _layers(store: Store, *, read_data: bool) -> Iterator[Finding]:
-    there = set(os.listdir(store.result))
+    there = set(store.ids())
     for name in sorted(there):
-        if not _ID.fullmatch(name):
-            yield _stray(store, store.result / name)
-            continue
         layer = Layer(LayerId(name), store.result / name)
         problems = list(_layer(layer, there, read_data=read_data))
-        if problems and layer.path.is_dir():  # else it was removed just now
+        if problems and is_folder(layer.path):  # else it was removed just now, or is none
             yield Finding(
                 f"result/{name}",
                 "; ".join(problems),
@@ -86,10 +116,10 @@ def _layers(store: Store, *, read_data: bool) -> Iterator[Finding]:
             )
 
 
-def _layer(layer: Layer, there: set[str], *, read_data: bool) -> Iterator[str]:
+def _layer(layer: Layer, there: set[LayerId], *, read_data: bool) -> Iterator[str]:
     """What is wrong with one layer."""
     try:
-        key = (layer.path / "key").read_bytes()
+        key = read_bytes(layer.path / "key")
     except OSError as error:
         yield f"its key cannot be read: {error.strerror}"
         return
@@ -121,11 +151,9 @@ def _image(layer: Layer, parent: LayerId | None) -> Iterator[str]:
 
 def _flats(store: Store, *, read_data: bool) -> Iterator[Finding]:
     """Flattened copies: each belongs to a layer, and is used only by those that stand on that layer."""
-    for folder in _entries(store.flats.folder):
+    for folder in _folders(store.flats.folder, parts.ID):
         layer = Layer(LayerId(folder.name), store.result / folder.name)
-        if not _ID.fullmatch(folder.name):
-            yield _stray(store, folder)
-        elif not layer.path.is_dir():
+        if not is_folder(layer.path):
             yield _unneeded(store, folder, "a flattened copy of a layer that is gone")
         elif damage := mtree.damage(folder, read_data=read_data) or list(_flat_image(store, layer.id)):
             yield Finding(
@@ -159,10 +187,7 @@ def _remove_layer(id: LayerId) -> Callable[[Store], None]:
 
 def _states(store: Store, *, read_data: bool) -> Iterator[Finding]:
     """Saved machines: each belongs to a layer. That one is old is no finding: whoever wants it, removes it."""
-    for folder in _entries(store.states.folder):
-        if not _ID.fullmatch(folder.name) or not folder.is_dir():
-            yield _stray(store, folder)
-            continue
+    for folder in _folders(store.states.folder, parts.ID):
         with locks.folder_lock(folder, shared=True, wait=False) as held:  # else it is just being removed
             problem = _state(store, folder, read_data=read_data) if held else ""
         if problem:
@@ -171,7 +196,7 @@ def _states(store: Store, *, read_data: bool) -> Iterator[Finding]:
 
 
 def _state(store: Store, folder: Path, *, read_data: bool) -> str:
-    if not (store.result / folder.name).is_dir():
+    if not is_folder(store.result / folder.name):
         return "a saved machine of a layer that is gone"
     return warm.damage(warm.State(folder), read_data=read_data)
 
@@ -212,15 +237,11 @@ def _rebuild(store: Store) -> None:
 
 def _leftovers(store: Store) -> Iterator[Finding]:
     """What nobody owns: drafts, copies, machines, locks. Opening the store to build removes all but the last."""
-    for draft in _entries(store.result_tmp):
-        if store.is_rubbish(draft):
-            yield _rubbish(store, draft, "a draft that no living process owns")
-    for copy in _entries(store.cache_tmp):
-        if store.is_rubbish(copy):
-            yield _rubbish(store, copy, "a copy of a cache that no living process owns")
-    for machine in store.states.unfinished():
-        if store.is_rubbish(machine):
-            yield _rubbish(store, machine, "a machine that no living process owns")
+    kinds = {store.result_tmp: "a draft", store.cache_tmp: "a copy of a cache", store.states.running: "a machine"}
+    for path in sorted(store.unfinished()):
+        if store.is_rubbish(path):
+            what = f"{kinds[path.parent]} that no living process owns"
+            yield Finding(_shown(store, path), what, "remove it", partial(_drop, path))
     for lock in _entries(store.locks):
         if locks.is_free(lock):
             what = "a lock file that nobody holds"
@@ -232,8 +253,8 @@ def _remove_lock(lock: Path, store: Store) -> None:
         pass
 
 
-def _rubbish(store: Store, path: Path, what: str) -> Finding:
-    return Finding(_shown(store, path), what, "remove it", Store.sweep)
+def _drop(path: Path, store: Store) -> None:
+    store.drop(path)  # it stays if somebody owns it by now, and then it is no rubbish
 
 
 def _unneeded(store: Store, path: Path, what: str) -> Finding:
@@ -249,7 +270,8 @@ def _stray(store: Store, path: Path) -> Finding:
             number += 1
         path.rename(place)
 
-    return Finding(_shown(store, path), "nothing that obuild has put there", "move it to lost+found/", move)
+    what = f"{kind(path)}, and nothing that obuild has put there"
+    return Finding(_shown(store, path), what, "move it to lost+found/", move)
 
 
 # -- base images, caches, memos
@@ -257,16 +279,24 @@ def _stray(store: Store, path: Path) -> Finding:
 
 def _bases(store: Store) -> Iterator[Finding]:
     """Base images are the user's: what is wrong with them is told, and not repaired."""
+    unfinished = store.places.unfinished()
     images = {path.stem: path for path in _entries(store.base_image) if path.suffix in IMAGES}
     for path in _entries(store.base_image):
-        if path.name.startswith(".") and path.suffix in (".part", ".ready"):
+        if path in unfinished:
             with locks.file_lock(store.places.lock(path.stem[1:]), wait=False) as unowned:
                 pass
             if unowned:  # let go, so that a repair can take it
-                yield _rubbish(store, path, "a base image that was never put in its place")
+                what = "a base image that was never put in its place"
+                yield Finding(_shown(store, path), what, "finish it or remove it", partial(_place, path))
+        elif path.name.startswith(".") and path.suffix in (".part", ".ready"):
+            yield _stray(store, path)
         elif path.suffix in SUFFIXES and path.stem not in images:
             yield Finding(_shown(store, path), "belongs to a base image that is not there")
+        elif path.suffix in SUFFIXES and not path.is_file():
+            yield Finding(_shown(store, path), f"it is {kind(path)}, and leads to no file")
     for name, path in images.items():
+        if not path.is_file():
+            continue
         try:
             disk.inspect(path)
             card.read(path.with_name(f"{name}.toml"))
@@ -274,15 +304,17 @@ def _bases(store: Store) -> Iterator[Finding]:
             yield Finding(_shown(store, path), error.message)
 
 
+def _place(path: Path, store: Store) -> None:
+    store.places.sweep()
+    if is_folder(path):
+        raise ObuildError("a folder is in its place, or a build is making that base", hint="move it away")
+
+
 def _caches(store: Store, *, read_data: bool) -> Iterator[Finding]:
-    for folder in _entries(store.cache):
+    for folder in _folders(store.cache, _CACHE):
         archive = folder / "cache.tar"
-        others = [path for path in _entries(folder) if path != archive] if folder.is_dir() else [folder]
-        if not folder.name.startswith("c-") or not folder.is_dir():
-            yield _stray(store, folder)
-            continue
-        yield from (_stray(store, other) for other in others)
-        if read_data and archive.is_file():
+        yield from (_stray(store, path) for path in _entries(folder) if path != archive or not is_file(path))
+        if read_data and is_file(archive):
             try:
                 caches.check(archive)
             except UsageError as error:
@@ -292,17 +324,23 @@ def _caches(store: Store, *, read_data: bool) -> Iterator[Finding]:
 def _memos(store: Store) -> Iterator[Finding]:
     for memo in _entries(store.manifests):
         id = memo.name.partition("-")[0]
-        if not (store.result / id).is_dir():
+        if parts.MEMO.fullmatch(memo.name) and is_file(memo) and not is_folder(store.result / id):
             yield _unneeded(store, memo, "what was known of a layer that is gone")
     for folder in (store.state, store.manifests, store.ssh):
         for path in _entries(folder):
-            if path.is_file() and path.name.startswith("."):
+            if is_file(path) and path.name.startswith("."):
                 yield _unneeded(store, path, "a file that was never finished")
 
 
 def _entries(folder: Path) -> Iterable[Path]:
     with suppress(FileNotFoundError):
         return sorted(folder.iterdir())
+    return ()
+
+
+def _folders(folder: Path, name: re.Pattern[str]) -> Iterable[Path]:
+    with suppress(FileNotFoundError):
+        return sorted(parts.entries(folder, name))
     return ()
 
 

@@ -19,9 +19,10 @@ from dataclasses import dataclass, replace
 from heapq import heapify, heappop, heappush
 from pathlib import Path
 
-from obuild import caches, locks, usage, warm
+from obuild import caches, locks, parts, usage, warm
 from obuild.errors import StoreError
 from obuild.plan import LayerId
+from obuild.regular import is_file, is_folder
 from obuild.store import Store
 
 #: Files that are being written have a name that begins like this, and never for so long, in seconds.
@@ -281,7 +282,9 @@ def _memos(store: Store, now: float) -> Iterator[Item]:
     """Manifests of files in layers that are gone, and memos that a crash left half written."""
     there = set(os.listdir(store.result))
     names = os.listdir(store.manifests) if store.manifests.is_dir() else []
-    for name in names:
+    for name in filter(parts.MEMO.fullmatch, names):
+        if not is_file(store.manifests / name):  # `fsck` tells of what is not ours
+            continue
         used = _mtime(store.manifests / name)
         written = name.startswith(_UNFINISHED) and used is not None and used > now - _UNFINISHED_FOR
         if name.partition("-")[0] not in there and not written and used is not None:
@@ -300,7 +303,7 @@ def _remove_memo(store: Store, item: Item, parents: Parents) -> bool:
 def _flats(store: Store, now: float) -> Iterator[Item]:
     """Flattened copies of layers on which nothing stands: they are only there for those to stand on."""
     folder = store.flats.folder
-    names = os.listdir(folder) if folder.is_dir() else []
+    names = [path.name for path in parts.entries(folder, parts.ID)] if folder.is_dir() else []
     needed = set(store.parents().values()) if names else set()
     for name in names:
         used = _mtime(folder / name)
@@ -318,7 +321,7 @@ def _remove_flat(store: Store, item: Item, parents: Parents) -> bool:
     with locks.folder_lock(layer, wait=False) as free:
         store.add_parents(parents)
         stands = any(parent == item.name and store.find(child) for child, parent in parents.items())
-        if stands or (layer.exists() and not free):
+        if stands or (is_folder(layer) and not free):
             return False
         store.flats.remove(LayerId(item.name))
         return True

@@ -19,6 +19,7 @@ from typing import NamedTuple
 from obuild import locks, usage
 from obuild.errors import StoreError
 from obuild.plan import LayerId
+from obuild.regular import NotAFile, is_file
 from obuild.store import Layer, Store, no_space
 
 #: How long to wait for another process that writes, in seconds.
@@ -75,18 +76,20 @@ class Index:
             with self._alone():
                 try:
                     self._open()
-                except sqlite3.DatabaseError as error:
+                except (sqlite3.DatabaseError, NotAFile) as error:
                     if not _is_damage(error):
                         raise
                     self._set_aside()
                     self._open()
         except (sqlite3.Error, OSError) as error:
             if _is_full(error, store):
-                raise no_space(store.root, str(error)) from error
+                raise no_space(store.root, _words(error)) from error
             hint = HELD if _is_busy(error) else f"it can be rebuilt: remove {self._path}, nothing is lost"
-            raise StoreError(f"cannot open the index {self._path}: {error}", hint=hint) from error
+            raise StoreError(f"cannot open the index {self._path}: {_words(error)}", hint=hint) from error
 
     def _open(self) -> None:
+        if os.path.lexists(self._path) and not is_file(self._path):  # SQLite would follow a symlink
+            raise NotAFile(self._path)
         self._db = sqlite3.connect(self._path, timeout=self._wait, isolation_level=None)
         try:
             self._inode = self._path.stat().st_ino
@@ -224,7 +227,7 @@ class Index:
         """The row for a layer that nobody remembers; None if it is just being removed."""
         layer = Layer(LayerId(id), self._store.result / id)
         try:
-            created = (layer.path / "key").stat().st_mtime
+            created = (layer.path / "key").lstat().st_mtime
             return Row(layer.id, layer.parent, "", created, 0.0, disk_usage(self._store, layer.id))
         except (FileNotFoundError, NotADirectoryError):
             return None
@@ -322,6 +325,10 @@ def _now(store: Store) -> int:
     return store.result_tmp.stat().st_mtime_ns
 
 
+def _words(error: Exception) -> str:
+    return (isinstance(error, OSError) and error.strerror) or str(error)
+
+
 def _is_full(error: Exception, store: Store) -> bool:
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -330,8 +337,9 @@ def _is_full(error: Exception, store: Store) -> bool:
     return code == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_IOERR and os.statvfs(store.root).f_bavail == 0)
 
 
-def _is_damage(error: sqlite3.Error) -> bool:
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED  # the low byte of an extended code
+def _is_damage(error: sqlite3.Error | NotAFile) -> bool:
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the low byte of an extended code
+    return isinstance(error, NotAFile) or code in _DAMAGED
 
 
 def _is_busy(error: Exception) -> bool:

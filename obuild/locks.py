@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from obuild.regular import NotAFile, open_fd, open_folder
+
 #: How often, in seconds, who waits for a claim looks what its holder does.
 LOOK = 0.05
 
@@ -29,7 +31,7 @@ def file_lock(path: Path, *, wait: bool = True) -> Iterator[bool]:
     removes the file before it lets go, so after locking we make sure that ours is the file at `path`.
     """
     while True:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        fd = open_fd(path, os.O_RDWR | os.O_CREAT)
         try:
             if not _flock(fd, fcntl.LOCK_EX, wait=wait):
                 yield False
@@ -66,7 +68,7 @@ def claim(path: Path, *, meanwhile: Callable[[], object] = lambda: None) -> Iter
     none that counts: its file is still at `path`, so it has not let go by itself.
     """
     while True:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        fd = open_fd(path, os.O_RDWR | os.O_CREAT)
         try:
             while not _flock(fd, fcntl.LOCK_EX, wait=False):
                 meanwhile()
@@ -89,8 +91,8 @@ def claim(path: Path, *, meanwhile: Callable[[], object] = lambda: None) -> Iter
 def is_free(path: Path) -> bool:
     """Whether there is a lock file at `path` that nobody holds: its holder was killed."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
+        fd = open_fd(path, os.O_RDONLY)
+    except (FileNotFoundError, NotAFile):
         return False
     try:
         return _flock(fd, fcntl.LOCK_SH, wait=False) and _same(fd, path)
@@ -100,10 +102,13 @@ def is_free(path: Path) -> bool:
 
 @contextmanager
 def folder_lock(path: Path, *, shared: bool = False, wait: bool = True) -> Iterator[bool]:
-    """Hold a lock on a folder that exists; yields False if another holds it (without `wait`) or it is gone."""
+    """Hold a lock on a folder that exists; yields False if another holds it (without `wait`) or it is gone.
+
+    What is no folder, or a symlink to one, counts as gone: it is none of ours.
+    """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except FileNotFoundError:
+        fd = open_folder(path)
+    except (FileNotFoundError, NotADirectoryError):
         yield False
         return
     try:
@@ -124,7 +129,7 @@ def _flock(fd: int, how: int, *, wait: bool) -> bool:
 def _same(fd: int, path: Path) -> bool:
     """Whether `path` still names the file that `fd` has open."""
     try:
-        there, ours = path.stat(), os.fstat(fd)
+        there, ours = path.lstat(), os.fstat(fd)
     except FileNotFoundError:
         return False
     return (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)

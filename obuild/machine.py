@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import re
 import select
 import signal
 import socket
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 from obuild import process
 from obuild.errors import MachineError
+from obuild.files import in_memory
 from obuild.qmp import Qmp, QmpLost
 from obuild.shape import CLOSED, OPEN, Links, Memory, Shape, qemu_argv
 
@@ -52,7 +54,7 @@ class Machine:
         self,
         child: subprocess.Popen[bytes],
         qmp: Qmp,
-        stderr: Path,
+        stderr: BinaryIO,
         shape: Shape,
         ports: tuple[socket.socket, socket.socket] | None = None,
     ) -> None:
@@ -252,7 +254,7 @@ def start(shape: Shape, image: Path, *, network: bool, memory: Memory | None = N
     start.
     """
     with ExitStack() as stack:
-        stderr = stack.enter_context(tempfile.NamedTemporaryFile(prefix="obuild-qemu-"))
+        stderr = stack.enter_context(in_memory("qemu-stderr"))
         pairs = [socket.socketpair() for _ in range(3 if memory else 1)]
         ours, *ports = [stack.enter_context(our) for our, _ in pairs]
         with ExitStack() as others:
@@ -261,14 +263,14 @@ def start(shape: Shape, image: Path, *, network: bool, memory: Memory | None = N
             child = process.spawn(
                 argv(qmp=qmp, links=Links(*links) if links else None),
                 shown=argv(qmp="stdio"),  # a pasted line has no such sockets
-                stderr=stderr.file,
+                stderr=stderr,
                 pass_fds=[their.fileno() for _, their in pairs],
             )
         for port in ports:
             port.setblocking(False)
         try:
             pair = (ports[0], ports[1]) if ports else None
-            machine = _greet(child, Qmp(ours), Path(stderr.name), shape, pair)
+            machine = _greet(child, Qmp(ours), stderr, shape, pair)
             if memory:
                 machine.switch(network=network)
             yield machine
@@ -281,7 +283,7 @@ def start(shape: Shape, image: Path, *, network: bool, memory: Memory | None = N
 def _greet(
     child: subprocess.Popen[bytes],
     qmp: Qmp,
-    stderr: Path,
+    stderr: BinaryIO,
     shape: Shape,
     ports: tuple[socket.socket, socket.socket] | None,
 ) -> Machine:
@@ -305,8 +307,10 @@ def _why(reason: str) -> str:
     return reasons.get(reason, f"stopped ({reason})")
 
 
-def _tail(path: Path) -> str:
-    text = path.read_bytes()[-process.STDERR_TAIL :].decode(errors="replace").strip()
+def _tail(file: BinaryIO) -> str:
+    size = os.fstat(file.fileno()).st_size
+    tail = os.pread(file.fileno(), process.STDERR_TAIL, max(0, size - process.STDERR_TAIL))  # QEMU's end may move
+    text = tail.decode(errors="replace").strip()
     return text or "it said nothing"
 
 

@@ -48,7 +48,7 @@ class Machines:
             chosen = accel.choose(self.settings.accel, shape.arch, memo=memo, note=self.say)
             key = base.key_path(self.store, found.card)
             shape = replace(shape, accel=chosen, kernel=kernel)
-            lasts = shape.warm and self.settings.vm != "boot"
+            lasts = shape.warm and self.settings.vm != "boot" and self._can_be_told()
             home = HOMES[found.card.os] if lasts else None
             warm = Warm(self.store, self.settings.warm_budget, self.say) if lasts else None
             self._made[found.name] = Qemu(
@@ -61,6 +61,15 @@ class Machines:
                 identity(shape, home) if home else "",
             )
         return self._made[found.name]
+
+    def _can_be_told(self) -> bool:
+        """Whether a running QEMU can be told of files in the store: it takes JSON, which has no other bytes."""
+        try:
+            str(self.store.root).encode()
+        except UnicodeEncodeError:
+            self.say("the store's path is not UTF-8, so no machine can be saved: each step boots one")
+            return False
+        return True
 
     def of_layer(self, id: LayerId) -> Qemu:
         """Machines for a layer in the store. Errors as for `of` and `base_below`."""

@@ -6,10 +6,12 @@ The format is mtree(5): `bsdtar`, `mtree` and others can check a layer without u
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from obuild.files import fsync
+from obuild.regular import NotAFile, is_file, open_file, read_text
 
 NAME = "mtree"
 
@@ -45,7 +47,7 @@ def seal(folder: Path) -> None:
 def read(folder: Path) -> dict[str, Entry]:
     """What was written down. ValueError if it cannot be read, or is not what `write` writes."""
     try:
-        text = (folder / NAME).read_text()
+        text = read_text(folder / NAME)
     except OSError as error:
         raise ValueError(f"its {NAME} cannot be read: {error.strerror}") from error
     entries = {}
@@ -71,6 +73,8 @@ def damage(folder: Path, *, read_data: bool = False) -> list[str]:
     for name, entry in entries.items():
         path = folder / name
         try:
+            if not is_file(path) and os.path.lexists(path):
+                raise NotAFile(path)
             size = path.stat().st_size
             if size != entry.size:
                 found.append(f"its {name} has {size} bytes, and had {entry.size}")
@@ -85,5 +89,5 @@ def damage(folder: Path, *, read_data: bool = False) -> list[str]:
 
 def digest(path: Path) -> str:
     """The sha256 of a file's content, in hex."""
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -19,6 +19,7 @@ from obuild.errors import MachineError, UsageError
 from obuild.machine import SHUTDOWN_GRACE, Machine
 from obuild.marks import MarkReader, new_mark
 from obuild.process import STDERR_TAIL
+from obuild.regular import NotAFile, open_file
 from obuild.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -397,7 +398,10 @@ def load_key(path: Path) -> paramiko.PKey:
     import paramiko
 
     try:
-        return paramiko.PKey.from_path(path)
+        with open_file(path, follow=True):  # paramiko would wait for a pipe
+            return paramiko.PKey.from_path(path)
+    except NotAFile as error:
+        raise UsageError(f"cannot use the SSH key {path}: {error.strerror}") from error
     except Exception as error:  # paramiko passes on whatever its parsers raise on a file that is no key
         why = (isinstance(error, OSError) and error.strerror) or error
         raise UsageError(
@@ -418,7 +422,7 @@ def make_key(path: Path) -> str:
         text = Ed25519PrivateKey.generate().private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
         )
-        with tempfile.NamedTemporaryFile(dir=path.parent) as file:  # made with mode 0600
+        with tempfile.NamedTemporaryFile(prefix=f".{path.name}.", dir=path.parent) as file:  # made with mode 0600
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

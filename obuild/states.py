@@ -8,23 +8,20 @@ the layer in use. Nothing here is ever synced to the disk: a state is of use onl
 from __future__ import annotations
 
 import errno
-import os
-import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from obuild import locks
+from obuild import locks, parts
 from obuild.files import discard
 from obuild.plan import LayerId
+from obuild.regular import is_folder
 
 #: Of warm/, warm-tmp/ and the folders in them, which hold the memory of guests.
 MODE = 0o700
 
 #: What is written down of a state: without it, nobody resumes it.
 ABOUT = "about.json"
-
-_ID = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +34,13 @@ class States:
     def ids(self) -> list[LayerId]:
         """The layers that have a state, in no order."""
         with suppress(OSError):
-            return [LayerId(name) for name in os.listdir(self.folder) if _ID.fullmatch(name)]
+            return [LayerId(path.name) for path in parts.entries(self.folder, parts.ID)]
         return []
 
     def unfinished(self) -> list[Path]:
         """The folders of machines that run or ran, and states on their way out."""
         with suppress(OSError):  # most stores have none; another user's is not ours to sweep
-            return list(self.running.iterdir())
+            return parts.entries(self.running, parts.MACHINE)
         return []
 
     def remove(self, id: LayerId) -> bool:
@@ -54,7 +51,7 @@ class States:
         place = self.folder / id
         with locks.folder_lock(place, wait=False) as free:
             if not free:
-                return not place.exists()
+                return not is_folder(place)
             self.running.mkdir(MODE, exist_ok=True)
             gone = self.running / f"gone-{place.stat().st_ino}"  # no other folder there can have this name
             try:

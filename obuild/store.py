@@ -12,7 +12,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -20,26 +19,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from obuild import disk, locks, mtree, trace, usage
-from obuild.errors import ProcessError, StoreError, UsageError
-from obuild.files import discard, fsync, leaving, move_out, owned_folder
+from obuild import disk, locks, mtree, parts, trace, usage
+from obuild.errors import ObuildError, ProcessError, StoreError, UsageError
+from obuild.files import discard, fsync, leaving, move_out, owned_folder, touch
 from obuild.flat import Flats
 from obuild.placing import Places
 from obuild.plan import LayerId, Step
+from obuild.regular import NotAFile, is_file, is_folder, kind, open_file, read_bytes
 from obuild.states import States
 from obuild.volumes import CacheCopy, escape, unescape
 
-_ID = re.compile(r"[0-9a-f]{64}")
 _ID_START = re.compile(r"[0-9a-f]+")
 _PARENT = re.compile(r"\(\(format 1\)\(executor \w+\)\(parent ([0-9a-f]{64})\)")
 
 #: What goes first of a layer that cannot be renamed: without its log it is neither found whole nor built on.
 _FIRST = "log"
-
-_README = """This is a store of obuild: layers of virtual machines, named by the hash of what made them.
-result/ holds finished layers, result-tmp/ those in the making, base-image/ the images that specs start from.
-Use obuild (ls, log, delete, clean) to look and to remove; do not edit it by hand.
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +55,8 @@ class Layer:
         """What the step printed; None if the layer is just being removed. StoreError if the layer has no log."""
         for last in (False, True):  # it may have been removed and made again in between
             try:
-                return self.log.read_bytes()
+                with open_file(self.log) as file:
+                    return file.read()
             except OSError as error:
                 if not self.path.is_dir():
                     return None
@@ -74,13 +69,16 @@ class Layer:
 
     @property
     def key(self) -> str:
-        return (self.path / "key").read_text(encoding="utf-8", errors="surrogateescape")
+        return read_bytes(self.path / "key").decode("utf-8", "surrogateescape")
 
     @property
     def parent(self) -> LayerId | None:
-        """The layer that this one is an overlay on, as its key says."""
-        with (self.path / "key").open(encoding="utf-8", errors="surrogateescape") as file:
-            found = _PARENT.match(file.read(200))  # a key may hold the manifest of 100,000 files
+        """The layer that this one is an overlay on, as its key says; None, too, if its key is no file."""
+        try:
+            with open_file(self.path / "key") as file:
+                found = _PARENT.match(file.read(200).decode("utf-8", "replace"))  # it may list 100,000 files
+        except NotAFile:  # the layer is damaged, and nothing is built on it
+            return None
         return LayerId(found[1]) if found else None
 
 
@@ -142,13 +140,17 @@ class Store:
     def open(cls, root: Path, *, create: bool = True, sweep: bool = True) -> Store:
         """Open a store, making it if it is new and `create`; rubbish that a crash left is removed if `sweep`.
 
-        UsageError if it cannot be made or written to, or, without `create`, is no store.
+        UsageError if it cannot be made or written to, if one of its parts is not a folder, and if it is no store
+        and not to be made, or holds other things. `root` may lead there through symlinks.
         """
-        store = cls(root.absolute())
-        if not create and not store.locks.is_dir():
-            raise UsageError(f"{root} is not a store", hint="a first `obuild build` makes it")
         try:
-            store._prepare()
+            store = cls(_resolved(root))
+            if not parts.is_store(store.root):
+                if not create:
+                    raise UsageError(f"{root} is not a store", hint="a first `obuild build` makes it")
+                parts.begin(store.root)
+            parts.make(store.root)
+            store._see_writable()
             if sweep:
                 store.sweep()
         except OSError as error:
@@ -156,26 +158,34 @@ class Store:
             raise UsageError(f"cannot write to the store {root}: {where}{error.strerror}") from error
         return store
 
-    def _prepare(self) -> None:
-        new = not self.locks.is_dir()
-        for folder in (self.result, self.result_tmp, self.base_image, self.cache, self.cache_tmp, self.locks):
-            if not folder.is_dir():  # of an old store, too: a copy or a tidy user may have left an empty one out
-                folder.mkdir(parents=True, exist_ok=True)
-        if new:
-            (self.root / "CACHEDIR.TAG").write_text("Signature: 8a477f597d28d172789f06886806bc55\n")
-            (self.root / "README").write_text(_README)
+    def _see_writable(self) -> None:
         if not os.access(self.result_tmp, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            read_only = os.statvfs(self.result_tmp).f_flag & os.ST_RDONLY
+            code = errno.EROFS if read_only else errno.EACCES
+            raise OSError(code, os.strerror(code))
 
     def sweep(self) -> None:
-        """Remove what no living process owns: drafts, cache copies, machines, half-made base images."""
+        """Remove what no living process owns: drafts, cache copies, machines, half-made base images.
+
+        What cannot be removed is in nobody's way as long as nobody wants its place; `gc` and `fsck` tell of it.
+        """
         for path in self.unfinished():
-            self.drop(path)
+            with suppress(ObuildError):
+                self.drop(path)
         self.places.sweep()
 
     def unfinished(self) -> list[Path]:
         """Drafts, copies of caches, machines, what is on its way out: only there while a process owns it."""
-        return [*self.result_tmp.iterdir(), *self.cache_tmp.iterdir(), *self.states.unfinished()]
+        return [
+            *parts.entries(self.result_tmp, parts.DRAFT),
+            *self._leaving(),
+            *parts.entries(self.cache_tmp, parts.COPY),
+            *self.states.unfinished(),
+        ]
+
+    def _leaving(self) -> list[Path]:
+        names = filter(parts.DRAFT.fullmatch, os.listdir(self.result_tmp))
+        return [path for name in names if is_file(path := self.result_tmp / name) and leaving(path)]
 
     def unowned(self, path: Path) -> AbstractContextManager[bool]:
         """Yields whether something unfinished is rubbish; if so, nobody comes to own it before the block ends."""
@@ -213,11 +223,11 @@ class Store:
     def find(self, id: LayerId) -> Layer | None:
         """The layer `id`, if the store has it."""
         layer = Layer(id, self.result / id)
-        return layer if layer.path.is_dir() else None
+        return layer if is_folder(layer.path) else None
 
     def ids(self) -> list[LayerId]:
         """The ids of all layers, in no order."""
-        return [LayerId(name) for name in os.listdir(self.result) if _ID.fullmatch(name)]
+        return [LayerId(name) for name in os.listdir(self.result) if parts.ID.fullmatch(name)]
 
     def layers(self) -> list[Layer]:
         """All layers, in no order."""
@@ -232,12 +242,12 @@ class Store:
         """
         folders = (self.result, self.result_tmp) if drafts else (self.result,)
         found: list[str] = []
-        if _ID.fullmatch(prefix):
-            found = [prefix] if any((folder / prefix).is_dir() for folder in folders) else []
+        if parts.ID.fullmatch(prefix):
+            found = [prefix] if any(is_folder(folder / prefix) for folder in folders) else []
         elif _ID_START.fullmatch(prefix):
             names = {
                 *(starting(prefix) if starting else self.ids()),
-                *(filter(_ID.fullmatch, os.listdir(self.result_tmp)) if drafts else ()),
+                *(filter(parts.ID.fullmatch, os.listdir(self.result_tmp)) if drafts else ()),
             }
             found = sorted(name for name in names if name.startswith(prefix))
         if not found:
@@ -249,7 +259,7 @@ class Store:
 
     def log_path(self, id: LayerId) -> Path:
         """Where the log of a layer or draft is."""
-        folder = self.result if (self.result / id).is_dir() else self.result_tmp
+        folder = self.result if is_folder(self.result / id) else self.result_tmp
         return folder / id / "log"
 
     # -- making
@@ -266,7 +276,7 @@ class Store:
         with locks.folder_lock(self.result / id, shared=True) as held:
             layer = self.find(id) if held else None
             if layer is not None:
-                os.utime(layer.path)  # when it was last used
+                touch(layer.path)
             yield layer
 
     @contextmanager
@@ -277,6 +287,7 @@ class Store:
         rootfs/image.qcow2 that no process writes to any more. StoreError if a layer below is damaged.
         """
         path = self.result_tmp / step.id
+        _see_free(self.result / step.id)
         discard(path)  # of a process that died since we opened the store
         try:
             with storage_errors(self.root):
@@ -329,8 +340,8 @@ class Store:
     def add_parents(self, known: dict[LayerId, LayerId | None]) -> None:
         """Look for layers that are not known yet."""
         for name in os.listdir(self.result):
-            if name not in known and _ID.fullmatch(name):
-                with suppress(FileNotFoundError):  # it is just being removed
+            if name not in known and parts.ID.fullmatch(name):
+                with suppress(FileNotFoundError, NotADirectoryError):  # it is just being removed, or no layer
                     known[LayerId(name)] = Layer(LayerId(name), self.result / name).parent
 
     def remove(self, id: LayerId, parents: dict[LayerId, LayerId | None]) -> bool:
@@ -359,7 +370,7 @@ class Store:
             fsync(self.result)
             discard(self.result_tmp / id)
             trace.reach("remove.done")
-            for memo in self.manifests.glob(f"{id}-*"):
+            for memo in filter(is_file, self.manifests.glob(f"{id}-*")):
                 memo.unlink(missing_ok=True)
             parents.pop(id, None)
             return True
@@ -394,10 +405,32 @@ class Store:
         """The archive of each cache that is not empty, by name."""
         names = sorted(name for name in os.listdir(self.cache) if name.startswith("c-"))
         archives = {unescape(name.removeprefix("c-")): self.cache / name / "cache.tar" for name in names}
-        return {name: archive for name, archive in archives.items() if archive.is_file()}
+        return {name: file for name, file in archives.items() if is_folder(file.parent) and is_file(file)}
 
     def _lock_file(self, name: str) -> Path:
         return self.locks / f"{name}.lock"
+
+
+def _resolved(root: Path) -> Path:
+    """Where symlinks lead. UsageError if that is nowhere."""
+    try:
+        return root.resolve()
+    except RuntimeError as error:  # Python 3.13 has it as an OSError
+        raise UsageError(f"cannot find the store {root}: {error}") from error
+
+
+def _see_free(place: Path) -> None:
+    """StoreError if there is something where a layer is to be made: a damaged one, or a stranger.
+
+    Who asks has the claim on the layer, so nobody else is just making or removing it.
+    """
+    if is_folder(place):
+        problems = "; ".join(mtree.damage(place)) or "it cannot be used"
+        hint = "`obuild fsck --repair` removes it with all that stands on it; build again then"
+        raise StoreError(f"layer {place.name} is damaged: {problems}", hint=hint)
+    if os.path.lexists(place):
+        hint = "`obuild fsck --repair` moves it out of the way"
+        raise StoreError(f"{place} is {kind(place)}, where a layer should be", hint=hint)
 
 
 @contextmanager
@@ -418,9 +451,12 @@ def storage_errors(root: Path) -> Iterator[None]:
 
 def no_space(root: Path, why: str) -> StoreError:
     """The error for a store that cannot be written to, with what is free, what takes the room, and what to do."""
-    free = shutil.disk_usage(root).free
+    status = os.statvfs(root)
+    free = f"{status.f_bavail * status.f_frsize >> 20} MiB are free"
+    if status.f_files and not status.f_favail:
+        free += ", but its file system can hold no more files"
     hint = (
-        f"{free >> 20} MiB are free; in the store: {usage.in_words(root)}; "
+        f"{free}; in the store: {usage.in_words(root)}; "
         "`obuild gc --keep-bytes SIZE` removes what was not used for the longest time"
     )
     return StoreError(f"cannot write to the store {root}: {why}", hint=hint)

@@ -10,6 +10,7 @@ import signal
 
 #: All points, in the order in which a build that has everything to do passes them.
 POINTS = (
+    "store.making",
     "base.placing",
     "base.placed",
     "draft.made",

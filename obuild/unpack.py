@@ -87,7 +87,7 @@ def unpack(archive: Path, path: Path, *, root: bool, strict: bool, note: Callabl
 def _beside(path: Path) -> Iterator[Path]:
     """A folder of our own beside `path`, gone when the block ends."""
     # not a TemporaryDirectory: to be rid of all that is in it, Python before 3.11.8 changes modes through symlinks
-    folder = Path(tempfile.mkdtemp(prefix=".obuild-", dir=path.parent))
+    folder = Path(tempfile.mkdtemp(prefix=".obuild-", dir=path.parent.resolve()))
     try:
         yield folder
     finally:

@@ -6,7 +6,9 @@ import os
 from pathlib import Path
 
 from obuild import disk, locks, trace
-from obuild.files import fsync
+from obuild.errors import StoreError
+from obuild.files import fsync, touch
+from obuild.regular import is_file, is_folder, kind
 
 
 class CacheCopy:
@@ -24,7 +26,7 @@ class CacheCopy:
         with locks.file_lock(self._lock):
             self._taken = self._version()
             if self._taken is not None:
-                os.utime(self._master.parent)  # when it was last used
+                touch(self._master.parent)
                 disk.copy(self._master, self.path)
                 trace.reach("cache.copied")
 
@@ -41,6 +43,7 @@ class CacheCopy:
     def replace(self, archive: Path) -> None:
         """Make `archive` the cache, whatever it is by now; a step that has a copy then drops what it saves."""
         with locks.file_lock(self._lock):
+            self._version()
             self._put(archive)
 
     def _put(self, archive: Path) -> None:
@@ -53,6 +56,12 @@ class CacheCopy:
         fsync(self._master.parent.parent)
 
     def _version(self) -> tuple[int, int] | None:
+        """Inode and time of what the cache holds; None for nothing. StoreError if it is something else."""
+        folder = self._master.parent
+        for path, is_right in ((folder, is_folder), (self._master, is_file)):
+            if os.path.lexists(path) and not is_right(path):
+                hint = "`obuild fsck --repair` moves it out of the way"
+                raise StoreError(f"{path} is {kind(path)}, where a cache should be", hint=hint)
         try:
             status = self._master.stat()
         except FileNotFoundError:

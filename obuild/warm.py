@@ -24,6 +24,7 @@ from obuild import accel, locks, mtree, trace, usage
 from obuild.errors import ObuildError
 from obuild.files import discard, owned_folder
 from obuild.plan import LayerId
+from obuild.regular import NotAFile, is_file, read_text
 from obuild.states import ABOUT, MODE
 from obuild.store import Store
 
@@ -64,7 +65,7 @@ class State:
     def about(self) -> dict[str, Any]:
         """What was written down of it. ValueError, with why in words, if it cannot be read."""
         try:
-            about = json.loads((self.path / ABOUT).read_text())
+            about = json.loads(read_text(self.path / ABOUT))
         except (OSError, ValueError, RecursionError) as error:
             raise ValueError(f"its {ABOUT} cannot be read") from error
         if not isinstance(about, dict) or "format" not in about:
@@ -263,6 +264,8 @@ def _about(store: Store, layer: LayerId, machine: str, made: Path) -> dict[str, 
 
 def _times(path: Path) -> list[int]:
     """Changes whenever a file is written to; the same for all its names. OSError if there is none."""
+    if not is_file(path) and os.path.lexists(path):
+        raise NotAFile(path)
     status = path.stat()
     return [status.st_size, status.st_mtime_ns]
 

@@ -16,7 +16,7 @@ import obuild.executors.qemu
 import obuild.flat
 from obuild import process, trace
 from obuild.__main__ import main
-from obuild.errors import ProcessError
+from obuild.errors import MachineError, ProcessError
 from obuild.guests import Guest
 from obuild.shape import Shape
 from tests.fakes import FakeExecutor, Run
@@ -56,8 +56,11 @@ def act(step: Run) -> int:
         new = copy.path.with_suffix(".new")
         if copy.path.exists():
             new.write_bytes(copy.path.read_bytes())
-        with tarfile.open(new, "a") as archive:
-            archive.addfile(tarfile.TarInfo(f"./{step.draft.id[:6]}"))
+        try:
+            with tarfile.open(new, "a") as archive:
+                archive.addfile(tarfile.TarInfo(f"./{step.draft.id[:6]}"))
+        except tarfile.TarError as error:
+            raise MachineError(f"unpacking cache {copy.name}: {error}") from error
         copy.save(new)
     return 1 if step.command.argv[-1].startswith("fail") else 0
 

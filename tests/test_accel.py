@@ -138,8 +138,8 @@ def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
     spawn = process.spawn
     words = {"kvm": "tcg", "host": "max"}
 
-    def tcg(argv: Sequence[process.Arg], *, stderr: IO[bytes]) -> subprocess.Popen[bytes]:
-        return spawn([words.get(str(word), word) for word in argv], stderr=stderr)
+    def tcg(argv: Sequence[process.Arg], *, stderr: IO[bytes], pass_fds: Sequence[int]) -> subprocess.Popen[bytes]:
+        return spawn([words.get(str(word), word) for word in argv], stderr=stderr, pass_fds=pass_fds)
 
     monkeypatch.setattr(process, "spawn", tcg)
     monkeypatch.setattr(accel, "PROBE_TIMEOUT", 60.0)
@@ -171,7 +171,13 @@ def test_a_probe_that_does_not_get_to_its_end_is_given_up(monkeypatch: pytest.Mo
 @needs_qemu
 def test_a_qemu_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
     spawn = process.spawn
-    monkeypatch.setattr(process, "spawn", lambda argv, *, stderr: spawn([*argv, "-nonsense"], stderr=stderr))
+
+    def nonsense(
+        argv: Sequence[process.Arg], *, stderr: IO[bytes], pass_fds: Sequence[int]
+    ) -> subprocess.Popen[bytes]:
+        return spawn([*argv, "-nonsense"], stderr=stderr, pass_fds=pass_fds)
+
+    monkeypatch.setattr(process, "spawn", nonsense)
     assert "nonsense" in accel._run_probe("x86_64")
 
 

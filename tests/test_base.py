@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from obuild import base, bases, card, disk, recipe, ssh
+from obuild import base, bases, card, disk, fsck, recipe, ssh
 from obuild.card import Card
 from obuild.errors import UsageError
 from obuild.plan import Base, Import, Step
@@ -43,6 +43,15 @@ def test_a_base_comes_with_its_card(store: Store, tiny: Path) -> None:
 def test_a_raw_image_is_a_base_too(store: Store, raw_disk: Path) -> None:
     (store.base_image / "raw.img").write_bytes(raw_disk.read_bytes())
     assert find(store, "raw").digest == digest(raw_disk)
+
+
+def test_images_and_cards_may_be_links_to_a_users_own(store: Store, qcow2_disk: Path, tmp_path: Path) -> None:
+    (tmp_path / "card").write_text('login = "debian"\n')
+    (store.base_image / "mine.qcow2").symlink_to(qcow2_disk)
+    (store.base_image / "mine.toml").symlink_to(tmp_path / "card")
+    found = find(store, "mine")
+    assert (found.digest, found.card.login) == (digest(qcow2_disk), "debian")
+    assert list(fsck.check(store)) == []
 
 
 def test_an_image_is_read_once_and_again_when_it_changed(

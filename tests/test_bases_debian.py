@@ -226,3 +226,16 @@ def test_a_host_without_debians_keys_is_told_before_anything_starts(
     with pytest.raises(UsageError) as caught:
         debian.make(RECIPE, tmp_path / "out.qcow2", public_key="", say=lambda _: None)
     assert caught.value.hint == "apt install debian-archive-keyring"
+
+
+def test_where_a_killed_process_has_worked_the_next_one_cleans_up(tmp_path: Path) -> None:
+    """But neither what another one works in, nor what is somebody else's."""
+    (tmp_path / "0-obuild-making" / "disk").mkdir(parents=True)
+    (tmp_path / "victim" / "precious").mkdir(parents=True)
+    (tmp_path / "8-obuild-making").symlink_to("victim")
+    (tmp_path / "notes").mkdir()
+    with debian._scratch(tmp_path) as one, debian._scratch(tmp_path) as two:
+        assert (one.name, two.name) == ("0-obuild-making", "1-obuild-making")
+        assert list(one.iterdir()) == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["8-obuild-making", "notes", "victim"]
+    assert (tmp_path / "victim" / "precious").is_dir()

@@ -188,14 +188,14 @@ def test_qemu_that_is_not_installed_is_said_to_be_with_its_package(based: Path, 
 )
 def test_a_base_image_that_is_no_disk(here: Path, content: bytes, said: str) -> None:
     folder = here / "store/base-image"
-    obuild("base", "ls", f"--store=qemu:{here / 'store'}", code=0)
+    folder.mkdir(parents=True)
     (folder / "there.qcow2").write_bytes(content)
     assert said in refused(here)
 
 
 @pytest.mark.parametrize("how", ["luks", "aes"])
 def test_a_base_image_that_is_encrypted(here: Path, how: str) -> None:
-    obuild("base", "ls", f"--store=qemu:{here / 'store'}", code=0)
+    (here / "store/base-image").mkdir(parents=True)
     secret = ["--object", "secret,id=s,data=abc", "-o", f"encrypt.format={how},encrypt.key-secret=s"]
     image = here / "store/base-image/there.qcow2"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *secret, image, "1M"], check=True)
@@ -204,11 +204,11 @@ def test_a_base_image_that_is_encrypted(here: Path, how: str) -> None:
 
 def test_a_base_image_that_is_no_file_is_not_waited_for(here: Path) -> None:
     store = f"--store=qemu:{here / 'store'}"
-    obuild("base", "ls", store, code=0)
+    Store.open(here / "store")
     os.mkfifo(here / "store/base-image/there.qcow2")
     (here / "store/base-image/endless.img").symlink_to("/dev/zero")
     done = obuild("fsck", store, code=1)
-    assert done.stdout.count("it is not a file") == 2
+    assert done.stdout.count("leads to no file") == 2
     assert "unknown base image 'there'" in refused(here)
     obuild("base", "add", here / "store/base-image/there.qcow2", "--name=x", store, code=2)
 
@@ -234,10 +234,10 @@ def test_an_endless_spec_or_secret_is_not_read_to_its_end(here: Path, based: Pat
     [
         (["plan", "STORE", "-f", "SPEC", "n" * 256], "n: File name too long\n"),
         (["base", "add", "SPEC", "--name", "n" * 256, "STORE"], "File name too long\n"),
-        (["ls", "--store=qemu:" + "n" * 5000], "File name too long\n"),
+        (["ls", "--store=qemu:" + "n" * 5000], "n is not a store\n"),
         (["ls", "STORE", "--limit", "9" * 30], ""),
         (["ls", "STORE", "--vm\n" + "x" * 300], "No such option"),
-        (["base", "add", "IMAGE", "--name", "n", "--key", "/", "STORE"], "SSH key /: Is a directory\n"),
+        (["base", "add", "IMAGE", "--name", "n", "--key", "/", "STORE"], "SSH key /: it is a folder"),
     ],
 )
 def test_odd_arguments(based: Path, args: list[str], said: str) -> None:
@@ -255,8 +255,8 @@ def test_an_error_that_quotes_very_much_is_cut_in_the_middle(here: Path) -> None
 
 
 def test_a_truncated_base_image(here: Path) -> None:
-    obuild("base", "ls", f"--store=qemu:{here / 'store'}", code=0)
     image = here / "store/base-image/there.qcow2"
+    image.parent.mkdir(parents=True)
     raw = here / "raw"
     raw.write_bytes(os.urandom(4 << 20))
     subprocess.run(["qemu-img", "convert", "-O", "qcow2", raw, image], check=True)
@@ -265,8 +265,8 @@ def test_a_truncated_base_image(here: Path) -> None:
 
 
 def test_a_base_image_that_points_at_another_file(here: Path) -> None:
-    obuild("base", "ls", f"--store=qemu:{here / 'store'}", code=0)
     image = here / "store/base-image/there.qcow2"
+    image.parent.mkdir(parents=True)
     secret = here / "secret"
     secret.write_bytes(b"s" * 65536)
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", secret, "-F", "raw", image], check=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -55,7 +56,7 @@ BASE = ("base", "add", "DISK", "--name=tiny", "--force")
 CLEAN = ("clean",)
 
 #: By the kind of point that they pass; all others are passed by a build.
-COMMANDS = {"base": BASE, "remove": CLEAN}
+COMMANDS = {"base": BASE, "store": BASE, "remove": CLEAN}
 
 
 class Victim:
@@ -115,6 +116,8 @@ def test_every_point_is_tried() -> None:
 def test_killed_at_a_point(victim: Victim, point: str) -> None:
     kind = "remove" if point == "flat.removed" else point.partition(".")[0]
     command = COMMANDS.get(kind, BUILD)
+    if kind == "store":
+        shutil.rmtree(victim.root)
     if command != BASE:
         assert victim.run(*BASE) == 0
     if command == CLEAN or point == "cache.copied":  # there must be layers, or a cache
@@ -124,7 +127,8 @@ def test_killed_at_a_point(victim: Victim, point: str) -> None:
     if command == CLEAN or point == "cache.copied":
         victim.saved.clear()
     assert victim.run(*command, kill_at=point) == -signal.SIGKILL, f"{point} is never reached"
-    victim.check()
+    if kind != "store":  # else there is none yet
+        victim.check()
     for again in {BASE, command} if command != CLEAN else [CLEAN]:
         assert victim.run(*again) == 0
     if command == CLEAN:

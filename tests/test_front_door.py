@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -35,3 +36,11 @@ def test_a_cached_build_loads_nothing_heavy() -> None:
         [sys.executable, "-c", code], check=True, capture_output=True, text=True
     ).stdout.split()
     assert not set(HEAVY) & set(loaded)
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_closed_standard_stream_is_no_file_of_ours(closed: str) -> None:
+    """Else a file that is opened first gets its number, and what is written to stderr goes into that file."""
+    script = "import os, obuild.streams as s; s.prepare(); fd = os.open('/dev/null', 0); exit(fd <= 2)"
+    shell = f'"$0" -c "{script}" {closed}'
+    assert subprocess.run(["sh", "-c", shell, sys.executable], cwd=Path(__file__).parent.parent).returncode == 0

@@ -322,7 +322,8 @@ def test_rubbish_goes_and_what_is_owned_stays(store: Store) -> None:
 
 
 def test_rubbish_counts_for_what_is_to_become_free(store: Store, family: dict[str, LayerId]) -> None:
-    (store.result_tmp / "f").write_bytes(os.urandom(FAT))
+    (store.result_tmp / ("f" * 64)).mkdir()
+    (store.result_tmp / ("f" * 64) / "log").write_bytes(os.urandom(FAT))
     assert [item.kind for item in plan(store, free_bytes=FAT).items] == ["rubbish"]
     assert [item.kind for item in plan(store, free_bytes=FAT + 50_000).items] == ["rubbish", "layer"]
 

@@ -158,6 +158,7 @@ def test_who_meets_the_damage_second_leaves_the_new_database(store: Store) -> No
 def test_an_index_that_cannot_be_opened_is_told_with_what_to_do(store: Store) -> None:
     path = store.state / "db" / "db.sqlite"
     path.mkdir(parents=True)
+    path.with_name("damaged.sqlite").touch()  # so that it cannot be moved there
     with pytest.raises(StoreError, match="cannot open the index") as caught:
         Index(store)
     assert str(path) in caught.value.hint

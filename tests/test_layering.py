@@ -13,8 +13,9 @@ PACKAGE = Path(__file__).parent.parent / "obuild"
 
 #: Lowest first. A module imports only from lines above its own.
 RANKS = (
-    "errors events locks mask quoting spec_ops tarball trace units version",
-    "card files posix process qmp sexp streams tree usage",
+    "errors events mask quoting regular spec_ops tarball trace units version",
+    "locks",
+    "card files parts posix process qmp sexp streams tree usage",
     "disk explain marks mtree packing recipe shape spec_fields spec_show",
     "accel machine ram spec_read terminal unpack",
     "spec ssh",

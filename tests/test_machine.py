@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -18,7 +19,7 @@ from threading import Timer
 
 import pytest
 
-from obuild import machine, ssh
+from obuild import accel, machine, ssh
 from obuild.errors import MachineError
 from obuild.machine import Machine
 from obuild.shape import ARCHES, Kernel, Memory, Shape
@@ -87,6 +88,14 @@ def halted(boot: Boot) -> Iterator[Machine]:
         while not AT_REST.search(guest.qmp.execute("human-monitor-command", command)):
             guest.pause(0.01)
         yield guest
+
+
+def test_nothing_of_ours_is_in_tmp(boot: Boot, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever is killed would leave it there: what QEMU says, and what KVM is tried with, is in memory."""
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere")  # making a file there fails
+    with boot(POWER_OFF) as guest:
+        guest.power_off(ask=False)
+    accel._run_probe("x86_64")
 
 
 def test_a_guest_that_powers_off_ends_qemu_cleanly(boot: Boot) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -161,3 +162,16 @@ def test_a_layer_that_is_gone_is_named(store: Store, build: Build) -> None:
     shutil.rmtree(root(store, id))
     with pytest.raises(StoreError, match=f"{id} was just removed"):
         made(store, id)
+
+
+def test_where_qemu_cannot_be_told_of_a_file_each_step_boots(tmp_path: Path, qcow2_disk: Path) -> None:
+    """What it is told while it runs is JSON, and that has no bytes but UTF-8."""
+    store = Store.open(tmp_path / os.fsdecode(b"caf\xe9"))
+    shutil.copy(qcow2_disk, store.base_image / "tiny.qcow2")
+    said: list[str] = []
+    stage = spec.parse(b"((from tiny) (run (shell a)))")
+    id = Engine(tmp_path, store, Settings(accel="tcg"), Heard()).build(stage)
+    executor = Machines(store, Settings(accel="tcg"), said.append).of_layer(id)
+    assert isinstance(executor, Made)
+    assert executor.warm is None
+    assert "not UTF-8" in said[0]

@@ -73,7 +73,8 @@ def sizes(store: Store) -> dict[str, tuple[int, int]]:
 def test_each_kind_is_counted(store: Store, chain: ChainMaker) -> None:
     make_all(store, chain("(run (shell a))"))
     fat_cache(store, "c", 1)
-    (store.result_tmp / "rubbish").write_bytes(os.urandom(FAT))
+    (store.result_tmp / ("b" * 64)).mkdir()
+    (store.result_tmp / ("b" * 64) / "log").write_bytes(os.urandom(FAT))
     (store.root / "warm" / ("a" * 64)).mkdir(parents=True)
     with held(store, "cache", "c"):
         seen = sizes(store)

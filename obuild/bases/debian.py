@@ -17,20 +17,19 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import shlex
-import shutil
 import tarfile
-import tempfile
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from obuild import process, recipe
+from obuild import locks, parts, process, recipe
 from obuild.card import INITRD, KERNEL
 from obuild.disk import copy, pack
-from obuild.errors import UsageError
-from obuild.files import fsync
+from obuild.errors import ObuildError, UsageError
+from obuild.files import discard, fsync, owned_folder
 from obuild.recipe import File, Recipe
 
 SECTOR = 512
@@ -65,6 +64,11 @@ MKE2FS_CONFIG = """\
 #: Ids of a disk are made from what it is made of, so that two runs differ in as little as possible.
 _NAMESPACE = uuid.UUID("5f0f4f0c-9d0b-4b43-8d1f-0b1d3e6d9a11")
 
+#: Where to work if the store's folder is for its owner alone, and what the folder there is called.
+VAR_TMP = Path("/var/tmp")
+MAKING = "obuild-making"
+_MAKING = re.compile(rf"[0-9]+-{MAKING}")
+
 Say = Callable[[str], None]
 
 
@@ -77,7 +81,8 @@ def make(recipe: Recipe, out: Path, *, public_key: str, say: Say) -> None:
     with ExitStack() as stack:
         beside = stack.enter_context(_scratch(out.parent))
         # As a plain user, mmdebstrap works under another uid, which may not enter a private home folder.
-        work = beside if os.geteuid() == 0 else stack.enter_context(_scratch(Path("/var/tmp")))
+        reached = os.geteuid() == 0 or all(above.stat().st_mode & 0o001 for above in beside.resolve().parents)
+        work = beside if reached else stack.enter_context(_scratch(VAR_TMP.resolve()))
         say(f"{recipe.name}: installing {len(recipe.packages)} packages of Debian {recipe.suite}")
         disk = _bootstrap(recipe, work, public_key)
         if recipe.card.firmware == "bios":
@@ -322,15 +327,28 @@ def make_bootable(made: Recipe, disk: Path, work: Path) -> None:
 
 @contextmanager
 def _scratch(folder: Path) -> Iterator[Path]:
-    """A new folder in `folder`, removed with all it holds however the block ends."""
-    path = Path(tempfile.mkdtemp(prefix=".making-", dir=folder))
-    try:
-        # Others may go through, to names they know.
-        path.chmod(0o711)
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
-        if path.exists():
-            # Left by an mmdebstrap that was killed: files of other uids, which only its own namespace can remove.
-            process.run(["mmdebstrap", "--unshare-helper", "rm", "-rf", *(path / "tmp").iterdir()])
-            shutil.rmtree(path, ignore_errors=True)
+    """A new folder in `folder`, removed with all it holds however the block ends.
+
+    What a process of ours has left there that was killed goes, too: nobody else sweeps outside the store.
+    """
+    for left in parts.entries(folder, _MAKING):
+        if left.stat().st_uid == os.geteuid():
+            with locks.folder_lock(left, wait=False) as dead:
+                if dead:
+                    _remove(left)
+    with owned_folder(folder, MAKING) as path:
+        try:
+            # Others may go through, to names they know.
+            path.chmod(0o711)
+            yield path
+        finally:
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    with suppress(ObuildError):
+        discard(path)
+    if path.exists():
+        # Left by an mmdebstrap that was killed: files of other uids, which only its own namespace can remove.
+        process.run(["mmdebstrap", "--unshare-helper", "rm", "-rf", *(path / "tmp").iterdir()])
+        discard(path)

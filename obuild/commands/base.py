@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from obuild import ui
-from obuild.console import StoreOption, VerboseOption, guarded, open_store, say
+from obuild.console import StoreOption, VerboseOption, guarded, open_store, put, say
 from obuild.errors import UsageError
 
 app = typer.Typer(help="Base images: what `(from NAME)` starts from.", no_args_is_help=True)
@@ -27,9 +27,9 @@ def base_make(
 
     opened = open_store(store, create=True)
     if not force and base.image_path(opened, name):
-        print(f"{name} is there already; --force makes it again")
+        put(f"{name} is there already; --force makes it again")
         return
-    print(f"made {base.make(opened, name, say=say, again=force)}")
+    put(f"made {base.make(opened, name, say=say, again=force)}")
 
 
 @app.command("add")
@@ -73,7 +73,7 @@ def base_add(
         fields |= {"firmware": "kernel", "cmdline": cmdline}
     about = card.from_strings(fields, where="obuild base add")
     added = base.add(open_store(store, create=True), file, name, about=about, key=key, boot=boot, force=force)
-    print(f"added {added}")
+    put(f"added {added}")
 
 
 @app.command("ls")
@@ -82,12 +82,12 @@ def base_list(store: StoreOption) -> None:
     """List the base images in the store, and the recipes that more can be made from."""
     from obuild import base, recipe
 
-    there = base.listing(open_store(store, create=True))
+    there = base.listing(open_store(store))
     for found in there:
-        print(f"{found.name:20}  {ui.size(found.size):>10}  {found.card.os} {found.card.arch}")
+        put(f"{found.name:20}  {ui.size(found.size):>10}  {found.card.os} {found.card.arch}")
     for name in recipe.names():
         if name not in {found.name for found in there}:
-            print(f"{name:20}  {'-':>10}  can be made: obuild base make {name}")
+            put(f"{name:20}  {'-':>10}  can be made: obuild base make {name}")
 
 
 @app.command("rm")

@@ -10,6 +10,7 @@ import typer
 from obuild import ui
 from obuild.console import IdArgument, JsonOption, StoreOption, guarded, open_store, put, put_json
 from obuild.errors import UsageError
+from obuild.regular import open_file
 
 if TYPE_CHECKING:
     from obuild.describe import Listed
@@ -29,7 +30,7 @@ def log(id: IdArgument, store: StoreOption) -> None:
     opened = open_store(store)
     path = opened.log_path(resolve(opened, id, drafts=True))
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             while data := file.read(1 << 20):
                 sys.stdout.buffer.write(data)
     except FileNotFoundError:
