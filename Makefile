@@ -12,8 +12,8 @@ PACKAGES := python3-venv qemu-system-x86 qemu-utils mmdebstrap debian-archive-ke
 ARCHES ?= aarch64 s390x ppc64le riscv64
 ARCH_PACKAGES := qemu-system-arm qemu-system-misc qemu-system-ppc cpio kmod openssh-client xz-utils
 
-# What tests use where they find it: another tar, as FreeBSD and Windows have it.
-TEST_PACKAGES := libarchive-tools
+# What tests use: another tar, as FreeBSD and Windows have it, another shell, an assembler, and who reads scripts.
+TEST_PACKAGES := libarchive-tools busybox binutils shellcheck
 
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
@@ -54,7 +54,7 @@ demo: setup
 	@echo 'Or look around:  $(OBUILD) ls --store=$(STORE)'
 	@echo '                 $(OBUILD) --help; the language is in docs/spec.md'
 
-test: setup lint .venv/packages-test
+test: setup lint
 	.venv/bin/pytest -q -n auto --maxprocesses 8 --dist worksteal
 
 # make test-arch: the tests that boot guests, in those of other architectures, emulated; ARCHES=s390x for one of them.
@@ -78,10 +78,11 @@ bench-steps: setup
 	.venv/bin/pip install -q -e '.[bench]'
 	.venv/bin/python -m bench.steps $(STEPS)
 
-lint: setup
+lint: setup .venv/packages-test
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+	shellcheck -s sh obuild/guests/resident/*.sh
 
 clean:
 	rm -rf demo-store .cache

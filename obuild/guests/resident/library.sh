@@ -34,7 +34,7 @@ thaw() {
 
 # QEMU's DHCP names a gateway and a name server where the network is open, and a guest boots where it is closed.
 open_network() {
-    card= gateway=
+    card='' gateway=''
     while read -r name to via rest; do
         case $to in 00000000) gateway=$name ;; 0002000A) card=$name ;; esac
     done </proc/net/route

@@ -17,7 +17,7 @@ chmod 622 $dir/out
 exec 4<>$dir/out
 cat <&4 >&3 3>&- 4>&- 5>&- 6>&- 7>&- &
 cd /
-opened= always=
+opened='' always=''
 set -- /tmp/* /tmp/.[!.]*
 tmp=$*
 while read -r kind size mark <&3; do

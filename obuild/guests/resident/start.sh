@@ -14,28 +14,30 @@ done
 modprobe virtio_console 2>/dev/null
 tries=200
 while :; do
-    control= data=
+    control='' data=''
     for port in /sys/class/virtio-ports/*; do
-        [ -e "$port/name" ] && read -r name <"$port/name" || continue
+        if [ -e "$port/name" ]; then read -r name <"$port/name"; else continue; fi
         case $name in "$control_name") control=/dev/${port##*/} ;; "$data_name") data=/dev/${port##*/} ;; esac
     done
-    [ -c "$control" ] && [ -c "$data" ] && break
+    if [ -c "$control" ] && [ -c "$data" ]; then break; fi
     tries=$((tries - 1))
     [ $tries -gt 0 ] || lacks "its kernel has no virtio_console"
     sleep 0.05
 done
 
-mkdir -p $dir && mount -t tmpfs -o mode=700 obuild $dir || lacks "it cannot mount a tmpfs"
+mkdir -p $dir
+mount -t tmpfs -o mode=700 obuild $dir || lacks "it cannot mount a tmpfs"
 cgroups=/sys/fs/cgroup
 if [ ! -e $cgroups/cgroup.controllers ]; then
     cgroups=$dir/cgroup
-    mkdir $cgroups && mount -t cgroup2 obuild $cgroups 2>/dev/null || lacks "it has no cgroups of version 2"
+    mkdir $cgroups
+    mount -t cgroup2 obuild $cgroups 2>/dev/null || lacks "it has no cgroups of version 2"
 fi
 group=$cgroups/obuild
 mkdir -p $group/shell $group/step
 [ -e $group/step/cgroup.kill ] || lacks "its kernel is older than 5.14"
 
-disks= devices=
+disks='' devices=''
 while read -r id parent device root mount options rest; do
     # the innermost is frozen first; a disk that is mounted twice, once
     case " $rest" in *" - "*" /dev/"*) ;; *) continue ;; esac
@@ -46,7 +48,7 @@ done </proc/self/mountinfo
 [ -n "$disks" ] || lacks "it has no disk to freeze"
 
 # The processes of this login, which are still there for a while: all up to the one that init has started.
-login= process=$$
+login='' process=$$
 while read -r line <"/proc/$process/stat"; do
     set -- ${line##*) }
     [ "$2" -gt 1 ] || break
