@@ -22,7 +22,7 @@ pytestmark = pytest.mark.vm
 
 
 #: What a row looks for that leaves a process.
-SLEEPERS = "ps ax -o args | grep '^[s]leep 99'"
+SLEEPERS = "ps ax -o args | grep -E '(^|/)[s]leep 99[0-9]{2}$'"
 
 
 @dataclass(frozen=True)

@@ -117,6 +117,7 @@ wait_until_quiet() {
         done
     done
     name_always >$dir/always
+    : >$dir/new
     quiet=0 tries=100
     while [ $quiet -lt 3 ] && [ $tries -gt 0 ]; do
         sleep 0.05
@@ -124,9 +125,9 @@ wait_until_quiet() {
         if [ "$now" = "$always" ]; then quiet=$((quiet + 1)); else quiet=0; fi
         always=$now tries=$((tries - 1))
         # udev's helpers wait some seconds for more to do
-        $tool l $dir/always >$dir/new
+        [ ! -d /run/udev ] || $tool l $dir/always | grep '^process .*udev' >$dir/new
         while read -r kind process name parent start; do
-            case $kind,$name,$parent in process,*udev*,1) ;; process,*udev*) kill "$process" ;; esac
+            [ "$parent" = 1 ] || kill "$process"
         done <$dir/new
     done
 }
