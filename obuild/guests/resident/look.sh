@@ -15,7 +15,7 @@ name_always() {
         "/proc/$$/limits" "/proc/$$/oom_score_adj" /proc/1/limits /proc/1/oom_score_adj \
         /sys/kernel/tracing/kprobe_events /sys/kernel/tracing/uprobe_events \
         /sys/class/net/*/flags /sys/class/net/*/mtu /sys/class/net/*/address /sys/class/net/*/tx_queue_len \
-        /sys/block/*/size /sys/block/*/ro; do
+        /sys/class/net/*/ifalias /sys/block/*/size /sys/block/*/ro; do
         echo "f $file"
     done
     echo v /proc/net/ipv6_route
@@ -180,6 +180,7 @@ clean() {
             ;;
         /*' '*' '*' '*' '*' '*)
             path=${line% * * * * *}
+            case $path in /run/systemd/*) continue ;; esac # it would have to hear of that
             ! grep -qF "$path " $dir/always.before || continue
             for folder in $volatile; do
                 case $path in "$folder"/*) rm -rf -- "$path" ;; esac
