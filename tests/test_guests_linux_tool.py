@@ -134,7 +134,8 @@ def test_what_lstat_says(listed: Callable[..., list[str]], tmp_path: Path) -> No
     about = link.lstat()
     seconds, rest = divmod(about.st_ctime_ns, 10**9)
     numbers = (about.st_mode, about.st_uid, about.st_gid, 0, about.st_size, seconds, rest)
-    assert listed(f"s {link}") == [" ".join([str(link), *(f"{number:x}" for number in numbers)])]
+    words = [str(link), *(f"{number:x}" for number in numbers)]
+    assert listed(f"s {link}", f"o {link}") == [" ".join(words), " ".join(words[:5])]
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@
 #                     f PATH   a file: a hash of what is in it
 #                     v PATH   the same for /proc/net/ipv6_route, without its two columns that count
 #                     s PATH   what lstat(2) says of it: mode, owner, group, device, size, time of the last change
+#                     o PATH   the first four of these
 #                     d PATH   the names in a folder
 #                     D PATH   the folders below a folder
 #                     t PATH   all below a folder, with mode, owner, group, device, and the size of files (else 0)
@@ -298,6 +299,7 @@ next:
         jmp 1b
 2:      mov byte ptr [rsi], 0
         mov al, [r12]
+        mov r9d, 1
         lea rdi, [r12 + 2]              # its path
         lea r12, [rsi + 1]
         lea rdx, next[rip]
@@ -305,6 +307,9 @@ next:
         cmp al, 'f'
         je content
         cmp al, 's'
+        je one
+        xor r9d, r9d
+        cmp al, 'o'
         je one
         cmp al, 'p'
         je processes
@@ -411,7 +416,7 @@ failed:
         call hex
         jmp newline
 
-# What lstat(2) says of rdi.
+# What lstat(2) says of rdi; only whose it is if r9 is 0.
 one:
         call say
         lea rsi, [rbx + status]
@@ -420,6 +425,8 @@ one:
         test eax, eax
         js failed
         call owner
+        test r9d, r9d
+        jz newline
         mov rax, [rbx + status + 48]    # size
         call value
         mov rax, [rbx + status + 104]   # ctime

@@ -30,7 +30,10 @@ name_always() {
     done
     echo "x $cgroups/user.slice"
     echo "D $cgroups"
-    for folder in /dev $volatile; do echo "t $folder"; done
+    for folder in /dev $volatile; do
+        echo "o $folder"
+        echo "t $folder"
+    done
     for folder in system system.control transient generator generator.early generator.late; do
         echo "t /run/systemd/$folder"
     done
