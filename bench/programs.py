@@ -67,8 +67,7 @@ def copy(source: Path, dest: Path) -> None:
 
 def copy_images(source: Path, name: str, dest: Path) -> None:
     """Begin a store with one base image of another one, and the keys to log in."""
-    for folder in ("base-image", "state"):
-        (dest / folder).mkdir(parents=True)
+    Store.open(dest)
     for path in [*(source / "base-image").glob(f"{name}.*"), source / "state/ssh"]:
         copy(path, dest / path.parent.name)
 

@@ -82,13 +82,14 @@ who_clears_tmp() {
 }
 
 freeze_until_told() {
-    why=
     end_step
     close_network
     if [ -z "$always" ]; then
         take_down
+        unchanged || take_down # something came late
         who_clears_tmp
     fi
+    why=
     if [ -e "$reboot" ]; then
         why="there is a file $reboot"
     elif [ "$clears_tmp" = boot ] && ! tmp_is_as_it_was; then

@@ -107,6 +107,14 @@ rules() {
 # $started: the number of the process that was started last.
 count() { read -r load1 load5 load15 running started </proc/loadavg; }
 
+# Whether it is still being found out if an IPv6 address is anybody else's (0x40 in its flags: tentative).
+has_new_addresses() {
+    while read -r address interface prefix scope flags name; do
+        case $flags in [4-7c-f]?) return 0 ;; esac
+    done </proc/net/if_inet6
+    return 1
+}
+
 # Wait until what the login has started, and what the boot has still to do, is over.
 wait_until_quiet() {
     if [ -d /run/systemd/system ] && [ -z "$(ls /var/lib/systemd/linger)" ]; then
@@ -118,6 +126,11 @@ wait_until_quiet() {
             sleep 0.05
             tries=$((tries - 1))
         done
+    done
+    tries=100
+    while has_new_addresses && [ $tries -gt 0 ]; do
+        sleep 0.05
+        tries=$((tries - 1))
     done
     name_always >$dir/always
     : >$dir/new
