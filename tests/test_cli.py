@@ -193,10 +193,9 @@ def test_a_base_image_that_is_no_disk(here: Path, content: bytes, said: str) -> 
     assert said in refused(here)
 
 
-@pytest.mark.parametrize("how", ["luks", "aes"])
-def test_a_base_image_that_is_encrypted(here: Path, how: str) -> None:
+def test_a_base_image_that_is_encrypted(here: Path) -> None:
     (here / "store/base-image").mkdir(parents=True)
-    secret = ["--object", "secret,id=s,data=abc", "-o", f"encrypt.format={how},encrypt.key-secret=s"]
+    secret = ["--object", "secret,id=s,data=abc", "-o", "encrypt.format=aes,encrypt.key-secret=s"]
     image = here / "store/base-image/there.qcow2"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *secret, image, "1M"], check=True)
     assert "is encrypted" in refused(here)
