@@ -19,10 +19,12 @@ from io import BytesIO
 from pathlib import Path
 
 from bench.overhead import KEPT, kvm_or_tcg
-from obuild import base, disk, machine, ssh
+from obuild.bases import catalog
+from obuild.executors.qemu import machine, ssh
+from obuild.executors.qemu.shape import Settings
 from obuild.guests import linux
-from obuild.shape import Settings
-from obuild.store import Store
+from obuild.host import qemu_img
+from obuild.store.layers import Store
 
 RUNS = 3
 ROOT_SHELL = linux.root_shell("root")
@@ -100,14 +102,14 @@ def compare(connection: ssh.Connection, what: str, archive: Path) -> None:
 
 def main() -> None:
     store = Store.open(KEPT)
-    found = base.find(store, "micro", say=print)
+    found = catalog.find(store, "micro", say=print)
     shape = Settings().shape(found.card, kvm_or_tcg(store, found.card.arch))
     with tempfile.TemporaryDirectory() as folder:
         overlay = Path(folder) / "overlay.qcow2"
-        disk.create_overlay(overlay, str(found.path))
+        qemu_img.create_overlay(overlay, str(found.path))
         with (
             machine.start(shape, overlay, network=False) as guest,
-            ssh.connect(guest, login="root", key=base.key_path(store, found.card)) as connection,
+            ssh.connect(guest, login="root", key=catalog.key_path(store, found.card)) as connection,
         ):
             for what, make in (("5,000 small files", small_files), ("one file of 200 MB", large_file)):
                 archive = Path(folder) / "cache.tar"

@@ -27,13 +27,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.overhead import KEPT, kvm_or_tcg, report
-from obuild import base, disk, flat, machine, spec, ssh
-from obuild.engine import Engine
+from obuild import spec
+from obuild.bases import catalog
+from obuild.builder.engine import Engine
 from obuild.events import Event, Saved, Started
+from obuild.executors.qemu import machine, ssh
+from obuild.executors.qemu.shape import Settings
 from obuild.guests import linux
-from obuild.plan import Base, Chain, Import, plan
-from obuild.shape import Settings
-from obuild.store import Store
+from obuild.host import qemu_img
+from obuild.plan.steps import Base, Chain, Import, plan
+from obuild.store import flatten
+from obuild.store.layers import Store
 
 DEPTH = 100
 PLAIN = 40
@@ -56,7 +60,7 @@ class Deep:
         return plan(spec.parse(f"((from micro) {ops})".encode()), source=Path(), find_base=self.base)
 
     def base(self, name: str) -> Base:
-        return base.find(self.store, name, say=print)
+        return catalog.find(self.store, name, say=print)
 
 
 def layers(count: int, name: str = "layer") -> str:
@@ -76,7 +80,7 @@ def make_layers(deep: Deep, chain: Chain) -> list[float]:
         with deep.store.claim(step.id), deep.store.draft(step) as draft:
             times.append(time.perf_counter() - started)
             if isinstance(step.action, Import):
-                disk.import_image(disk.inspect(step.action.base.path), draft.image)
+                qemu_img.import_image(qemu_img.inspect(step.action.base.path), draft.image)
                 size = str(deep.start + PIECES * PIECE)
                 subprocess.run(["qemu-img", "resize", "-q", "-f", "qcow2", draft.image, size], check=True)
             else:
@@ -90,7 +94,7 @@ def make_layers(deep: Deep, chain: Chain) -> list[float]:
 
 def step_seconds(deep: Deep, ops: str) -> float:
     """The seconds from the start of a new last step to its layer, with the layers below it there."""
-    flat.LONGEST = deep.longest
+    flatten.LONGEST = deep.longest
     times: list[float] = []
 
     def tell(event: Event) -> None:
@@ -131,10 +135,10 @@ def random_reader(start: int, seed: int) -> bytes:
 @contextmanager
 def guest_on(deep: Deep, chain: Chain) -> Iterator[ssh.Connection]:
     """A guest on a throw-away overlay of the last layer."""
-    flat.LONGEST = deep.longest
+    flatten.LONGEST = deep.longest
     found = deep.base("micro")
     shape = Settings().shape(found.card, kvm_or_tcg(deep.store, found.card.arch))
-    key = base.key_path(deep.store, found.card)
+    key = catalog.key_path(deep.store, found.card)
     last = chain.steps[-1].id
     with deep.store.scratch(last) as draft:
         draft.lay()
@@ -181,9 +185,9 @@ def prepare(root: Path, longest: int, depth: int) -> Deep:
     for name in ("base-image", "state"):
         subprocess.run(["cp", "-a", "--reflink=auto", KEPT / name, root], check=True)
     store = Store.open(root)
-    image = disk.inspect(base.find(store, "micro", say=print).path)
+    image = qemu_img.inspect(catalog.find(store, "micro", say=print).path)
     deep = Deep(store, longest, image.virtual_size)
-    flat.LONGEST = longest
+    flatten.LONGEST = longest
     times = make_layers(deep, deep.chain(layers(depth)))
     make_layers(deep, deep.chain(layers(1, "all")))
     print(
@@ -198,9 +202,9 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--runs", type=int, default=7)
     runs = parser.parse_args().runs
-    base.find(Store.open(KEPT), "micro", say=print)
+    catalog.find(Store.open(KEPT), "micro", say=print)
     with tempfile.TemporaryDirectory(dir=KEPT.parent) as folder, ExitStack() as stack:
-        ours = prepare(Path(folder) / "ours", flat.LONGEST, DEPTH)
+        ours = prepare(Path(folder) / "ours", flatten.LONGEST, DEPTH)
         plain = prepare(Path(folder) / "plain", 1 << 30, PLAIN)
         kinds = {"shallow": (ours, 0, layers(1, "all")), "deep": (ours, DEPTH - 1, layers(DEPTH))}
         kinds["plain"] = (plain, PLAIN - 1, layers(PLAIN))

@@ -18,9 +18,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from obuild import gc
-from obuild.index import Index
-from obuild.store import Store
+from obuild.store import gc
+from obuild.store.index import Index
+from obuild.store.layers import Store
 
 TARGET = 1.0
 DEPTH = 10

@@ -18,9 +18,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from obuild import accel, base, disk, machine, ssh
-from obuild.shape import Accel, Settings, Shape
-from obuild.store import Store
+from obuild.bases import catalog
+from obuild.executors.qemu import kvm, machine, ssh
+from obuild.executors.qemu.shape import Accel, Settings, Shape
+from obuild.host import qemu_img
+from obuild.store.layers import Store
 
 ROOT = Path(__file__).parent.parent
 KEPT = ROOT / ".cache" / "bench-store"
@@ -37,7 +39,7 @@ def bare_guest(image: Path, shape: Shape, scratch: Path) -> float:
     """Seconds of a guest's own: power-on to SSH banner, and power button to off. No login in between."""
     overlay = scratch / "overlay.qcow2"
     overlay.unlink(missing_ok=True)
-    disk.create_overlay(overlay, str(image))
+    qemu_img.create_overlay(overlay, str(image))
     started = time.perf_counter()
     with machine.start(shape, overlay, network=False) as guest:
         ssh.wait_for_banner(guest, time.monotonic() + shape.boot_time).close()
@@ -60,7 +62,7 @@ def build_argv(store: Store, spec: Path) -> list[str | Path]:
 
 def step_ratio(store: Store, shape: Shape, scratch: Path, runs: int) -> float:
     """The build of one `true` over what its guest takes by itself."""
-    image = base.find(store, "micro", say=print).path
+    image = catalog.find(store, "micro", say=print).path
     spec = scratch / "true.spec"
     spec.write_text("((from micro))")
     wall(build_argv(store, spec))
@@ -97,7 +99,7 @@ def report(what: str, beside: str, ours: list[float], theirs: list[float], targe
 
 def kvm_or_tcg(store: Store, arch: str) -> Accel:
     """What guests run on here."""
-    return accel.choose("auto", arch, memo=store.state / "accel.json", note=print)
+    return kvm.choose("auto", arch, memo=store.state / "accel.json", note=print)
 
 
 def main() -> None:
@@ -106,7 +108,7 @@ def main() -> None:
     runs = parser.parse_args().runs
     compileall.compile_dir(ROOT / "obuild", quiet=1)  # as a package that was installed
     store = Store.open(KEPT)
-    card = base.find(store, "micro", say=print).card
+    card = catalog.find(store, "micro", say=print).card
     shape = Settings().shape(card, kvm_or_tcg(store, card.arch))
     with tempfile.TemporaryDirectory() as folder:
         worst = max(step_ratio(store, shape, Path(folder), runs), cached_ratio(store, Path(folder), runs))

@@ -11,8 +11,8 @@ from pathlib import Path
 from bench.overhead import KEPT
 from bench.results import WAYS
 from bench.watch import Build, watch
-from obuild import base
-from obuild.store import Store
+from obuild.bases import catalog
+from obuild.store.layers import Store
 
 FILES = 1000
 FILE_SIZE = 20_000
@@ -75,7 +75,7 @@ def copy_images(source: Path, name: str, dest: Path) -> None:
 def images_of(name: str, stores: list[Path]) -> Path:
     """Which of the stores has this base image; if none has, that for benches, where it is made."""
     for root in stores:
-        if base.image_path(Store(root), name):
+        if catalog.image_path(Store(root), name):
             return root
-    base.find(Store.open(KEPT), name, say=print)
+    catalog.find(Store.open(KEPT), name, say=print)
     return KEPT

@@ -24,10 +24,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.overhead import ROOT, wall
-from obuild import base, spec
-from obuild.plan import ROOT as ROOT_USER
-from obuild.plan import Command, LayerId, Step, plan
-from obuild.store import Store
+from obuild import spec
+from obuild.bases import catalog
+from obuild.plan.steps import ROOT as ROOT_USER
+from obuild.plan.steps import Command, LayerId, Step, plan
+from obuild.store.layers import Store
 
 TARGET = 1.5
 
@@ -76,7 +77,7 @@ def make_place(root: Path, layers: int) -> Place:
     for name, commands in (("built", "ab"), ("changed", "ac"), ("other", "cb")):
         (root / name).write_text(SPEC.format(*commands))
     stage = spec.parse((root / "built").read_bytes())
-    chain = plan(stage, source=root / "src", find_base=lambda name: base.find(store, name, say=print))
+    chain = plan(stage, source=root / "src", find_base=lambda name: catalog.find(store, name, say=print))
     for step in chain.steps:
         with store.claim(step.id), store.draft(step) as draft:
             draft.log.write(f"log of {step.headings[-1]}\n".encode())

@@ -34,10 +34,12 @@ from bench.overhead import KEPT, ROOT, kvm_or_tcg
 from bench.programs import FILES, Program, copy, copy_images, find_programs, images_of, make_sources
 from bench.results import DEPTH, FIRST_OUTPUT, WINDOW, Results, table, targets
 from bench.watch import Build, Failed, first_output
-from obuild import base, disk, machine, ssh
+from obuild.bases import catalog
 from obuild.errors import ObuildError
-from obuild.shape import Settings
-from obuild.store import Store
+from obuild.executors.qemu import machine, ssh
+from obuild.executors.qemu.shape import Settings
+from obuild.host import qemu_img
+from obuild.store.layers import Store
 
 #: What the ways are called in the plot.
 NAMES = {"cold": "a boot for each step", "first": "warm, the first time", "warm": "warm"}
@@ -149,15 +151,15 @@ class Bench:
     def _measure_boot(self) -> None:
         """From the start of a machine to the login, which is how a cold step begins."""
         store = Store.open(self._seed)
-        found = base.find(store, self.results.base, say=note)
+        found = catalog.find(store, self.results.base, say=note)
         shape = Settings().shape(found.card, kvm_or_tcg(store, found.card.arch))
         self.results.machine = f"{shape.cpus} vCPU, {shape.accel.upper()}"
         overlay = self._folder / "overlay.qcow2"
-        disk.create_overlay(overlay, str(found.path))
+        qemu_img.create_overlay(overlay, str(found.path))
         started = time.perf_counter()
         with (
             machine.start(shape, overlay, network=False) as guest,
-            ssh.connect(guest, login=found.card.login, key=base.key_path(store, found.card)),
+            ssh.connect(guest, login=found.card.login, key=catalog.key_path(store, found.card)),
         ):
             self.results.boots.append(time.perf_counter() - started)
         overlay.unlink()

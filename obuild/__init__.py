@@ -15,19 +15,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from obuild.engine import Engine
+    from obuild.builder.engine import Engine
     from obuild.errors import ObuildError
-    from obuild.shape import Settings
+    from obuild.executors.qemu.shape import Settings
     from obuild.spec import parse
-    from obuild.store import Store
+    from obuild.store.layers import Store
 
 __all__ = ["Engine", "ObuildError", "Settings", "Store", "parse"]
 
 _HOMES = {
-    "Engine": "obuild.engine",
+    "Engine": "obuild.builder.engine",
     "ObuildError": "obuild.errors",
-    "Settings": "obuild.shape",
-    "Store": "obuild.store",
+    "Settings": "obuild.executors.qemu.shape",
+    "Store": "obuild.store.layers",
     "parse": "obuild.spec",
 }
 

@@ -7,8 +7,8 @@ import signal
 import sys
 from typing import NoReturn
 
-from obuild import streams
 from obuild.errors import OutputError
+from obuild.host import streams
 
 
 def main() -> None:
@@ -17,7 +17,7 @@ def main() -> None:
         streams.prepare()
         signal.signal(signal.SIGTERM, _terminate)
         gc.disable()  # loading makes many objects and no garbage: looking for some takes a tenth of the time
-        from obuild.cli import run
+        from obuild.cli.main import run
 
         try:
             run()

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from obuild import base, spec
-from obuild.plan import Base, Chain, plan
-from obuild.store import Store
+from obuild import spec
+from obuild.bases import catalog
+from obuild.plan.steps import Base, Chain, plan
+from obuild.store.layers import Store
 from tests.fakes import POWER_OFF, boot_disk
 
 # A shell starts what runs in its background deaf to Ctrl-C, and so would be what tests start and interrupt.
@@ -69,7 +70,7 @@ def chain(store: Store, tiny: Path, tmp_path: Path) -> Callable[[str], Chain]:
     source.mkdir()
 
     def find(name: str) -> Base:
-        return base.find(store, name, say=lambda text: None)
+        return catalog.find(store, name, say=lambda text: None)
 
     def make(ops: str) -> Chain:
         return plan(spec.parse(f"((from tiny) {ops})".encode()), source=source, find_base=find)

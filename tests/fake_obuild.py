@@ -12,13 +12,13 @@ import tarfile
 from contextlib import suppress
 from pathlib import Path
 
-import obuild.executors.qemu
-import obuild.flat
-from obuild import process, trace
+import obuild.executors.qemu.chains
+import obuild.store.flatten
 from obuild.__main__ import main
 from obuild.errors import MachineError, ProcessError
-from obuild.guests import Guest
-from obuild.shape import Shape
+from obuild.executors.qemu.shape import Shape
+from obuild.guests.all import Guest
+from obuild.host import failpoints, process
 from tests.fakes import FakeExecutor, Run
 
 #: Where the file system of the store is to become full, once: at one of these, or at a point of `trace`.
@@ -79,7 +79,7 @@ def machines(shape: Shape, login: str, key: Path, guest: Guest, *rest: object) -
 
 if __name__ == "__main__":
     if FULL:
-        trace.reach = full_at
-    obuild.flat.LONGEST = 3  # so that even a short chain is flattened
-    obuild.executors.qemu.Qemu = machines  # type: ignore[assignment,misc]
+        failpoints.reach = full_at
+    obuild.store.flatten.LONGEST = 3  # so that even a short chain is flattened
+    obuild.executors.qemu.chains.Qemu = machines  # type: ignore[assignment,misc]
     main()

@@ -14,11 +14,11 @@ from pathlib import Path
 
 from obuild.errors import MachineError
 from obuild.events import Event
-from obuild.guests import Guest
-from obuild.plan import Command, Extract, Graft, Transfer
-from obuild.shape import Shape
-from obuild.store import Draft
-from obuild.volumes import CacheCopy
+from obuild.executors.qemu.shape import Shape
+from obuild.guests.all import Guest
+from obuild.plan.steps import Command, Extract, Graft, Transfer
+from obuild.store.layers import Draft
+from obuild.store.volumes import CacheCopy
 
 #: SeaBIOS boots no disk that is smaller than one cylinder.
 SMALLEST_DISK = 1 << 20

@@ -22,11 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from obuild import accel, flat
-from obuild.files import discard, in_memory
-from obuild.plan import LayerId
-from obuild.ssh import make_key
-from obuild.store import Store
+from obuild.executors.qemu.ssh import make_key
+from obuild.host import stamp
+from obuild.host.fs import discard, in_memory
+from obuild.plan.steps import LayerId
+from obuild.store import flatten
+from obuild.store.layers import Store
 from tests import fake_obuild
 from tests.fakes import POWER_OFF, boot_disk
 
@@ -94,8 +95,8 @@ def _said(file: BinaryIO) -> str:
 
 
 def _child(argv: list[str], out: int, err: int, before: Callable[[], object]) -> int:
-    import obuild.executors.qemu
-    from obuild.cli import run as program
+    import obuild.executors.qemu.chains
+    from obuild.cli.main import run as program
 
     code = 70
     try:
@@ -106,8 +107,8 @@ def _child(argv: list[str], out: int, err: int, before: Callable[[], object]) ->
         os.dup2(err, 2)
         sys.stdin, sys.stdout, sys.stderr = (open(fd, mode, closefd=False) for fd, mode in enumerate("rww"))  # noqa: SIM115
         sys.argv = ["obuild", *argv]
-        flat.LONGEST = 3
-        obuild.executors.qemu.Qemu = fake_obuild.machines  # type: ignore[assignment,misc]
+        flatten.LONGEST = 3
+        obuild.executors.qemu.chains.Qemu = fake_obuild.machines  # type: ignore[assignment,misc]
         before()
         program()
     except SystemExit as error:
@@ -195,7 +196,7 @@ def make_yard(folder: Path) -> Yard:
             raise RuntimeError(f"{command}: {said}")
     store = Store.open(yard.store)
     make_key(store.ssh / "id_ed25519")
-    (store.state / "accel.json").write_text(f'{{"key": ["{accel.boot_id()}"], "problem": ""}}')
+    (store.state / "accel.json").write_text(f'{{"key": ["{stamp.boot_id()}"], "problem": ""}}')
     parents = store.parents()
     leaves = [id for id in parents if id not in parents.values()]
     tip = max(leaves, key=lambda id: _depth(id, parents))

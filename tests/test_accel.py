@@ -11,8 +11,9 @@ from typing import IO
 
 import pytest
 
-from obuild import accel, process
 from obuild.errors import UsageError
+from obuild.executors.qemu import kvm
+from obuild.host import process, stamp
 from tests.fakes import HALT, boot_disk
 
 needs_qemu = pytest.mark.skipif(
@@ -27,8 +28,8 @@ def notes() -> list[str]:
 
 @pytest.fixture
 def choose(tmp_path: Path, notes: list[str]) -> Callable[[str], str]:
-    """`accel.choose` with a memo of the test's own."""
-    return lambda wanted: accel.choose(wanted, "x86_64", memo=tmp_path / "accel.json", note=notes.append)
+    """`kvm.choose` with a memo of the test's own."""
+    return lambda wanted: kvm.choose(wanted, "x86_64", memo=tmp_path / "accel.json", note=notes.append)
 
 
 @pytest.fixture
@@ -42,8 +43,8 @@ def verdict(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[str]]:
             runs.append(arch)
             return problem
 
-        monkeypatch.setattr(accel, "probe", probe)
-        monkeypatch.setattr(accel, "_qemu_stamp", lambda arch: "stamp")
+        monkeypatch.setattr(kvm, "probe", probe)
+        monkeypatch.setattr(kvm, "_qemu_stamp", lambda arch: "stamp")
         return runs
 
     return answer
@@ -95,7 +96,7 @@ def test_the_verdict_is_forgotten_when_the_host_boots_again(
     assert choose("auto") == "tcg"
     boot_id = tmp_path / "boot_id"
     boot_id.write_text("another\n")
-    monkeypatch.setattr(accel, "BOOT_ID", boot_id)
+    monkeypatch.setattr(stamp, "BOOT_ID", boot_id)
     verdict("")
     assert choose("auto") == "kvm"
 
@@ -106,7 +107,7 @@ def test_the_verdict_is_forgotten_when_qemu_is_replaced(
     verdict("it is broken")
     assert choose("auto") == "tcg"
     verdict("")
-    monkeypatch.setattr(accel, "_qemu_stamp", lambda arch: "other")
+    monkeypatch.setattr(kvm, "_qemu_stamp", lambda arch: "other")
     assert choose("auto") == "kvm"
 
 
@@ -120,16 +121,16 @@ def test_a_damaged_memo_is_made_again(choose: Choose, verdict: Verdict, tmp_path
 
 def test_a_guest_of_another_architecture_cannot_use_kvm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
-    assert "s390x" in accel.probe("s390x")
+    assert "s390x" in kvm.probe("s390x")
 
 
 def test_a_host_without_kvm_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
-    monkeypatch.setattr(accel, "KVM", tmp_path / "kvm")
-    assert "no /dev/kvm" in accel.probe("x86_64")
+    monkeypatch.setattr(kvm, "KVM", tmp_path / "kvm")
+    assert "no /dev/kvm" in kvm.probe("x86_64")
     (tmp_path / "kvm").touch()
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    assert "group kvm" in accel.probe("x86_64")
+    assert "group kvm" in kvm.probe("x86_64")
 
 
 @pytest.fixture
@@ -142,7 +143,7 @@ def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
         return spawn([words.get(str(word), word) for word in argv], stderr=stderr, pass_fds=pass_fds)
 
     monkeypatch.setattr(process, "spawn", tcg)
-    monkeypatch.setattr(accel, "PROBE_TIMEOUT", 60.0)
+    monkeypatch.setattr(kvm, "PROBE_TIMEOUT", 60.0)
 
 
 @needs_qemu
@@ -151,21 +152,21 @@ def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_probe_runs_to_its_end_where_guests_run(arch: str) -> None:
     if not shutil.which(f"qemu-system-{arch}"):
         pytest.skip(f"needs QEMU for {arch}")
-    assert accel._run_probe(arch) == ""
+    assert kvm._run_probe(arch) == ""
 
 
 def test_a_host_without_a_probe_is_believed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("platform.machine", lambda: "s390x")
-    monkeypatch.setattr(accel, "KVM", tmp_path)
-    assert accel.probe("s390x") == ""
+    monkeypatch.setattr(kvm, "KVM", tmp_path)
+    assert kvm.probe("s390x") == ""
 
 
 @needs_qemu
 @pytest.mark.usefixtures("emulated")
 def test_a_probe_that_does_not_get_to_its_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(accel, "PROBE", boot_disk("", HALT))
-    monkeypatch.setattr(accel, "PROBE_TIMEOUT", 0.1)
-    assert "does not get anywhere" in accel._run_probe("x86_64")
+    monkeypatch.setattr(kvm, "PROBE", boot_disk("", HALT))
+    monkeypatch.setattr(kvm, "PROBE_TIMEOUT", 0.1)
+    assert "does not get anywhere" in kvm._run_probe("x86_64")
 
 
 @needs_qemu
@@ -178,13 +179,13 @@ def test_a_qemu_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
         return spawn([*argv, "-nonsense"], stderr=stderr, pass_fds=pass_fds)
 
     monkeypatch.setattr(process, "spawn", nonsense)
-    assert "nonsense" in accel._run_probe("x86_64")
+    assert "nonsense" in kvm._run_probe("x86_64")
 
 
 def test_the_stamp_of_qemu_changes_with_its_binary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     binary = tmp_path / "qemu"
     monkeypatch.setattr(process, "require", lambda program: str(binary))
     binary.write_text("one")
-    first = accel._qemu_stamp("x86_64")
+    first = kvm._qemu_stamp("x86_64")
     binary.write_text("other")
-    assert accel._qemu_stamp("x86_64") != first
+    assert kvm._qemu_stamp("x86_64") != first

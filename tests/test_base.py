@@ -11,19 +11,23 @@ from pathlib import Path
 
 import pytest
 
-from obuild import base, bases, card, disk, fsck, recipe, ssh
-from obuild.card import Card
+from obuild.bases import all, catalog, recipe
+from obuild.bases.recipe import Recipe
 from obuild.errors import UsageError
-from obuild.plan import Base, Import, Step
-from obuild.recipe import Recipe
-from obuild.shape import Kernel
-from obuild.store import Store
+from obuild.executors.qemu import ssh
+from obuild.executors.qemu.shape import Kernel
+from obuild.guests import profile
+from obuild.guests.profile import Card
+from obuild.host import qemu_img
+from obuild.plan.steps import Base, Import, Step
+from obuild.store import fsck
+from obuild.store.layers import Store
 
 RECIPE = 'kind = "debian"\nsuite = "bookworm"\nsize = "64M"\n[card]\nmemory = "512M"\n'
 
 
 def find(store: Store, reference: str) -> Base:
-    return base.find(store, reference, say=lambda text: None)
+    return catalog.find(store, reference, say=lambda text: None)
 
 
 def digest(path: Path) -> str:
@@ -58,13 +62,13 @@ def test_an_image_is_read_once_and_again_when_it_changed(
     store: Store, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[Path] = []
-    inspect = disk.inspect
+    inspect = qemu_img.inspect
 
-    def counting(path: Path) -> disk.Image:
+    def counting(path: Path) -> qemu_img.Image:
         read.append(path)
         return inspect(path)
 
-    monkeypatch.setattr(disk, "inspect", counting)
+    monkeypatch.setattr(qemu_img, "inspect", counting)
     first = find(store, "tiny").digest
     assert find(store, "tiny").digest == first
     assert len(read) == 1
@@ -107,7 +111,7 @@ def test_a_name_that_could_leave_the_folder_is_refused(store: Store, name: str) 
     with pytest.raises(UsageError, match="cannot be the name"):
         find(store, name)
     with pytest.raises(UsageError, match="cannot be the name"):
-        base.remove(store, name)
+        catalog.remove(store, name)
 
 
 def test_a_broken_image_is_refused_when_it_is_found(store: Store, tiny: Path) -> None:
@@ -154,13 +158,13 @@ def test_a_machine_is_started_with_the_layers_own_kernel(store: Store, direct: P
     def rootfs() -> Path:
         return store.result / Step(None, Import(find(store, "tiny"))).id / "rootfs"
 
-    found = base.kernel(store, find(store, "tiny"))
+    found = catalog.kernel(store, find(store, "tiny"))
     assert found == Kernel(rootfs() / "image.vmlinuz", rootfs() / "image.initrd", "quiet")
     direct.with_suffix(".initrd").unlink()
-    found = base.kernel(store, find(store, "tiny"))
+    found = catalog.kernel(store, find(store, "tiny"))
     assert found == Kernel(rootfs() / "image.vmlinuz", None, "quiet")
     direct.with_suffix(".toml").unlink()
-    assert base.kernel(store, find(store, "tiny")) is None
+    assert catalog.kernel(store, find(store, "tiny")) is None
 
 
 def test_a_kernel_can_be_added_with_an_image_and_goes_with_it(
@@ -170,9 +174,9 @@ def test_a_kernel_can_be_added_with_an_image_and_goes_with_it(
     for path in boot:
         path.write_text(path.name)
     about = Card(arch="s390x", firmware="kernel")
-    added = base.add(store, qcow2_disk, "new", about=about, key=None, boot=boot)
+    added = catalog.add(store, qcow2_disk, "new", about=about, key=None, boot=boot)
     assert [file.path.read_text() for file in find(store, "new").beside] == ["k", "i"]
-    base.remove(store, "new")
+    catalog.remove(store, "new")
     assert not any(store.base_image.glob(f"{added.stem}.*"))
 
 
@@ -191,13 +195,13 @@ def made(tmp_path: Path, qcow2_disk: Path, monkeypatch: pytest.MonkeyPatch) -> l
         out.write_bytes(qcow2_disk.read_bytes())
 
     monkeypatch.setattr(recipe, "FOLDERS", (tmp_path,))
-    monkeypatch.setitem(bases.KINDS, "debian", make)
+    monkeypatch.setitem(all.KINDS, "debian", make)
     return keys
 
 
 def test_a_base_that_has_only_a_recipe_is_made_and_said_so(store: Store, made: list[str]) -> None:
     said: list[str] = []
-    found = base.find(store, "new", say=said.append)
+    found = catalog.find(store, "new", say=said.append)
     assert found.path == store.base_image / "new.qcow2"
     assert found.card == Card(memory=512 << 20)
     assert any("recipe" in text for text in said)
@@ -205,16 +209,16 @@ def test_a_base_that_has_only_a_recipe_is_made_and_said_so(store: Store, made: l
 
 
 def test_a_base_is_made_for_the_stores_own_key_and_once(store: Store, made: list[str]) -> None:
-    base.make(store, "new", say=lambda text: None)
-    base.make(store, "new", say=lambda text: None)
-    assert made == [ssh.make_key(base.store_key(store))]
-    base.make(store, "new", say=lambda text: None, again=True)
+    catalog.make(store, "new", say=lambda text: None)
+    catalog.make(store, "new", say=lambda text: None)
+    assert made == [ssh.make_key(catalog.store_key(store))]
+    catalog.make(store, "new", say=lambda text: None, again=True)
     assert len(made) == 2
 
 
 def test_what_has_no_recipe_cannot_be_made(store: Store, made: list[str]) -> None:
     with pytest.raises(UsageError, match="no recipe for 'other'") as caught:
-        base.make(store, "other", say=lambda text: None)
+        catalog.make(store, "other", say=lambda text: None)
     assert "new" in caught.value.hint
 
 
@@ -227,19 +231,19 @@ def test_an_added_image_is_named_by_its_content_and_has_a_card(
 ) -> None:
     file = raw_disk if kind == "raw" else qcow2_disk
     about = Card(login="debian", memory=512 << 20)
-    added = base.add(store, file, "debian-12.5", about=about, key=None)
+    added = catalog.add(store, file, "debian-12.5", about=about, key=None)
     assert added == store.base_image / f"debian-12.5{suffix}"
     assert added.read_bytes() == file.read_bytes()
-    assert card.read(store.base_image / "debian-12.5.toml") == about
+    assert profile.read(store.base_image / "debian-12.5.toml") == about
     assert find(store, "debian-12.5").card == about
 
 
 def test_an_image_that_is_there_is_replaced_only_by_force(store: Store, tiny: Path, raw_disk: Path) -> None:
     with pytest.raises(UsageError, match="already") as caught:
-        base.add(store, raw_disk, "tiny", about=Card(), key=None)
+        catalog.add(store, raw_disk, "tiny", about=Card(), key=None)
     assert "--force" in caught.value.hint
-    added = base.add(store, raw_disk, "tiny", about=Card(), key=None, force=True)
-    assert [found.path for found in base.listing(store)] == [added]
+    added = catalog.add(store, raw_disk, "tiny", about=Card(), key=None, force=True)
+    assert [found.path for found in catalog.listing(store)] == [added]
     assert not tiny.exists()
 
 
@@ -247,16 +251,16 @@ def test_what_is_no_disk_is_not_added(store: Store, tmp_path: Path) -> None:
     (tmp_path / "text").write_text("no disk")
     for file in (tmp_path / "text", tmp_path / "none", tmp_path):
         with pytest.raises(UsageError):
-            base.add(store, file, "x", about=Card(), key=None)
-    assert base.listing(store) == []
+            catalog.add(store, file, "x", about=Card(), key=None)
+    assert catalog.listing(store) == []
 
 
 def test_the_key_of_an_added_image_is_kept_for_its_owner_only(
     store: Store, qcow2_disk: Path, tmp_path: Path
 ) -> None:
     ssh.make_key(tmp_path / "key")
-    base.add(store, qcow2_disk, "x", about=Card(), key=tmp_path / "key")
-    kept = base.key_path(store, find(store, "x").card)
+    catalog.add(store, qcow2_disk, "x", about=Card(), key=tmp_path / "key")
+    kept = catalog.key_path(store, find(store, "x").card)
     assert kept.is_relative_to(store.root)
     assert kept.read_bytes() == (tmp_path / "key").read_bytes()
     assert stat.S_IMODE(kept.stat().st_mode) == 0o600
@@ -264,31 +268,31 @@ def test_the_key_of_an_added_image_is_kept_for_its_owner_only(
 
 def test_a_file_that_is_no_key_is_not_taken_as_one(store: Store, qcow2_disk: Path) -> None:
     with pytest.raises(UsageError, match="key"):
-        base.add(store, qcow2_disk, "x", about=Card(), key=qcow2_disk)
-    assert base.listing(store) == []
+        catalog.add(store, qcow2_disk, "x", about=Card(), key=qcow2_disk)
+    assert catalog.listing(store) == []
 
 
 @pytest.mark.parametrize(
     ("key", "path"), [("", "state/ssh/id_ed25519"), ("state/ssh/x.key", "state/ssh/x.key"), ("/k", "/k")]
 )
 def test_a_card_without_a_key_means_the_stores_own(store: Store, key: str, path: str) -> None:
-    assert base.key_path(store, Card(key=key)) == store.root / path
+    assert catalog.key_path(store, Card(key=key)) == store.root / path
 
 
 def test_a_removed_base_is_gone_with_its_card(store: Store, tiny: Path) -> None:
     tiny.with_suffix(".toml").write_text("")
-    base.remove(store, "tiny")
+    catalog.remove(store, "tiny")
     assert list(store.base_image.iterdir()) == []
     with pytest.raises(UsageError, match="unknown base image 'tiny'"):
-        base.remove(store, "tiny")
+        catalog.remove(store, "tiny")
 
 
 def test_the_list_has_each_image_once_by_name(store: Store, tiny: Path, raw_disk: Path) -> None:
     for name in ("b.img", "a.img", "tiny.img", ".c.img", "b.toml", "notes.txt"):
         (store.base_image / name).write_bytes(b"" if name.endswith("toml") else raw_disk.read_bytes())
-    assert [found.name for found in base.listing(store)] == ["a", "b", "tiny"]
+    assert [found.name for found in catalog.listing(store)] == ["a", "b", "tiny"]
 
 
 def test_the_list_shows_the_image_that_a_build_takes(store: Store, tiny: Path, raw_disk: Path) -> None:
     (store.base_image / "tiny.img").write_bytes(raw_disk.read_bytes())
-    assert [found.path for found in base.listing(store)] == [find(store, "tiny").path]
+    assert [found.path for found in catalog.listing(store)] == [find(store, "tiny").path]

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from obuild import base, mtree
-from obuild.build import Builder
+from obuild.bases import catalog
+from obuild.builder.chain import Builder
 from obuild.errors import ObuildError, UsageError
-from obuild.plan import Chain, LayerId
-from obuild.store import Store
+from obuild.plan.steps import Chain, LayerId
+from obuild.store import mtree
+from obuild.store.layers import Store
 from tests.fakes import FakeExecutor, Heard
 
 ChainMaker = Callable[[str], Chain]
@@ -104,8 +105,8 @@ def test_a_base_is_hashed_once_as_long_as_it_is_the_same_file(
         return real(file, name)  # type: ignore[arg-type]
 
     monkeypatch.setattr(hashlib, "file_digest", counted)
-    digests = {base.find(store, "tiny", say=print).digest for _ in range(3)}
+    digests = {catalog.find(store, "tiny", say=print).digest for _ in range(3)}
     assert len(digests) == len(hashed) == 1
     os.utime(tiny)
-    digests |= {base.find(store, "tiny", say=print).digest for _ in range(3)}
+    digests |= {catalog.find(store, "tiny", say=print).digest for _ in range(3)}
     assert (len(digests), len(hashed)) == (1, 2)

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from obuild import process, recipe
-from obuild.bases import KINDS, debian
+from obuild.bases import debian, recipe
+from obuild.bases.all import KINDS
+from obuild.bases.recipe import File
 from obuild.errors import ProcessError, UsageError
-from obuild.recipe import File
+from obuild.host import process
 
 RECIPE = recipe.parse(
     """

@@ -15,13 +15,16 @@ from types import SimpleNamespace
 
 import pytest
 
-from obuild import base, process, spec, upkeep
-from obuild.build import Builder
+from obuild import spec
+from obuild.bases import catalog
+from obuild.builder.chain import Builder
 from obuild.errors import MachineError, ObuildError, StepFailed, StoreError
 from obuild.events import Event, Hit, Note, Output, Saved, Started
-from obuild.index import Index
-from obuild.plan import Chain, LayerId, plan
-from obuild.store import Layer, Store
+from obuild.host import process
+from obuild.plan.steps import Chain, LayerId, plan
+from obuild.store import removal
+from obuild.store.index import Index
+from obuild.store.layers import Layer, Store
 from tests.fakes import Act, FakeExecutor, Heard, Run
 
 ChainMaker = Callable[[str], Chain]
@@ -260,7 +263,7 @@ def test_the_value_of_a_secret_reaches_the_step_and_nothing_that_is_kept(
     made = plan(
         spec.parse(ops.encode()),
         source=tmp_path,
-        find_base=lambda name: base.find(store, name, say=lambda text: None),
+        find_base=lambda name: catalog.find(store, name, say=lambda text: None),
         secrets=("s",),
     )
     _, heard = build(store, made, {"x": act}, {"s": value})
@@ -278,7 +281,7 @@ def test_what_a_build_stands_on_cannot_be_removed(store: Store, chain: ChainMake
     stayed: list[LayerId] = []
 
     def act(run: Run) -> int:
-        stayed.extend(upkeep.clean(Store.open(store.root), tell=lambda id: None))
+        stayed.extend(removal.clean(Store.open(store.root), tell=lambda id: None))
         return 0
 
     build(store, chain(ABC), {"b": act})
@@ -291,7 +294,7 @@ def test_what_a_build_has_found_cannot_be_removed_while_it_goes_on(store: Store,
     stayed: list[LayerId] = []
 
     def act(run: Run) -> int:
-        stayed.extend(upkeep.delete(store, ids[0], tell=lambda id: None))
+        stayed.extend(removal.delete(store, ids[0], tell=lambda id: None))
         return 0
 
     build(store, chain(ABC), {"c": act})
@@ -309,7 +312,7 @@ def test_a_layer_that_is_removed_while_it_is_found_is_made_anew(
         layer = find(id)
         if layer is not None and id == made.steps[-1].id:
             monkeypatch.setattr(store, "find", find)
-            upkeep.delete(store, id, tell=lambda id: None)
+            removal.delete(store, id, tell=lambda id: None)
         return layer
 
     monkeypatch.setattr(store, "find", slow)
@@ -338,7 +341,7 @@ def test_a_layer_that_is_removed_between_finding_and_using_it_is_made_again(
     def slow(id: LayerId) -> AbstractContextManager[Layer | None]:
         if id == made.steps[-1].id:
             monkeypatch.setattr(store, "use", use)
-            upkeep.delete(store, id, tell=lambda id: None)
+            removal.delete(store, id, tell=lambda id: None)
         return use(id)
 
     monkeypatch.setattr(store, "use", slow)
@@ -457,7 +460,7 @@ def test_who_waits_for_a_stage_that_is_ended_for_another_ones_failure_takes_over
 ) -> None:
     meeting = Meeting(store, chain(ABC))
     # as if the first were being stopped, but not the second, which stands for another process
-    monkeypatch.setattr("obuild.build.process", SimpleNamespace(stopping=lambda: True))
+    monkeypatch.setattr("obuild.builder.chain.process", SimpleNamespace(stopping=lambda: True))
     meeting.first(MachineError("QEMU is gone"))
     assert meeting.error is None
     assert meeting.executor.seen.count("sealed") == 3
@@ -506,7 +509,7 @@ def test_each_new_layer_is_remembered_with_its_op(store: Store, chain: ChainMake
 
 def test_an_op_that_is_no_text_is_remembered(store: Store, tiny: Path, tmp_path: Path) -> None:
     stage = spec.Stage("tiny", (spec.Workdir("/\udcff"), spec.Run("a\udcff")))
-    made = plan(stage, source=tmp_path, find_base=lambda name: base.find(store, name, say=print))
+    made = plan(stage, source=tmp_path, find_base=lambda name: catalog.find(store, name, say=print))
     build(store, made, {"a\udcff": lambda run: 0})
     with Index(store) as index:
         assert [row.op for row in index.rows()][1] == '/\\xff: (run (shell "a\\255"))'
@@ -523,7 +526,7 @@ def test_an_index_that_cannot_be_opened_fails_no_build(store: Store, chain: Chai
 def test_an_index_that_another_process_holds_fails_no_build(
     store: Store, chain: ChainMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("obuild.build.INDEX_WAIT", 0.1)
+    monkeypatch.setattr("obuild.builder.chain.INDEX_WAIT", 0.1)
     build(store, chain(""))
     with sqlite3.connect(store.state / "db/db.sqlite", isolation_level=None) as other:
         other.execute("BEGIN IMMEDIATE")

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from obuild import caches
 from obuild.errors import UsageError
-from obuild.store import Store
-from obuild.volumes import escape, unescape
+from obuild.store import caches
+from obuild.store.layers import Store
+from obuild.store.volumes import escape, unescape
 from tests.fakes import other_process
 
 NAMES = ["apt", "a/b", "..", "é ü", "\udcff", "~%41", "", "new\nline"]

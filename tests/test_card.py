@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from obuild import card
-from obuild.card import Card
 from obuild.errors import UsageError
+from obuild.guests import profile
+from obuild.guests.profile import Card
 
 
 @pytest.mark.parametrize(
@@ -16,23 +16,23 @@ from obuild.errors import UsageError
     [("512M", 512 << 20), ("2G", 2 << 30), ("1.5G", 3 << 29), ("4096", 4096), (" 1k ", 1024), ("1GiB", 1 << 30)],
 )
 def test_sizes_are_powers_of_two(text: str, size: int) -> None:
-    assert card.parse_size(text) == size
+    assert profile.parse_size(text) == size
 
 
 def test_a_bare_number_counts_in_the_default_unit() -> None:
-    assert card.parse_size("2", default_unit="G") == 2 << 30
-    assert card.parse_size("2M", default_unit="G") == 2 << 20
+    assert profile.parse_size("2", default_unit="G") == 2 << 30
+    assert profile.parse_size("2M", default_unit="G") == 2 << 20
 
 
 @pytest.mark.parametrize("text", ["", "G", "-1G", "1X", "1 2", "1e3", "inf", "."])
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="not a size"):
-        card.parse_size(text)
+        profile.parse_size(text)
 
 
 def test_an_image_without_a_card_has_the_default_one(tmp_path: Path) -> None:
-    assert card.read(tmp_path / "none.toml") == Card()
-    assert card.parse("", where="x") == Card()
+    assert profile.read(tmp_path / "none.toml") == Card()
+    assert profile.parse("", where="x") == Card()
 
 
 @pytest.mark.parametrize(
@@ -48,8 +48,8 @@ def test_an_image_without_a_card_has_the_default_one(tmp_path: Path) -> None:
 )
 def test_what_is_dumped_is_read_back(tmp_path: Path, about: Card) -> None:
     path = tmp_path / "x.toml"
-    path.write_text(card.dump(about), encoding="utf-8")
-    assert card.read(path) == about
+    path.write_text(profile.dump(about), encoding="utf-8")
+    assert profile.read(path) == about
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_what_is_dumped_is_read_back(tmp_path: Path, about: Card) -> None:
 )
 def test_what_a_card_cannot_say_is_refused_with_its_place(text: str, why: str) -> None:
     with pytest.raises(UsageError, match=why) as caught:
-        card.parse(text, where="here.toml")
+        profile.parse(text, where="here.toml")
     assert caught.value.message.startswith("here.toml: ")
 
 
@@ -78,4 +78,4 @@ def test_an_unreadable_card_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.toml").write_bytes(b"\xff")
     for path in (tmp_path / "x.toml", tmp_path):
         with pytest.raises(UsageError, match="cannot read the card"):
-            card.read(path)
+            profile.read(path)

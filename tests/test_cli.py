@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from obuild import cli
-from obuild.plan import LayerId
-from obuild.store import Store
+from obuild.cli import main
+from obuild.plan.steps import LayerId
+from obuild.store.layers import Store
 
 HELLO = "((from there) (run (shell true)))"
 
@@ -585,8 +585,8 @@ def test_fmt_reads_standard_input(here: Path) -> None:
     assert b"standard input would change" in done.stderr
 
 
-@pytest.mark.parametrize("family", cli.FAMILIES)
+@pytest.mark.parametrize("family", main.FAMILIES)
 def test_each_command_is_found_in_its_module(family: str) -> None:
-    app = import_module(f"obuild.commands.{family}").app
+    app = import_module(f"obuild.cli.commands.{family}").app
     names = {each.name or each.callback.__name__ for each in app.registered_commands}
-    assert names == set(cli.FAMILIES[family])
+    assert names == set(main.FAMILIES[family])

@@ -16,8 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from obuild import fsck, trace
-from obuild.store import Store
+from obuild.host import failpoints
+from obuild.store import fsck
+from obuild.store.layers import Store
 
 SAVED = re.compile(r'---> saved as "([0-9a-f]{64})"')
 
@@ -109,10 +110,10 @@ def victim(tmp_path: Path, qcow2_disk: Path) -> Victim:
 
 
 def test_every_point_is_tried() -> None:
-    assert set(MACHINE) <= set(trace.POINTS)
+    assert set(MACHINE) <= set(failpoints.POINTS)
 
 
-@pytest.mark.parametrize("point", [point for point in trace.POINTS if point not in MACHINE])
+@pytest.mark.parametrize("point", [point for point in failpoints.POINTS if point not in MACHINE])
 def test_killed_at_a_point(victim: Victim, point: str) -> None:
     kind = "remove" if point == "flat.removed" else point.partition(".")[0]
     command = COMMANDS.get(kind, BUILD)

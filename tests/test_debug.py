@@ -16,14 +16,14 @@ from pathlib import Path
 import pytest
 
 from obuild import spec
-from obuild.debug import Debugger
-from obuild.engine import Engine
+from obuild.builder.debug import Debugger
+from obuild.builder.engine import Engine
+from obuild.builder.provision import Machines
 from obuild.errors import MachineError, ObuildError, StoreError, UsageError
-from obuild.machines import Machines
-from obuild.plan import Extract, LayerId
-from obuild.shape import Settings, Shape
+from obuild.executors.qemu.shape import Settings, Shape
+from obuild.plan.steps import Extract, LayerId
 from obuild.spec import UnixUser, WindowsUser
-from obuild.store import Store
+from obuild.store.layers import Store
 from tests.fakes import FakeExecutor, FakeSession, Heard, Run
 
 OPS = "(user (uid 7) (gid 8)) (workdir /w) (env A 1) (run (shell made))"
@@ -32,7 +32,7 @@ OPS = "(user (uid 7) (gid 8)) (workdir /w) (env A 1) (run (shell made))"
 @pytest.fixture
 def executor(monkeypatch: pytest.MonkeyPatch) -> FakeExecutor:
     executor = FakeExecutor()
-    monkeypatch.setattr("obuild.executors.qemu.Qemu", lambda *how: executor)
+    monkeypatch.setattr("obuild.executors.qemu.chains.Qemu", lambda *how: executor)
     return executor
 
 
@@ -226,7 +226,7 @@ def test_a_machine_is_made_as_the_settings_say(
         shapes.append(shape)
         return executor
 
-    monkeypatch.setattr("obuild.executors.qemu.Qemu", make)
+    monkeypatch.setattr("obuild.executors.qemu.chains.Qemu", make)
     settings = Settings(accel="tcg", memory=3 << 30, cpus=5)
     assert Debugger(store, Machines(store, settings, print), layer).shell() == 0
     assert [(shape.memory, shape.cpus) for shape in shapes] == [(3 << 30, 5)]

@@ -8,12 +8,12 @@ from collections.abc import Callable
 
 import pytest
 
-from obuild import ui
-from obuild.describe import Listed, Neighbour, describe, listing
+from obuild.cli import text
 from obuild.errors import StoreError
-from obuild.index import Index
-from obuild.plan import Chain
-from obuild.store import Store
+from obuild.plan.steps import Chain
+from obuild.store.index import Index
+from obuild.store.inspect import Listed, Neighbour, describe, listing
+from obuild.store.layers import Store
 from tests.test_store import make, make_all
 
 ChainMaker = Callable[[str], Chain]
@@ -34,11 +34,11 @@ def test_a_layer_between_others(store: Store, chain: ChainMaker) -> None:
     assert describe(store, leaf).total == sum(sizes.values())
     assert found.log_size == len("log of /: (run (shell one))")
     assert found.key["run"] == ("bash", "-c", "one")
-    shown = list(ui.description(found))
+    shown = list(text.description(found))
     assert f"layer   {middle}" in shown
     assert "  env       A=1" in shown
     assert f"  {root[:12]}  (from tiny)" in shown
-    assert "children: nothing" in list(ui.description(describe(store, leaf)))
+    assert "children: nothing" in list(text.description(describe(store, leaf)))
 
 
 def test_a_layer_whose_builder_died_before_it_was_remembered(store: Store, chain: ChainMaker) -> None:
@@ -48,13 +48,13 @@ def test_a_layer_whose_builder_died_before_it_was_remembered(store: Store, chain
     assert found.seconds is None
     assert re.fullmatch(r"\(from …@sha256:[0-9a-f]{64}\)", found.parents[0].op)
     assert found.parents[0].id == root
-    assert not [line for line in ui.description(found) if "took" in line]
+    assert not [line for line in text.description(found) if "took" in line]
 
 
 def test_long_keys_are_cut(store: Store, chain: ChainMaker) -> None:
     variables = " ".join(f"(env V{number} x)" for number in range(50))
     *_, leaf = make_all(store, chain(f"{variables} (run (shell one))"))
-    shown = list(ui.description(describe(store, leaf)))
+    shown = list(text.description(describe(store, leaf)))
     assert "            … and 10 more; --json has them all" in shown
 
 
@@ -64,7 +64,7 @@ def test_many_children_are_cut(store: Store, chain: ChainMaker) -> None:
         make(store, chain(f"(run (shell {number}))").steps[1])
     found = describe(store, root)
     assert len(found.children) == 42
-    assert list(ui.description(found))[-1] == "  … and 2 more; --json has them all"
+    assert list(text.description(found))[-1] == "  … and 2 more; --json has them all"
 
 
 def test_the_newest_layers_are_listed_and_the_others_counted(store: Store, chain: ChainMaker) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from obuild import disk
 from obuild.errors import UsageError
+from obuild.host import qemu_img as disk
 
 BOOT_SECTOR = bytes(510) + b"\x55\xaa"
 

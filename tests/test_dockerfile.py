@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from obuild import spec
-from obuild.dockerfile import Escape, dockerfile
+from obuild.spec.dockerfile import Escape, dockerfile
 
 VECTORS = json.loads(Path(__file__).with_name("vectors").joinpath("spec.json").read_text(encoding="utf-8"))
 FLAGS: dict[str, tuple[bool, Escape]] = {

@@ -13,14 +13,18 @@ from pathlib import Path
 
 import pytest
 
-from obuild import accel, engine, spec, tree, upkeep
+from obuild import spec
+from obuild.builder import engine
 from obuild.errors import MachineError, ObuildError, StepFailed, StoreError, UsageError
 from obuild.events import Hit, Note, Output, Saved
-from obuild.guests import GUESTS, Guest
-from obuild.locks import Claim
-from obuild.plan import LayerId
-from obuild.shape import ARCHES, Settings, Shape
-from obuild.store import Store
+from obuild.executors.qemu import kvm
+from obuild.executors.qemu.shape import ARCHES, Settings, Shape
+from obuild.guests.all import GUESTS, Guest
+from obuild.host.locks import Claim
+from obuild.plan import tree
+from obuild.plan.steps import LayerId
+from obuild.store import removal
+from obuild.store.layers import Store
 from tests.fakes import FakeExecutor, Heard, Run
 
 Build = Callable[..., LayerId]
@@ -41,7 +45,7 @@ def executor(monkeypatch: pytest.MonkeyPatch) -> FakeExecutor:
         executor.seen.append(f"{shape.accel} {shape.memory >> 20}M {login}")
         return executor
 
-    monkeypatch.setattr("obuild.executors.qemu.Qemu", make)
+    monkeypatch.setattr("obuild.executors.qemu.chains.Qemu", make)
     return executor
 
 
@@ -144,7 +148,7 @@ def test_what_can_be_seen_to_be_wrong_is_refused_before_anything_is_made(
 ) -> None:
     (store.base_image / "windows.qcow2").write_bytes(tiny.read_bytes())
     (store.base_image / "windows.toml").write_text('os = "windows"\n')
-    monkeypatch.setattr(accel, "probe", lambda arch: "it is broken")
+    monkeypatch.setattr(kvm, "probe", lambda arch: "it is broken")
     with pytest.raises(UsageError, match=why):
         build(ops, base=base, settings=settings)
     assert executor.seen == []
@@ -181,7 +185,7 @@ def test_missing_firmware_is_told_with_its_package_before_anything_is_made(
 def test_falling_back_to_emulation_is_said(
     build: Build, executor: FakeExecutor, heard: Heard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(accel, "probe", lambda arch: "it is broken")
+    monkeypatch.setattr(kvm, "probe", lambda arch: "it is broken")
     build("(run (shell a))", settings=Settings())
     assert executor.seen[0].startswith("tcg ")
     assert any("it is broken" in event.text for event in heard if isinstance(event, Note))
@@ -295,7 +299,7 @@ def test_a_layer_that_was_made_again_is_looked_into_again(
 ) -> None:
     executor.files = {"out": b"result"}
     last = stages("one")
-    upkeep.clean(store, tell=lambda id: None)
+    removal.clean(store, tell=lambda id: None)
     executor.files = {"out": b"other"}
     assert stages("one") != last
 

@@ -8,11 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from obuild import explain, sexp, spec
-from obuild.card import Card
-from obuild.explain import Fields
-from obuild.plan import Base, plan
-from obuild.sexp import Sexp
+from obuild import spec
+from obuild.guests.profile import Card
+from obuild.plan import diff
+from obuild.plan.diff import Fields
+from obuild.plan.steps import Base, plan
+from obuild.spec import sexp
+from obuild.spec.sexp import Sexp
 
 BASE = Base("b", Path("/nowhere"), "d" * 64, (1, 2, 3), Card())
 LONG = "apt-get update && apt-get install -y --no-install-recommends build-essential {} git curl ca-certificates"
@@ -22,11 +24,11 @@ def key(ops: str, source: Path = Path()) -> Fields:
     """The key of the last step."""
     stage = spec.parse(f"((from b) {ops})".encode())
     chain = plan(stage, source=source, find_base=lambda name: BASE, secrets=("s", "t"))
-    return explain.fields(chain.steps[-1].key)
+    return diff.fields(chain.steps[-1].key)
 
 
 def differ(old: str, new: str) -> list[str]:
-    return explain.differences(key(old), key(new))
+    return diff.differences(key(old), key(new))
 
 
 @pytest.mark.parametrize(
@@ -94,13 +96,13 @@ def files(*entries: str) -> Fields:
     ],
 )
 def test_copies(old: list[str], new: list[str], words: list[str]) -> None:
-    assert explain.differences(files(*old), files(*new)) == words
+    assert diff.differences(files(*old), files(*new)) == words
 
 
 def test_bases_and_fields_that_nobody_knows() -> None:
     old: Fields = {"executor": "qemu", "base": "sha256:" + "a" * 64, "gone": "1"}
     new: Fields = {"executor": "native", "base": "sha256:" + "b" * 64, "new": ("x", ("y",))}
-    assert explain.differences(old, new) == [
+    assert diff.differences(old, new) == [
         "the executor changed: qemu → native",
         "the content of the base image changed: sha256:aaaaaaaaaaaa → sha256:bbbbbbbbbbbb",
         'new changed: "" → (x(y))',
@@ -111,9 +113,9 @@ def test_bases_and_fields_that_nobody_knows() -> None:
 def test_only_steps_of_a_kind_are_alike(tmp_path: Path) -> None:
     (tmp_path / "f").touch()
     run, copy = key("(run (shell x))"), key("(copy (src f) (dst /))", tmp_path)
-    assert explain.alike(run, {**run, "new": "field"})
-    assert not explain.alike(run, copy)
-    assert not explain.alike(key(""), copy)
+    assert diff.alike(run, {**run, "new": "field"})
+    assert not diff.alike(run, copy)
+    assert not diff.alike(key(""), copy)
 
 
 @pytest.mark.parametrize(
@@ -130,16 +132,14 @@ def test_only_steps_of_a_kind_are_alike(tmp_path: Path) -> None:
     ],
 )
 def test_the_nearer_one(new: str, near: str, far: str) -> None:
-    assert explain.distance(key(near), key(new)) < explain.distance(key(far), key(new))
+    assert diff.distance(key(near), key(new)) < diff.distance(key(far), key(new))
 
 
 def test_a_key_for_people(tmp_path: Path) -> None:
     (tmp_path / "f").write_text("f")
     (tmp_path / "f").chmod(0o644)
     (tmp_path / "l").symlink_to("f")
-    shown = explain.describe(
-        key('(env A "b c") (workdir /w) (run (secrets (s (target /s))) (shell "a\\n b\\027"))')
-    )
+    shown = diff.describe(key('(env A "b c") (workdir /w) (run (secrets (s (target /s))) (shell "a\\n b\\027"))'))
     assert shown[2:] == [
         ("workdir", ["/w"]),
         ("user", ["0:0"]),
@@ -148,16 +148,16 @@ def test_a_key_for_people(tmp_path: Path) -> None:
         ("network", ["none"]),
         ("secrets", ["s at /s"]),
     ]
-    copy = dict(explain.describe(key("(copy (src f l) (dst /d/))", tmp_path)))
+    copy = dict(diff.describe(key("(copy (src f l) (dst /d/))", tmp_path)))
     assert copy["files"] == [" 644 file    f  252f10c83610", " 777 symlink l → f"]
 
 
 def test_a_key_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "f").touch()
-    assert explain.summary(key('(run (shell "a b"))')) == '(run (shell "a b"))'
-    assert explain.summary(key("(copy (src f) (dst /d/))", tmp_path)) == "(copy … (dst /d))"
-    assert explain.summary(key("")) == f"(from …@sha256:{'d' * 64})"
-    assert explain.summary({"format": "9", "mystery": ()}) == "(mystery)"
+    assert diff.summary(key('(run (shell "a b"))')) == '(run (shell "a b"))'
+    assert diff.summary(key("(copy (src f) (dst /d/))", tmp_path)) == "(copy … (dst /d))"
+    assert diff.summary(key("")) == f"(from …@sha256:{'d' * 64})"
+    assert diff.summary({"format": "9", "mystery": ()}) == "(mystery)"
 
 
 sexps = st.recursive(st.text(max_size=5), lambda items: st.lists(items, max_size=4).map(tuple), max_leaves=10)
@@ -172,12 +172,12 @@ def names_of(*keys: dict[str, Sexp]) -> set[str]:
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(keys, keys)
 def test_any_two_keys_are_told_apart_on_single_lines(old: dict[str, Sexp], new: dict[str, Sexp]) -> None:
-    words = explain.differences(old, new)
+    words = diff.differences(old, new)
     assert all(line.isprintable() for line in words)
-    assert explain.distance(old, new) >= 0
-    assert explain.distance(old, old) == 0
-    assert explain.summary(new).isprintable()
-    for _, lines in explain.describe(new):
+    assert diff.distance(old, new) >= 0
+    assert diff.distance(old, old) == 0
+    assert diff.summary(new).isprintable()
+    for _, lines in diff.describe(new):
         assert all(line.isprintable() for line in lines)
     if all(old.get(name, ()) == new.get(name, ()) for name in names_of(old, new)):
         assert words == []
@@ -186,4 +186,4 @@ def test_any_two_keys_are_told_apart_on_single_lines(old: dict[str, Sexp], new: 
 
 
 def test_a_key_reads_back() -> None:
-    assert explain.fields(sexp.dumps((("format", "1"), ("run", ("a", "b"))))) == {"format": "1", "run": ("a", "b")}
+    assert diff.fields(sexp.dumps((("format", "1"), ("run", ("a", "b"))))) == {"format": "1", "run": ("a", "b")}

@@ -13,10 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from obuild import disk, flat, locks, mtree, upkeep
 from obuild.errors import ProcessError, StoreError, UsageError
-from obuild.plan import Chain, LayerId, Step
-from obuild.store import Store
+from obuild.host import locks, qemu_img
+from obuild.plan.steps import Chain, LayerId, Step
+from obuild.store import flatten as flat
+from obuild.store import mtree, removal
+from obuild.store.layers import Store
 from tests.fakes import other_process
 
 ChainMaker = Callable[[str], Chain]
@@ -110,7 +112,7 @@ def make_all(store: Store, made: tuple[Step, ...]) -> list[LayerId]:
 def depth(image: Path) -> int:
     """How many images lie below this one, as QEMU would open them."""
     below = 0
-    while backing := disk.backing_file(image):
+    while backing := qemu_img.backing_file(image):
         image = image.parent / backing
         below += 1
     return below
@@ -148,7 +150,7 @@ def test_a_chain_of_50_is_shallow_and_its_disk_is_what_it_would_be(
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", plain, str(SIZE)], check=True)
     write(plain, *(line for id in ids for line in commands(id)))
     subprocess.run(["qemu-img", "compare", "-q", plain, image_of(store, ids[-1])], check=True)
-    disk.check(image_of(store, ids[-1]))
+    qemu_img.check(image_of(store, ids[-1]))
 
 
 def test_no_id_knows_of_it(store: Store, chain: ChainMaker, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,7 +172,7 @@ def test_all_children_share_one(store: Store, chain: ChainMaker) -> None:
     other = steps(chain, 4, "(run (shell other))")[-1]
     made = (store.flats.folder / parent.id).stat().st_ino
     make(store, other)
-    names = {disk.backing_file(image_of(store, step.id)) for step in (child, other)}
+    names = {qemu_img.backing_file(image_of(store, step.id)) for step in (child, other)}
     assert names == {f"../../../flat/{parent.id}/image.qcow2"}
     assert (store.flats.folder / parent.id).stat().st_ino == made
 
@@ -196,7 +198,7 @@ def test_a_look_into_a_deep_layer_uses_it(store: Store, chain: ChainMaker) -> No
     *_, last = make_all(store, steps(chain, 4))
     with store.scratch(last) as draft:
         draft.lay()
-        assert disk.backing_file(draft.image) == f"../../../flat/{last}/image.qcow2"
+        assert qemu_img.backing_file(draft.image) == f"../../../flat/{last}/image.qcow2"
         subprocess.run(["qemu-img", "compare", "-q", draft.image, image_of(store, last)], check=True)
 
 
@@ -206,7 +208,7 @@ def test_a_store_that_was_moved_still_holds_its_chains(store: Store, chain: Chai
     make_all(store, made[:-1])
     moved = Store.open(store.root.rename(tmp_path / "moved"), create=False)
     make(moved, last)
-    disk.check(image_of(moved, last.id))
+    qemu_img.check(image_of(moved, last.id))
     subprocess.run(["qemu-img", "info", "--backing-chain", image_of(moved, last.id)], check=True)
 
 
@@ -283,7 +285,7 @@ def test_it_goes_with_its_layer_and_not_before(store: Store, chain: ChainMaker) 
 def test_cleaning_leaves_none(store: Store, chain: ChainMaker) -> None:
     make_all(store, steps(chain, 15))
     assert len(flats(store)) > 1
-    assert upkeep.clean(store, tell=lambda id: None) == []
+    assert removal.clean(store, tell=lambda id: None) == []
     assert (store.layers(), flats(store), os.listdir(store.locks)) == ([], [], [])
 
 
@@ -327,7 +329,7 @@ def test_a_damaged_one_is_not_built_on(store: Store, chain: ChainMaker) -> None:
         StoreError, match=r"the flattened copy of layer \w+ in flat/ is damaged: its image\.qcow2 has"
     ):
         make(store, last)
-    upkeep.delete(store, parent, tell=lambda id: None)
+    removal.delete(store, parent, tell=lambda id: None)
     make(store, below[-1])
     make(store, last)
 
@@ -383,7 +385,7 @@ ONE, OTHER = LayerId("a" * 64), LayerId("b" * 64)
 def test_two_processes_share_one(store: Store, parent: LayerId) -> None:
     assert run_all(*(script(BUILD, store, id, parent=parent) for id in (ONE, OTHER))) == [0, 0]
     assert flats(store) == [parent]
-    names = {disk.backing_file(image_of(store, id)) for id in (ONE, OTHER)}
+    names = {qemu_img.backing_file(image_of(store, id)) for id in (ONE, OTHER)}
     assert names == {f"../../../flat/{parent}/image.qcow2"}
     assert (os.listdir(store.result_tmp), os.listdir(store.locks)) == ([], [])
 
@@ -392,7 +394,7 @@ def test_who_waited_for_another_to_make_it_makes_none(
     store: Store, parent: LayerId, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = []
-    flatten, file_lock = disk.flatten, locks.file_lock
+    flatten, file_lock = qemu_img.flatten, locks.file_lock
 
     @contextmanager
     def late(path: Path) -> Iterator[bool]:
@@ -406,7 +408,7 @@ def test_who_waited_for_another_to_make_it_makes_none(
         flatten(path, top, bottom)
 
     monkeypatch.setattr(locks, "file_lock", late)
-    monkeypatch.setattr(disk, "flatten", counted)
+    monkeypatch.setattr(qemu_img, "flatten", counted)
     assert store.flats.below(parent) == f"flat/{parent}/image.qcow2"
     assert len(made) == 1
 
@@ -454,7 +456,7 @@ def test_a_failure_leaves_nothing(store: Store, parent: LayerId, monkeypatch: py
         path.write_bytes(b"half")
         raise ProcessError("x: No space left on device")
 
-    monkeypatch.setattr(disk, "flatten", full)
+    monkeypatch.setattr(qemu_img, "flatten", full)
     with pytest.raises(StoreError, match="cannot write to the store"), store.scratch(parent):
         pass
     assert (flats(store), os.listdir(store.result_tmp), os.listdir(store.locks)) == ([], [], [])

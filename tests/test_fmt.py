@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from obuild import fmt, sexp, spec
+from obuild import spec
 from obuild.errors import SpecError, UsageError
+from obuild.spec import reformat, sexp
 from tests.manual import example
 
 HERE = Path(__file__).parent
@@ -25,7 +26,7 @@ budget = settings(max_examples=300, deadline=None, derandomize=True)
 
 
 def tidy(text: str) -> str:
-    return fmt.tidy(text.encode("utf-8", "surrogateescape")).decode("utf-8", "surrogateescape")
+    return reformat.tidy(text.encode("utf-8", "surrogateescape")).decode("utf-8", "surrogateescape")
 
 
 def test_without_comments_it_is_what_obuilder_prints() -> None:
@@ -200,7 +201,7 @@ def test_a_file_is_rewritten_with_its_mode_and_through_a_symlink(tmp_path: Path)
     (tmp_path / "real").write_text("old")
     (tmp_path / "real").chmod(0o640)
     (tmp_path / "link").symlink_to("real")
-    fmt.rewrite(tmp_path / "link", b"new")
+    reformat.rewrite(tmp_path / "link", b"new")
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "real").read_text() == "new"
     assert stat.S_IMODE((tmp_path / "real").stat().st_mode) == 0o640
@@ -215,12 +216,12 @@ def test_a_file_that_cannot_be_written_stays_as_it_was(tmp_path: Path, monkeypat
 
     monkeypatch.setattr("os.fsync", fail)
     with pytest.raises(OSError, match="no space"):
-        fmt.rewrite(tmp_path / "spec", b"new")
+        reformat.rewrite(tmp_path / "spec", b"new")
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("spec", "old")]
 
 
 def test_what_is_no_file_is_not_replaced_by_one(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     with pytest.raises(UsageError, match="is not a regular file"):
-        fmt.rewrite(tmp_path / "fifo", b"new")
+        reformat.rewrite(tmp_path / "fifo", b"new")
     assert (tmp_path / "fifo").is_fifo()

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from obuild import base, forecast, spec
+from obuild import spec
+from obuild.bases import catalog
+from obuild.builder import preview
+from obuild.builder.preview import NOTHING_LIKE_IT, Outlook
 from obuild.errors import SpecError, UsageError
-from obuild.forecast import NOTHING_LIKE_IT, Outlook
-from obuild.index import Index
-from obuild.plan import Chain, LayerId
-from obuild.store import Store
+from obuild.plan.steps import Chain, LayerId
+from obuild.store.index import Index
+from obuild.store.layers import Store
 
 ChainMaker = Callable[[str], Chain]
 Look = Callable[..., list[Outlook]]
@@ -45,7 +47,7 @@ def look(store: Store, chain: ChainMaker, tmp_path: Path) -> Look:
     def run(ops: str, *, name: str = "tiny", secrets: tuple[str, ...] = ()) -> list[Outlook]:
         before = files(store)
         stage = spec.parse(f"((from {name}) {ops})".encode())
-        found = forecast.forecast(stage, source=tmp_path / "source", store=store, secrets=secrets)
+        found = preview.forecast(stage, source=tmp_path / "source", store=store, secrets=secrets)
         assert files(store) == before
         return found
 
@@ -120,7 +122,7 @@ def test_another_base_is_not_like_it(store: Store, look: Look, chain: ChainMaker
 def test_a_base_that_is_yet_to_be_made_is_not_made(
     store: Store, look: Look, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(base, "make", lambda *args, **options: pytest.fail("made"))
+    monkeypatch.setattr(catalog, "make", lambda *args, **options: pytest.fail("made"))
     steps = look("(run (shell a)) (run (shell b))", name="micro")
     assert [(step.op, step.id, step.cached) for step in steps] == [
         ("(from micro)", None, False),
@@ -164,7 +166,7 @@ def test_comparing_ends_at_some_time(
     near, used_last = (built(store, chain(f"(run (shell {name}))"))[-1] for name in ("aaab", "x"))
     os.utime(store.result / near, (1, 1))
     assert look("(run (shell aaac))")[-1].nearest == near
-    monkeypatch.setattr(forecast, limit, 1)
+    monkeypatch.setattr(preview, limit, 1)
     assert look("(run (shell aaac))")[-1].nearest == used_last
 
 
@@ -173,6 +175,6 @@ def test_a_copy_from_another_build_is_not_known_before_that_is_made(
 ) -> None:
     text = """((build dev ((from tiny) (run (shell one))))
                (from tiny) (copy (from (build dev)) (src /a) (dst /b)) (run (shell two)))"""
-    found = forecast.forecast(spec.parse(text.encode()), source=tmp_path, store=store, secrets=())
+    found = preview.forecast(spec.parse(text.encode()), source=tmp_path, store=store, secrets=())
     assert [outlook.id is None for outlook in found] == [False, False, False, True, True]
     assert found[3].why == ("what it copies is known once the build 'dev' is made",)

@@ -26,7 +26,16 @@ def test_it_loads_nothing_until_it_is_asked() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout == b"[]\n"
 
 
-HEAVY = "paramiko", "scp", "sqlite_utils", "pydantic", "tarfile", "logging", "obuild.recipe", "obuild.machine"
+HEAVY = (
+    "paramiko",
+    "scp",
+    "sqlite_utils",
+    "pydantic",
+    "tarfile",
+    "logging",
+    "obuild.bases.recipe",
+    "obuild.executors.qemu.machine",
+)
 
 
 def test_a_cached_build_loads_nothing_heavy() -> None:

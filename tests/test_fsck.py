@@ -15,12 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from obuild import accel, flat, fsck, gc, locks, upkeep
-from obuild.build import Builder
-from obuild.index import Index
-from obuild.plan import Chain, LayerId
-from obuild.store import Layer, Store
-from obuild.warm import Warm
+from obuild.builder.chain import Builder
+from obuild.host import locks, stamp
+from obuild.plan.steps import Chain, LayerId
+from obuild.store import flatten, fsck, gc, removal
+from obuild.store.index import Index
+from obuild.store.layers import Layer, Store
+from obuild.store.warm import Warm
 from tests.fakes import FakeExecutor, Heard
 from tests.test_warm import MACHINE, PLENTY, flipped, longer, save
 
@@ -31,7 +32,7 @@ OPS = " ".join(f"(run (shell {name}))" for name in "abcdef")
 @pytest.fixture
 def made(store: Store, chain: ChainMaker, monkeypatch: pytest.MonkeyPatch) -> list[Layer]:
     """The layers of a chain, with rows in the index; its later ones stand on flattened copies."""
-    monkeypatch.setattr(flat, "LONGEST", 3)
+    monkeypatch.setattr(flatten, "LONGEST", 3)
     built = chain(OPS)
     Builder(store, FakeExecutor, Heard()).build(built)
     assert list(fsck.check(store, read_data=True)) == []
@@ -181,7 +182,7 @@ def test_a_store_from_which_layers_were_removed_is_clean(
 ) -> None:
     if looked:
         in_step(store)
-    upkeep.delete(store, made[4].id, tell=lambda id: None)
+    removal.delete(store, made[4].id, tell=lambda id: None)
     assert found(store, read_data=True) == []
     gc.carry_out(store, gc.plan(store, now=time.time(), keep_bytes=0), lambda item: None)
     assert store.layers() == []
@@ -345,7 +346,7 @@ def test_a_machine_that_was_saved_before_the_host_booted_is_no_finding(
     save(Warm(store, PLENTY, print), made[1].id)
     longer(store.states.folder / made[1].id)
     (tmp_path / "boot_id").write_text("another")
-    monkeypatch.setattr(accel, "BOOT_ID", tmp_path / "boot_id")
+    monkeypatch.setattr(stamp, "BOOT_ID", tmp_path / "boot_id")
     assert found(store, read_data=True) == []
 
 

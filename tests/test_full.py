@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from obuild import fsck
-from obuild.store import Store
+from obuild.store import fsck
+from obuild.store.layers import Store
 from tests.fake_obuild import fill
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")

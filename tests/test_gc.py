@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from obuild import accel, disk, flat, gc, locks, upkeep
-from obuild.gc import Item
-from obuild.plan import Chain, LayerId
-from obuild.store import Store
-from obuild.warm import Warm
+from obuild.executors.qemu import kvm
+from obuild.host import locks, qemu_img
+from obuild.plan.steps import Chain, LayerId
+from obuild.store import flatten, gc, removal
+from obuild.store.gc import Item
+from obuild.store.layers import Store
+from obuild.store.warm import Warm
 from tests.fakes import other_process
 from tests.test_store import make, save
 from tests.test_warm import PLENTY, RAM
@@ -241,7 +243,7 @@ def test_what_another_process_uses_since_the_plan_stays(store: Store, family: di
 def test_what_is_gone_already_is_neither_told_nor_kept(store: Store, family: dict[str, LayerId]) -> None:
     fat_cache(store, "c", 15)
     what = plan(store, keep_bytes=0)
-    upkeep.delete(store, family["one"], tell=lambda id: None)
+    removal.delete(store, family["one"], tell=lambda id: None)
     carry_out(store, plan(store, older_than=12 * DAY))
     gone, stayed = carry_out(store, what)
     assert gone == [family["other"], family["root"]]
@@ -275,7 +277,7 @@ def test_a_collector_that_is_killed_leaves_a_sound_store(store: Store, family: d
     again = Store.open(store.root)
     assert left(again) == {family["root"], family["one"], family["other"]}
     for layer in again.layers():
-        disk.check(layer.image)
+        qemu_img.check(layer.image)
     gone, stayed = carry_out(again, plan(again, keep_bytes=0))
     assert gone == [family["one"], family["other"], family["root"]]
     assert stayed == []
@@ -365,7 +367,7 @@ def test_what_was_flattened_goes_if_nothing_stands_on_its_layer(store: Store, fa
 def test_what_was_flattened_stays_for_a_child_that_came_since(
     store: Store, family: dict[str, LayerId], chain: ChainMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flat, "LONGEST", 2)
+    monkeypatch.setattr(flatten, "LONGEST", 2)
     store.flats.below(family["two"])
     what = plan(store)
     assert [item.kind for item in what.items] == ["flat"]
@@ -487,7 +489,7 @@ def test_states_that_nobody_can_resume_go_in_any_case(
     assert (item.kind, item.name, item.why) == ("stale", family["other"], "its about.json is damaged")
     assert len([item for item in plan(store, keep_bytes=0).items if item.kind in ("warm", "stale")]) == 3
     (tmp_path / "boot_id").write_text("another")
-    monkeypatch.setattr(accel, "BOOT_ID", tmp_path / "boot_id")
+    monkeypatch.setattr(kvm, "BOOT_ID", tmp_path / "boot_id")
     what = plan(store)
     assert {item.why for item in what.items} == {"its about.json is damaged", "the host has booted since"}
     used(store.states.folder / family["one"], 0)

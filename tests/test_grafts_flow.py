@@ -14,11 +14,11 @@ from typing import IO
 
 import pytest
 
-from obuild import systems, tree
 from obuild.errors import MachineError
-from obuild.executors.qemu import Session
-from obuild.guests import windows
-from obuild.plan import Extract, Graft, LayerId
+from obuild.executors.qemu.chains import Session
+from obuild.guests import rules, windows
+from obuild.plan import tree
+from obuild.plan.steps import Extract, Graft, LayerId
 from obuild.spec import UnixUser, WindowsUser
 from tests.ssh_server import Unix, bsd_programs, unquoted
 from tests.test_guests_flow import Windows, key, mounting, place, session
@@ -112,7 +112,7 @@ def test_files_go_from_one_system_to_each_other(
         extract = Extract("dev", src, ("skip.o",), None, user)
         guests[origin].take(extract, tmp_path / "files.tar")
         assert sorted(place.iterdir()) == before, "no trace"
-        manifest = tree.manifest_of(tmp_path / "files.tar", pax=origin in systems.PAX)
+        manifest = tree.manifest_of(tmp_path / "files.tar", pax=origin in rules.PAX)
         assert sorted(entry[1] for entry in manifest) == sorted(entry.path for entry in expected.entries)
         if origin != "windows":
             assert manifest == expected.manifest
@@ -137,7 +137,7 @@ def test_a_name_that_is_no_text_stays_the_bytes_it_is(
     extract = Extract("dev", (f"{place}/out",), (), None, UnixUser(0, 0))
     guests[origin].take(extract, tmp_path / "files.tar")
     expected = tree.walk(place, ["out"]).manifest
-    assert tree.manifest_of(tmp_path / "files.tar", pax=origin in systems.PAX) == expected
+    assert tree.manifest_of(tmp_path / "files.tar", pax=origin in rules.PAX) == expected
     for target in ("linux", "freebsd", "openbsd"):
         graft = Graft(extract, LayerId("f" * 64), (), f"{place}/to {target}")
         guests[target].graft(graft, tmp_path / "files.tar")
@@ -154,7 +154,7 @@ def test_several_files_and_a_new_name(
     def taken(*src: str, rename: str | None = None) -> tree.Manifest:
         paths = tuple(path_in(origin, place, path) for path in src)
         guests[origin].take(Extract("dev", paths, (), rename, UnixUser(0, 0)), tmp_path / "files.tar")
-        return tree.manifest_of(tmp_path / "files.tar", pax=origin in systems.PAX)
+        return tree.manifest_of(tmp_path / "files.tar", pax=origin in rules.PAX)
 
     def names(found: tree.Manifest) -> list[str]:
         return sorted(path for _, path, *_ in found)

@@ -15,8 +15,8 @@ from types import ModuleType
 
 import pytest
 
-from obuild import tree
 from obuild.guests import freebsd, openbsd
+from obuild.plan import tree
 from obuild.spec import UnixUser, WindowsUser
 from tests.ssh_server import bsd_programs
 from tests.test_guests_linux import BASH_OR_SH, can_mount, typed_at

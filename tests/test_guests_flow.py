@@ -17,16 +17,18 @@ from typing import IO, cast
 
 import pytest
 
-from obuild import ssh, tree
 from obuild.errors import MachineError, StoreError
-from obuild.executors.qemu import Qemu, Session
-from obuild.guests import GUESTS, freebsd, linux, openbsd, windows
-from obuild.machine import Machine
-from obuild.plan import Chain, Command, Transfer
-from obuild.shape import Shape
+from obuild.executors.qemu import ssh
+from obuild.executors.qemu.chains import Qemu, Session
+from obuild.executors.qemu.machine import Machine
+from obuild.executors.qemu.shape import Shape
+from obuild.guests import freebsd, linux, openbsd, windows
+from obuild.guests.all import GUESTS
+from obuild.plan import tree
+from obuild.plan.steps import Chain, Command, Transfer
 from obuild.spec import Cache, Secret, UnixUser, WindowsUser
-from obuild.store import Store
-from obuild.volumes import CacheCopy
+from obuild.store.layers import Store
+from obuild.store.volumes import CacheCopy
 from tests.fakes import FakeMachine
 from tests.ssh_server import Handler, Unix, bsd_programs, pipe, serve, unquoted
 from tests.test_guests_linux import can_mount

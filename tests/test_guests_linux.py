@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from obuild import tree
 from obuild.guests import linux
+from obuild.plan import tree
 from obuild.spec import UnixUser, WindowsUser
 
 ROOT = UnixUser(0, 0)

@@ -25,11 +25,11 @@ from typing import cast
 import pytest
 
 from obuild.errors import MachineError
-from obuild.guests import linux_resident
-from obuild.machine import Machine
-from obuild.posix import say_status
-from obuild.resident import Resident
-from obuild.shape import Shape
+from obuild.executors.qemu.agent import Resident
+from obuild.executors.qemu.machine import Machine
+from obuild.executors.qemu.shape import Shape
+from obuild.guests import linux_agent
+from obuild.guests.posix import say_status
 from tests.fakes import FakeMachine
 
 MIB = 1 << 20
@@ -47,7 +47,7 @@ shells = pytest.mark.parametrize(
 
 
 def told() -> str:
-    return linux_resident.start("MARK").decode()
+    return linux_agent.start("MARK").decode()
 
 
 def document(name: str) -> str:
@@ -86,7 +86,7 @@ def test_it_ends_with_its_status() -> None:
 
 
 def test_two_guests_are_told_the_same_but_for_their_marks() -> None:
-    assert linux_resident.start("MARK").replace(b"MARK", b"other") == linux_resident.start("other")
+    assert linux_agent.start("MARK").replace(b"MARK", b"other") == linux_agent.start("other")
 
 
 @shells
@@ -98,7 +98,7 @@ def test_a_guest_that_lacks_something_says_what(shell: str, tmp_path: Path) -> N
     text = told().replace("dd find", "no-such-tool dd find", 1)
     assert "no-such-tool" in text
     done = subprocess.run(argv, input=text.encode(), capture_output=True, check=True)
-    assert done.stdout.decode() == f"it has no no-such-tool\nMARK {linux_resident.LACKING}\n"
+    assert done.stdout.decode() == f"it has no no-such-tool\nMARK {linux_agent.LACKING}\n"
 
 
 @shells
@@ -108,7 +108,7 @@ def test_the_program_arrives_as_it_is(shell: str, tmp_path: Path) -> None:
     assert given
     assert written
     run(shell, f"dir={tmp_path}\n{given[0]}\n{written[0]}")
-    assert (tmp_path / "tool").read_bytes() == linux_resident._program()
+    assert (tmp_path / "tool").read_bytes() == linux_agent._program()
 
 
 # -- its parts
@@ -235,7 +235,7 @@ def begin(tmp_path: Path, shell: str) -> Iterator[Begin]:
         numbers = re.findall(r"^(?:fifreeze|fithaw|reseed|grace|reboot)=.*$", told(), re.MULTILINE)
         lines = [*(f"{name}='{value}'" for name, value in about.items()), *numbers]
         (tmp_path / "settings").write_text("\n".join([*lines, f"reboot={tmp_path}/reboot-required", ""]))
-        text = document("shell").replace(linux_resident.FOLDER, str(tmp_path))
+        text = document("shell").replace(linux_agent.FOLDER, str(tmp_path))
         assert text.count(OPENS) == 1
         (tmp_path / "shell").write_text(text.replace(OPENS, TAKES))
         look = document("look").replace("/proc/self/mountinfo", f"{tmp_path}/mountinfo")
@@ -244,7 +244,7 @@ def begin(tmp_path: Path, shell: str) -> Iterator[Begin]:
         (tmp_path / "mountinfo").write_text(f"9 1 0:9 / {tmp_path}/volatile rw - tmpfs t rw\n")
         for name in ("setting", "written-to"):
             (tmp_path / name).write_text("as it was\n")
-        (tmp_path / "bin" / "real").write_bytes(linux_resident._program())
+        (tmp_path / "bin" / "real").write_bytes(linux_agent._program())
         programs = {
             "sh": f'#!/bin/sh\nexec {" ".join(SHELLS[shell])} "$@"\n',
             "tool": TOOL.format(folder=tmp_path),

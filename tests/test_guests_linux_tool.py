@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from obuild.guests import linux_resident
+from obuild.guests import linux_agent
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="needs x86_64")
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
-SOURCE = Path(linux_resident.__file__).parent / "resident" / "amd64.S"
+SOURCE = Path(linux_agent.__file__).parent / "resident" / "amd64.S"
 
 Tool = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -28,7 +28,7 @@ Tool = Callable[..., "subprocess.CompletedProcess[str]"]
 @pytest.fixture
 def program(tmp_path: Path) -> Path:
     path = tmp_path / "tool"
-    path.write_bytes(linux_resident._program())
+    path.write_bytes(linux_agent._program())
     path.chmod(0o700)
     return path
 

@@ -8,7 +8,7 @@ import pytest
 
 from obuild.errors import UsageError
 from obuild.guests import windows
-from obuild.quoting import literal
+from obuild.guests.windows_quoting import literal
 from obuild.spec import UnixUser, WindowsUser
 
 ADMIN = WindowsUser("ContainerAdministrator")

@@ -16,11 +16,11 @@ from typing import IO
 
 import pytest
 
-from obuild import tree
 from obuild.errors import MachineError, ObuildError
 from obuild.guests import linux
-from obuild.packing import by_gnu_tar
-from obuild.plan import Command
+from obuild.guests.tar import by_gnu_tar
+from obuild.plan import tree
+from obuild.plan.steps import Command
 from obuild.spec import Cache, UnixUser
 from tests.ssh_server import Unix
 from tests.test_guests_flow import key, mounting, session, taken

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from obuild import tree
 from obuild.errors import ObuildError, UsageError
+from obuild.plan import tree
 
 as_root = pytest.mark.skipif(os.getuid() != 0, reason="needs to be root")
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from obuild import index as index_module
 from obuild.errors import StoreError, UsageError
-from obuild.index import Index, Kin, Row, disk_usage, resolve
-from obuild.plan import Chain, LayerId
-from obuild.store import Store
+from obuild.plan.steps import Chain, LayerId
+from obuild.store import index as index_module
+from obuild.store.index import Index, Kin, Row, disk_usage, resolve
+from obuild.store.layers import Store
 from tests.test_store import make, make_all
 
 ChainMaker = Callable[[str], Chain]

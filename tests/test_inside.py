@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from obuild import inside
-from obuild.build import Builder
+from obuild.builder import inside
+from obuild.builder.chain import Builder
 from obuild.errors import StoreError
-from obuild.plan import Chain, Command, LayerId
+from obuild.plan.steps import Chain, Command, LayerId
 from obuild.spec import UnixUser, WindowsUser
-from obuild.store import Store
+from obuild.store.layers import Store
 from tests.fakes import FakeExecutor, Heard
 
 Plan = Callable[[str], Chain]

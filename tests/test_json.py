@@ -16,21 +16,22 @@ from typing import Any, get_args
 
 import pytest
 
-from obuild import gc, ui
-from obuild.caches import Cache
-from obuild.describe import Description, Listed, Neighbour
+from obuild.builder.preview import Outlook
+from obuild.cli import text
 from obuild.errors import ObuildError, SpecError, UsageError
 from obuild.events import Done, Event, Hit, Note, Output, Saved, Started
-from obuild.forecast import Outlook
-from obuild.room import Usage
-from obuild.store import Store
+from obuild.store import gc
+from obuild.store.caches import Cache
+from obuild.store.inspect import Description, Listed, Neighbour
+from obuild.store.layers import Store
+from obuild.store.quota import Usage
 
 DOCS = (Path(__file__).parent.parent / "docs" / "json.md").read_text(encoding="utf-8")
 
 
 def records(*events: Event) -> list[dict[str, Any]]:
     out = io.BytesIO()
-    tell = ui.JsonLines(out)
+    tell = text.JsonLines(out)
     for event in events:
         tell(event)
     assert out.getvalue().isascii()
@@ -82,7 +83,7 @@ def test_every_byte_of_an_output_can_be_had_back_wherever_it_was_cut() -> None:
 )
 def test_a_failure_is_the_last_record_and_goes_on(error: BaseException, record: tuple[Any, ...]) -> None:
     out = io.BytesIO()
-    with pytest.raises(type(error)), ui.ending(ui.JsonLines(out)):
+    with pytest.raises(type(error)), text.ending(text.JsonLines(out)):
         raise error
     names = ("message", "hint", "exit_code", "line", "column")
     assert json.loads(out.getvalue()) == {"event": "failed", **dict(zip(names, record, strict=True))}
@@ -90,7 +91,7 @@ def test_a_failure_is_the_last_record_and_goes_on(error: BaseException, record: 
 
 def test_lines_for_people_say_nothing_of_a_failure_that_stderr_says() -> None:
     out = io.BytesIO()
-    with pytest.raises(ObuildError), ui.ending(ui.Lines(out, colour=False)):
+    with pytest.raises(ObuildError), text.ending(text.Lines(out, colour=False)):
         raise ObuildError("no")
     assert out.getvalue() == b""
 
@@ -214,7 +215,7 @@ def test_the_manual_has_every_field_of_every_event(event: type[Event]) -> None:
 
 def test_the_manual_has_every_field_of_a_failure() -> None:
     out = io.BytesIO()
-    ui.JsonLines(out).failed(ObuildError("no"))
+    text.JsonLines(out).failed(ObuildError("no"))
     assert documented("`failed`") == json.loads(out.getvalue()).keys() - {"event"}
 
 

@@ -13,15 +13,17 @@ from typing import Any, BinaryIO, cast
 
 import pytest
 
-from obuild import disk, lasting, machine, process, ram
 from obuild.errors import MachineError
-from obuild.lasting import HEAVY, Lasting
-from obuild.machine import Machine
-from obuild.plan import LayerId
-from obuild.resident import Resident
-from obuild.shape import Kernel, Memory, Shape
-from obuild.store import Draft
-from obuild.warm import State
+from obuild.executors.qemu import machine, snapshot
+from obuild.executors.qemu import memory as ram
+from obuild.executors.qemu.agent import Resident
+from obuild.executors.qemu.machine import Machine
+from obuild.executors.qemu.shape import Kernel, Memory, Shape
+from obuild.executors.qemu.snapshot import HEAVY, Lasting
+from obuild.host import process, qemu_img
+from obuild.plan.steps import LayerId
+from obuild.store.layers import Draft
+from obuild.store.warm import State
 from tests.fakes import boot_disk
 
 SHAPE = Shape(accel="tcg", cpus=1, memory=32 << 20, boot_time=60.0, warm=True)
@@ -147,8 +149,8 @@ def test_a_sealed_draft_is_below_a_new_disk(live: Lasting, place: Place) -> None
     draft.lay()
     live.seal(draft)
     path = live.folder / "disks" / "1.qcow2"
-    assert disk.backing_file(path) == f"../../../result/{ONE}/rootfs/image.qcow2"
-    assert disk.virtual_size(path) == disk.virtual_size(draft.image) == 32 << 20
+    assert qemu_img.backing_file(path) == f"../../../result/{ONE}/rootfs/image.qcow2"
+    assert qemu_img.virtual_size(path) == qemu_img.virtual_size(draft.image) == 32 << 20
     options = {"cache": {"no-flush": True}, "discard": "unmap"}
     assert qmp(live).told == [
         ("blockdev-add", {"driver": "file", "filename": str(path), "node-name": "file1", **options}),
@@ -160,7 +162,7 @@ def test_a_sealed_draft_is_below_a_new_disk(live: Lasting, place: Place) -> None
     ]
     assert live.layer == ONE
     place.layer(draft)
-    disk.check(path)  # with its backing file there
+    qemu_img.check(path)  # with its backing file there
 
 
 def test_the_next_draft_has_that_disk_and_then_it_alone(live: Lasting, place: Place) -> None:
@@ -172,7 +174,7 @@ def test_the_next_draft_has_that_disk_and_then_it_alone(live: Lasting, place: Pl
     assert live.layer is None
     assert second.image.samefile(live.folder / "disks" / "1.qcow2")
     assert second.image.stat().st_nlink == 2
-    assert disk.backing_file(second.image) == second.below
+    assert qemu_img.backing_file(second.image) == second.below
     qmp(live).told.clear()
     live.seal(second)
     assert second.image.stat().st_nlink == 1
@@ -319,7 +321,7 @@ def test_a_folder_that_is_there_is_not_written_to(live: Lasting, pages: Callable
 
 
 def load(fake: FakeMachine, device: Path) -> None:
-    lasting._load(cast(Machine, fake), device)
+    snapshot._load(cast(Machine, fake), device)
 
 
 def test_the_state_of_the_devices_is_waited_for() -> None:
@@ -390,7 +392,7 @@ def cpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 def identity(shape: Shape, home: FakeHome | None = None) -> str:
-    return lasting.identity(shape, home or FakeHome())
+    return snapshot.identity(shape, home or FakeHome())
 
 
 @pytest.mark.usefixtures("qemu")
@@ -459,7 +461,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 def counting(place: Place, tmp_path: Path) -> Place:
     """With a base whose guest counts."""
     (tmp_path / "raw").write_bytes(boot_disk("", ALPHABET))
-    disk.import_image(disk.inspect(tmp_path / "raw"), place.image(BASE))
+    qemu_img.import_image(qemu_img.inspect(tmp_path / "raw"), place.image(BASE))
     return place
 
 
@@ -482,7 +484,7 @@ def after(said: str) -> str:
 
 @contextmanager
 def resumed(place: Place, state: Path, id: LayerId) -> Iterator[Lasting]:
-    with lasting.resumed(State(state), SHAPE, place.draft(id, BASE), place.folder(f"0-{id[0]}")) as live:
+    with snapshot.resumed(State(state), SHAPE, place.draft(id, BASE), place.folder(f"0-{id[0]}")) as live:
         live.machine.watched = False  # there is no shell in this guest
         yield live
 
@@ -568,7 +570,7 @@ def test_the_disks_of_a_real_machine(counting: Place) -> None:
             nodes = {node["node-name"]: node["ro"] for node in running.qmp.execute("query-named-block-nodes")}
             assert nodes[f"disk{live._disks - 1}"]  # the layer's image is read, and nothing else
             assert not nodes[f"disk{live._disks}"]
-            disk.check(counting.image(draft.id))
+            qemu_img.check(counting.image(draft.id))
             if draft is first:
                 assert live.go_on(second, network=False)
-    assert disk.backing_file(counting.image(TWO)) == f"../../../result/{ONE}/rootfs/image.qcow2"
+    assert qemu_img.backing_file(counting.image(TWO)) == f"../../../result/{ONE}/rootfs/image.qcow2"

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from obuild import locks
-from obuild.locks import file_lock, folder_lock
+from obuild.host import locks
+from obuild.host.locks import file_lock, folder_lock
 from tests.fakes import other_process
 
 HOLD = """

@@ -19,10 +19,10 @@ from threading import Timer
 
 import pytest
 
-from obuild import accel, machine, ssh
 from obuild.errors import MachineError
-from obuild.machine import Machine
-from obuild.shape import ARCHES, Kernel, Memory, Shape
+from obuild.executors.qemu import kvm, machine, ssh
+from obuild.executors.qemu.machine import Machine
+from obuild.executors.qemu.shape import ARCHES, Kernel, Memory, Shape
 from tests.fakes import HALT, POWER_OFF, RESET, boot_disk, other_process
 
 pytestmark = pytest.mark.skipif(
@@ -95,7 +95,7 @@ def test_nothing_of_ours_is_in_tmp(boot: Boot, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(tempfile, "tempdir", "/nowhere")  # making a file there fails
     with boot(POWER_OFF) as guest:
         guest.power_off(ask=False)
-    accel._run_probe("x86_64")
+    kvm._run_probe("x86_64")
 
 
 def test_a_guest_that_powers_off_ends_qemu_cleanly(boot: Boot) -> None:

@@ -11,17 +11,19 @@ from typing import Any
 
 import pytest
 
-from obuild import base, card, spec
-from obuild.card import Card
-from obuild.engine import Engine
+from obuild import spec
+from obuild.bases import catalog
+from obuild.builder.engine import Engine
+from obuild.builder.provision import Machines, base_below
 from obuild.errors import StoreError, UsageError
-from obuild.guests import GUESTS, HOMES, Guest, Home
-from obuild.lasting import identity
-from obuild.machines import Machines, base_below
-from obuild.plan import LayerId
-from obuild.shape import Kernel, Settings, Shape
-from obuild.store import Store
-from obuild.warm import Warm
+from obuild.executors.qemu.shape import Kernel, Settings, Shape
+from obuild.executors.qemu.snapshot import identity
+from obuild.guests import profile
+from obuild.guests.all import GUESTS, HOMES, Guest, Home
+from obuild.guests.profile import Card
+from obuild.plan.steps import LayerId
+from obuild.store.layers import Store
+from obuild.store.warm import Warm
 from tests.fakes import FakeExecutor, Heard
 
 Build = Callable[..., LayerId]
@@ -46,7 +48,7 @@ def no_qemu(monkeypatch: pytest.MonkeyPatch) -> None:
     ) -> Made:
         return Made(shape=shape, login=login, key=key, guest=guest, warm=warm, home=home, identity=identity)
 
-    monkeypatch.setattr("obuild.executors.qemu.Qemu", make)
+    monkeypatch.setattr("obuild.executors.qemu.chains.Qemu", make)
 
 
 @pytest.fixture
@@ -78,7 +80,7 @@ def test_a_layer_is_booted_as_the_card_of_its_base_said_whatever_has_become_of_t
 ) -> None:
     tiny.with_suffix(".toml").write_text('os = "freebsd"\nlogin = "debian"\nmemory = "4G"\nkey = "state/k"\n')
     id = build()
-    base.remove(store, "tiny")
+    catalog.remove(store, "tiny")
     executor = made(store, id)
     assert executor.shape == Shape(memory=4 << 30)
     assert (executor.login, executor.key) == ("debian", store.root / "state/k")
@@ -102,7 +104,7 @@ def test_the_card_is_kept_as_found_and_the_users_word_counts_for_one_command(
     store: Store, tiny: Path, build: Build
 ) -> None:
     id = build(Settings(accel="tcg", os="freebsd"))
-    assert card.read(root(store, id) / "card.toml") == Card()
+    assert profile.read(root(store, id) / "card.toml") == Card()
     assert made(store, id).guest is GUESTS["linux"]
     assert made(store, id, os="openbsd").guest is GUESTS["openbsd"]
 
@@ -112,7 +114,7 @@ def test_the_kernel_is_that_in_the_layer(store: Store, tiny: Path, build: Build)
     tiny.with_suffix(".vmlinuz").write_text("kernel")
     tiny.with_suffix(".initrd").write_text("disk")
     id = build()
-    base.remove(store, "tiny")
+    catalog.remove(store, "tiny")
     shape = made(store, id).shape
     files = root(store, id) / "rootfs"
     assert shape is not None

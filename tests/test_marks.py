@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from obuild.marks import MarkReader, new_mark
+from obuild.host.marks import MarkReader, new_mark
 
 MARK = b"obuild-12345 "
 

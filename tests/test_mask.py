@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from obuild.mask import Mask, overlap
+from obuild.host.mask import Mask, overlap
 
 
 def masked(secrets: list[bytes], pieces: list[bytes]) -> bytes:

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from obuild import files, flat, fsck, gc, upkeep
-from obuild.build import Builder
+from obuild.builder.chain import Builder
 from obuild.errors import StoreError
-from obuild.plan import Chain
-from obuild.store import Store
-from obuild.warm import Warm
+from obuild.host import fs
+from obuild.plan.steps import Chain
+from obuild.store import flatten, fsck, gc, removal
+from obuild.store.layers import Store
+from obuild.store.warm import Warm
 from tests.fakes import FakeExecutor, Heard
 from tests.test_warm import PLENTY, save
 
@@ -31,7 +32,7 @@ class Killed(Exception):
 @pytest.fixture
 def made(store: Store, chain: ChainMaker, monkeypatch: pytest.MonkeyPatch) -> Chain:
     """A chain in the store, some of it flattened, with a saved machine on its end."""
-    monkeypatch.setattr(flat, "LONGEST", 3)
+    monkeypatch.setattr(flatten, "LONGEST", 3)
     built = chain(OPS)
     Builder(store, FakeExecutor, Heard()).build(built)
     assert save(Warm(store, PLENTY, print), built.steps[-1].id)
@@ -73,7 +74,7 @@ def overlay(store: Store, made: Chain, tmp_path: Path) -> Iterator[Store]:
 def test_a_store_in_an_overlay_is_used_and_cleaned(overlay: Store, made: Chain) -> None:
     assert list(fsck.check(overlay, read_data=True)) == []
     assert build(overlay, made) == []
-    assert upkeep.delete(overlay, made.steps[3].id, tell=lambda id: None) == []
+    assert removal.delete(overlay, made.steps[3].id, tell=lambda id: None) == []
     assert len(overlay.layers()) == 3
     assert list(fsck.check(overlay, read_data=True)) == []
     assert build(overlay, made) == ["c", "d", "e", "f"]
@@ -123,7 +124,7 @@ def crash(at: int, monkeypatch: pytest.MonkeyPatch) -> Callable[[], bool]:
         monkeypatch.setattr(Path, name, counted(getattr(Path, name)))
     for name in ("unlink", "rmdir"):
         monkeypatch.setattr(os, name, counted(getattr(os, name)))
-    monkeypatch.setattr(files, "fsync", counted(files.fsync))
+    monkeypatch.setattr(fs, "fsync", counted(fs.fsync))
     return lambda: count >= at
 
 
@@ -135,7 +136,7 @@ def test_a_removal_that_is_killed_at_any_change_leaves_the_layer_whole_or_rubbis
         with monkeypatch.context() as patch:
             killed = crash(at, patch)
             try:
-                upkeep.delete(store, id, tell=lambda id: None)
+                removal.delete(store, id, tell=lambda id: None)
             except Killed:
                 pass
         if not killed():
@@ -159,9 +160,9 @@ def test_a_removal_that_is_killed_at_any_change_leaves_the_layer_whole_or_rubbis
 
 def test_a_flattened_copy_that_is_half_removed_goes_too(store: Store, unrenamable: Chain) -> None:
     (flattened,) = [path for path in store.flats.folder.iterdir() if path.name == unrenamable.steps[-1].parent]
-    upkeep.delete(store, unrenamable.steps[-1].id, tell=lambda id: None)
+    removal.delete(store, unrenamable.steps[-1].id, tell=lambda id: None)
     (flattened / "mtree").unlink()
-    (store.result_tmp / f"flat-{flattened.name}").write_bytes(files._LEAVING)
+    (store.result_tmp / f"flat-{flattened.name}").write_bytes(fs._LEAVING)
     store.sweep()
     assert not flattened.exists()
     assert list(store.result_tmp.iterdir()) == []
@@ -170,7 +171,7 @@ def test_a_flattened_copy_that_is_half_removed_goes_too(store: Store, unrenamabl
 
 def test_a_layer_that_is_whole_stays_though_its_removal_had_begun(store: Store, unrenamable: Chain) -> None:
     for id in (unrenamable.steps[2].id, unrenamable.steps[-1].id):
-        (store.result_tmp / id).write_bytes(files._LEAVING)
+        (store.result_tmp / id).write_bytes(fs._LEAVING)
     store.sweep()
     assert list(store.result_tmp.iterdir()) == []
     assert build(store, unrenamable) == []

@@ -13,8 +13,8 @@ from types import ModuleType
 
 import pytest
 
-from obuild import tree
 from obuild.guests import freebsd, linux, openbsd
+from obuild.plan import tree
 from tests.ssh_server import bsd_programs
 
 pytestmark = pytest.mark.skipif(not shutil.which("bsdtar"), reason="needs bsdtar, the tar of FreeBSD")

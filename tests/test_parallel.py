@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from obuild.card import Card
+from obuild.builder.scheduler import Make, Parallel
 from obuild.errors import StepFailed
 from obuild.events import Listener, Note, Started
-from obuild.parallel import Make, Parallel
-from obuild.plan import Base, Built, LayerId
+from obuild.guests.profile import Card
+from obuild.plan.steps import Base, Built, LayerId
 from obuild.spec import Stage, parse
 from tests.fakes import Heard
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from obuild import locks, trace
-from obuild.placing import Places
+from obuild.host import failpoints, locks
+from obuild.store.base_images import Places
 
 
 class Killed(BaseException):
@@ -75,7 +75,9 @@ def test_a_crash_after_the_decision_is_made_good(
         monkeypatch.setattr(Path, method, act)
 
     decided: list[str] = []
-    monkeypatch.setattr(trace, "reach", lambda point: decided.append(point) if point == "base.placed" else None)
+    monkeypatch.setattr(
+        failpoints, "reach", lambda point: decided.append(point) if point == "base.placed" else None
+    )
     for method in ("replace", "unlink", "rename"):
         counted(method)
     try:

@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 
-from obuild import plan, sexp, spec, tree
-from obuild.card import Card
+from obuild import spec
 from obuild.errors import SpecError, UsageError
-from obuild.plan import Base, Chain, Command, Import, LayerId, Transfer
-from obuild.spec import Copy, Env, Run, Shell, Stage, UnixUser
-from obuild.systems import MAX_ARGUMENT
-from obuild.tree import Manifest
+from obuild.guests.profile import Card
+from obuild.guests.rules import MAX_ARGUMENT
+from obuild.plan import steps as plan
+from obuild.plan import tree
+from obuild.plan.steps import Base, Chain, Command, Import, LayerId, Transfer
+from obuild.plan.tree import Manifest
+from obuild.spec import Copy, Env, Run, Shell, Stage, UnixUser, sexp
 
 BASE = Base("b", Path("/nowhere"), "d" * 64, (1, 2, 3), Card())
 

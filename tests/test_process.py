@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from obuild import process
 from obuild.errors import ProcessError, UsageError
+from obuild.host import process
 from tests.fakes import other_process
 
 needs_setpriv = pytest.mark.skipif(not shutil.which("setpriv"), reason="needs setpriv")

@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from obuild import process
 from obuild.errors import MachineError, ObuildError
-from obuild.executors.qemu import Boots, Qemu, Session, WarmChain
-from obuild.guests import GUESTS, LACKING
-from obuild.plan import Chain, LayerId, Step
-from obuild.shape import Memory, Shape
-from obuild.store import Draft, Store
-from obuild.warm import State, Warm
+from obuild.executors.qemu.chains import Boots, Qemu, Session, WarmChain
+from obuild.executors.qemu.shape import Memory, Shape
+from obuild.guests.all import GUESTS, LACKING
+from obuild.host import process
+from obuild.plan.steps import Chain, LayerId, Step
+from obuild.store.layers import Draft, Store
+from obuild.store.warm import State, Warm
 
 SHAPE = Shape(warm=True)
 
@@ -181,10 +181,10 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
             assert not before or not os.path.samestat(os.fstat(before.fileno()), draft.image.stat())
 
     monkeypatch.setattr(Draft, "lay", lay_anew)
-    monkeypatch.setattr("obuild.executors.qemu.Lasting", FakeLive)
-    monkeypatch.setattr("obuild.lasting.resumed", resumed)
-    monkeypatch.setattr("obuild.machine.start", start)
-    monkeypatch.setattr("obuild.ssh.connect", connect)
+    monkeypatch.setattr("obuild.executors.qemu.chains.Lasting", FakeLive)
+    monkeypatch.setattr("obuild.executors.qemu.snapshot.resumed", resumed)
+    monkeypatch.setattr("obuild.executors.qemu.machine.start", start)
+    monkeypatch.setattr("obuild.executors.qemu.ssh.connect", connect)
     return world
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from obuild.quoting import argument, arguments, is_cmd, literal, powershell
+from obuild.guests.windows_quoting import argument, arguments, is_cmd, literal, powershell
 
 WINE = shutil.which("wine")
 needs_wine = pytest.mark.skipif(not WINE, reason="needs wine, whose programs read command lines as Windows does")

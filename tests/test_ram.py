@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from obuild import ram
-from obuild.ram import PAGE, Ram
+from obuild.executors.qemu import memory as ram
+from obuild.executors.qemu.memory import PAGE, Ram
 from tests.fakes import other_process
 
 PAGES = 2048

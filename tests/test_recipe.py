@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from obuild import recipe
-from obuild.card import ARCHES, Card
+from obuild.bases import recipe
+from obuild.bases.recipe import File, Recipe
 from obuild.errors import UsageError
-from obuild.recipe import File, Recipe
+from obuild.guests.profile import ARCHES, Card
 
 WHOLE = """
 kind = "debian"

@@ -15,11 +15,11 @@ from typing import cast
 
 import pytest
 
-from obuild import resident
 from obuild.errors import MachineError
-from obuild.machine import Machine
-from obuild.resident import PIECE, Resident
-from obuild.shape import Shape
+from obuild.executors.qemu import agent
+from obuild.executors.qemu.agent import PIECE, Resident
+from obuild.executors.qemu.machine import Machine
+from obuild.executors.qemu.shape import Shape
 from tests.fakes import FakeMachine
 
 MIB = 1 << 20
@@ -34,7 +34,7 @@ class Ported(FakeMachine):
         self.watched = False
 
     def pause(self, seconds: float, *also: int) -> list[int]:
-        return super().pause(min(seconds, 0.05) if resident.THAW_TIMEOUT == 0 else seconds, *also)
+        return super().pause(min(seconds, 0.05) if agent.THAW_TIMEOUT == 0 else seconds, *also)
 
 
 class Guest:
@@ -434,7 +434,7 @@ def test_a_guest_that_goes_on_is_told_the_time_a_seed_and_its_network(
     can: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("obuild.resident.time.time", lambda: 1234567890.1234)
+    monkeypatch.setattr("obuild.executors.qemu.agent.time.time", lambda: 1234567890.1234)
 
     def play(guest: Guest) -> None:
         now, heard_seed, heard, token = guest.line()
@@ -444,17 +444,17 @@ def test_a_guest_that_goes_on_is_told_the_time_a_seed_and_its_network(
     assert talk(play).thaw(network=network, seed=seed) is can
 
 
-@pytest.mark.parametrize("script", [b"a\\b %s 'c'\n", bytes(range(1, 256)), b"\n\n", b"x" * resident.SHORT])
+@pytest.mark.parametrize("script", [b"a\\b %s 'c'\n", bytes(range(1, 256)), b"\n\n", b"x" * agent.SHORT])
 @pytest.mark.parametrize("shell", ["dash", "bash"])
 def test_a_short_script_is_a_line_that_a_shell_reads_back(shell: str, script: bytes) -> None:
-    line = resident._escaped(script)
+    line = agent._escaped(script)
     assert line.count(b"\n") == 1
     read = "IFS= read -r line; printf '%b' \"$line\""
     assert subprocess.run([shell, "-c", read], input=line, stdout=subprocess.PIPE, check=True).stdout == script
 
 
 def test_a_guest_that_does_not_thaw_is_given_up(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resident, "THAW_TIMEOUT", 0)
+    monkeypatch.setattr(agent, "THAW_TIMEOUT", 0)
     shell = talk(lambda guest: guest.line())
     with pytest.raises(MachineError, match="did not answer within 0 s"):
         shell.thaw(network=False, seed="")

@@ -10,17 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from obuild import gc, room, upkeep, usage
-from obuild.build import Builder
-from obuild.engine import Engine
+from obuild.builder.chain import Builder
+from obuild.builder.engine import Engine
 from obuild.errors import StoreError
 from obuild.events import Hit, Note, Saved
-from obuild.plan import Chain, LayerId
-from obuild.room import Room
-from obuild.shape import Settings
+from obuild.executors.qemu.shape import Settings
+from obuild.plan.steps import Chain, LayerId
 from obuild.spec import parse
-from obuild.store import Store
-from obuild.warm import Warm
+from obuild.store import gc, quota, removal, usage
+from obuild.store.layers import Store
+from obuild.store.quota import Room
+from obuild.store.warm import Warm
 from tests.fakes import FakeExecutor, Heard, Run, other_process
 from tests.test_engine import executor as executor  # a fixture
 from tests.test_gc import FAT, fat_cache, held
@@ -64,7 +64,7 @@ def free(store: Store) -> int:
 
 
 def sizes(store: Store) -> dict[str, tuple[int, int]]:
-    return {part.what: (part.count, part.size) for part in room.look(store).parts}
+    return {part.what: (part.count, part.size) for part in quota.look(store).parts}
 
 
 # -- where the bytes are
@@ -92,8 +92,8 @@ def test_each_kind_is_counted(store: Store, chain: ChainMaker) -> None:
 def test_the_sum_is_what_the_folders_take(store: Store, chain: ChainMaker) -> None:
     make_all(store, chain("(run (shell a))"))
     fat_cache(store, "c", 1)
-    room.look(store)  # makes the index
-    seen = room.look(store)
+    quota.look(store)  # makes the index
+    seen = quota.look(store)
     assert seen.total == sum(part.size for part in seen.parts)
     assert abs(seen.total - usage.on_disk(store.root)) < 100_000, "folders themselves take a block or two each"
     disk = shutil.disk_usage(store.root)
@@ -130,7 +130,7 @@ def test_a_store_that_is_too_large_shrinks(store: Store, chain: ChainMaker) -> N
     ids = make_all(store, chain("(run (shell a))"))
     fat_cache(store, "c", 1)
     heard = Heard()
-    Room(store, max_size=room.look(store).total - FAT - 1000).make(heard)
+    Room(store, max_size=quota.look(store).total - FAT - 1000).make(heard)
     assert [event.text.split(",")[0] for event in heard if isinstance(event, Note)] in (
         ["removed 1 cache"],
         ["removed 1 cache and 1 layer"],
@@ -146,7 +146,7 @@ def test_what_frees_less_than_it_seemed_to_is_followed_by_more(
     for days, name in enumerate(("new", "old", "older")):
         fat_cache(store, name, days)
     asked = free(store) + FAT
-    monkeypatch.setattr("obuild.gc.usage.on_disk", lambda path: 10 * FAT)
+    monkeypatch.setattr("obuild.store.gc.usage.on_disk", lambda path: 10 * FAT)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Disk(0, 0, asked - len(store.caches()) * FAT + FAT))
     heard = Heard()
     Room(store, reserve=asked).make(heard)
@@ -168,7 +168,7 @@ def test_warm_states_count_and_can_go(store: Store, chain: ChainMaker, option: s
     assert sizes(store)["warm states"][1] > RAM
     wanted = RAM // 3
     reserve = free(store) + wanted
-    max_size = room.look(store).total - wanted
+    max_size = quota.look(store).total - wanted
     heard = Heard()
     policy = Room(store, reserve=reserve) if option == "--reserve" else Room(store, max_size=max_size)
     policy.make(heard)
@@ -310,5 +310,5 @@ def test_a_build_that_makes_room_removes_nothing_of_its_own(
     assert store.find(stranger.id) is None
     assert chain("(run (shell two))").steps[1].id in {event.id for event in heard if isinstance(event, Hit)}
     assert len(store.layers()) == 6
-    upkeep.clean(store, tell=lambda id: None)
+    removal.clean(store, tell=lambda id: None)
     assert store.layers() == [], "nothing is held after the build"

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from obuild import sexp
 from obuild.errors import SpecError
-from obuild.sexp import Atom, List, Sexp
+from obuild.spec import sexp
+from obuild.spec.sexp import Atom, List, Sexp
 
 VECTORS = json.loads(Path(__file__).with_name("vectors").joinpath("sexp.json").read_text(encoding="utf-8"))
 

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from obuild.card import OSES, Card
 from obuild.errors import UsageError
-from obuild.shape import (
+from obuild.executors.qemu.shape import (
     ARCHES,
     DEFAULT_MEMORY,
     VM,
@@ -23,6 +22,7 @@ from obuild.shape import (
     arch_named,
     qemu_argv,
 )
+from obuild.guests.profile import OSES, Card
 
 GOLDEN = Path(__file__).parent / "golden" / "qemu"
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from obuild import fmt, spec
+from obuild import spec
 from obuild.errors import SpecError
 from obuild.spec import (
     Cache,
@@ -25,6 +25,7 @@ from obuild.spec import (
     User,
     WindowsUser,
     Workdir,
+    reformat,
 )
 from tests.manual import examples
 
@@ -522,6 +523,6 @@ def test_a_byte_order_mark_is_not_part_of_a_spec() -> None:
     assert spec.parse(marked) == spec.parse(marked.encode()) == spec.parse(plain)
     (run,) = spec.parse(marked).ops
     assert (run.line, run.column) == (1, 11)
-    assert fmt.tidy(marked.encode()) == fmt.tidy(plain.encode())
+    assert reformat.tidy(marked.encode()) == reformat.tidy(plain.encode())
     with pytest.raises(SpecError):
         spec.parse("\ufeff" + marked)

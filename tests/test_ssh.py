@@ -20,11 +20,12 @@ from typing import IO, cast
 
 import pytest
 
-from obuild import ssh, terminal
 from obuild.errors import MachineError, UsageError
-from obuild.machine import Machine
-from obuild.shape import Shape
-from obuild.terminal import Terminal
+from obuild.executors.qemu import ssh
+from obuild.executors.qemu.machine import Machine
+from obuild.executors.qemu.shape import Shape
+from obuild.host import terminal
+from obuild.host.terminal import Terminal
 from tests.fakes import FakeMachine
 from tests.ssh_server import Handler, pipe, serve
 

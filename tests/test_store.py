@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from obuild import disk
 from obuild.errors import ObuildError, ProcessError, StoreError, UsageError
-from obuild.plan import Chain, LayerId, Step
-from obuild.store import Store
-from obuild.volumes import escape
+from obuild.host import qemu_img
+from obuild.plan.steps import Chain, LayerId, Step
+from obuild.store.layers import Store
+from obuild.store.volumes import escape
 from tests.fakes import other_process
 
 ChainMaker = Callable[[str], Chain]
@@ -173,7 +173,7 @@ def test_a_store_that_was_moved_still_holds_its_chains(store: Store, chain: Chai
     moved = Store.open(store.root.rename(tmp_path / "moved"), create=False)
     last = moved.find(ids[-1])
     assert last is not None
-    disk.check(last.image)
+    qemu_img.check(last.image)
     subprocess.run(["qemu-img", "info", "--backing-chain", last.image], check=True, capture_output=True)
 
 
@@ -191,16 +191,18 @@ def test_a_draft_may_begin_as_a_copy_of_an_overlay_on_its_layer(
         (store.root / "flat").mkdir()
         image = Path(shutil.copy(image, store.root / "flat" / "image.qcow2"))
     below = f"../../../{image.relative_to(store.root)}"
-    disk.create_overlay(overlay, below)
+    qemu_img.create_overlay(overlay, below)
     io = ["qemu-io", "-f", "qcow2", "-c"]
     subprocess.run([*io, "write -P 7 64k 64k", overlay], check=True, stdout=subprocess.DEVNULL)
     overlay.chmod(0o400)
     with store.claim(step.id), store.draft(step) as draft:
         draft.lay_copy(overlay)
-        assert disk.backing_file(draft.image) == draft.below == f"../../../result/{first.id}/rootfs/image.qcow2"
+        assert (
+            qemu_img.backing_file(draft.image) == draft.below == f"../../../result/{first.id}/rootfs/image.qcow2"
+        )
         assert stat.S_IMODE(draft.image.stat().st_mode) == 0o644
         subprocess.run([*io, "read -P 7 64k 64k", draft.image], check=True, stdout=subprocess.DEVNULL)
-    assert disk.backing_file(overlay) == below
+    assert qemu_img.backing_file(overlay) == below
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from obuild import disk, fsck, parts, trace
 from obuild.errors import UsageError
-from obuild.files import discard
-from obuild.plan import LayerId
-from obuild.store import Store, no_space
+from obuild.host import failpoints, qemu_img
+from obuild.host.fs import discard
+from obuild.plan.steps import LayerId
+from obuild.store import fsck, parts
+from obuild.store.layers import Store, no_space
 from tests import odd
 
 ID = "a" * 64
@@ -192,7 +193,7 @@ def test_interrupted_while_a_store_is_made(tmp_path: Path, monkeypatch: pytest.M
 
     root = tmp_path / "store"
     with monkeypatch.context() as patch:
-        patch.setattr(trace, "reach", interrupt)
+        patch.setattr(failpoints, "reach", interrupt)
         with pytest.raises(KeyboardInterrupt):
             Store.open(root)
     assert Store.open(root).layers() == []
@@ -378,9 +379,9 @@ def test_a_pipe_in_a_chain_of_images_is_not_waited_for(store: Store, qcow2_disk:
     """QEMU opens all images of a chain to check one."""
     os.mkfifo(store.root / "pipe")
     image = store.root / "image.qcow2"
-    disk.create_overlay(image, "pipe", size=1 << 20)
+    qemu_img.create_overlay(image, "pipe", size=1 << 20)
     with pytest.raises(UsageError, match="pipe: it is a named pipe, and not a file"):
-        disk.check(image)
+        qemu_img.check(image)
 
 
 # -- where a store may be

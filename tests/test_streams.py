@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from obuild.store import Store
+from obuild.store.layers import Store
 
 #: A store in which something is to be said of each: STORE is its option, FILE and SPEC are there.
 COMMANDS = (

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 
-from obuild import plan, spec, systems
-from obuild.card import OSES, Card
+from obuild import spec
 from obuild.errors import SpecError, UsageError
-from obuild.guests import GUESTS
-from obuild.plan import Base, Command, Transfer
+from obuild.guests import rules
+from obuild.guests.all import GUESTS
+from obuild.guests.profile import OSES, Card
+from obuild.plan import steps
+from obuild.plan.steps import Base, Command, Transfer
 from obuild.spec import UnixUser, WindowsUser
 
 CMD = (r"C:\Windows\System32\cmd.exe", "/S", "/C")
@@ -20,7 +22,7 @@ CMD = (r"C:\Windows\System32\cmd.exe", "/S", "/C")
 def last(ops: str, os: str, source: Path = Path()) -> Any:
     base = Base("b", Path("/nowhere"), "d" * 64, (1, 2, 3), Card(os=os, login="Administrator"))
     stage = spec.parse(f"((from b)\n{ops})".encode())
-    return plan.plan(stage, source=source, find_base=lambda name: base, secrets=("s",)).steps[-1].action
+    return steps.plan(stage, source=source, find_base=lambda name: base, secrets=("s",)).steps[-1].action
 
 
 def test_there_is_a_guest_for_every_system_that_a_card_may_name() -> None:
@@ -133,15 +135,15 @@ def test_a_command_of_other_shells_may_have_lines() -> None:
 
 
 def test_a_windows_path_that_is_a_drive_is_split_at_its_root() -> None:
-    assert systems.split("C:/x") == ("C:/", "x")
-    assert systems.split("C:/") == ("C:/", "")
-    assert systems.split("/x") == ("/", "x")
+    assert rules.split("C:/x") == ("C:/", "x")
+    assert rules.split("C:/") == ("C:/", "")
+    assert rules.split("/x") == ("/", "x")
 
 
 def test_the_administrator_is_known_by_its_login_too() -> None:
-    systems.check_user(WindowsUser("opam"), Card(os="windows", login="opam"))
+    rules.check_user(WindowsUser("opam"), Card(os="windows", login="opam"))
     with pytest.raises(UsageError):
-        systems.check_user(WindowsUser("opam"), Card(os="windows", login="Administrator"))
+        rules.check_user(WindowsUser("opam"), Card(os="windows", login="Administrator"))
 
 
 def grafted(op: str, *, origin: str, os: str = "linux") -> Any:
@@ -151,7 +153,7 @@ def grafted(op: str, *, origin: str, os: str = "linux") -> Any:
     def find(name: str) -> Base:
         return Base(name, Path("/nowhere"), "d" * 64, (1, 2, 3), Card(os=name, login="Administrator"))
 
-    return plan.plan(stage, source=Path(), find_base=find).steps[-1].action
+    return steps.plan(stage, source=Path(), find_base=find).steps[-1].action
 
 
 @pytest.mark.parametrize("origin", OSES)

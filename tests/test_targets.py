@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from obuild import spec, targets
-from obuild.card import OSES, Card
+from obuild import spec
 from obuild.errors import SpecError
-from obuild.guests import freebsd, linux, linux_resident, openbsd, windows
-from obuild.plan import Base, Command, plan
+from obuild.guests import freebsd, linux, linux_agent, openbsd, targets, windows
+from obuild.guests.profile import OSES, Card
+from obuild.plan.steps import Base, Command, plan
 
 
 def last(ops: str, os: str = "linux") -> Command:
@@ -149,7 +149,7 @@ def test_a_secret_may_lie_in_a_cache() -> None:
 
 def test_obuilds_own_folders_are_those_that_guests_are_told_of() -> None:
     assert set(targets.OWN) == set(targets.KERNELS) == set(targets.PROGRAMS) == set(OSES)
-    assert set(targets.OWN["linux"]) == {linux_resident.FOLDER, linux.SECRETS, linux.SCRATCH}
+    assert set(targets.OWN["linux"]) == {linux_agent.FOLDER, linux.SECRETS, linux.SCRATCH}
     assert set(targets.OWN["freebsd"]) == {freebsd.SECRETS, freebsd.SCRATCH}
     assert set(targets.OWN["openbsd"]) == {openbsd.SECRETS, openbsd.SCRATCH}
     own = {path.replace("\\", "/") for path in (windows.SECRETS, windows.SCRATCH, windows.TAKEN)}

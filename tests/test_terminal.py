@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from obuild.errors import MachineError
-from obuild.terminal import Escape, Terminal
+from obuild.host.terminal import Escape, Terminal
 
 
 @dataclass

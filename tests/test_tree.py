@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from obuild import tree
 from obuild.errors import ObuildError, UsageError
+from obuild.plan import tree
 
 
 @pytest.fixture

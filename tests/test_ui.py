@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from obuild import ui
+from obuild.cli import text as ui
 from obuild.errors import ObuildError, SpecError, UsageError
 from obuild.events import Done, Event, Hit, Note, Output, Saved, Started
 

@@ -6,7 +6,7 @@ from datetime import datetime
 
 import pytest
 
-from obuild import units
+from obuild.host import units
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from obuild import upkeep
-from obuild.plan import Chain, LayerId
-from obuild.store import Store
+from obuild.plan.steps import Chain, LayerId
+from obuild.store import removal
+from obuild.store.layers import Store
 from tests.test_store import make, make_all
 
 ChainMaker = Callable[[str], Chain]
@@ -33,21 +33,21 @@ def left(store: Store) -> set[LayerId]:
 def test_a_layer_goes_with_all_that_was_built_on_it_leaves_first(store: Store, family: Family) -> None:
     root, one, two, other = family
     gone: list[LayerId] = []
-    assert upkeep.delete(store, one, tell=gone.append) == []
+    assert removal.delete(store, one, tell=gone.append) == []
     assert gone == [two, one]
     assert left(store) == {root, other}
 
 
 def test_deleting_what_is_not_there_is_nothing(store: Store, family: Family) -> None:
     gone: list[LayerId] = []
-    assert upkeep.delete(store, LayerId("f" * 64), tell=gone.append) == []
+    assert removal.delete(store, LayerId("f" * 64), tell=gone.append) == []
     assert gone == []
     assert left(store) == set(family)
 
 
 def test_cleaning_removes_every_layer(store: Store, family: Family) -> None:
     gone: list[LayerId] = []
-    assert upkeep.clean(store, tell=gone.append) == []
+    assert removal.clean(store, tell=gone.append) == []
     assert sorted(gone) == sorted(family)
     assert left(store) == set()
 
@@ -56,7 +56,7 @@ def test_a_layer_in_use_stays_with_all_below_it(store: Store, family: Family) ->
     root, one, two, other = family
     gone: list[LayerId] = []
     with store.use(one):
-        assert upkeep.clean(store, tell=gone.append) == [one, root]
+        assert removal.clean(store, tell=gone.append) == [one, root]
     assert set(gone) == {two, other}
     assert left(store) == {root, one}
 
@@ -65,7 +65,7 @@ def test_cleaning_leaves_base_images_and_caches(store: Store, family: Family) ->
     with store.borrow_cache("c") as copy:
         copy.path.with_suffix(".new").write_bytes(b"x")
         copy.save(copy.path.with_suffix(".new"))
-    upkeep.clean(store, tell=lambda id: None)
+    removal.clean(store, tell=lambda id: None)
     assert [path.name for path in store.base_image.iterdir()] == ["tiny.qcow2"]
     assert [path.name for path in store.cache.iterdir()] == ["c-c"]
 
@@ -75,14 +75,14 @@ def test_what_another_process_removed_meanwhile_keeps_nothing(store: Store, fami
 
     def tell(id: LayerId) -> None:
         if id == two:
-            upkeep.delete(Store.open(store.root), one, tell=lambda id: None)
+            removal.delete(Store.open(store.root), one, tell=lambda id: None)
 
-    assert upkeep.delete(store, root, tell=tell) == []
+    assert removal.delete(store, root, tell=tell) == []
     assert left(store) == set()
 
 
 def test_the_order_of_a_family_is_parents_first(family: Family, store: Store) -> None:
     root, one, two, other = family
-    assert upkeep._below(root, store.parents())[0] == root
-    assert upkeep._below(one, store.parents()) == [one, two]
-    assert set(upkeep._below(root, store.parents())) == {root, one, two, other}
+    assert removal._below(root, store.parents())[0] == root
+    assert removal._below(one, store.parents()) == [one, two]
+    assert set(removal._below(root, store.parents())) == {root, one, two, other}

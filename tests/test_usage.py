@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from obuild import usage
-from obuild.store import Store
+from obuild.store import usage
+from obuild.store.layers import Store
 
 
 def test_a_folder_takes_what_is_in_it_without_holes_and_links(tmp_path: Path) -> None:

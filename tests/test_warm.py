@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from obuild import accel, fsck, locks, upkeep, usage, warm
 from obuild.errors import ObuildError
-from obuild.plan import LayerId
-from obuild.states import States
-from obuild.store import Store
-from obuild.warm import State, Warm
+from obuild.host import locks, stamp
+from obuild.plan.steps import LayerId
+from obuild.store import fsck, removal, usage, warm
+from obuild.store.layers import Store
+from obuild.store.saved import States
+from obuild.store.warm import State, Warm
 from tests.fakes import other_process
 
 MACHINE = "QEMU 7.2, 2 CPUs"
@@ -270,7 +271,7 @@ def test_a_state_is_of_use_until_the_host_boots_again(
     id = layer(store)
     save(states, id)
     (tmp_path / "boot_id").write_text("another\n")
-    monkeypatch.setattr(accel, "BOOT_ID", tmp_path / "boot_id")
+    monkeypatch.setattr(stamp, "BOOT_ID", tmp_path / "boot_id")
     assert warm.outdated(store, id) == "the host has booted since"
     with states.use(id, MACHINE) as state:
         assert state is None
@@ -550,7 +551,7 @@ def test_cleaning_removes_every_state(store: Store, states: Warm) -> None:
     save(states, lost)
     (store.result / lost).rename(store.root / "elsewhere")
     with store.use(one):
-        assert upkeep.clean(store, tell=lambda id: None) == [one]
+        assert removal.clean(store, tell=lambda id: None) == [one]
     assert left(store) == ""
 
 

@@ -25,12 +25,14 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from obuild import locks, parts, process, recipe
-from obuild.card import INITRD, KERNEL
-from obuild.disk import copy, pack
+from obuild.bases import recipe
+from obuild.bases.recipe import File, Recipe
 from obuild.errors import ObuildError, UsageError
-from obuild.files import discard, fsync, owned_folder
-from obuild.recipe import File, Recipe
+from obuild.guests.profile import INITRD, KERNEL
+from obuild.host import locks, process
+from obuild.host.fs import discard, fsync, owned_folder
+from obuild.host.qemu_img import copy, pack
+from obuild.store import parts
 
 SECTOR = 512
 PARTITION_START = 1 << 20

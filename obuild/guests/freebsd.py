@@ -14,8 +14,7 @@ import re
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
 
-from obuild.packing import Packing, bsdtar_options, names, split
-from obuild.posix import (
+from obuild.guests.posix import (
     ensure_folder,
     inline,
     link_secret,
@@ -26,6 +25,7 @@ from obuild.posix import (
     take_secret,
     unlink_secrets,
 )
+from obuild.guests.tar import Packing, bsdtar_options, names, split
 from obuild.spec import UnixUser, WindowsUser
 
 #: What a command sees if the spec says nothing else; as in login.conf(5).

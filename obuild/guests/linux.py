@@ -12,16 +12,8 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable
 
-from obuild.packing import Packing, by_gnu_tar
-from obuild.posix import (
-    ensure_folder,
-    inline,
-    open_shell,
-    refuse_root,
-    say_status,
-    script,
-    take_secret,
-)
+from obuild.guests.posix import ensure_folder, inline, open_shell, refuse_root, say_status, script, take_secret
+from obuild.guests.tar import Packing, by_gnu_tar
 from obuild.spec import UnixUser, WindowsUser
 
 #: What a command sees if the spec says nothing else; as in a login shell of Debian's root.

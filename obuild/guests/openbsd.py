@@ -11,8 +11,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable
 
-from obuild.packing import Packing, by_gnu_tar
-from obuild.posix import (
+from obuild.guests.posix import (
     ensure_folder,
     inline,
     link_secret,
@@ -22,6 +21,7 @@ from obuild.posix import (
     take_secret,
     unlink_secrets,
 )
+from obuild.guests.tar import Packing, by_gnu_tar
 from obuild.spec import UnixUser, WindowsUser
 
 #: What a command sees if the spec says nothing else; as in login.conf(5).

@@ -16,10 +16,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from obuild import systems
 from obuild.errors import UsageError
-from obuild.packing import Packing, bsdtar_options, names, split
-from obuild.quoting import arguments, literal, powershell, typed_powershell
+from obuild.guests import rules
+from obuild.guests.tar import Packing, bsdtar_options, names, split
+from obuild.guests.windows_quoting import arguments, literal, powershell, typed_powershell
 from obuild.spec import UnixUser, WindowsUser
 
 #: Where caches live in the guest while a step runs; gone before the layer is sealed.
@@ -122,7 +122,7 @@ def shell_command(login: str, *, cwd: str, env: Iterable[tuple[str, str]], user:
             ]
         )
     )
-    if len(line) > systems.MAX_CMD_LINE:
+    if len(line) > rules.MAX_CMD_LINE:
         raise UsageError(
             "the step's environment is too large for the command line of a shell in Windows",
             hint="`obuild run` takes one of any size",
@@ -145,7 +145,7 @@ def pack_files(
     for path in src:
         folder, name = _place(path)
         if rename is not None:
-            folder, name = systems.split(systems.join("windows", "C:/", path))
+            folder, name = rules.split(rules.join("windows", "C:/", path))
             if name != rename:
                 before, after = _rename(folder, name, rename)
                 folder, name = _below(folder, ASIDE), rename
@@ -192,10 +192,10 @@ def _rename(folder: str, name: str, rename: str) -> tuple[list[str], list[str]]:
 
 def _place(path: str) -> tuple[str, str]:
     """The folder of a source, and its name there; the name `.` stands for all that is in the folder."""
-    place = systems.join("windows", "C:/", path)
-    if split(systems.slashes("windows", path))[1] == ".":
+    place = rules.join("windows", "C:/", path)
+    if split(rules.slashes("windows", path))[1] == ".":
         return place, "."
-    folder, name = systems.split(place)
+    folder, name = rules.split(place)
     return folder, name or "."
 
 

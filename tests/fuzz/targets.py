@@ -14,12 +14,17 @@ from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
 
-from obuild import base, caches, card, dockerfile, explain, fmt, quoting, recipe, sexp, spec, tree
+from obuild import spec
+from obuild.bases import catalog, recipe
+from obuild.builder.extract import _manifest
 from obuild.errors import ObuildError, SpecError
-from obuild.extract import _manifest
-from obuild.marks import MarkReader
-from obuild.plan import LayerId
-from obuild.store import Layer
+from obuild.guests import profile, windows_quoting
+from obuild.host.marks import MarkReader
+from obuild.plan import diff, tree
+from obuild.plan.steps import LayerId
+from obuild.spec import dockerfile, reformat, sexp
+from obuild.store import caches
+from obuild.store.layers import Layer
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -36,9 +41,9 @@ def specs(data: bytes) -> None:
             assert 1 <= error.column <= len(lines[error.line - 1]) + 1
         raise
     assert spec.parse(spec.format(stage)) == stage
-    tidied = fmt.tidy(data)
+    tidied = reformat.tidy(data)
     assert spec.parse(tidied) == stage
-    assert fmt.tidy(tidied) == tidied
+    assert reformat.tidy(tidied) == tidied
     for escape in ("unix", "windows"):
         text = dockerfile.dockerfile(stage, buildkit=True, escape="unix" if escape == "unix" else "windows")
         assert text.endswith("\n")
@@ -52,8 +57,8 @@ def atoms(data: bytes) -> None:
 
 
 def cards(data: bytes) -> None:
-    about = card.parse(data.decode("utf-8", "replace"), where="it")
-    assert card.parse(card.dump(about), where="it").os == about.os
+    about = profile.parse(data.decode("utf-8", "replace"), where="it")
+    assert profile.parse(profile.dump(about), where="it").os == about.os
 
 
 def recipes(data: bytes) -> None:
@@ -63,14 +68,14 @@ def recipes(data: bytes) -> None:
 def keys(data: bytes) -> None:
     """A layer's key, however damaged, is shown, summed up, and compared with another."""
     text = data.decode("utf-8", "surrogateescape")
-    read = explain.fields(text)
-    other = explain.fields(KEYS[0].decode())
+    read = diff.fields(text)
+    other = diff.fields(KEYS[0].decode())
     for old, new in pairwise((read, other, read, read)):
-        explain.differences(old, new)
-        explain.alike(old, new)
-        assert explain.distance(old, new) >= 0
-    explain.summary(read)
-    for name, lines in explain.describe(read):
+        diff.differences(old, new)
+        diff.alike(old, new)
+        assert diff.distance(old, new) >= 0
+    diff.summary(read)
+    for name, lines in diff.describe(read):
         assert all(line.isprintable() for line in (name, *lines))
     json.dumps(read)
 
@@ -87,10 +92,10 @@ def memos(data: bytes) -> None:
     """A memo only saves time: nothing that is in it may stop a build."""
     with tempfile.NamedTemporaryFile() as file:
         Path(file.name).write_bytes(data)
-        kept = base._read_memo(Path(file.name))
+        kept = catalog._read_memo(Path(file.name))
     for entry in kept.values():
         if isinstance(entry, list):
-            base._is_sha256(entry[3:])
+            catalog._is_sha256(entry[3:])
         try:
             assert all(isinstance(word, str) for line in _manifest(entry) for word in line)
         except TypeError:
@@ -127,10 +132,10 @@ def marks(data: bytes) -> None:
 def words(data: bytes) -> None:
     """Words for Windows."""
     argv = data.decode("utf-8", "replace").split("\0")
-    quoting.arguments(argv)
-    line = quoting.argument(argv[0])
+    windows_quoting.arguments(argv)
+    line = windows_quoting.argument(argv[0])
     assert line.count('"') % 2 == 0 or "\\" in line
-    quoting.powershell(quoting.literal(argv[0]))
+    windows_quoting.powershell(windows_quoting.literal(argv[0]))
 
 
 def _archive(*, form: int) -> bytes:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from obuild import base, recipe
-from obuild.shape import ARCHES
-from obuild.store import Store
+from obuild.bases import catalog, recipe
+from obuild.executors.qemu.shape import ARCHES
+from obuild.store.layers import Store
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -61,8 +61,8 @@ def base_images(*names: str) -> Path:
     kept = ROOT / ".cache" / "test-bases" / f"{'-'.join(names)}-{stamp}"
     store = Store.open(kept)
     for name in names:
-        if base.image_path(store, name) is None:
-            base.make(store, name, say=print)
+        if catalog.image_path(store, name) is None:
+            catalog.make(store, name, say=print)
     return kept
 
 

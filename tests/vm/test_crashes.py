@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from obuild import trace
+from obuild.host import failpoints
 from tests.test_crashes import Victim
 from tests.vm.conftest import Program
 from tests.vm.test_failures import machines
@@ -29,7 +29,7 @@ SPEC = """
 SHORT = '((from micro) (run (cache (c (target /c))) (shell "echo {word} >>/c/words; cat /c/words")))'
 
 #: What a build with one cache and no deep chain passes, once there is something in the cache.
-POINTS = [point for point in trace.POINTS if point.partition(".")[0] not in ("base", "flat", "remove")]
+POINTS = [point for point in failpoints.POINTS if point.partition(".")[0] not in ("base", "flat", "remove")]
 
 #: Which of these a machine passes that is booted, and which one that is saved and resumed.
 BOOTED = ("machine.started", "machine.ready")

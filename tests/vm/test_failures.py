@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from obuild.ssh import make_key
-from obuild.store import Store
+from obuild.executors.qemu.ssh import make_key
+from obuild.store.layers import Store
 from tests.vm.conftest import Program, new_store
 
 pytestmark = pytest.mark.vm

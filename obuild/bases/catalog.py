@@ -1,0 +1,270 @@
+"""Base images of a store: find one by name, check its pin, make it from a recipe, take one from elsewhere."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from obuild.errors import UsageError
+from obuild.executors.qemu.shape import Kernel
+from obuild.guests import profile
+from obuild.guests.profile import INITRD, KERNEL, Card
+from obuild.host import locks, qemu_img
+from obuild.host.fs import replace_text
+from obuild.host.regular import open_file, read_bytes, read_text
+from obuild.plan.steps import Base, Beside, Import, Step
+from obuild.store.base_images import IMAGES
+from obuild.store.layers import Store, storage_errors
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+:-]*")
+_PIN = re.compile(r"sha256:[0-9a-f]{64}")
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A base image file in the store. `size` is in bytes on disk."""
+
+    name: str
+    path: Path
+    card: Card
+    size: int
+
+
+def find(store: Store, reference: str, *, say: Say) -> Base:
+    """The base that `reference` (NAME, or NAME@sha256:HEX) names, made first if there is only a recipe for it.
+
+    UsageError, listing what there is, if there is neither; or if its content is not what the pin says.
+    """
+    name, _ = _split(reference)
+    found = look(store, reference)
+    if found is None:
+        say(f"base image {name!r} is not in the store yet; making it from its recipe")
+        found = _read(store, make(store, name, say=say), reference)
+    return found
+
+
+def look(store: Store, reference: str) -> Base | None:
+    """As `find`, but nothing is made: None if there is only a recipe."""
+    name, _ = _split(reference)
+    path = image_path(store, name)
+    if path is not None:
+        return _read(store, path, reference)
+    from obuild.bases import recipe
+
+    if recipe.find(name) is None:
+        raise _unknown(store, name)
+    return None
+
+
+def _read(store: Store, path: Path, reference: str) -> Base:
+    """The base in the file `path`. UsageError if it is not the one that `reference` pins."""
+    name, pin = _split(reference)
+    about = profile.read(_card_path(path))
+    stamp = qemu_img.stamp(path)
+    files = beside(path, about)
+    digest = _digest(store, path, stamp)
+    if files:
+        # The machine boots from these files and not from the disk: what they are changes what is built.
+        parts = (digest, *(_digest(store, file.path, file.stamp) for file in files), about.cmdline)
+        digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    if pin and pin != digest:
+        raise UsageError(
+            f"the base image {name!r} is not the one that the spec pins",
+            hint=f"it is {name}@sha256:{digest}",
+        )
+    return Base(name, path, digest, stamp, about, files)
+
+
+def kernel(store: Store, found: Base) -> Kernel | None:
+    """What QEMU itself loads to start a machine on a base; it is there once the base's layer is.
+
+    It is the layer's own copy: a base that is made again has another kernel, and other modules for it.
+    """
+    if not found.beside:
+        return None
+    layer = store.result / Step(None, Import(found)).id
+    image, *initrd = (layer / "rootfs" / file.name for file in found.beside)
+    return Kernel(image, initrd[0] if initrd else None, found.card.cmdline)
+
+
+def beside(image: Path, about: Card) -> tuple[Beside, ...]:
+    """The kernel, and its initial RAM disk if there is one. UsageError if a kernel is needed and not there."""
+    if about.firmware != "kernel":
+        return ()
+    paths = (image.with_suffix(KERNEL), image.with_suffix(INITRD))
+    if not paths[0].is_file():
+        raise UsageError(f"{paths[0]} is missing: the card of {image.stem!r} says that QEMU loads its kernel")
+    return tuple(Beside(f"image{path.suffix}", path, qemu_img.stamp(path)) for path in paths if path.is_file())
+
+
+def listing(store: Store) -> list[Found]:
+    """The base images in the store, by name."""
+    paths = [path for name in _names(store) if (path := image_path(store, name))]
+    return [Found(path.stem, path, profile.read(_card_path(path)), path.stat().st_blocks * 512) for path in paths]
+
+
+def _names(store: Store) -> list[str]:
+    """What the base images in the store are called; their cards may be unreadable."""
+    names = {path.stem for path in store.base_image.iterdir() if not path.name.startswith(".")}
+    return [name for name in sorted(names) if image_path(store, name)]
+
+
+def image_path(store: Store, name: str) -> Path | None:
+    """The file of a base image, if the store has it."""
+    candidates = (store.base_image / f"{name}{suffix}" for suffix in IMAGES)
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def make(store: Store, name: str, *, say: Say, again: bool = False) -> Path:
+    """Make a base image from its recipe, for this store's login key. UsageError if there is no such recipe.
+
+    If two processes want it, one makes it and the other waits.
+    """
+    from obuild.bases import recipe
+    from obuild.bases.all import KINDS
+    from obuild.executors.qemu.ssh import make_key
+
+    path = recipe.find(_checked(name))
+    if path is None:
+        raise UsageError(f"no recipe for {name!r}", hint=f"there are recipes for {', '.join(recipe.names())}")
+    plan = recipe.load(path)
+    with locks.file_lock(store.places.lock(name)):
+        existing = image_path(store, name)
+        if existing and not again:
+            return existing
+        with storage_errors(store.root), store.places.staged(name) as folder:
+            out = folder / f"{name}.qcow2"
+            KINDS[plan.kind](plan, out, public_key=make_key(store_key(store)), say=say)
+            _card_path(out).write_text(profile.dump(plan.card))
+        return store.base_image / out.name
+
+
+def add(
+    store: Store,
+    file: Path,
+    name: str,
+    *,
+    about: Card,
+    key: Path | None,
+    boot: Sequence[Path] = (),
+    force: bool = False,
+) -> Path:
+    """Take an image made elsewhere as the base `name`, with the private key that opens it.
+
+    `boot` are the kernel and the initial RAM disk, if the card says that QEMU loads them. UsageError if the file
+    is no disk, or if the name is taken and not `force`.
+    """
+    from obuild.executors.qemu.ssh import load_key
+
+    for path in (file, *boot):
+        if not path.is_file():
+            raise UsageError(f"there is no image file {path}")
+    with locks.file_lock(store.places.lock(_checked(name))):
+        if image_path(store, name) and not force:
+            raise UsageError(f"there is a base image {name!r} already", hint="--force replaces it")
+        image = qemu_img.inspect(file)
+        with storage_errors(store.root), store.places.staged(name) as folder:
+            if key is not None:
+                load_key(key)
+                about = replace(about, key=str(_own_key(store, name).relative_to(store.root)))
+                _copy_key(key, folder / f"{name}.key")
+            out = folder / f"{name}.{'qcow2' if image.format == 'qcow2' else 'img'}"
+            for path, suffix in zip(boot, (KERNEL, INITRD), strict=False):
+                qemu_img.copy(path, out.with_suffix(suffix))
+            qemu_img.copy(file, out)
+            _card_path(out).write_text(profile.dump(about))
+        return store.base_image / out.name
+
+
+def remove(store: Store, name: str) -> None:
+    """Remove a base image; layers that were built on it stay. UsageError if there is none."""
+    with locks.file_lock(store.places.lock(_checked(name))):
+        if image_path(store, name) is None:
+            raise _unknown(store, name)
+        store.places.remove(name)
+
+
+def key_path(store: Store, about: Card) -> Path:
+    """The private key that opens guests of this card."""
+    return store.root / about.key if about.key else store_key(store)
+
+
+def store_key(store: Store) -> Path:
+    """The login key that is baked into the images made for this store."""
+    return store.ssh / "id_ed25519"
+
+
+def _split(reference: str) -> tuple[str, str]:
+    name, at, pin = reference.partition("@")
+    if at and not _PIN.fullmatch(pin):
+        raise UsageError(f"{reference!r}: what follows @ must be sha256: and 64 hex digits")
+    return _checked(name), pin.removeprefix("sha256:")
+
+
+def _checked(name: str) -> str:
+    if not _NAME.fullmatch(name) or ".." in name:
+        raise UsageError(
+            f"{name!r} cannot be the name of a base image",
+            hint="letters, digits and . _ - + : only, for it names a file in the store's base-image/",
+        )
+    return name
+
+
+def _unknown(store: Store, name: str) -> UsageError:
+    from obuild.bases import recipe
+
+    images = _names(store)
+    recipes = [known for known in recipe.names() if known not in images]
+    there = f"in the store: {', '.join(images) or 'none'}; that can be made: {', '.join(recipes) or 'none'}"
+    return UsageError(f"unknown base image {name!r}; {there}", hint="`obuild base add FILE --name NAME` adds one")
+
+
+def _card_path(image: Path) -> Path:
+    return image.with_suffix(".toml")
+
+
+def _digest(store: Store, path: Path, stamp: tuple[int, int, int]) -> str:
+    """sha256 of a file, read once for each path, inode, size and time of change.
+
+    An image that is read for the first time is checked to be a sound disk, so that a bad one is found early.
+    """
+    memo = store.state / "digests.json"
+    kept = _read_memo(memo)
+    entry = kept.get(path.name)
+    if isinstance(entry, list) and entry[:3] == list(stamp) and _is_sha256(entry[3:]):
+        return str(entry[3])
+    if path.suffix not in (KERNEL, INITRD):
+        qemu_img.inspect(path)
+    with open_file(path, follow=True) as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    replace_text(memo, json.dumps({**_read_memo(memo), path.name: [*stamp, digest]}))
+    return digest
+
+
+def _is_sha256(rest: list[object]) -> bool:
+    """Whether this is one digest, and nothing else; a damaged memo may hold anything."""
+    return len(rest) == 1 and re.fullmatch(r"[0-9a-f]{64}", str(rest[0])) is not None
+
+
+def _read_memo(memo: Path) -> dict[str, object]:
+    """What is remembered; nothing if the file is not there or damaged, for it only saves time."""
+    try:
+        kept = json.loads(read_text(memo))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return kept if isinstance(kept, dict) else {}
+
+
+def _own_key(store: Store, name: str) -> Path:
+    return store.ssh / f"{name}.key"
+
+
+def _copy_key(key: Path, out: Path) -> None:
+    out.touch(mode=0o600)
+    out.write_bytes(read_bytes(key, follow=True))

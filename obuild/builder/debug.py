@@ -1,0 +1,105 @@
+"""Look into a layer with a machine that is thrown away: run a command there, type at it, take files out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from obuild.builder import inside
+from obuild.builder.chain import Session
+from obuild.builder.provision import Machines
+from obuild.errors import MachineError, ObuildError, UsageError
+from obuild.guests import rules
+from obuild.plan.steps import Base, Command, Extract, LayerId
+from obuild.spec import UnixUser, WindowsUser
+from obuild.store.layers import Draft, Store
+
+_NUMBERS = re.compile(r"([0-9]{1,10})(?::([0-9]{1,10}))?")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A file or folder of a guest, by its absolute path and by its name there; a root has none.
+
+    `strict` is as tarball has it for what the guest's tar writes.
+    """
+
+    path: str
+    name: str
+    strict: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Debugger:
+    """One layer, and the machines for it. Whatever is done to it here, it stays as it is.
+
+    Each method raises a StoreError if the layer has been removed, and else as Machines and a Session do.
+    """
+
+    store: Store
+    machines: Machines
+    layer: LayerId
+
+    def run(
+        self, argv: tuple[str, ...], output: Callable[[bytes], object], *, network: bool = False, user: str = ""
+    ) -> int:
+        """Run a command where the layer's own was run, as another `user` if that is named; its exit status."""
+        found, command = self._command(argv, network, user)
+        if "=" in argv[0]:
+            raise UsageError(f"{argv[0]!r} cannot be run: a program with '=' in its name is taken for a variable")
+        rules.check_command(found.card.os, argv, command.env)
+        with self.store.scratch(self.layer) as draft, self._machine(found, draft, network=network) as session:
+            return session.run(command, (), {}, output)
+
+    def shell(self, *, network: bool = False, user: str = "") -> int:
+        """Let the user type where the layer's command was run; the exit status of the shell."""
+        found, command = self._command((), network, user)
+        with self.store.scratch(self.layer) as draft, self._machine(found, draft, network=network) as session:
+            return session.interact(command)
+
+    def source(self, path: str) -> Source:
+        """What a path means in this layer. UsageError if it is not absolute, or has `..`."""
+        os = self.machines.base_of(self.layer).card.os
+        if not re.match(r"([A-Za-z]:)?[/\\]" if os == "windows" else "/", path):
+            raise UsageError(f"{path!r} is not absolute", hint="a layer has no current folder: ID:/etc/passwd")
+        rules.check_sources(os, (path,), (), None)
+        place = rules.join(os, rules.start(os).workdir, path)
+        return Source(place, rules.split(place)[1], strict=os not in rules.PAX)
+
+    @contextmanager
+    def packed(self, source: Source) -> Iterator[Path]:
+        """An archive of a file or folder, until the block ends. ObuildError if the layer has no such thing."""
+        found = self.machines.base_of(self.layer)
+        user = rules.start(found.card.os).user
+        with self.store.scratch(self.layer) as draft:
+            archive = draft.path / "taken.tar"
+            try:
+                with self._machine(found, draft, network=False) as session:
+                    session.take(Extract(self.layer[:12], (source.path,), (), None, user), archive)
+            except MachineError as error:
+                if "No such file or directory" in error.message:
+                    raise ObuildError(f"there is no {source.path} in the layer {self.layer[:12]}") from error
+                raise
+            yield archive
+
+    @contextmanager
+    def _machine(self, found: Base, draft: Draft, *, network: bool) -> Iterator[Session]:
+        with self.machines.of(found).chain() as chain, chain.open(draft, network=network) as session:
+            yield session
+
+    def _command(self, argv: tuple[str, ...], network: bool, user: str) -> tuple[Base, Command]:
+        found = self.machines.base_of(self.layer)
+        command = inside.command(self.store, self.layer, found.card.os, argv, network=network)
+        if user:
+            command = replace(command, user=_user(user))
+            rules.check_user(command.user, found.card)
+        return found, command
+
+
+def _user(text: str) -> UnixUser | WindowsUser:
+    """UID, UID:GID (the same number, if it is left out) or a name."""
+    found = _NUMBERS.fullmatch(text)
+    return UnixUser(int(found[1]), int(found[2] or found[1])) if found else WindowsUser(text)

@@ -1,0 +1,180 @@
+"""A whole build: see that it can be done, then make each stage's chain, those it copies from first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from obuild.bases import catalog
+from obuild.builder.chain import Builder, Executor, OnFailure
+from obuild.builder.extract import Extractor
+from obuild.builder.provision import Machines, as_os
+from obuild.errors import MachineError
+from obuild.events import Event, Listener, Note, Output, Started
+from obuild.executors.qemu.shape import Settings
+from obuild.guests import rules
+from obuild.host import process
+from obuild.plan.steps import (
+    Base,
+    Built,
+    Chain,
+    Extract,
+    FilesOf,
+    Graft,
+    Import,
+    LayerId,
+    everything,
+    plan,
+    unbuilt,
+)
+from obuild.plan.tree import Manifest
+from obuild.spec import Run, Shell, Stage
+from obuild.store.layers import Store, storage_errors
+
+
+@dataclass
+class Engine:
+    """Builds specs from one source folder into one store. `secrets` are values by id."""
+
+    source: Path
+    store: Store
+    settings: Settings
+    tell: Listener
+    secrets: Mapping[str, bytes] = field(default_factory=dict)
+    jobs: int = 1
+    make_room: Callable[[Listener], None] = lambda tell: None
+    on_failure: OnFailure | None = None
+    _bases: dict[str, Base] = field(default_factory=dict, init=False)
+    _chains: dict[int, Chain] = field(default_factory=dict, init=False)  # as planned first, by id() of the stage
+    _machines: Machines = field(init=False)
+    _held: ExitStack = field(default_factory=ExitStack, init=False)  # the layers that must not go before we end
+
+    def __post_init__(self) -> None:
+        self._machines = Machines(self.store, self.settings, self._say)
+
+    def build(self, stage: Stage) -> LayerId:
+        """Build a stage, with those inside it, and return the id of its last layer.
+
+        UsageError, before anything is built, for all that can be seen to be wrong; then as Builder.build.
+        """
+        with storage_errors(self.store.root), self._held:
+            for each, builds in everything(stage):
+                self._chains[id(each)] = self._plan(each, unbuilt(builds, self._base))
+                self.settings.shape(self._base(each.base).card, "tcg")
+                self._hold(self._chains[id(each)])
+                self._see_logs(self._chains[id(each)])
+            if self.jobs > 1 and stage.stages:
+                from obuild.builder.scheduler import Parallel
+
+                return Parallel(self.make, self.tell, self.jobs).build(stage).layer
+            return self._in_order(stage, {}).layer
+
+    def _in_order(self, stage: Stage, scope: Mapping[str, Built]) -> Built:
+        scope = dict(scope)
+        for name, inner in stage.stages:
+            self.tell(Started(f'(build "{name}" …)'))
+            scope[name] = self._in_order(inner, scope)
+            self.tell(Note(f'--> finished "{name}"'))
+        return self.make(stage, scope, self.tell)
+
+    def make(self, stage: Stage, scope: Mapping[str, Built], tell: Listener) -> Built:
+        """Make the chain of one stage; `scope` has the builds that it may copy from."""
+        with ExitStack() as stack:
+            sources = {name: self._extractor(built, stack) for name, built in scope.items()}
+
+            def extract(request: Extract) -> tuple[LayerId, Manifest]:
+                source = sources[request.origin]
+                return source.layer, source.manifest(request)
+
+            def archive(graft: Graft) -> Path:
+                return sources[graft.extract.origin].checked_archive(graft)
+
+            chain = self._chains[id(stage)]
+            room = partial(self.make_room, tell)
+            if any(isinstance(step.action, Graft) for step in chain.steps):
+                chain = self._plan(stage, extract)
+                self._hold(chain)
+            self._prepare(chain, room)
+            executor = self._machines_of(chain.base, stack)
+            layer = Builder(self.store, executor, tell, self.secrets, archive, room, self.on_failure).build(chain)
+            self._hold(chain)
+            return Built(layer, chain.base)
+
+    def _hold(self, chain: Chain) -> None:
+        """Keep what there is of a chain from being removed, by others or to make room, until the build ends."""
+        for step in reversed(chain.steps):
+            with ExitStack() as stack:
+                if stack.enter_context(self.store.use(step.id)) is not None:
+                    self._held.push(stack.pop_all())
+                    return
+
+    def _see_logs(self, chain: Chain) -> None:
+        """StoreError if the log of a layer is gone: else that would be found when others are made already."""
+        for step in chain.steps:
+            layer = self.store.find(step.id)
+            if layer and not layer.log.is_file():
+                layer.read_log()
+
+    def _plan(self, stage: Stage, extract: FilesOf) -> Chain:
+        secrets = tuple(self.secrets)
+        return plan(stage, source=self.source, find_base=self._base, secrets=secrets, extract=extract)
+
+    def _base(self, reference: str) -> Base:
+        if reference not in self._bases:
+            found = catalog.find(self.store, reference, say=self._say)
+            self._bases[reference] = as_os(found, self.settings.os)
+        return self._bases[reference]
+
+    def _extractor(self, built: Built, stack: ExitStack) -> Extractor:
+        pax = built.base.card.os in rules.PAX
+        return Extractor(self.store, self._machines_of(built.base, stack), built.layer, stack, pax)
+
+    def _machines_of(self, found: Base, stack: ExitStack) -> Callable[[], Executor]:
+        """What gives the machines for a chain, once one is needed; they are gone when the stack closes."""
+        chain: list[Executor] = []
+
+        def get() -> Executor:
+            if not chain:
+                chain.append(stack.enter_context(self._machines.of(found).chain()))
+            return chain[0]
+
+        return get
+
+    def _prepare(self, chain: Chain, make_room: Callable[[], None]) -> None:
+        """If a chain needs machines, see that all that they need is there."""
+        missing = [step for step in chain.steps if self.store.find(step.id) is None]
+        if missing:
+            process.require("qemu-img")
+            make_room()  # on a full disk not even the verdict on KVM could be kept
+        if not all(isinstance(step.action, Import) for step in missing):
+            self._machines.of(chain.base)
+
+    def _say(self, text: str) -> None:
+        self.tell(Note(text))
+
+
+def healthcheck(store: Store, *, base_name: str, settings: Settings, tell: Listener) -> None:
+    """Run one command on a base image, really, and remove its layer again. ObuildError if anything fails."""
+    from uuid import uuid4
+
+    from obuild.store import removal
+
+    said = b""
+
+    def listen(event: Event) -> None:
+        nonlocal said
+        if isinstance(event, Output):
+            said += event.data
+        tell(event)
+
+    # no two checks are the same step, so that none is ever found in the store
+    os_name = settings.os or catalog.find(store, base_name, say=lambda text: tell(Note(text))).card.os
+    shell = () if os_name == "windows" else (Shell(("/bin/sh", "-c")),)
+    stage = Stage(base_name, (*shell, Run(f"echo healthcheck # {uuid4()}")))
+    made = Engine(Path(), store, settings, listen).build(stage)
+    removal.delete(store, made, tell=lambda id: None)
+    if b"healthcheck" not in said:
+        raise MachineError("the guest ran the command but its output did not arrive")

@@ -1,0 +1,89 @@
+"""Files out of a finished build: asked of its guest once, and remembered as long as the layer is the same one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from obuild.builder.chain import Executor
+from obuild.errors import ObuildError
+from obuild.host.fs import replace_text
+from obuild.host.regular import read_text
+from obuild.plan import tree
+from obuild.plan.steps import Extract, Graft, LayerId
+from obuild.spec import UnixUser
+from obuild.store.layers import Store
+
+
+@dataclass
+class Extractor:
+    """Takes files out of the layer that a build has become. Its archives are gone when `stack` closes."""
+
+    store: Store
+    executor: Callable[[], Executor]
+    layer: LayerId
+    stack: ExitStack
+    pax: bool = False  # whether the guest's tar writes that format: the guest itself is not asked
+    archives: dict[Extract, tuple[Path, tree.Manifest]] = field(default_factory=dict)
+
+    def manifest(self, extract: Extract) -> tree.Manifest:
+        """What the files are: as remembered, else a machine is booted on the layer to see."""
+        memo = self._memo(extract)
+        try:
+            kept = json.loads(read_text(memo))
+            if kept["stamp"] == self._stamp():
+                return _manifest(kept["manifest"])
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):  # it only saves time
+            pass
+        _, found = self._archive(extract)
+        memo.parent.mkdir(exist_ok=True)
+        text = json.dumps({"stamp": self._stamp(), "manifest": found})
+        replace_text(memo, text)
+        return found
+
+    def checked_archive(self, graft: Graft) -> Path:
+        """The archive that holds what the graft's manifest says. ObuildError if the layer holds something else."""
+        archive, found = self._archive(graft.extract)
+        if found != graft.manifest:
+            raise ObuildError(
+                f"the files of the build {graft.extract.origin} are not what they were", hint="build again"
+            )
+        return archive
+
+    def _archive(self, extract: Extract) -> tuple[Path, tree.Manifest]:
+        """The files as a tar archive, and what is in it."""
+        if extract not in self.archives:
+            draft = self.stack.enter_context(self.store.scratch(self.layer))
+            path = draft.path / f"{len(self.archives)}.tar"
+            with self.executor().open(draft, network=False) as session:
+                session.take(extract, path)
+            user = extract.user
+            owner = (user.uid, user.gid) if isinstance(user, UnixUser) else None
+            self.archives[extract] = path, tree.manifest_of(path, owner=owner, pax=self.pax)
+        return self.archives[extract]
+
+    def _memo(self, extract: Extract) -> Path:
+        user = extract.user
+        who = [user.uid, user.gid] if isinstance(user, UnixUser) else [user.name]
+        text = json.dumps([self.layer, extract.src, extract.exclude, extract.rename, who])
+        name = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+        return self.store.manifests / f"{self.layer}-{name[:32]}.json"
+
+    def _stamp(self) -> list[int]:
+        """A layer that was removed and made again may hold something else under the same id."""
+        status = (self.store.result / self.layer / "key").stat()
+        return [status.st_ino, status.st_mtime_ns]
+
+
+def _manifest(kept: object) -> tree.Manifest:
+    """A manifest as JSON has it. TypeError if it is none."""
+    if not isinstance(kept, list) or not all(isinstance(entry, list) for entry in kept):
+        raise TypeError("a manifest is a list of lists")
+    found = tuple(tuple(entry) for entry in kept)
+    if not all(isinstance(word, str) for entry in found for word in entry):
+        raise TypeError("an entry of a manifest is words")
+    return found

@@ -1,0 +1,34 @@
+"""What can be done in the very machine in which a step has failed, before it goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+
+from obuild.builder.chain import OnFailure, Session
+from obuild.errors import MachineError, UsageError
+from obuild.plan.steps import Command
+
+WAYS = ("stop", "shell", "keep")
+
+
+def chosen(way: str, *, jobs: int, say: Callable[[str], object]) -> OnFailure | None:
+    """What `--on-failure` asks for. UsageError if it cannot be."""
+    if way not in WAYS:
+        raise UsageError(f"--on-failure {way}: it can be {', '.join(WAYS)}")
+    if way == "stop":
+        return None
+    if jobs > 1:
+        raise UsageError(f"--on-failure {way} is for one stage at a time", hint="without --jobs")
+
+    def shell(session: Session, command: Command, status: int) -> None:
+        say(f"the command failed with exit status {status}; here is a shell in its machine, until you leave it")
+        session.interact(command)
+
+    def keep(session: Session, command: Command, status: int) -> None:
+        say(f"the command failed with exit status {status}; its machine stays until you press Ctrl-C:")
+        say(f"    {session.address()}")
+        with suppress(KeyboardInterrupt, MachineError):  # or until it powers off
+            session.wait()
+
+    return shell if way == "shell" else keep

@@ -1,0 +1,155 @@
+"""What a build would do, and why: each step, whether its layer is there, and how it differs from one that is.
+
+Looks and compares; boots nothing, makes no base image, writes no layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from obuild.bases import catalog
+from obuild.plan import diff
+from obuild.plan.diff import Fields
+from obuild.plan.steps import Base, Chain, Graft, Import, LayerId, Step, everything, plan, unbuilt
+from obuild.spec import Stage
+from obuild.store.layers import Layer, Store
+
+if TYPE_CHECKING:
+    from obuild.store.index import Index, Row
+
+#: A step is compared with the layers that were used last, until so many characters of keys are read: about
+#: a second's worth. The key of a copy may list 100,000 files.
+ENOUGH = 2_000_000
+
+#: And with no more than so many layers: a parent may have 10,000 children.
+MANY = 300
+
+NOTHING_LIKE_IT = "no layer like it in the store"
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """One step of a build to come.
+
+    `id` is None if it cannot be known yet. `why` says in words why the layer is not there: in what the step
+    differs from `nearest`, the stored layer that is most like it.
+    """
+
+    op: str
+    id: LayerId | None
+    cached: bool
+    why: tuple[str, ...] = ()
+    nearest: LayerId | None = None
+
+
+def forecast(stage: Stage, *, source: Path, store: Store, secrets: Sequence[str]) -> list[Outlook]:
+    """What a build of `stage` would find and make, step by step, inner builds first. UsageError as a build."""
+    return [
+        outlook
+        for each, builds in everything(stage)
+        for outlook in _forecast(each, builds, source=source, store=store, secrets=secrets)
+    ]
+
+
+def _forecast(
+    stage: Stage, builds: Mapping[str, Stage], *, source: Path, store: Store, secrets: Sequence[str]
+) -> list[Outlook]:
+    find = partial(_base, store)
+    chain = plan(stage, source=source, find_base=find, secrets=secrets, extract=unbuilt(builds, find))
+    if chain.base.digest:
+        with ExitStack() as stack:
+            return list(_Forecaster(store, stack).chain(chain))
+    why = f"the base image {chain.base.name!r} would be made from its recipe first; ids are known only then"
+    return [Outlook(step.headings[-1], None, False, () if step.parent else (why,)) for step in chain.steps]
+
+
+def _base(store: Store, reference: str) -> Base:
+    """The base as `base.find` finds it, or, if it is yet to be made, one without a digest."""
+    found = catalog.look(store, reference)
+    if found is not None:
+        return found
+    from obuild.bases import recipe  # late: seldom needed
+
+    name = reference.partition("@")[0]
+    path = recipe.find(name)
+    assert path is not None, "base.look knows its recipe"
+    return Base(name, path, "", (0, 0, 0), recipe.load(path).card)
+
+
+class _Forecaster:
+    """Looks at chains; what it opens is closed with `stack`."""
+
+    def __init__(self, store: Store, stack: ExitStack) -> None:
+        self.store = store
+        self.stack = stack
+
+    def chain(self, chain: Chain) -> Iterator[Outlook]:
+        stood: LayerId | None = None  # at the place of the step before: its layer, or the nearest to it
+        steps = iter(chain.steps)
+        for step in steps:
+            op = step.headings[-1]
+            if isinstance(step.action, Graft):
+                origin = step.action.extract.origin
+                yield Outlook(op, None, False, (f"what it copies is known once the build {origin!r} is made",))
+                yield from (Outlook(later.headings[-1], None, False) for later in steps)
+                return
+            if self.store.find(step.id):
+                stood = step.id
+                yield Outlook(op, step.id, True)
+                continue
+            near = self.nearest(step, stood)
+            if near is None:
+                stood = None
+                yield Outlook(op, step.id, False, (NOTHING_LIKE_IT,))
+                continue
+            layer, old = near
+            stood = layer.id
+            yield Outlook(op, step.id, False, tuple(diff.differences(old, diff.fields(step.key))), layer.id)
+
+    @cached_property
+    def index(self) -> Index:
+        from obuild.store.index import Index  # late: needed only if a layer is not there
+
+        return self.stack.enter_context(Index(self.store))
+
+    def nearest(self, step: Step, stood: LayerId | None) -> tuple[Layer, Fields] | None:
+        """The layer most like a step among those that were built on `stood`; of equals, the one used last."""
+        if isinstance(step.action, Import):
+            name = step.action.base.name  # a key knows only its content
+            candidates = [row for row in self.index.children(None) if _from(row.op) == name]
+        else:
+            candidates = self.index.children(stood) if stood else []
+        new = diff.fields(step.key)
+        best: tuple[float, Layer, Fields] | None = None
+        read = 0
+        for layer in self.used_last(candidates)[:MANY]:
+            with suppress(FileNotFoundError):  # it is just being removed
+                key = layer.key
+                old = diff.fields(key)
+                if diff.alike(old, new):
+                    distance = diff.distance(old, new)
+                    if best is None or distance < best[0]:
+                        best = distance, layer, old
+                read += len(key)
+            if read > ENOUGH:
+                break
+        return best[1:] if best else None
+
+    def used_last(self, rows: Iterable[Row]) -> list[Layer]:
+        """The layers of `rows`, those used last first."""
+        used: list[tuple[float, Layer]] = []
+        for row in rows:
+            layer = Layer(row.id, self.store.result / row.id)
+            with suppress(FileNotFoundError):  # it is just being removed
+                used.append((layer.path.stat().st_mtime, layer))
+        return [layer for _, layer in sorted(used, key=lambda item: item[0], reverse=True)]
+
+
+def _from(op: str) -> str:
+    """The name in `(from NAME)` or `(from NAME@sha256:HEX)`."""
+    return op.removeprefix("(from ").removesuffix(")").partition("@")[0]

@@ -1,0 +1,87 @@
+"""Caches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from obuild.cli import text
+from obuild.cli.console import JsonOption, StoreOption, guarded, open_store, put, put_json
+
+app = typer.Typer(
+    help="Caches: the folders that steps share with (cache NAME …), each kept as one tar archive.",
+    no_args_is_help=True,
+)
+CacheArgument = Annotated[
+    str, typer.Argument(metavar="NAME", help="The cache, as `(cache (NAME …))` in a spec calls it.")
+]
+
+
+@app.command("ls")
+@guarded
+def cache_list(store: StoreOption, as_json: JsonOption = False) -> None:
+    """List the caches: size, when a step last changed it, and name.
+
+    Example: obuild cache ls --store=qemu:/data
+    """
+    from obuild.store import caches
+
+    there = caches.listing(open_store(store))
+    if as_json:
+        put_json(there)
+    else:
+        put(
+            *(
+                f"{text.size(cache.size):>10}  {text.ago(cache.changed):>7}  {text.word(cache.name)}"
+                for cache in there
+            )
+        )
+
+
+@app.command("rm")
+@guarded
+def cache_remove(name: CacheArgument, store: StoreOption) -> None:
+    """Remove a cache. The next step that wants it begins with an empty one.
+
+    Example: obuild cache rm --store=qemu:/data apt-archives
+    """
+    from obuild.store import caches
+
+    caches.remove(open_store(store), name)
+
+
+@app.command("export")
+@guarded
+def cache_export(
+    name: CacheArgument,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write the tar archive.")],
+    store: StoreOption,
+    force: Annotated[bool, typer.Option("--force", help="Replace FILE if it is there.")] = False,
+) -> None:
+    """Copy a cache into a tar archive, for another store or to look at.
+
+    It holds what guests have put there: look before you unpack it.
+
+    Example: obuild cache export --store=qemu:/data apt-archives apt.tar
+    """
+    from obuild.store import caches
+
+    caches.export(open_store(store), name, file, force=force)
+
+
+@app.command("import")
+@guarded
+def cache_import(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A tar archive, not compressed.")],
+    name: CacheArgument,
+    store: StoreOption,
+) -> None:
+    """Make a tar archive the content of a cache, in place of what is in it.
+
+    Example: obuild cache import --store=qemu:/data apt.tar apt-archives
+    """
+    from obuild.store import caches
+
+    caches.put(open_store(store, create=True), file, name)

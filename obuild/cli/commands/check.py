@@ -1,0 +1,51 @@
+"""See whether a store is sound, and repair it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from obuild.cli.console import JsonOption, StoreOption, guarded, open_store, put, put_json
+from obuild.errors import ObuildError
+
+app = typer.Typer()
+
+
+@app.command()
+@guarded
+def fsck(
+    store: StoreOption,
+    read_data: Annotated[
+        bool, typer.Option("--read-data", help="Read every byte of every layer and cache, and compare digests.")
+    ] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Put right what can be put right.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Check that the store is what it should be: keys, parents, images, index, what crashes left.
+
+    It ends with 1 if something is wrong and was not repaired. Builds may go on meanwhile.
+
+    Example: obuild fsck --store=qemu:/data --repair
+    """
+    from obuild.store import fsck
+
+    opened = open_store(store, sweep=False)
+    findings = []
+    left = 0
+    for finding in fsck.check(opened, read_data=read_data):
+        outcome = fsck.repair(opened, finding) if repair else "found"
+        left += outcome != "repaired"
+        shown = {"where": finding.where, "what": finding.what, "repair": finding.repair, "outcome": outcome}
+        findings.append(shown)
+        if not as_json:
+            put(f"{finding.where}: {finding.what}", f"  repair: {finding.repair or 'none'}", f"  {outcome}")
+    if as_json:
+        put_json({"layers": len(opened.layers()), "findings": findings})
+    elif not findings:
+        put(f"clean: {len(opened.layers())} layers")
+    if left:
+        hint = "" if repair else "`obuild fsck --repair` puts right what can be put right"
+        raise ObuildError(
+            f"{left} of {len(findings)} findings {'are' if left > 1 else 'is'} not repaired", hint=hint
+        )

@@ -1,0 +1,67 @@
+"""Specs as text: other notations, one layout."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from obuild.cli.console import guarded, read_spec
+from obuild.errors import ObuildError, UsageError
+
+app = typer.Typer()
+
+
+@app.command()
+@guarded
+def dockerfile(
+    spec: Annotated[str, typer.Option("--file", "-f", metavar="SPEC", help="The spec to convert.")],
+    buildkit: Annotated[bool, typer.Option("--buildkit", help="Use BuildKit's syntax: caches, secrets.")] = False,
+    escape: Annotated[str, typer.Option(metavar="unix|windows", help="How lines are continued.")] = "unix",
+) -> None:
+    """Print a spec as a Dockerfile."""
+    from obuild.spec import dockerfile as convert
+    from obuild.spec import parse
+
+    if escape not in ("unix", "windows"):
+        raise UsageError(f"--escape {escape}: it can be unix or windows")
+    text = convert.dockerfile(
+        parse(read_spec(Path(spec))), buildkit=buildkit, escape="windows" if escape == "windows" else "unix"
+    )
+    sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape") + b"\n")
+
+
+@app.command()
+@guarded
+def fmt(
+    spec: Annotated[
+        str, typer.Option("--file", "-f", metavar="SPEC", help="The spec to format; - is standard input.")
+    ] = "-",
+    check: Annotated[
+        bool, typer.Option("--check", help="Print nothing; exit with 1 if the spec would change.")
+    ] = False,
+    write: Annotated[bool, typer.Option("--write", "-w", help="Rewrite the file instead of printing.")] = False,
+) -> None:
+    """Print a spec in its one layout, as OBuilder prints it, with its comments.
+
+    It means the same as before: every step keeps its id.
+
+    Example: obuild fmt --write -f hello.spec
+    """
+    from obuild.spec import reformat
+
+    if write and (check or spec == "-"):
+        raise UsageError(
+            "--write cannot be had " + ("with --check" if check else "for standard input: add -f SPEC")
+        )
+    text = sys.stdin.buffer.read() if spec == "-" else read_spec(Path(spec))
+    done = reformat.tidy(text)
+    if check and done != text:
+        name = "standard input" if spec == "-" else spec
+        raise ObuildError(f"{name} would change", hint=f"obuild fmt --write -f {spec}" if spec != "-" else "")
+    if write and done != text:
+        reformat.rewrite(Path(spec), done)
+    if not check and not write:
+        sys.stdout.buffer.write(done)

@@ -1,0 +1,190 @@
+"""Remove what is not needed; see where the bytes are."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from obuild.cli import text
+from obuild.cli.console import IdArgument, JsonOption, StoreOption, guarded, open_store, parse_bytes, put, put_json
+from obuild.errors import ObuildError, UsageError
+from obuild.host import units
+
+if TYPE_CHECKING:
+    from obuild.store.gc import Item, Plan
+    from obuild.store.layers import Store
+
+app = typer.Typer()
+
+
+@app.command()
+@guarded
+def delete(id: IdArgument, store: StoreOption) -> None:
+    """Remove a layer, and all layers that were built on it."""
+    from obuild.store import removal
+    from obuild.store.index import resolve
+
+    opened = open_store(store)
+    _stayed(removal.delete(opened, resolve(opened, id), tell=_removing))
+
+
+@app.command()
+@guarded
+def clean(store: StoreOption) -> None:
+    """Remove all layers, and the machines saved for them. Base images and caches stay."""
+    from obuild.store import removal
+
+    gone: list[str] = []
+
+    def tell(id: str) -> None:
+        gone.append(id)
+        _removing(id)
+
+    stayed = removal.clean(open_store(store), tell=tell)
+    _removed(gone)
+    _stayed(stayed)
+
+
+@app.command()
+@guarded
+def prune(
+    store: StoreOption,
+    before: Annotated[
+        str, typer.Option(metavar="WHEN", help="A date like 2026-01-31 or 2026-01-31T12:00, or how long ago: 7d.")
+    ],
+    limit: Annotated[
+        int | None, typer.Option(metavar="N", min=0, help="Remove no more than N layers. [default: no limit]")
+    ] = None,
+) -> None:
+    """Remove layers that were not used since then: those used last go last, what builds stand on stays.
+
+    Example: obuild prune --store=qemu:/data --before 30d
+    """
+    from obuild.store import gc
+
+    try:
+        moment = units.moment(before, time.time())
+    except ValueError as error:
+        raise UsageError(f"--before: {error}", hint="for example 12h, 7d, 4w, or 2026-01-31") from error
+    opened = open_store(store)
+    gone: list[str] = []
+
+    def tell(item: Item) -> None:
+        gone.append(item.name)
+        _removing(item.name)
+
+    gc.carry_out(opened, gc.prune(opened, before=moment, limit=limit), tell)
+    _removed(gone)
+
+
+@app.command("gc")
+@guarded
+def collect(
+    store: StoreOption,
+    keep_bytes: Annotated[
+        str,
+        typer.Option(
+            metavar="SIZE", help="Remove layers, caches and saved machines until they take no more than SIZE."
+        ),
+    ] = "",
+    older_than: Annotated[
+        str,
+        typer.Option(
+            metavar="TIME", help="Remove layers, caches and saved machines not used for 30m, 12h, 7d, 4w."
+        ),
+    ] = "",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would go, and why; remove nothing.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Make room: remove what was not used for the longest time, and what nobody can need.
+
+    Without options, only the latter. A layer goes after those that were built on it. What a running build stands
+    on or works with stays, and so do base images.
+
+    Example: obuild gc --store=qemu:/data --keep-bytes 20G --older-than 4w --dry-run
+    """
+    from obuild.store import gc
+
+    if as_json and not dry_run:
+        raise UsageError("--json shows a plan: it goes with --dry-run")
+    keep = parse_bytes("--keep-bytes", keep_bytes) if keep_bytes else None
+    try:
+        span = units.duration(older_than) if older_than else None
+    except ValueError as error:
+        raise UsageError(f"--older-than: {error}", hint="for example 30m, 12h, 7d, 4w") from error
+    opened = open_store(store)
+    plan = gc.plan(opened, now=time.time(), keep_bytes=keep, older_than=span)
+    if as_json:
+        put_json(plan)
+    elif dry_run:
+        put(*(_line("would remove", item) for item in plan.items), *(_line("stays", item) for item in plan.in_use))
+        put(_sum("Would remove", plan.items))
+    else:
+        _carry_out(opened, plan)
+
+
+def _carry_out(store: Store, plan: Plan) -> None:
+    from obuild.store import gc
+
+    gone: list[Item] = []
+
+    def tell(item: Item) -> None:
+        gone.append(item)
+        put(_line("removing", item))
+
+    stayed = gc.carry_out(store, plan, tell)
+    put(*(_line("stays", item) for item in (*plan.in_use, *stayed)), _sum("Removed", gone))
+    if plan.short:
+        raise ObuildError(
+            f"{units.size(plan.short)} more should go, but all that is left is in use",
+            hint="a build is running on it; try again when it has ended",
+        )
+
+
+@app.command()
+@guarded
+def df(store: StoreOption, as_json: JsonOption = False) -> None:
+    """Show where the bytes are: how many things of each kind the store has, and what they take on disk.
+
+    Example: obuild df --store=qemu:/data
+    """
+    from obuild.store import quota
+
+    usage = quota.look(open_store(store))
+    if as_json:
+        put_json(usage)
+        return
+    put(*(f"{part.what:16} {part.count:>6}  {units.size(part.size):>10}" for part in usage.parts))
+    put(f"{'all':16} {'':6}  {units.size(usage.total):>10}")
+    put(f"{units.size(usage.free)} of {units.size(usage.capacity)} are free on its disk")
+
+
+def _line(what: str, item: Item) -> str:
+    name = item.name[:12] if item.kind in ("layer", "warm", "stale") else text.word(item.name)
+    return f"{what} {item.kind:5} {name:12} {units.size(item.size):>10} {text.ago(item.used):>7}  {item.why}"
+
+
+def _sum(what: str, items: Sequence[Item]) -> str:
+    return f"{what} {units.count(len(items), 'item')}, {units.size(sum(item.size for item in items))}"
+
+
+def _removing(id: str) -> None:
+    print(f"Removing {id}")
+
+
+def _removed(ids: Sequence[str]) -> None:
+    print(f"Removed {units.count(len(ids), 'item')}")
+
+
+def _stayed(ids: Sequence[str]) -> None:
+    if ids:
+        raise ObuildError(
+            f"{units.count(len(ids), 'layer')} {'is' if len(ids) == 1 else 'are'} in use and stayed: "
+            + ", ".join(id[:12] for id in ids),
+            hint="a build is running on them; try again when it has ended",
+        )

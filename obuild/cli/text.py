@@ -1,0 +1,209 @@
+"""Events as plain lines, as OBuilder prints them, in colour on a terminal; or as JSON, a record to a line."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from typing import TYPE_CHECKING, BinaryIO
+
+from obuild.errors import ObuildError, SpecError
+from obuild.events import Done, Event, Hit, Note, Output, Saved, Started
+from obuild.host.units import size as size
+
+if TYPE_CHECKING:
+    from obuild.builder.preview import Outlook
+    from obuild.store.inspect import Description, Neighbour
+
+#: The longest error that is shown, in characters: twenty lines of a console, and what is said of them.
+LONGEST = 6000
+
+#: Control characters, which a guest may have put into what an error says of it; not newline and tab.
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *range(127, 160))}
+
+_BLUE, _YELLOW, _RED, _OFF = b"\x1b[94m", b"\x1b[33m", b"\x1b[31m", b"\x1b[0m"
+
+
+class Lines:
+    """Writes events to `out`; output of a step that does not end its line does not swallow the next note."""
+
+    def __init__(self, out: BinaryIO, *, colour: bool) -> None:
+        self._out = out
+        self._colour = colour
+        self._midline = False
+
+    def __call__(self, event: Event) -> None:
+        match event:
+            case Started(text):
+                self._line(text, _BLUE)
+            case Hit(id, log):
+                self._raw(log)
+                self._line(f'---> using "{id}" from cache', _YELLOW)
+            case Output(data):
+                self._raw(data)
+            case Saved(id):
+                self._line(f'---> saved as "{id}"', _YELLOW)
+            case Note(text):
+                self._line(text, b"")
+            case Done(id):
+                self._line(f'Got: "{id}"', b"")
+
+    def _raw(self, data: bytes) -> None:
+        if data:
+            self._out.write(data)
+            self._out.flush()
+            self._midline = not data.endswith(b"\n")
+
+    def _line(self, text: str, colour: bytes) -> None:
+        if self._midline:
+            self._out.write(b"\n")
+            self._midline = False
+        encoded = text.encode("utf-8", "surrogateescape")
+        painted = colour + encoded + _OFF if colour and self._colour else encoded
+        self._out.write(painted + b"\n")
+        self._out.flush()
+
+
+class JsonLines:
+    """Writes events to `out`, each as one JSON object on a line of its own; docs/json.md says what is in them.
+
+    A field that is not UTF-8 comes as base64, under its name with `_base64` after it, so no byte is lost.
+    """
+
+    def __init__(self, out: BinaryIO) -> None:
+        self._out = out
+
+    def __call__(self, event: Event) -> None:
+        values = {field.name: getattr(event, field.name) for field in fields(event)}
+        self._put(type(event).__name__.lower(), values)
+
+    def failed(self, error: BaseException) -> None:
+        """Say how the build ended, for who reads nothing but this."""
+        message, hint = (error.message, error.hint) if isinstance(error, ObuildError) else (str(error), "")
+        code = error.exit_code if isinstance(error, ObuildError) else 1
+        if isinstance(error, KeyboardInterrupt):
+            message, code = "interrupted", 130
+        line, column = (error.line, error.column) if isinstance(error, SpecError) else (0, 0)
+        values = {"message": message, "hint": hint, "exit_code": code, "line": line, "column": column}
+        self._put("failed", values)
+
+    def _put(self, name: str, values: dict[str, object]) -> None:
+        import json  # late: seldom needed
+
+        record = {"event": name, **dict(_json_field(*item) for item in values.items())}
+        self._out.write(json.dumps(record).encode("ascii") + b"\n")
+        self._out.flush()
+
+
+def _json_field(name: str, value: object) -> tuple[str, object]:
+    if isinstance(value, str):
+        value = value.encode("utf-8", "surrogateescape")
+    if not isinstance(value, bytes):
+        return name, value
+    try:
+        return name, value.decode("utf-8")
+    except UnicodeDecodeError:
+        import base64
+
+        return f"{name}_base64", base64.b64encode(value).decode("ascii")
+
+
+@contextmanager
+def ending(tell: Lines | JsonLines) -> Iterator[None]:
+    """Tell JSON's readers if the block fails; people read it on stderr, from `report`."""
+    try:
+        yield
+    except BrokenPipeError:  # nobody reads any more
+        raise
+    except (ObuildError, OSError, KeyboardInterrupt) as error:
+        if isinstance(tell, JsonLines):
+            tell.failed(error)
+        raise
+
+
+def report(error: ObuildError, *, what: str = "", file: str = "") -> None:
+    """Print an error to stderr: where, what, and what to do."""
+    where = f"{file}:" if file and isinstance(error, SpecError) else ""
+    if where and isinstance(error, SpecError) and error.line:
+        where += f"{error.line}:{error.column}:"
+    message = " ".join(part for part in (where, what, error.message) if part)
+    message, hint = _some_of(message).translate(_CONTROLS), _some_of(error.hint).translate(_CONTROLS)
+    colour, off = (_RED.decode(), _OFF.decode()) if sys.stderr.isatty() else ("", "")
+    lines = [f"{colour}obuild: {message}{off}"]
+    if hint:
+        lines.append(f"hint: {hint}")
+    text = "\n".join(lines) + "\n"
+    sys.stderr.flush()
+    sys.stderr.buffer.write(text.encode("utf-8", "surrogateescape"))
+    sys.stderr.buffer.flush()
+
+
+def _some_of(text: str) -> str:
+    """A text without its middle, if it is very long: it may quote whatever it is about."""
+    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}"
+
+
+def ago(then: float) -> str:
+    """How long ago `then` was, in one short word."""
+    seconds = max(0.0, time.time() - then)
+    for span, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= span:
+            return f"{seconds / span:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def word(text: str) -> str:
+    """A word that somebody else chose, safe to show on a terminal."""
+    return text if text and text.isprintable() else ascii(text)
+
+
+def one_line(op: str, width: int) -> str:
+    """An op as the start of one line."""
+    text = " ".join(op.split())
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def outlook(steps: Sequence[Outlook]) -> Iterator[str]:
+    """The lines for what a build would do. What only follows from a step before is not repeated."""
+    for step in steps:
+        yield f"{'cached' if step.cached else 'build':6}  {(step.id or '?')[:12]:12}  {one_line(step.op, 90)}"
+        why = [reason for reason in step.why if reason != "parent changed"]
+        for reason in why:
+            yield f"        {reason}"
+        if why and step.nearest:
+            yield f"        (compared with {step.nearest[:12]})"
+    count = sum(step.cached for step in steps)
+    yield f"{count} of {len(steps)} {'step is' if len(steps) == 1 else 'steps are'} in the store"
+
+
+def description(layer: Description) -> Iterator[str]:
+    """The lines for all that is known of a layer."""
+    from obuild.plan import diff
+
+    made = time.strftime("%Y-%m-%d %H:%M", time.localtime(layer.created))
+    took = f", took {layer.seconds:.1f} s" if layer.seconds is not None else ""
+    yield f"layer   {layer.id}"
+    yield f"op      {one_line(layer.op, 400)}"
+    yield f"made    {made}, {ago(layer.created)} ago{took}; last used {ago(layer.used)} ago"
+    yield f"size    {size(layer.size)}; with all that it stands on {size(layer.total)}"
+    yield f"log     {size(layer.log_size)}: obuild log {layer.id[:12]}"
+    yield "key"
+    for name, lines in diff.describe(layer.key):
+        for index, line in enumerate(_some(lines)):
+            yield f"  {name if index == 0 else '':10}{line}"
+    yield from _neighbours("stands on", layer.parents)
+    yield from _neighbours("children", layer.children)
+
+
+def _some(lines: Sequence[str], most: int = 40) -> Iterator[str]:
+    yield from lines[:most]
+    if len(lines) > most:
+        yield f"… and {len(lines) - most} more; --json has them all"
+
+
+def _neighbours(title: str, layers: Sequence[Neighbour]) -> Iterator[str]:
+    yield title if layers else f"{title}: nothing"
+    for line in _some([f"{layer.id[:12]}  {one_line(layer.op, 90)}" for layer in layers]):
+        yield f"  {line}"

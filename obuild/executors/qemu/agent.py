@@ -1,0 +1,223 @@
+"""The root shell that stays in a warm guest, seen from here; what it understands, `guests.linux_resident` says.
+
+It takes what an SSH connection takes, a script or a stream, and needs no login: a machine that was saved and
+resumed answers at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import shutil
+import socket
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from obuild.errors import MachineError
+from obuild.executors.qemu.machine import Machine
+from obuild.guests.posix import script as lines
+from obuild.host.marks import MarkReader, new_mark
+from obuild.host.process import STDERR_TAIL
+
+#: How much is sent as one piece, in bytes: the guest starts a program for each.
+PIECE = 1 << 22
+
+#: Up to how many bytes a script is sent as a line, which the guest's shell reads byte by byte.
+SHORT = 4096
+
+#: How long a resumed guest may take to thaw its disks, in seconds, before it is given up and another one booted.
+THAW_TIMEOUT = 60.0
+
+_CHUNK = 1 << 18
+
+
+class Resident:
+    """The shell in the guest of `machine`. Every method raises MachineError if the guest or the shell ends."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        machine.watched = True
+
+    def run(self, command: str, script: Callable[[str], bytes], output: Callable[[bytes], object]) -> int:
+        """As Connection.run: a step's script. `command` is not needed, for the shell is root's."""
+        mark = new_mark()
+        inner = MarkReader(f"{mark} ".encode(), output)
+        status = self._answer(self._ask("step", script(mark)), inner.feed)
+        if inner.status is None:  # the script itself was killed, and could not say how the command ended
+            inner.flush()
+            return status
+        return inner.status
+
+    def check(self, command: str, script: bytes, *, what: str) -> None:
+        """As Connection.check."""
+        self._finish(_Words(self._ask("check", script)), what)
+
+    def stream(self, command: str, send: Callable[[Any], None], *, what: str) -> None:
+        """As Connection.stream. A command that ends early is sent the rest all the same, and ignores it."""
+        words = _Words(self._ask("stream", lines([command])))
+        with contextlib.closing(_Pieces(partial(self._send, self.machine.data, words=words))) as sink:
+            send(sink)
+        self._finish(words, what)
+
+    def fetch(self, command: str, script: bytes, out: BinaryIO, *, what: str) -> None:
+        """As Connection.fetch."""
+        mark = self._ask("fetch", script)
+        words = _Words(mark)
+        reader = MarkReader(mark, out.write)
+        control, data = self.machine.control, self.machine.data
+        while reader.status is None:
+            ready = self._wait(control, data)
+            if control.fileno() in ready:
+                words.feed(self._recv(control))
+            if data.fileno() in ready:
+                reader.feed(self._recv(data))
+        self._finish(words, what)
+
+    def put(self, source: Path, dest: str) -> None:
+        """Send one file."""
+        with source.open("rb") as file:
+            self.stream(f"exec cat >{dest}", partial(shutil.copyfileobj, file), what=f"sending {dest}")
+
+    def get(self, source: str, dest: Path) -> None:
+        """Fetch one file."""
+        with dest.open("wb") as out:
+            self.fetch("", lines([f"exec cat {source}"]), out, what=f"fetching {source}")
+
+    def freeze(self) -> str:
+        """End what a step has left behind, and freeze the disks: "" if they are, else why a boot is needed.
+
+        The guest then waits for `thaw`, and may be saved so.
+        """
+        head, verdict = self._line(self._ask("freeze"))
+        if verdict == b"frozen":
+            return ""
+        if not verdict.startswith(b"boot "):
+            raise self.machine.error(f"the guest's shell does not understand us: {(head + verdict)[-200:]!r}")
+        return verdict.removeprefix(b"boot ").decode(errors="replace")
+
+    def thaw(self, *, network: bool, seed: str) -> bool:
+        """Let a frozen guest go on, with our time; False if it has to boot to have this network.
+
+        With a `seed`, a word that no other machine gets, its random numbers are not those of any other.
+        """
+        token = new_mark()
+        line = f"{time.time():.3f} {seed or '-'} {'open' if network else 'closed'} {token}\n"
+        self._send(self.machine.control, line.encode())
+        return self._answer(f"{token} ".encode(), _ignore, THAW_TIMEOUT) == 0
+
+    def _ask(self, kind: str, script: bytes = b"") -> bytes:
+        """Send a request, and return what its answer ends with."""
+        mark = new_mark()
+        short = 0 < len(script) <= SHORT
+        body = _escaped(script) if short else script
+        self._send(self.machine.control, f"{kind} {'-' if short else len(script)} {mark}\n".encode() + body)
+        return f"{mark} ".encode()
+
+    def _answer(self, mark: bytes, output: Callable[[bytes], object], timeout: float | None = None) -> int:
+        """Pass on what comes before the mark, and return the status behind it."""
+        return self._end_of(MarkReader(mark, output), timeout)
+
+    def _end_of(self, reader: MarkReader, timeout: float | None = None) -> int:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while (status := reader.status) is None:
+            if self.machine.control.fileno() in self._wait(self.machine.control):
+                reader.feed(self._recv(self.machine.control))
+            elif deadline is not None and time.monotonic() > deadline:
+                raise self.machine.error(f"the guest did not answer within {timeout:g} s")
+        return status
+
+    def _finish(self, words: _Words, what: str) -> None:
+        if self._end_of(words) != 0:
+            raise MachineError(f"{what} failed in the guest: {words.tail.decode(errors='replace').strip()}")
+
+    def _line(self, mark: bytes) -> tuple[bytes, bytes]:
+        """The end of what comes before a mark, and the rest of the mark's line."""
+        heard = b""
+        deadline = time.monotonic() + self.machine.shape.boot_time
+        while b"\n" not in heard.partition(mark)[2]:
+            if self.machine.control.fileno() in self._wait(self.machine.control):
+                heard += self._recv(self.machine.control)
+                if mark not in heard:
+                    heard = heard[-STDERR_TAIL:]
+            elif time.monotonic() > deadline:
+                raise self.machine.error("the guest did not freeze its disks in time", hint="see --qemu-boot-time")
+        before, _, after = heard.partition(mark)
+        return before, after.partition(b"\n")[0].strip()
+
+    def _wait(self, *ports: socket.socket) -> list[int]:
+        return self.machine.pause(1.0, *(port.fileno() for port in ports))
+
+    def _recv(self, port: socket.socket) -> bytes:
+        try:
+            if data := port.recv(_CHUNK):
+                return data
+        except BlockingIOError:
+            return b""
+        except OSError:
+            pass
+        raise self.machine.lost()
+
+    def _send(self, port: socket.socket, data: bytes, words: _Words | None = None) -> None:
+        """Send all of it. `words` hears what the guest says meanwhile, lest it waits for that as we do for it."""
+        left = memoryview(data)
+        while left:
+            try:
+                left = left[port.send(left) :]
+            except BlockingIOError:
+                self.machine.check()
+                heard, _, _ = select.select([self.machine.control] if words else [], [port], [], 1.0)
+                if words and heard:
+                    words.feed(self._recv(self.machine.control))
+            except OSError:
+                raise self.machine.lost() from None
+
+
+class _Words(MarkReader):
+    """Of what comes before the mark, keeps the end."""
+
+    def __init__(self, mark: bytes) -> None:
+        super().__init__(mark, self._keep)
+        self.tail = bytearray()
+
+    def _keep(self, data: bytes) -> None:
+        self.tail += data
+        del self.tail[:-STDERR_TAIL]
+
+
+class _Pieces:
+    """A file object whose bytes go to the guest in pieces, each behind a line with its size; 0 ends them."""
+
+    def __init__(self, send: Callable[[bytes], None]) -> None:
+        self._send = send
+        self._held = bytearray()
+
+    def write(self, data: bytes) -> int:
+        self._held += data
+        if len(self._held) >= PIECE:
+            self._flush()
+        return len(data)
+
+    def close(self) -> None:
+        if self._held:
+            self._flush()
+        self._send(b"0\n")
+
+    def _flush(self) -> None:
+        self._send(b"%d\n" % len(self._held) + self._held)
+        self._held.clear()
+
+
+def _escaped(script: bytes) -> bytes:
+    """A script as one line for printf's %b."""
+    return b"".join(b"\\0%03o" % byte if byte in _SPECIAL else bytes((byte,)) for byte in script) + b"\n"
+
+
+#: All but printable ASCII without the backslash.
+_SPECIAL = frozenset((*range(32), *range(127, 256), ord("\\")))
+
+
+def _ignore(data: bytes) -> None:
+    pass

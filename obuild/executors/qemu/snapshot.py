@@ -1,0 +1,168 @@
+"""A machine that outlasts a step: it is held, its disk becomes a layer, and it goes on, now or in another process.
+
+Its memory began as the file of a saved machine, or as zeros if it was booted. A step ends in three stages, for
+what lies between them is the caller's: `freeze`, `seal`, `save`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from obuild.errors import MachineError
+from obuild.executors.qemu import machine
+from obuild.executors.qemu import memory as ram
+from obuild.executors.qemu.agent import Resident
+from obuild.executors.qemu.machine import Machine
+from obuild.executors.qemu.shape import Links, Memory, Shape, qemu_argv
+from obuild.guests.all import Home
+from obuild.host import process, qemu_img
+from obuild.plan.steps import LayerId
+from obuild.store.layers import Draft
+from obuild.store.warm import State
+
+#: How much of a machine's memory may differ from the file that it began as, in bytes. What differs is written at
+#: each step and is this machine's alone: if it is more, all of it is saved, and the next step begins anew there.
+HEAVY = 64 << 20
+
+#: How long loading the state of the devices may take, in seconds: it is 200 kB.
+LOAD_TIMEOUT = 60.0
+
+
+@dataclass
+class Lasting:
+    """One such machine. `file` is what its memory began as; `layer`, whose disk it has while it is frozen.
+
+    `folder` is ours alone: the disks to come are made there.
+    """
+
+    machine: Machine
+    folder: Path
+    file: Path | None
+    shell: Resident = field(init=False)
+    layer: LayerId | None = None
+    heavy: bool = False
+    saves: bool = True
+    _disks: int = 0
+
+    def __post_init__(self) -> None:
+        self.shell = Resident(self.machine)
+
+    def freeze(self) -> str:
+        """End what the step has left behind, and freeze the guest's disks; else say why a boot must come first."""
+        if why := self.shell.freeze():
+            return why
+        self.machine.qmp.execute("stop")
+        return ""
+
+    def seal(self, draft: Draft) -> None:
+        """Put a new disk on top of the draft's, whose image is complete then, and open for reading only."""
+        self._disks += 1
+        path = self._disk(self._disks)
+        path.parent.mkdir(exist_ok=True)
+        qemu_img.create_overlay(path, _image_of(draft.id), size=qemu_img.virtual_size(draft.image))
+        qmp, number = self.machine.qmp, self._disks
+        options: dict[str, object] = {"cache": {"no-flush": True}, "discard": "unmap"}
+        file = {"driver": "file", "filename": str(path), "node-name": f"file{number}"}
+        overlay = {"driver": "qcow2", "file": f"file{number}", "node-name": f"disk{number}", "backing": None}
+        qmp.execute("blockdev-add", {**file, **options})
+        qmp.execute("blockdev-add", {**overlay, **options})
+        qmp.execute("blockdev-snapshot", {"node": f"disk{number - 1}", "overlay": f"disk{number}"})
+        self._disk(number - 1).unlink(missing_ok=True)  # the layer has it now, under one name
+        self.layer = draft.id
+
+    def save(self, made: Path, boot_disk: Path | None = None) -> None:
+        """Write the frozen machine to the new folder `made`. OSError if its memory cannot be had or written.
+
+        `boot_disk` is its disk, if that is not a layer's image: an overlay on one, with what booting has written.
+        """
+        made.mkdir()
+        state = State(made)
+        if boot_disk is not None:
+            qemu_img.copy(boot_disk, state.disk)
+        memory = ram.of(self.machine.child.pid, self.file, self.machine.shape.ram)
+        runs = memory.changed()
+        self.heavy = sum(pages for _, pages in runs) * ram.PAGE > HEAVY
+        if self.heavy or self.file is None:
+            memory.write_all(runs, self.file, state.ram)
+        else:
+            os.link(self.file, state.ram)
+            memory.write_delta(runs, state.delta)
+        self.machine.qmp.execute("xen-save-devices-state", {"filename": str(state.device), "live": False})
+
+    def stands_on(self, draft: Draft) -> bool:
+        """Whether it can go on as the draft's machine: it has the disk of its parent, as the draft wants it."""
+        return self.layer is not None and self.layer == draft.parent and draft.below == _image_of(self.layer)
+
+    def go_on(self, draft: Draft | None, *, network: bool) -> bool:
+        """Let the guest run, on the draft's image; without one, on the image that it has.
+
+        False if the guest has to boot to have this network.
+        """
+        if draft is not None:
+            os.link(self._disk(self._disks), draft.image)
+        self.layer = None
+        self.machine.switch(network=network)
+        self.machine.qmp.execute("cont")
+        return self.shell.thaw(network=network, seed=secrets.token_hex(32) if draft is None else "")
+
+    def _disk(self, number: int) -> Path:
+        return self.folder / "disks" / f"{number}.qcow2"
+
+
+def _image_of(layer: LayerId) -> str:
+    """A layer's image, seen from a draft's; and from a machine's disks, which lie as deep in the store."""
+    return f"../../../result/{layer}/rootfs/image.qcow2"
+
+
+@contextmanager
+def resumed(state: State, shape: Shape, draft: Draft, folder: Path) -> Iterator[Lasting]:
+    """A saved machine on the draft's image, frozen as it was. MachineError, OSError, ValueError if that fails."""
+    if state.disk.exists():
+        draft.lay_copy(state.disk)
+    else:
+        draft.lay()
+    file = folder / "ram"
+    os.link(state.ram, file)  # the state may go while we run
+    with machine.start(shape, draft.image, network=False, memory=Memory(file)) as running:
+        if state.delta.exists():
+            ram.of(running.child.pid, file, shape.ram).apply(state.delta)
+        _load(running, state.device)
+        yield Lasting(running, folder, file)
+
+
+def _load(machine: Machine, device: Path) -> None:
+    """Have QEMU take in the state of the devices."""
+    machine.qmp.execute("migrate-set-capabilities", {"capabilities": [{"capability": "events", "state": True}]})
+    machine.qmp.execute("migrate-incoming", {"uri": f"exec:exec cat {shlex.quote(str(device))}"})
+    while event := machine.qmp.wait_event("MIGRATION", timeout=LOAD_TIMEOUT):
+        match event["data"]["status"]:
+            case "completed":
+                return
+            case "failed":
+                break
+    raise MachineError("QEMU does not take the saved state of its devices")
+
+
+def identity(shape: Shape, home: Home) -> str:
+    """All that a machine must have in common with a saved one to go on as it: QEMU, what it is told, the CPU, us.
+
+    Us, for the shell in a saved guest understands what the obuild understood that started it.
+    """
+    memory = Memory(Path("ram"))
+    argv = qemu_argv(shape, Path("image"), network=False, qmp="qmp", links=Links("", ""), memory=memory)
+    binary = Path(process.require(str(argv[0]))).resolve()
+    shell = hashlib.sha256(home.start("")).hexdigest()
+    lines = [*map(str, argv), str(binary), str(qemu_img.stamp(binary)), shell]
+    if shape.accel == "kvm":  # the guest was told what this CPU can do
+        about = Path("/proc/cpuinfo").read_text(errors="replace").partition("\n\n")[0].splitlines()
+        lines += [
+            line for line in about if line.startswith(("vendor_id", "model", "stepping", "flags", "microcode"))
+        ]
+    return "\n".join(lines)

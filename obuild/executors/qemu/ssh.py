@@ -1,0 +1,432 @@
+"""One SSH connection into a guest: wait for it, run scripts, send and fetch files.
+
+The only importer of paramiko and scp, and both only once a machine is booting. Host keys are not checked:
+the port is one of 127.0.0.1 that our own QEMU listens on, and the guest is not trusted anyway.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from obuild.errors import MachineError, UsageError
+from obuild.executors.qemu.machine import SHUTDOWN_GRACE, Machine
+from obuild.host.marks import MarkReader, new_mark
+from obuild.host.process import STDERR_TAIL
+from obuild.host.regular import NotAFile, open_file
+from obuild.host.terminal import Terminal
+
+if TYPE_CHECKING:
+    import paramiko
+
+#: How long a connection may stay unaccepted, once the guest's network card is up, before another is tried.
+ACCEPT_TIMEOUT = 1.0
+
+#: How long to wait for word of the network card before trying all the same: not every driver gives it.
+LINK_TIMEOUT = 5.0
+RETRY_PAUSE = 0.05
+
+#: For the key exchange and for opening a channel; a guest under TCG with many CPUs is slow at both.
+REPLY_TIMEOUT = 120.0
+
+#: Host key and cipher choices, cheapest for an emulated guest first.
+KEX = ("curve25519-sha256", "curve25519-sha256@libssh.org", "ecdh-sha2-nistp256")
+
+_CHUNK = 1 << 16
+
+Output = Callable[[bytes], object]
+
+
+class Connection:
+    """An open connection, logged in. Every method raises MachineError if the guest stops or hangs up."""
+
+    def __init__(self, machine: Machine, transport: paramiko.Transport) -> None:
+        self.machine = machine
+        self._transport = transport
+
+    def run(self, command: str, script: Callable[[str], bytes], output: Output) -> int:
+        """Run a script that ends by printing a mark, and its exit status as the mark's number.
+
+        `command` reads the script from its stdin. All that comes before the mark goes to `output`, as it
+        comes. What background processes print later is not waited for.
+        """
+        mark = new_mark()
+        with self._channel(command) as channel:
+            channel.sendall(script(mark))
+            channel.shutdown_write()
+            reader = MarkReader(f"{mark} ".encode(), output)
+            while (status := reader.status) is None:
+                data = self._recv(channel)
+                if not data:
+                    reader.flush()
+                    raise self._lost()
+                reader.feed(data)
+            return status
+
+    def check(self, command: str, script: bytes, *, what: str) -> None:
+        """Run a script of our own. MachineError, with what it printed, unless it exits with 0."""
+        with self._channel(command) as channel:
+            channel.sendall(script)
+            channel.shutdown_write()
+            self._finish(channel, what)
+
+    def stream(self, command: str, send: Callable[[Any], None], *, what: str) -> None:
+        """Run a command and let `send` write to its stdin. MachineError unless it exits with 0."""
+        with self._channel(command) as channel:
+            try:
+                send(_Sink(self.machine, channel))
+            except _Closed as error:  # the command ended before it had read it all; why, it will have said
+                self.machine.pause(RETRY_PAUSE)
+                self._finish(channel, what)
+                raise MachineError(f"{what}: the connection to the guest broke") from error
+            channel.shutdown_write()
+            self._finish(channel, what)
+
+    def power_off(self, command: str, script: bytes) -> None:
+        """Run a script that powers the guest off, and wait until it has. MachineError if it does not."""
+        with self._channel(command) as channel:
+            channel.sendall(script)
+            channel.shutdown_write()
+            self.machine.power_off(ask=False)
+
+    def fetch(self, command: str, script: bytes, out: BinaryIO, *, what: str) -> None:
+        """Run a script of our own and write its stdout to `out`. MachineError unless it exits with 0."""
+        with self._channel(command, combined=False) as channel:
+            channel.sendall(script)
+            channel.shutdown_write()
+            said = bytearray()
+            while data := self._recv(channel, said):
+                out.write(data)
+            _take_stderr(channel, said)  # what came right before the end
+            self._ended(channel, bytes(said), what)
+
+    def interact(self, command: str, terminal: Terminal) -> int:
+        """Run a command that reads what is typed and writes to our terminal; return its exit status.
+
+        It has a terminal of its own if ours is one. 255 if a signal has ended it.
+        """
+        with self._channel(command, combined=False, terminal=terminal) as channel:
+            terminal.join(_Line(channel), self.machine.pause)
+            status = channel.recv_exit_status()
+            if status == -1 and not self._transport.is_active():
+                raise self._lost()
+            return status if status in range(256) else 255
+
+    def put(self, source: Path, dest: str) -> None:
+        """Send one file by scp."""
+        with self._scp() as client:
+            client.put(str(source), dest)
+
+    def get(self, source: str, dest: Path) -> None:
+        """Fetch one file by scp. It is written to `dest` and nowhere else, whatever the guest answers."""
+        with self._scp() as client:
+            client.get(source, str(dest))
+        if not dest.exists():
+            raise MachineError("scp with the guest failed: it sent no file")
+
+    def _finish(self, channel: paramiko.Channel, what: str) -> None:
+        said = b""
+        while data := self._recv(channel):
+            said = (said + data)[-STDERR_TAIL:]
+        self._ended(channel, said, what)
+
+    def _ended(self, channel: paramiko.Channel, said: bytes, what: str) -> None:
+        status = channel.recv_exit_status()
+        if status == -1 and not self._transport.is_active():
+            raise self._lost()
+        if status != 0:
+            raise MachineError(f"{what} failed in the guest: {said.decode(errors='replace').strip()}")
+
+    @contextmanager
+    def _channel(
+        self, command: str, *, combined: bool = True, terminal: Terminal | None = None
+    ) -> Iterator[paramiko.Channel]:
+        import paramiko
+
+        try:
+            channel = self._transport.open_session(timeout=REPLY_TIMEOUT)
+            channel.set_combine_stderr(combined)
+            if terminal and terminal.typed:
+                self._give_terminal(channel, terminal)
+            channel.exec_command(command)
+        except (paramiko.SSHException, EOFError, OSError) as error:
+            raise self._lost() from error
+        try:
+            yield channel
+        finally:
+            with contextlib.suppress(EOFError, OSError):  # the connection is gone, and somebody has said so
+                channel.close()
+
+    def _give_terminal(self, channel: paramiko.Channel, terminal: Terminal) -> None:
+        import paramiko
+
+        columns, lines = terminal.size()
+        try:
+            channel.get_pty(terminal.name, columns, lines)
+        except paramiko.SSHException as error:
+            if not self._transport.is_active():
+                raise
+            hint = "it may have a shell without: echo COMMAND | obuild shell …"
+            raise MachineError("the guest's SSH server has no terminal for us", hint=hint) from error
+
+    def _recv(self, channel: paramiko.Channel, errors: bytearray | None = None) -> bytes:
+        """The next output of a channel, b"" at its end; watches the machine meanwhile.
+
+        If its stderr is not in its output, the end of that is kept in `errors`.
+        """
+        while not channel.recv_ready() and not channel.closed and not channel.eof_received:
+            if errors is not None and channel.recv_stderr_ready():
+                _take_stderr(channel, errors)
+            else:
+                self.machine.pause(1.0, channel.fileno())
+        return bytes(channel.recv(_CHUNK))
+
+    @contextmanager
+    def _scp(self) -> Iterator[Any]:
+        import paramiko
+        import scp
+
+        class OneFile(scp.SCPClient):  # type: ignore[misc]  # scp is not typed
+            """Takes what it asked for: one file, whose name and mode are ours, whatever the guest says."""
+
+            def _recv_file(self, cmd: bytes) -> None:
+                if not self._rename:
+                    raise scp.SCPException("the guest sent more than the file that was asked for")
+                super()._recv_file(b"0644 " + cmd.partition(b" ")[2])
+
+            def _recv_pushd(self, cmd: bytes) -> None:
+                # the library would follow a hostile guest into `..`
+                raise scp.SCPException("the guest sent a folder where a file was asked for")
+
+            def _set_time(self, cmd: bytes) -> None:
+                raise scp.SCPException("the guest sent a time that was not asked for")
+
+            _recv_popd = _recv_pushd
+            channel: paramiko.Channel | None
+
+            def __exit__(self, kind: object, error: object, trace: object) -> None:
+                # the library would wait for the guest's scp to end, which waits for us to read on
+                if error is not None and self.channel is not None:
+                    self.channel.close()
+                    self.channel = None
+                super().__exit__(kind, error, trace)
+
+        try:
+            with OneFile(self._transport, socket_timeout=REPLY_TIMEOUT) as client:
+                yield client
+        except (OSError, ValueError, AssertionError, EOFError, scp.SCPException, paramiko.SSHException) as error:
+            if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
+                raise  # the host's disk, and not the guest
+            self.machine.check()
+            # the library asserts that a guest's words are lines
+            why = error if str(error) else "the guest does not speak its protocol"
+            raise MachineError(f"scp with the guest failed: {why}") from error
+
+    def _lost(self) -> MachineError:
+        """Why the connection is gone: the machine's own reason if it has one, perhaps a little later."""
+        try:
+            self.machine.pause(SHUTDOWN_GRACE)
+        except MachineError as error:
+            return error
+        return self.machine.error("the guest closed the SSH connection in the middle of the step")
+
+
+def _take_stderr(channel: paramiko.Channel, errors: bytearray) -> None:
+    """Add what has come on a channel's stderr to `errors`, of which only the end is kept."""
+    while channel.recv_stderr_ready():
+        errors += channel.recv_stderr(_CHUNK)
+        del errors[:-STDERR_TAIL]
+
+
+class _Line:
+    """A channel as a terminal is joined to it."""
+
+    def __init__(self, channel: paramiko.Channel) -> None:
+        self._channel = channel
+
+    def fileno(self) -> int | None:
+        channel = self._channel
+        more = not channel.eof_received or channel.recv_ready() or channel.recv_stderr_ready()
+        return int(channel.fileno()) if more else None
+
+    def ended(self, *, idle: bool) -> bool:
+        channel = self._channel
+        return bool(channel.closed or ((idle or channel.eof_received) and channel.exit_status_ready()))
+
+    def receive(self) -> tuple[bytes, bytes]:
+        channel = self._channel
+        output = channel.recv(_CHUNK) if channel.recv_ready() else b""
+        errors = channel.recv_stderr(_CHUNK) if channel.recv_stderr_ready() else b""
+        return bytes(output), bytes(errors)
+
+    def send(self, data: bytes) -> int:
+        if not self._channel.send_ready():
+            return 0
+        try:
+            return int(self._channel.send(data[:_CHUNK]))
+        except OSError:  # it reads no more
+            return len(data)
+
+    def end_input(self) -> None:
+        with contextlib.suppress(OSError, EOFError):
+            self._channel.shutdown_write()
+
+    def resize(self, columns: int, lines: int) -> None:
+        import paramiko
+
+        with contextlib.suppress(paramiko.SSHException, OSError, EOFError):
+            self._channel.resize_pty(columns, lines)
+
+
+class _Closed(Exception):
+    """The other end reads no more."""
+
+
+class _Sink:
+    """A file object on a channel's stdin; a guest that stops taking data is noticed."""
+
+    def __init__(self, machine: Machine, channel: paramiko.Channel) -> None:
+        self._machine = machine
+        self._channel = channel
+        channel.settimeout(1.0)
+
+    def write(self, data: bytes) -> int:
+        left = memoryview(data)
+        while left:
+            try:
+                left = left[self._channel.send(bytes(left[:_CHUNK])) :]
+            except TimeoutError:  # nothing of it was sent
+                self._machine.check()
+            except OSError as error:
+                raise _Closed from error
+        return len(data)
+
+
+@contextmanager
+def connect(machine: Machine, *, login: str, key: Path) -> Iterator[Connection]:
+    """Log in as soon as the guest lets us.
+
+    MachineError if it has not answered within the machine's boot time, or does not take the key.
+    """
+    deadline = time.monotonic() + machine.shape.boot_time
+    private = load_key(key)  # before the wait: loading paramiko takes a while, and the guest boots meanwhile
+    with contextlib.closing(wait_for_banner(machine, deadline)) as sock:
+        transport = _log_in(machine, sock, login, private, key, deadline)
+        try:
+            yield Connection(machine, transport)
+        finally:
+            transport.close()
+
+
+def wait_for_banner(machine: Machine, deadline: float) -> socket.socket:
+    """A connection on which the guest's SSH server has begun to speak.
+
+    QEMU's user network takes connections before the guest does, and delivers all of them, however old, once
+    it can: each would cost the guest a fork of its sshd. So we wait for the network card to be up, and open
+    a second connection only if the first is not being served.
+    """
+    with contextlib.ExitStack() as stack:
+        socks: dict[int, socket.socket] = {}
+        up = False
+        while time.monotonic() < deadline:
+            if not socks or not machine.connected():
+                up = up or machine.linked(min(LINK_TIMEOUT, deadline - time.monotonic()))
+                if sock := _open(machine):
+                    socks[stack.enter_context(sock).fileno()] = sock
+            for fd in machine.pause(ACCEPT_TIMEOUT, *socks):
+                sock = socks.pop(fd)
+                if _speaks(sock):
+                    return sock.dup()  # the others are closed, and so is this one's first descriptor
+                up = True  # it refused us, so it is there
+                machine.pause(RETRY_PAUSE)
+        raise machine.error(
+            f"the guest did not answer SSH within {machine.shape.boot_time:g} s and was killed",
+            hint="--qemu-boot-time SECONDS waits longer",
+        )
+
+
+def _open(machine: Machine) -> socket.socket | None:
+    machine.check()
+    try:
+        return socket.create_connection(("127.0.0.1", machine.port), timeout=REPLY_TIMEOUT)
+    except OSError:  # only QEMU itself can refuse; the pause sees that it is gone
+        machine.pause(RETRY_PAUSE)
+        return None
+
+
+def _speaks(sock: socket.socket) -> bool:
+    try:
+        return sock.recv(4, socket.MSG_PEEK) == b"SSH-"
+    except ConnectionError:
+        return False
+
+
+def _log_in(
+    machine: Machine, sock: socket.socket, login: str, private: paramiko.PKey, key: Path, deadline: float
+) -> paramiko.Transport:
+    import paramiko
+
+    logging.getLogger("paramiko").setLevel(logging.CRITICAL)
+    transport = paramiko.Transport(sock)
+    options = transport.get_security_options()
+    options.kex = tuple(name for name in KEX if name in options.kex)
+    transport.banner_timeout = transport.auth_timeout = REPLY_TIMEOUT
+    try:
+        transport.start_client(timeout=max(REPLY_TIMEOUT, deadline - time.monotonic()))
+        transport.auth_publickey(login, private)
+    except paramiko.AuthenticationException:
+        transport.close()
+        raise MachineError(
+            f"the guest does not let {login!r} in with the key {key}",
+            hint="its image was made for another key: make it again, or `obuild base add … --login --key`",
+        ) from None
+    except (paramiko.SSHException, EOFError, OSError) as error:
+        transport.close()
+        machine.pause(RETRY_PAUSE)
+        raise machine.error(f"the guest's SSH server answered but did not go on: {error}") from error
+    return transport
+
+
+def load_key(path: Path) -> paramiko.PKey:
+    """The private key in a file. UsageError if it is none, or needs a passphrase."""
+    import paramiko
+
+    try:
+        with open_file(path, follow=True):  # paramiko would wait for a pipe
+            return paramiko.PKey.from_path(path)
+    except NotAFile as error:
+        raise UsageError(f"cannot use the SSH key {path}: {error.strerror}") from error
+    except Exception as error:  # paramiko passes on whatever its parsers raise on a file that is no key
+        why = (isinstance(error, OSError) and error.strerror) or error
+        raise UsageError(
+            f"cannot use the SSH key {path}: {why}", hint="an unencrypted OpenSSH private key"
+        ) from error
+
+
+def make_key(path: Path) -> str:
+    """The public key that belongs to `path`; the pair is made if it is not there, readable by its owner only."""
+    import os
+    import tempfile
+
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    if not path.exists():
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        text = Ed25519PrivateKey.generate().private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+        )
+        with tempfile.NamedTemporaryFile(prefix=f".{path.name}.", dir=path.parent) as file:  # made with mode 0600
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+            with contextlib.suppress(FileExistsError):  # another process was quicker: its key is the key
+                os.link(file.name, path)
+    key = load_key(path)
+    return f"{key.get_name()} {key.get_base64()} obuild"

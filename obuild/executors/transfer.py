@@ -1,0 +1,134 @@
+"""How files enter and leave a guest: a tree or a cache as a tar stream (by scp if need be), a secret by a pipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+from obuild.guests.all import Guest, Piping
+from obuild.plan import tree
+from obuild.plan.steps import Command, Extract, Graft, Transfer
+from obuild.spec import UnixUser, WindowsUser
+from obuild.store.volumes import CacheCopy
+
+
+class Line(Protocol):
+    """A way to talk to a guest: an SSH connection, or the shell that stays in it. Errors as ssh.Connection's."""
+
+    def run(self, command: str, script: Callable[[str], bytes], output: Callable[[bytes], object]) -> int: ...
+    def check(self, command: str, script: bytes, *, what: str) -> None: ...
+    def stream(self, command: str, send: Callable[[Any], None], *, what: str) -> None: ...
+    def fetch(self, command: str, script: bytes, out: BinaryIO, *, what: str) -> None: ...
+    def put(self, source: Path, dest: str) -> None: ...
+    def get(self, source: str, dest: Path) -> None: ...
+
+
+def send_tree(connection: Line, guest: Guest, login: str, transfer: Transfer) -> None:
+    """Unpack the tree in the guest, owned by the transfer's user. ObuildError if a file changed meanwhile."""
+    user = transfer.user
+    uid, gid = _owner(user)
+    command = guest.receive_command(login, transfer.dest, user)
+    connection.stream(
+        command,
+        lambda sink: tree.send(transfer.tree, sink, uid=uid, gid=gid),
+        what=f"copying to {transfer.dest}",
+    )
+
+
+def _owner(user: UnixUser | WindowsUser) -> tuple[int, int]:
+    """Whose files are in an archive for a guest; one that knows users by name sees to it by itself."""
+    return (user.uid, user.gid) if isinstance(user, UnixUser) else (0, 0)
+
+
+def take_tree(connection: Line, guest: Guest, login: str, extract: Extract, archive: Path) -> None:
+    """Write files of a guest to `archive`, a tar file on the host; nothing of it is unpacked there."""
+    what = f"copying from the build {extract.origin}"
+    root = guest.root_shell(login)
+    packing = guest.pack_files(
+        extract.src, exclude=extract.exclude, rename=extract.rename, owner=_owner(extract.user)
+    )
+    if not packing.file:
+        with archive.open("wb") as out:
+            connection.fetch(root, packing.script, out, what=what)
+        return
+    connection.check(root, packing.script, what=what)
+    connection.get(packing.file, archive)
+    connection.check(root, packing.remove, what=what)
+
+
+def send_archive(connection: Line, guest: Guest, login: str, graft: Graft, archive: Path) -> None:
+    """Unpack an archive that another guest has made."""
+    command = guest.receive_command(login, graft.dest, graft.user)
+    connection.stream(command, partial(_write_file, archive), what=f"copying to {graft.dest}")
+
+
+def send_caches(connection: Line, guest: Guest, login: str, command: Command, copies: Sequence[CacheCopy]) -> None:
+    """Mount each cache at its target, with what the copy holds."""
+    root = guest.root_shell(login)
+    connection.check(root, guest.prepare_scratch(), what="making room for caches")
+    for slot, (cache, copy) in enumerate(zip(command.caches, copies, strict=True)):
+        connection.check(
+            root, guest.open_cache(slot, cache.target, command.user), what=f"mounting cache {cache.name}"
+        )
+        if copy.path.exists():
+            _fill_cache(connection, guest, login, slot, copy.path, what=f"unpacking cache {cache.name}")
+
+
+def _fill_cache(connection: Line, guest: Guest, login: str, slot: int, archive: Path, *, what: str) -> None:
+    if isinstance(guest, Piping):
+        connection.stream(guest.receive_cache(login, slot), partial(_write_file, archive), what=what)
+    else:
+        connection.put(archive, guest.cache_archive(slot))
+        connection.check(guest.root_shell(login), guest.unpack_cache(slot), what=what)
+
+
+def send_secrets(
+    connection: Line, guest: Guest, login: str, command: Command, values: Mapping[str, bytes]
+) -> None:
+    """Put each secret's value where the command expects it, in memory only."""
+    root = guest.root_shell(login)
+    connection.check(root, guest.prepare_secrets(), what="making room for secrets")
+    for slot, secret in enumerate(command.secrets):
+        what = f"placing the secret {secret.name}"
+        connection.stream(guest.receive_secret(login, slot), partial(_write, values[secret.name]), what=what)
+        connection.check(root, guest.open_secret(slot, secret.target, command.user), what=what)
+
+
+def remove_secrets(connection: Line, guest: Guest, login: str, command: Command) -> None:
+    """Leave no trace of the secrets in the guest."""
+    script = guest.close_secrets(secret.target for secret in command.secrets)
+    connection.check(guest.root_shell(login), script, what="removing the secrets")
+
+
+def _write(data: bytes, sink: tree.Sink) -> None:
+    sink.write(data)
+
+
+def _write_file(path: Path, sink: tree.Sink) -> None:
+    with path.open("rb") as file:
+        while data := file.read(1 << 18):
+            sink.write(data)
+
+
+def fetch_caches(
+    connection: Line, guest: Guest, login: str, command: Command, copies: Sequence[CacheCopy]
+) -> list[Path]:
+    """Fetch each cache's archive to a file beside its copy, and take the caches out of the guest's tree."""
+    fetched = [copy.path.with_suffix(".new") for copy in copies]
+    for slot, cache in reversed(tuple(enumerate(command.caches))):
+        _fetch_cache(connection, guest, login, slot, fetched[slot], what=f"packing cache {cache.name}")
+    script = guest.close_caches(cache.target for cache in command.caches)
+    connection.check(guest.root_shell(login), script, what="unmounting caches")
+    return fetched
+
+
+def _fetch_cache(connection: Line, guest: Guest, login: str, slot: int, archive: Path, *, what: str) -> None:
+    root = guest.root_shell(login)
+    if isinstance(guest, Piping):
+        with archive.open("wb") as out:
+            connection.fetch(root, guest.send_cache(slot), out, what=what)
+    else:
+        connection.check(root, guest.pack_cache(slot), what=what)
+        connection.get(guest.cache_archive(slot), archive)

@@ -1,0 +1,130 @@
+"""The card of a base image: NAME.toml beside NAME.qcow2, what a machine must know to boot and log in.
+
+os = "linux"                 # linux, windows, openbsd, freebsd
+arch = "x86_64"
+login = "root"               # the user that SSH logs in as
+firmware = "bios"            # bios: the machine's own starts the disk; kernel: NAME.vmlinuz is loaded by QEMU
+cmdline = "root=/dev/vda1"   # for that kernel, besides its console; NAME.initrd is its initial RAM disk
+memory = "256M"              # the least it boots with
+warm = "yes"                 # no: its machines are never saved and resumed, each step boots one
+key = "state/ssh/id_ed25519" # optional: private key, relative to the store or absolute
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from obuild.errors import UsageError
+from obuild.host.regular import read_text
+
+OSES = ("linux", "windows", "openbsd", "freebsd")
+ARCHES = ("x86_64", "aarch64", "riscv64", "s390x", "ppc64le")
+FIRMWARES = ("bios", "kernel")
+
+#: The card of a base that was taken into a store, in its layer.
+NAME = "card.toml"
+
+#: With firmware "kernel": the files that lie beside the image, by the ends of their names. The first must.
+KERNEL, INITRD = ".vmlinuz", ".initrd"
+
+#: The most memory that any machine can have, in bytes: addresses have 52 bits at most.
+MOST_MEMORY = 1 << 52
+
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)([KMGT]?)(?:i?B)?", re.IGNORECASE | re.ASCII)
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """What a base image says of itself. `memory` is in bytes."""
+
+    os: str = "linux"
+    arch: str = "x86_64"
+    login: str = "root"
+    firmware: str = "bios"
+    memory: int = 256 << 20
+    key: str = ""
+    cmdline: str = ""
+    warm: str = "yes"
+
+
+def parse_size(text: str, *, default_unit: str = "") -> int:
+    """`512M`, `2G`, `1.5G` in bytes; a bare number counts in `default_unit`. ValueError if neither."""
+    match = _SIZE.fullmatch(text.strip())
+    if not match or len(match[1]) > 20:
+        raise ValueError(f"{text!r} is not a size")
+    return int(float(match[1]) * _UNITS[match[2].upper() or default_unit])
+
+
+def read(path: Path) -> Card:
+    """The card in `path`, or the default card if there is no such file. UsageError if it is malformed."""
+    try:
+        text = read_text(path, follow=True)
+        return parse(text.removeprefix("\ufeff"), where=str(path))  # an editor may have put a mark there
+    except FileNotFoundError:
+        return Card()
+    except OSError as error:
+        raise UsageError(f"cannot read the card {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"cannot read the card {path}: {error}") from error
+
+
+def parse(text: str, *, where: str) -> Card:
+    """The card in `text`; `where` names it in messages. UsageError for anything it does not know."""
+    table = toml(text, where=where)
+    known = {field.name for field in fields(Card)}
+    for name, value in table.items():
+        if name not in known:
+            raise UsageError(f"{where}: unknown entry {name!r}", hint=f"a card has {', '.join(sorted(known))}")
+        if not isinstance(value, str):
+            raise UsageError(f"{where}: {name} must be a string in quotes")
+    return from_strings(table, where=where)
+
+
+def toml(text: str, *, where: str) -> dict[str, Any]:
+    """The table that a TOML file says. UsageError, beginning with `where`, if it is none."""
+    import tomllib
+
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # ValueError: a number of 5,000 digits, too
+        raise UsageError(f"{where}: not a TOML file: {error}") from error
+
+
+def from_strings(table: dict[str, str], *, where: str) -> Card:
+    """A checked card from its fields as text."""
+    for name, allowed in (("os", OSES), ("arch", ARCHES), ("firmware", FIRMWARES), ("warm", ("yes", "no"))):
+        if name in table and table[name] not in allowed:
+            raise UsageError(f"{where}: {name} is {table[name]!r}", hint=f"it can be {', '.join(allowed)}")
+    if not re.fullmatch(r"[A-Za-z0-9_.][A-Za-z0-9_. -]*", table.get("login", "root")):
+        raise UsageError(f"{where}: {table['login']!r} is not a login name")
+    if not table.get("cmdline", "").isprintable():
+        raise UsageError(f"{where}: cmdline must be one line of printable text")
+    values: dict[str, Any] = dict(table)
+    if "memory" in table:
+        try:
+            values["memory"] = parse_size(table["memory"])
+        except ValueError as error:
+            raise UsageError(f"{where}: memory: {error}", hint="write it like 256M or 2G") from error
+        if values["memory"] > MOST_MEMORY:
+            raise UsageError(f"{where}: memory: no machine can have {table['memory']}", hint="write it like 2G")
+    return Card(**values)
+
+
+def dump(card: Card) -> str:
+    """The card as the text that `parse` reads back."""
+    lines = [f"{name} = {_quoted(getattr(card, name))}" for name in ("os", "arch", "login", "firmware")]
+    lines.append(f'memory = "{card.memory >> 10}K"')
+    lines += [f"{name} = {_quoted(value)}" for name in ("key", "cmdline") if (value := getattr(card, name))]
+    if card.warm != "yes":
+        lines.append(f'warm = "{card.warm}"')
+    return "\n".join(lines) + "\n"
+
+
+def _quoted(text: str) -> str:
+    """A JSON string is a TOML string too, but for JSON's surrogate pairs."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

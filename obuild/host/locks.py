@@ -1,0 +1,135 @@
+"""Kernel locks on files and folders: whoever dies lets go, so no lock is ever stale.
+
+`flock(2)` locks belong to the open file, not to the process: two threads of one process exclude
+each other just as two processes do, and a lock ends when its last descriptor is closed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from obuild.host.regular import NotAFile, open_fd, open_folder
+
+#: How often, in seconds, who waits for a claim looks what its holder does.
+LOOK = 0.05
+
+#: The longest word, in bytes.
+MAX_WORD = 1 << 16
+
+
+@contextmanager
+def file_lock(path: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Hold the exclusive lock file `path`, made for this and removed at the end; yields whether it is held.
+
+    Without `wait` a lock that another holds yields False at once. Look, lock, look again: the holder
+    removes the file before it lets go, so after locking we make sure that ours is the file at `path`.
+    """
+    while True:
+        fd = open_fd(path, os.O_RDWR | os.O_CREAT)
+        try:
+            if not _flock(fd, fcntl.LOCK_EX, wait=wait):
+                yield False
+                return
+            if not _same(fd, path):
+                continue
+            try:
+                yield True
+            finally:
+                path.unlink(missing_ok=True)
+            return
+        finally:
+            os.close(fd)
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A place that one at a time may hold. If `held` is False, `word` is what the last holder left to us."""
+
+    held: bool
+    word: bytes
+    _fd: int
+
+    def leave(self, word: bytes) -> None:
+        """Say something to all who wait for this claim now, in place of letting them have it; at most 64 KiB."""
+        os.pwrite(self._fd, word[:MAX_WORD], 0)
+
+
+@contextmanager
+def claim(path: Path, *, meanwhile: Callable[[], object] = lambda: None) -> Iterator[Claim]:
+    """As `file_lock`, but while another holds it `meanwhile` is called over and over, and its word is heard.
+
+    The word is written into the lock file, which who waits has open already. A holder that was killed leaves
+    none that counts: its file is still at `path`, so it has not let go by itself.
+    """
+    while True:
+        fd = open_fd(path, os.O_RDWR | os.O_CREAT)
+        try:
+            while not _flock(fd, fcntl.LOCK_EX, wait=False):
+                meanwhile()
+                time.sleep(LOOK)
+            if not _same(fd, path):
+                if word := os.pread(fd, MAX_WORD, 0):
+                    yield Claim(False, word, fd)
+                    return
+                continue
+            os.ftruncate(fd, 0)
+            try:
+                yield Claim(True, b"", fd)
+            finally:
+                path.unlink(missing_ok=True)
+            return
+        finally:
+            os.close(fd)
+
+
+def is_free(path: Path) -> bool:
+    """Whether there is a lock file at `path` that nobody holds: its holder was killed."""
+    try:
+        fd = open_fd(path, os.O_RDONLY)
+    except (FileNotFoundError, NotAFile):
+        return False
+    try:
+        return _flock(fd, fcntl.LOCK_SH, wait=False) and _same(fd, path)
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def folder_lock(path: Path, *, shared: bool = False, wait: bool = True) -> Iterator[bool]:
+    """Hold a lock on a folder that exists; yields False if another holds it (without `wait`) or it is gone.
+
+    What is no folder, or a symlink to one, counts as gone: it is none of ours.
+    """
+    try:
+        fd = open_folder(path)
+    except (FileNotFoundError, NotADirectoryError):
+        yield False
+        return
+    try:
+        held = _flock(fd, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, wait=wait)
+        yield held and _same(fd, path)
+    finally:
+        os.close(fd)
+
+
+def _flock(fd: int, how: int, *, wait: bool) -> bool:
+    try:
+        fcntl.flock(fd, how if wait else how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _same(fd: int, path: Path) -> bool:
+    """Whether `path` still names the file that `fd` has open."""
+    try:
+        there, ours = path.lstat(), os.fstat(fd)
+    except FileNotFoundError:
+        return False
+    return (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)

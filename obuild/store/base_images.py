@@ -1,0 +1,124 @@
+"""A base image takes its place together with all that belongs to it: card, kernel, login key. Or it does not.
+
+Its files are gathered in base-image/.NAME.part. Renaming that to .NAME.ready is what decides: from then on the
+image will be in its place, for whoever opens the store next finishes what was begun. A .NAME.part is rubbish,
+once nobody holds the lock of the base.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from obuild.errors import StoreError
+from obuild.guests.profile import INITRD, KERNEL
+from obuild.host import failpoints, locks
+from obuild.host.fs import discard, fsync, replace_text
+from obuild.host.regular import is_file, is_folder, read_text
+from obuild.store import parts
+
+#: All that a base image may be made of, by the ends of the names. The image is last: it is what names the base.
+IMAGES = (".qcow2", ".img")
+SUFFIXES = (KERNEL, INITRD, ".key", ".toml", *IMAGES)
+
+_UNFINISHED = re.compile(r"\.[A-Za-z0-9][A-Za-z0-9._+:-]*\.(?:part|ready)")
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where the files of base images go, and the locks on them."""
+
+    images: Path
+    keys: Path
+    locks: Path
+
+    def lock(self, name: str) -> Path:
+        """The lock of a base image: held by who makes, replaces or removes it."""
+        return self.locks / f"base-{name}.lock"
+
+    @contextmanager
+    def staged(self, name: str) -> Iterator[Path]:
+        """A folder for the files of a new base `name`, which replace all old ones when the block ends.
+
+        The caller holds the lock.
+        """
+        part = self.images / f".{name}.part"
+        discard(part)
+        self._see_free(name)
+        try:
+            part.mkdir()
+            yield part
+            for path in (*part.iterdir(), part):
+                fsync(path)
+            failpoints.reach("base.placing")
+            part.rename(self._ready(name))
+            fsync(self.images)
+            failpoints.reach("base.placed")
+            self._finish(name)
+        finally:
+            discard(part)
+
+    def sweep(self) -> None:
+        """Finish what was decided and remove what was not, where the process that did it is no more."""
+        for path in self.unfinished():
+            name = path.stem[1:]
+            with locks.file_lock(self.lock(name), wait=False) as free:
+                if free and path.suffix == ".part":
+                    discard(path)
+                elif free and is_folder(path):
+                    with suppress(OSError):  # `fsck` tells why
+                        self._finish(name)
+
+    def unfinished(self) -> list[Path]:
+        """The folders of base images that are not in their places yet."""
+        found = parts.entries(self.images, _UNFINISHED)
+        return [path for path in found if path.suffix == ".part" or _is_complete(path)]
+
+    def remove(self, name: str) -> None:
+        """Remove a base image and all that belongs to it. The caller holds the lock."""
+        self._see_free(name)
+        for suffix in reversed(SUFFIXES):  # the image first: without it there is no such base
+            self._place(name, suffix).unlink(missing_ok=True)
+
+    def _see_free(self, name: str) -> None:
+        """StoreError if a folder is where a file of a base goes: half of the base would be in its place."""
+        for place in (self._place(name, suffix) for suffix in SUFFIXES):
+            if is_folder(place):
+                raise StoreError(f"{place} is a folder, where a file should be", hint="move it away")
+
+    def _finish(self, name: str) -> None:
+        """Can be begun again at any point: the folder is complete until the last file is in its place."""
+        ready = self._ready(name)
+        for suffix in SUFFIXES:
+            new, place = ready / f"{name}{suffix}", self._place(name, suffix)
+            if is_file(new) and suffix == ".key":
+                place.parent.mkdir(mode=0o700, exist_ok=True)
+                replace_text(place, read_text(new), mode=0o600)
+            elif is_file(new):
+                link = ready / "link"
+                discard(link)
+                os.link(new, link)
+                link.replace(place)
+            else:
+                place.unlink(missing_ok=True)
+        fsync(self.images)
+        part = self.images / f".{name}.part"
+        discard(part)
+        ready.rename(part)
+        discard(part)
+
+    def _ready(self, name: str) -> Path:
+        return self.images / f".{name}.ready"
+
+    def _place(self, name: str, suffix: str) -> Path:
+        return (self.keys if suffix == ".key" else self.images) / f"{name}{suffix}"
+
+
+def _is_complete(ready: Path) -> bool:
+    """Whether this holds a base image. It does until it is renamed, and what does not is not to replace one."""
+    name = ready.stem[1:]
+    return any(is_file(ready / f"{name}{suffix}") for suffix in IMAGES)

@@ -1,0 +1,350 @@
+"""Is the store what it should be? Every law is looked at, every finding is put in words, most can be repaired.
+
+What is lost can be built again, so a repair removes a damaged layer with all that stands on it. What is not
+ours is moved to lost+found/ and never removed. Builds may go on meanwhile: what a living process owns is left
+alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from obuild.errors import ObuildError, UsageError
+from obuild.guests import profile
+from obuild.host import locks, qemu_img
+from obuild.host.fs import discard
+from obuild.host.regular import is_file, is_folder, kind, read_bytes
+from obuild.plan.steps import LayerId
+from obuild.store import caches, mtree, parts, removal, warm
+from obuild.store.base_images import IMAGES, SUFFIXES
+from obuild.store.index import Index
+from obuild.store.layers import Layer, Store
+
+_CACHE = re.compile(r"c-.+", re.DOTALL)
+
+#: What obuild puts into each part: names, and whether it is what it should be. A key may be a link to a user's.
+_OURS: tuple[tuple[str, str, Callable[[Path], bool]], ...] = (
+    ("result", parts.ID.pattern, is_folder),
+    ("result-tmp", parts.DRAFT.pattern, is_folder),
+    ("flat", parts.ID.pattern, is_folder),
+    ("cache", _CACHE.pattern, is_folder),
+    ("cache-tmp", parts.COPY.pattern, is_folder),
+    ("warm", parts.ID.pattern, is_folder),
+    ("warm-tmp", parts.MACHINE.pattern, is_folder),
+    ("state", r"\.?(?:digests|accel)\.json(?:\..+)?", is_file),
+    ("state/db", r".+", is_file),
+    ("state/locks", r".+\.lock", is_file),
+    ("state/manifests", parts.MEMO.pattern, is_file),
+    ("state/ssh", r".+", Path.is_file),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that is not as it should be.
+
+    `where` is a path in the store; `repair` says what `mend` does, and is "" if nothing can be done.
+    """
+
+    where: str
+    what: str
+    repair: str = ""
+    mend: Callable[[Store], object] | None = field(default=None, repr=False, compare=False)
+
+
+def repair(store: Store, finding: Finding) -> str:
+    """Put a finding right; "repaired", or in words why it is not."""
+    if finding.mend is None:
+        return "cannot be repaired"
+    try:
+        finding.mend(store)
+    except ObuildError as error:
+        return f"not repaired: {error}"
+    except OSError as error:
+        return f"not repaired: {error.strerror}"
+    return "repaired"
+
+
+def check(store: Store, *, read_data: bool = False) -> Iterator[Finding]:
+    """Look at everything. With `read_data` every byte of every layer and cache is read."""
+    yield from _strangers(store)
+    damaged = set()
+    for finding in _layers(store, read_data=read_data):
+        damaged.add(Path(finding.where).name)
+        yield finding
+    yield from _flats(store, read_data=read_data)
+    yield from _states(store, read_data=read_data)
+    yield from _rows(store, damaged)
+    yield from _leftovers(store)
+    yield from _bases(store)
+    yield from _caches(store, read_data=read_data)
+    yield from _memos(store)
+
+
+# -- what is not ours
+
+
+def _strangers(store: Store) -> Iterator[Finding]:
+    """Whatever has another name than obuild gives there, or is something else than it makes under that name."""
+    for part, name, is_right in _OURS:
+        for path in _entries(store.root / part):
+            if f"{part}/{path.name}" in parts.LATER or f"{part}/{path.name}" in parts.PARTS:
+                continue
+            if not (re.fullmatch(name, path.name, re.DOTALL) and is_right(path)) and os.path.lexists(path):
+                yield _stray(store, path)
+
+
+# -- layers
+
+
+def _layers(store: Store, *, read_data: bool) -> Iterator[Finding]:
+    there = set(store.ids())
+    for name in sorted(there):
+        layer = Layer(LayerId(name), store.result / name)
+        problems = list(_layer(layer, there, read_data=read_data))
+        if problems and is_folder(layer.path):  # else it was removed just now, or is none
+            yield Finding(
+                f"result/{name}",
+                "; ".join(problems),
+                "remove it, and all layers that stand on it: the next build makes them again",
+                _remove_layer(layer.id),
+            )
+
+
+def _layer(layer: Layer, there: set[LayerId], *, read_data: bool) -> Iterator[str]:
+    """What is wrong with one layer."""
+    try:
+        key = read_bytes(layer.path / "key")
+    except OSError as error:
+        yield f"its key cannot be read: {error.strerror}"
+        return
+    if hashlib.sha256(key).hexdigest() != layer.id:
+        yield "its key is not the one that it is named by"
+        return
+    parent = layer.parent
+    if parent is not None and parent not in there:
+        yield f"its parent {parent} is not in the store"
+    damage = mtree.damage(layer.path, read_data=read_data)
+    yield from damage
+    if not damage:
+        yield from _image(layer, parent)
+
+
+def _image(layer: Layer, parent: LayerId | None) -> Iterator[str]:
+    names = {f"../../../result/{parent}/rootfs/image.qcow2", f"../../../flat/{parent}/image.qcow2"}
+    try:
+        backing = qemu_img.backing_file(layer.image)
+        if backing not in (names if parent else {""}):
+            yield f"its image stands on {backing or 'nothing'}, and not on its parent's"
+        elif backing and not (layer.image.parent / backing).exists():
+            yield f"its image stands on {backing}, which is missing"
+        else:
+            qemu_img.check(layer.image)
+    except (UsageError, ValueError, OSError) as error:
+        yield f"its image is unsound: {error}"
+
+
+def _flats(store: Store, *, read_data: bool) -> Iterator[Finding]:
+    """Flattened copies: each belongs to a layer, and is used only by those that stand on that layer."""
+    for folder in _folders(store.flats.folder, parts.ID):
+        layer = Layer(LayerId(folder.name), store.result / folder.name)
+        if not is_folder(layer.path):
+            yield _unneeded(store, folder, "a flattened copy of a layer that is gone")
+        elif damage := mtree.damage(folder, read_data=read_data) or list(_flat_image(store, layer.id)):
+            yield Finding(
+                _shown(store, folder),
+                "; ".join(damage),
+                "remove the layer that it is a copy of, and all that stand on it: the next build makes them again",
+                _remove_layer(layer.id),
+            )
+
+
+def _flat_image(store: Store, id: LayerId) -> Iterator[str]:
+    try:
+        store.flats.check(id)
+        qemu_img.check(store.flats.folder / id / "image.qcow2")
+    except ObuildError as error:
+        yield error.message
+
+
+def _remove_layer(id: LayerId) -> Callable[[Store], None]:
+    def act(store: Store) -> None:
+        if removal.delete(store, id, tell=lambda gone: None):
+            raise ObuildError(f"a build is using {id}", hint="run fsck again when it has ended")
+        with suppress(ObuildError), Index(store) as index:  # else it is looked at next
+            index.count()
+
+    return act
+
+
+# -- warm states
+
+
+def _states(store: Store, *, read_data: bool) -> Iterator[Finding]:
+    """Saved machines: each belongs to a layer. That one is old is no finding: whoever wants it, removes it."""
+    for folder in _folders(store.states.folder, parts.ID):
+        with locks.folder_lock(folder, shared=True, wait=False) as held:  # else it is just being removed
+            problem = _state(store, folder, read_data=read_data) if held else ""
+        if problem:
+            repair = "remove it: the next step on that layer boots"
+            yield Finding(_shown(store, folder), problem, repair, _remove_state(LayerId(folder.name)))
+
+
+def _state(store: Store, folder: Path, *, read_data: bool) -> str:
+    if not is_folder(store.result / folder.name):
+        return "a saved machine of a layer that is gone"
+    return warm.damage(warm.State(folder), read_data=read_data)
+
+
+def _remove_state(id: LayerId) -> Callable[[Store], None]:
+    def act(store: Store) -> None:
+        if not store.states.remove(id):
+            raise ObuildError(f"a build is using it: {id}", hint="run fsck again when it has ended")
+
+    return act
+
+
+# -- the index
+
+
+def _rows(store: Store, damaged: set[str]) -> Iterator[Finding]:
+    where = "state/db/db.sqlite"
+    try:
+        with Index(store) as index:
+            for problem in index.problems(damaged):
+                yield Finding(where, problem, "put it right from what is in result/", _sync)
+    except ObuildError as error:
+        yield Finding(where, error.message, "remove it: it is rebuilt from what is in result/", _rebuild)
+
+
+def _sync(store: Store) -> None:
+    with Index(store) as index:
+        index.rebuild()
+
+
+def _rebuild(store: Store) -> None:
+    discard(store.state / "db")
+    _sync(store)
+
+
+# -- what a crash or a stranger left
+
+
+def _leftovers(store: Store) -> Iterator[Finding]:
+    """What nobody owns: drafts, copies, machines, locks. Opening the store to build removes all but the last."""
+    kinds = {store.result_tmp: "a draft", store.cache_tmp: "a copy of a cache", store.states.running: "a machine"}
+    for path in sorted(store.unfinished()):
+        if store.is_rubbish(path):
+            what = f"{kinds[path.parent]} that no living process owns"
+            yield Finding(_shown(store, path), what, "remove it", partial(_drop, path))
+    for lock in _entries(store.locks):
+        if locks.is_free(lock):
+            what = "a lock file that nobody holds"
+            yield Finding(_shown(store, lock), what, "remove it", partial(_remove_lock, lock))
+
+
+def _remove_lock(lock: Path, store: Store) -> None:
+    with locks.file_lock(lock, wait=False):  # held by us it is ours to remove, and at the end it is
+        pass
+
+
+def _drop(path: Path, store: Store) -> None:
+    store.drop(path)  # it stays if somebody owns it by now, and then it is no rubbish
+
+
+def _unneeded(store: Store, path: Path, what: str) -> Finding:
+    return Finding(_shown(store, path), what, "remove it", lambda store: discard(path))
+
+
+def _stray(store: Store, path: Path) -> Finding:
+    def move(store: Store) -> None:
+        lost = store.root / "lost+found"
+        lost.mkdir(exist_ok=True)
+        number = 0
+        while os.path.lexists(place := lost / f"{path.name}{f'.{number}' if number else ''}"):
+            number += 1
+        path.rename(place)
+
+    what = f"{kind(path)}, and nothing that obuild has put there"
+    return Finding(_shown(store, path), what, "move it to lost+found/", move)
+
+
+# -- base images, caches, memos
+
+
+def _bases(store: Store) -> Iterator[Finding]:
+    """Base images are the user's: what is wrong with them is told, and not repaired."""
+    unfinished = store.places.unfinished()
+    images = {path.stem: path for path in _entries(store.base_image) if path.suffix in IMAGES}
+    for path in _entries(store.base_image):
+        if path in unfinished:
+            with locks.file_lock(store.places.lock(path.stem[1:]), wait=False) as unowned:
+                pass
+            if unowned:  # let go, so that a repair can take it
+                what = "a base image that was never put in its place"
+                yield Finding(_shown(store, path), what, "finish it or remove it", partial(_place, path))
+        elif path.name.startswith(".") and path.suffix in (".part", ".ready"):
+            yield _stray(store, path)
+        elif path.suffix in SUFFIXES and path.stem not in images:
+            yield Finding(_shown(store, path), "belongs to a base image that is not there")
+        elif path.suffix in SUFFIXES and not path.is_file():
+            yield Finding(_shown(store, path), f"it is {kind(path)}, and leads to no file")
+    for name, path in images.items():
+        if not path.is_file():
+            continue
+        try:
+            qemu_img.inspect(path)
+            profile.read(path.with_name(f"{name}.toml"))
+        except UsageError as error:
+            yield Finding(_shown(store, path), error.message)
+
+
+def _place(path: Path, store: Store) -> None:
+    store.places.sweep()
+    if is_folder(path):
+        raise ObuildError("a folder is in its place, or a build is making that base", hint="move it away")
+
+
+def _caches(store: Store, *, read_data: bool) -> Iterator[Finding]:
+    for folder in _folders(store.cache, _CACHE):
+        archive = folder / "cache.tar"
+        yield from (_stray(store, path) for path in _entries(folder) if path != archive or not is_file(path))
+        if read_data and is_file(archive):
+            try:
+                caches.check(archive)
+            except UsageError as error:
+                yield _unneeded(store, folder, f"a cache that {error.message}")
+
+
+def _memos(store: Store) -> Iterator[Finding]:
+    for memo in _entries(store.manifests):
+        id = memo.name.partition("-")[0]
+        if parts.MEMO.fullmatch(memo.name) and is_file(memo) and not is_folder(store.result / id):
+            yield _unneeded(store, memo, "what was known of a layer that is gone")
+    for folder in (store.state, store.manifests, store.ssh):
+        for path in _entries(folder):
+            if is_file(path) and path.name.startswith("."):
+                yield _unneeded(store, path, "a file that was never finished")
+
+
+def _entries(folder: Path) -> Iterable[Path]:
+    with suppress(FileNotFoundError):
+        return sorted(folder.iterdir())
+    return ()
+
+
+def _folders(folder: Path, name: re.Pattern[str]) -> Iterable[Path]:
+    with suppress(FileNotFoundError):
+        return sorted(parts.entries(folder, name))
+    return ()
+
+
+def _shown(store: Store, path: Path) -> str:
+    return str(path.relative_to(store.root))

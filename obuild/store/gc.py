@@ -1,0 +1,367 @@
+"""Making room: see what can go, in which order and why; then remove it.
+
+`plan` only looks, so a dry run is the plan, printed. `carry_out` looks at each thing again under its locks: what a
+build stands on stays, and so does what was used since. Each removal is whole by itself, so it may be interrupted
+at any time.
+
+There are two families of things. Of the *stock* everything is of use, and what was not used for the longest time
+goes first; the last use of a layer, a cache or a warm state is its folder's mtime. Of the *spare*, nothing is.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from heapq import heapify, heappop, heappush
+from pathlib import Path
+
+from obuild.errors import StoreError
+from obuild.host import locks
+from obuild.host.regular import is_file, is_folder
+from obuild.plan.steps import LayerId
+from obuild.store import caches, parts, usage, warm
+from obuild.store.layers import Store
+
+#: Files that are being written have a name that begins like this, and never for so long, in seconds.
+_UNFINISHED, _UNFINISHED_FOR = ".", 86400
+
+Parents = dict[LayerId, LayerId | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One thing in a store. `size` is in bytes on disk, `used` is its last use in seconds since the epoch.
+
+    `stands_on` is the layer that cannot go before it; `why`, in words, why it goes or stays.
+    """
+
+    kind: str
+    name: str
+    size: int
+    used: float
+    stands_on: str | None = None
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is to go, in order; what would have gone but is in use; and what then is left, in bytes.
+
+    `kept` counts layers, caches and warm states. `short` is what is still missing of what was asked for.
+    """
+
+    items: tuple[Item, ...]
+    in_use: tuple[Item, ...]
+    kept: int
+    short: int
+
+    @property
+    def size(self) -> int:
+        return sum(item.size for item in self.items)
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One sort of things: what there is (at a time), when it was used (None: it is gone), is it in use, removing.
+
+    `remove` looks again under the locks, and returns False if the thing is in use, or gone already. It may use
+    and add to what is known of layers' parents. `noun` is what people call one.
+    """
+
+    find: Callable[[Store, float], Iterable[Item]]
+    used: Callable[[Store, Item], float | None]
+    in_use: Callable[[Store, Item], bool]
+    remove: Callable[[Store, Item, Parents], bool]
+    noun: str = "leftover"
+
+
+def plan(
+    store: Store,
+    *,
+    now: float,
+    keep_bytes: int | None = None,
+    older_than: float | None = None,
+    free_bytes: int = 0,
+) -> Plan:
+    """What to remove; without options, the spare alone.
+
+    Else also so much of the stock that it takes `keep_bytes` at most, that all was used in the last `older_than`
+    seconds, and that `free_bytes` become free: whatever one of these wants.
+    """
+    spare = [item for kind in SPARE.values() for item in kind.find(store, now)]
+    stock = _find(store, STOCK, now)
+    total = sum(item.size for item in stock)
+    need = max(0 if keep_bytes is None else total - keep_bytes, free_bytes - sum(item.size for item in spare))
+    before = float("-inf") if older_than is None else now - older_than
+    chosen, in_use = _choose(store, stock, before=before, need=need)
+    return _plan([*spare, *chosen], in_use, total, chosen, need)
+
+
+def prune(store: Store, *, before: float, limit: int | None = None) -> Plan:
+    """The layers not used since `before`, no more than `limit`, least recently used first."""
+    stock = _find(store, ("layer",), before)
+    total = sum(item.size for item in stock)
+    chosen, in_use = _choose(store, stock, before=before, limit=limit)
+    return _plan(chosen, in_use, total, chosen, 0)
+
+
+def _find(store: Store, kinds: Iterable[str], now: float) -> list[Item]:
+    return [item for kind in kinds for item in STOCK[kind].find(store, now)]
+
+
+def _plan(items: Sequence[Item], in_use: Sequence[Item], total: int, chosen: Sequence[Item], need: int) -> Plan:
+    freed = sum(item.size for item in chosen)
+    return Plan(tuple(items), tuple(in_use), total - freed, max(0, need - freed))
+
+
+def _choose(
+    store: Store, stock: Sequence[Item], *, before: float, need: int = 0, limit: int | None = None
+) -> tuple[list[Item], list[Item]]:
+    """Take from the stock whatever was not used since `before`, and more until `need` bytes are together.
+
+    A layer's turn comes when nothing stands on it any more. Returns what to remove, and what was passed over
+    because it is in use.
+    """
+    chosen: list[Item] = []
+    in_use: list[Item] = []
+    layers = {item.name: item for item in stock if item.kind == "layer"}
+    standing = Counter(item.stands_on for item in stock if item.stands_on in layers)
+    by_age = [
+        (item.used, item.kind, item.name, item)
+        for item in stock
+        if item.kind != "layer" or not standing[item.name]
+    ]
+    heapify(by_age)
+    date = time.strftime("%Y-%m-%d %H:%M", time.localtime(before)) if before > 0 else ""
+    while by_age and (limit is None or len(chosen) < limit):
+        *_, item = heappop(by_age)
+        if item.used >= before and need <= 0:
+            break  # everything else was used later still
+        if STOCK[item.kind].in_use(store, item):
+            in_use.append(replace(item, why="in use"))
+            continue
+        why = f"not used since {date}" if item.used < before else "least recently used"
+        chosen.append(replace(item, why=why))
+        need -= item.size
+        if item.stands_on in layers:
+            standing[item.stands_on] -= 1
+            if not standing[item.stands_on]:
+                below = layers[item.stands_on]
+                heappush(by_age, (below.used, below.kind, below.name, below))
+    return chosen, in_use
+
+
+def carry_out(store: Store, plan: Plan, tell: Callable[[Item], object]) -> list[Item]:
+    """Remove what is planned, in its order; `tell` hears of each thing that is gone.
+
+    Returns what stayed, with why.
+    """
+    parents = store.parents() if any(item.kind in ("layer", "flat") for item in plan.items) else {}
+    stayed = []
+    for item in plan.items:
+        kind = KINDS[item.kind]
+        used = kind.used(store, item)
+        if used is None:  # somebody else was quicker
+            continue
+        if used > item.used:
+            stayed.append(replace(item, why="used meanwhile"))
+        elif kind.remove(store, item, parents):
+            tell(item)
+        elif kind.used(store, item) is not None:
+            stands = item.kind == "layer" and item.name in parents.values()
+            stayed.append(replace(item, why="a layer stands on it" if stands else "in use"))
+    return stayed
+
+
+# -- layers
+
+
+def _layers(store: Store, now: float) -> Iterator[Item]:
+    known = _known(store)
+    with os.scandir(store.result) as folders:
+        for folder in folders:
+            if folder.name in known:
+                parent, size = known[LayerId(folder.name)]
+                with suppress(FileNotFoundError):  # it is just being removed
+                    yield Item("layer", folder.name, size, folder.stat().st_mtime, parent)
+
+
+def _known(store: Store) -> dict[LayerId, tuple[LayerId | None, int]]:
+    """Parent and size of each layer, as the index remembers them. It may not open on a full disk: then we look."""
+    from obuild.store.index import Index, disk_usage
+
+    try:
+        with Index(store) as index:
+            return {id: (kin.parent, kin.size) for id, kin in index.all_kin().items()}
+    except StoreError:
+        return {id: (parent, disk_usage(store, id)) for id, parent in store.parents().items()}
+
+
+def _layer_used(store: Store, item: Item) -> float | None:
+    return _mtime(store.result / item.name)
+
+
+def _layer_in_use(store: Store, item: Item) -> bool:
+    return _locked(store.result / item.name)
+
+
+def _remove_layer(store: Store, item: Item, parents: Parents) -> bool:
+    return store.remove(LayerId(item.name), parents)
+
+
+# -- caches
+
+
+def _caches(store: Store, now: float) -> Iterator[Item]:
+    for name, archive in store.caches().items():
+        used = caches.last_used(archive)
+        if used is not None:
+            yield Item("cache", name, usage.on_disk(archive), used)
+
+
+def _cache_used(store: Store, item: Item) -> float | None:
+    return caches.last_used(store.cache_file(item.name))
+
+
+def _cache_in_use(store: Store, item: Item) -> bool:
+    return caches.in_use(store, item.name)
+
+
+def _remove_cache(store: Store, item: Item, parents: Parents) -> bool:
+    return caches.evict(store, item.name, used=item.used)
+
+
+# -- warm states
+
+
+def _warm(store: Store, now: float) -> Iterator[Item]:
+    """Machines that a build may resume, each standing on a layer."""
+    for id in store.states.ids():
+        used = _mtime(store.states.folder / id)
+        if used is not None and not warm.outdated(store, id):
+            yield Item("warm", id, usage.on_disk(store.states.folder / id), used, stands_on=id)
+
+
+def _warm_used(store: Store, item: Item) -> float | None:
+    return _mtime(store.states.folder / item.name)
+
+
+def _warm_in_use(store: Store, item: Item) -> bool:
+    return _locked(store.states.folder / item.name)
+
+
+def _remove_warm(store: Store, item: Item, parents: Parents) -> bool:
+    return store.states.remove(LayerId(item.name))
+
+
+# -- what nobody can need
+
+
+def _rubbish(store: Store, now: float) -> Iterator[Item]:
+    """Drafts and copies without an owner. Opening a store removes them; here is what has come since."""
+    for path in store.unfinished():
+        with store.unowned(path) as rubbish:
+            used = _mtime(path)
+            if rubbish and used is not None:
+                name = str(path.relative_to(store.root))
+                yield Item("rubbish", name, usage.on_disk(path), used, why="whoever made it is dead")
+
+
+def _rubbish_used(store: Store, item: Item) -> float | None:
+    return _mtime(store.root / item.name)
+
+
+def _remove_rubbish(store: Store, item: Item, parents: Parents) -> bool:
+    return store.drop(store.root / item.name)
+
+
+def _memos(store: Store, now: float) -> Iterator[Item]:
+    """Manifests of files in layers that are gone, and memos that a crash left half written."""
+    there = set(os.listdir(store.result))
+    names = os.listdir(store.manifests) if store.manifests.is_dir() else []
+    for name in filter(parts.MEMO.fullmatch, names):
+        if not is_file(store.manifests / name):  # `fsck` tells of what is not ours
+            continue
+        used = _mtime(store.manifests / name)
+        written = name.startswith(_UNFINISHED) and used is not None and used > now - _UNFINISHED_FOR
+        if name.partition("-")[0] not in there and not written and used is not None:
+            yield Item("memo", name, usage.on_disk(store.manifests / name), used, why="its layer is gone")
+
+
+def _memo_used(store: Store, item: Item) -> float | None:
+    return _mtime(store.manifests / item.name)
+
+
+def _remove_memo(store: Store, item: Item, parents: Parents) -> bool:
+    (store.manifests / item.name).unlink(missing_ok=True)  # if its layer has just come back, this costs time only
+    return True
+
+
+def _flats(store: Store, now: float) -> Iterator[Item]:
+    """Flattened copies of layers on which nothing stands: they are only there for those to stand on."""
+    folder = store.flats.folder
+    names = [path.name for path in parts.entries(folder, parts.ID)] if folder.is_dir() else []
+    needed = set(store.parents().values()) if names else set()
+    for name in names:
+        used = _mtime(folder / name)
+        if name not in needed and used is not None:
+            yield Item("flat", name, usage.on_disk(folder / name), used, why="nothing stands on its layer")
+
+
+def _flat_used(store: Store, item: Item) -> float | None:
+    return _mtime(store.flats.folder / item.name)
+
+
+def _remove_flat(store: Store, item: Item, parents: Parents) -> bool:
+    """As a layer is removed: who makes a child holds the layer, so with our lock on it one more look sees all."""
+    layer = store.result / item.name
+    with locks.folder_lock(layer, wait=False) as free:
+        store.add_parents(parents)
+        stands = any(parent == item.name and store.find(child) for child, parent in parents.items())
+        if stands or (is_folder(layer) and not free):
+            return False
+        store.flats.remove(LayerId(item.name))
+        return True
+
+
+def _stale(store: Store, now: float) -> Iterator[Item]:
+    """Machines that were saved before the host booted, or on layers that are no more."""
+    for id in store.states.ids():
+        why, used = warm.outdated(store, id), _mtime(store.states.folder / id)
+        if why and used is not None:
+            yield Item("stale", id, usage.on_disk(store.states.folder / id), used, why=why)
+
+
+def _never(store: Store, item: Item) -> bool:
+    return False  # or it would not be spare
+
+
+def _locked(folder: Path) -> bool:
+    with locks.folder_lock(folder, wait=False) as free:
+        return not free
+
+
+def _mtime(path: Path) -> float | None:
+    with suppress(FileNotFoundError):
+        return path.stat().st_mtime
+    return None
+
+
+#: What competes for room by its last use.
+STOCK = {
+    "layer": Kind(_layers, _layer_used, _layer_in_use, _remove_layer, "layer"),
+    "cache": Kind(_caches, _cache_used, _cache_in_use, _remove_cache, "cache"),
+    "warm": Kind(_warm, _warm_used, _warm_in_use, _remove_warm, "warm state"),
+}
+#: What always goes, and first.
+SPARE = {
+    "rubbish": Kind(_rubbish, _rubbish_used, _never, _remove_rubbish),
+    "flat": Kind(_flats, _flat_used, _never, _remove_flat),
+    "stale": Kind(_stale, _warm_used, _never, _remove_warm),
+    "memo": Kind(_memos, _memo_used, _never, _remove_memo),
+}
+KINDS = STOCK | SPARE

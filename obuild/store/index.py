@@ -1,0 +1,347 @@
+"""What the store remembers in SQLite: when, how long, how big. It can be rebuilt from result/ at any time.
+
+The only importer of SQLite and of sqlite_utils. Every query first sees that the rows are those of what is in
+result/, which costs one stat(2) as long as nothing has come or gone; docs/design.md argues why that is enough.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sqlite3
+import sys
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple
+
+from obuild.errors import StoreError
+from obuild.host import locks
+from obuild.host.regular import NotAFile, is_file
+from obuild.plan.steps import LayerId
+from obuild.store import usage
+from obuild.store.layers import Layer, Store, no_space
+
+#: How long to wait for another process that writes, in seconds.
+BUSY_TIMEOUT = 30.0
+
+#: What to do if it took longer than that.
+HELD = "another process writes to it; call it again when that is done"
+
+#: The layout of the database. A database with another number is laid out anew, and keeps the rows it can.
+VERSION = 1
+
+#: So many layers without a row are looked at while others wait to write. More are looked at before.
+FEW = 100
+
+_COLUMNS = {"id": str, "parent": str, "op": str, "created": float, "seconds": float, "size": int}
+_LAYER = ", ".join(_COLUMNS)
+_PUT = f"INSERT OR REPLACE INTO layers ({_LAYER}) VALUES ({', '.join('?' * len(_COLUMNS))})"
+_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+class Row(NamedTuple):
+    """One layer, as the columns are.
+
+    `created` is in seconds since the epoch, `size` in bytes on disk, of this layer alone. `op` is empty, and
+    `seconds` says nothing, if the layer's builder did not live to remember them.
+    """
+
+    id: LayerId
+    parent: LayerId | None
+    op: str
+    created: float
+    seconds: float
+    size: int
+
+
+class Kin(NamedTuple):
+    """What is needed of each layer to choose some among all: `created` in seconds, `size` in bytes."""
+
+    parent: LayerId | None
+    size: int
+    created: float
+
+
+class Index:
+    """The open database; a context manager. StoreError if it cannot be used."""
+
+    def __init__(self, store: Store, *, wait: float = BUSY_TIMEOUT) -> None:
+        self._store = store
+        self._wait = wait
+        self._path = store.state / "db" / "db.sqlite"
+        try:
+            self._path.parent.mkdir(exist_ok=True)
+            # SQLite does not wait while another process switches the journal or makes the table
+            with self._alone():
+                try:
+                    self._open()
+                except (sqlite3.DatabaseError, NotAFile) as error:
+                    if not _is_damage(error):
+                        raise
+                    self._set_aside()
+                    self._open()
+        except (sqlite3.Error, OSError) as error:
+            if _is_full(error, store):
+                raise no_space(store.root, _words(error)) from error
+            hint = HELD if _is_busy(error) else f"it can be rebuilt: remove {self._path}, nothing is lost"
+            raise StoreError(f"cannot open the index {self._path}: {_words(error)}", hint=hint) from error
+
+    def _open(self) -> None:
+        if os.path.lexists(self._path) and not is_file(self._path):  # SQLite would follow a symlink
+            raise NotAFile(self._path)
+        self._db = sqlite3.connect(self._path, timeout=self._wait, isolation_level=None)
+        try:
+            self._inode = self._path.stat().st_ino
+            self._db.execute("PRAGMA journal_mode=WAL")
+            (version,) = self._db.execute("PRAGMA user_version").fetchone()
+            if version != VERSION:
+                self._lay_out()
+        except BaseException:
+            self._db.close()
+            raise
+
+    def _lay_out(self) -> None:
+        """Make the tables. Of a database that another version made, rows that look like ours are kept."""
+        import sqlite_utils  # late: slow to import, and needed once in a store's life
+
+        database = sqlite_utils.Database(self._db)
+        layers = database.table("layers")
+        if layers.exists() and layers.columns_dict != _COLUMNS:
+            layers.drop()
+        layers.create(_COLUMNS, pk="id", if_not_exists=True)
+        layers.create_index(["parent"], if_not_exists=True)
+        layers.create_index(["created", "id"], if_not_exists=True)
+        database.table("seen").drop(ignore=True)
+        database.table("seen").create({"stamp": str})  # as text: an inode may be too large for SQLite
+        self._db.execute(f"PRAGMA user_version={VERSION}")  # last: a crash before it lays out once more
+
+    def _set_aside(self) -> None:
+        """Move a damaged database out of the way; the caller holds the lock. Who has it open writes in vain."""
+        import logging
+
+        aside = self._path.with_name("damaged.sqlite")
+        for suffix in ("", "-wal", "-shm"):
+            with suppress(FileNotFoundError):
+                self._path.with_name(self._path.name + suffix).replace(aside.with_name(aside.name + suffix))
+        logging.getLogger("obuild").warning(
+            "the store's index was damaged and is made again from the layers; the old one is %s", aside
+        )
+
+    def __enter__(self) -> Index:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._db.close()
+        if not isinstance(error, sqlite3.Error):
+            return
+        if _is_full(error, self._store):
+            raise no_space(self._store.root, str(error)) from error
+        hint = f"it can be rebuilt: remove {self._path}, nothing is lost"
+        if _is_damage(error):
+            with suppress(OSError), self._alone():
+                if self._path.stat().st_ino == self._inode:  # else another process was quicker
+                    self._set_aside()
+            hint = "call it again"
+        if _is_busy(error):
+            hint = HELD
+        raise StoreError(f"the store's index: {error}", hint=hint) from error
+
+    # -- writing
+
+    def add(self, id: LayerId, parent: LayerId | None, op: str, created: float, seconds: float) -> None:
+        """Remember a layer that is in result/; one that has been removed meanwhile is not."""
+        words = op.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")  # SQLite wants text
+        row = Row(id, parent, words, created, seconds, disk_usage(self._store, id))
+        with self._writing():
+            if self._store.find(id):  # looked at in here: a row cannot come after the sync that would drop it
+                self._db.execute(_PUT, row)
+
+    def problems(self, but: Collection[str] = ()) -> list[str]:
+        """In what the rows are not what result/ and SQLite's own rules ask for, in words. Nothing is put right.
+
+        Rows of the layers `but`, which are damaged themselves, are not compared. That layers have come or gone
+        since the last query is no problem: the next one sees that. Nor is a size: a copy takes other room.
+        """
+        found = [str(line) for (line,) in self._db.execute("PRAGMA integrity_check") if line != "ok"]
+        parents = dict(self._db.execute("SELECT id, parent FROM layers"))
+        there = set(self._store.ids())
+        if self._in_step():
+            if missing := there - parents.keys():
+                found.append(f"the index lacks {len(missing)} of the layers")
+            if gone := parents.keys() - there:
+                found.append(f"the index has {len(gone)} layers that are gone")
+        for id in sorted((there & parents.keys()).difference(but)):
+            now = self._found(id)
+            if now is not None and parents[id] != now.parent:
+                found.append(f"the index has another parent for the layer {id}")
+        return found
+
+    def rebuild(self) -> None:
+        """Put the rows right from result/; what nothing else remembers, an op or a duration, stays."""
+        now = [row for id in self._store.ids() if (row := self._found(id)) is not None]
+        with self._writing():
+            values = [(row.parent, row.size, row.id) for row in now]
+            self._db.executemany("UPDATE layers SET parent = ?, size = ? WHERE id = ?", values)
+            self._db.execute("DELETE FROM seen")
+        self._sync()
+
+    def _sync(self) -> None:
+        """See that there is a row for each layer in result/ and no other."""
+        if self._in_step():
+            return
+        ready: dict[str, Row | None] = {}
+        while late := self._catch_up(ready):
+            ready.update((id, self._found(id)) for id in late)
+
+    def _in_step(self) -> bool:
+        """Whether result/ is as it was when the rows were last those of what is in it."""
+        seen = self._db.execute("SELECT stamp FROM seen").fetchone()
+        return bool(seen == (str(_stamp(self._store.result)),))
+
+    def _catch_up(self, ready: Mapping[str, Row | None]) -> Collection[str]:
+        """Add the layers without a row, drop the rows without a layer, and remember that this was seen.
+
+        If many are not `ready`, nothing is done but to return them: looking at each takes time, and others write.
+        """
+        with self._writing():
+            now, seen = _now(self._store), _stamp(self._store.result)
+            there = set(self._store.ids())
+            known = {id for (id,) in self._db.execute("SELECT id FROM layers")}
+            missing = sorted(there - known)
+            late = [id for id in missing if id not in ready]
+            if len(late) > FEW:
+                return late
+            # one that was just being removed when it was made ready may have been made again
+            rows = (ready.get(id) or self._found(id) for id in missing)
+            self._db.executemany(_PUT, filter(None, rows))
+            self._db.executemany("DELETE FROM layers WHERE id = ?", [(id,) for id in known - there])
+            self._db.execute("DELETE FROM seen")
+            if seen[2] < now:  # else a change to come in this very tick of the clock would look the same
+                self._db.execute("INSERT INTO seen VALUES (?)", (str(seen),))
+        return ()
+
+    def _found(self, id: str) -> Row | None:
+        """The row for a layer that nobody remembers; None if it is just being removed."""
+        layer = Layer(LayerId(id), self._store.result / id)
+        try:
+            created = (layer.path / "key").lstat().st_mtime
+            return Row(layer.id, layer.parent, "", created, 0.0, disk_usage(self._store, layer.id))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """A transaction that no other writer is beside."""
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._db.execute("COMMIT")
+        except BaseException:
+            with suppress(sqlite3.Error):  # SQLite may have rolled back by itself, as when the disk is full
+                self._db.execute("ROLLBACK")
+            raise
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        with locks.file_lock(self._store.locks / "db.lock"):
+            yield
+
+    # -- looking
+
+    def rows(self, newest: int | None = None) -> list[Row]:
+        """All layers, or so many of the newest; the oldest first."""
+        limit = -1 if newest is None else min(newest, sys.maxsize)  # SQLite takes no more
+        return self._select("ORDER BY created DESC, id DESC LIMIT ?", limit)[::-1]
+
+    def count(self) -> int:
+        """How many layers there are."""
+        self._sync()
+        (count,) = self._db.execute("SELECT count(*) FROM layers").fetchone()
+        return int(count)
+
+    def get(self, id: LayerId) -> Row | None:
+        """One layer; None if it is not in the store."""
+        return next(iter(self._select("WHERE id = ?", id)), None)
+
+    def children(self, id: LayerId | None) -> list[Row]:
+        """The layers that were built on one, the oldest first; the bases' layers for None."""
+        return self._select("WHERE parent IS ? ORDER BY created, id", id)
+
+    def ancestors(self, id: LayerId) -> list[Row]:
+        """What a layer stands on, its parent first."""
+        found = []
+        row = self.get(id)
+        while row is not None and row.parent is not None:
+            row = self.get(row.parent)
+            if row is not None:
+                found.append(row)
+        return found
+
+    def all_kin(self) -> dict[LayerId, Kin]:
+        """All layers, in no order."""
+        self._sync()
+        return {id: Kin(*kin) for id, *kin in self._db.execute("SELECT id, parent, size, created FROM layers")}
+
+    def starting(self, prefix: str) -> Collection[LayerId]:
+        """The ids that begin with `prefix`, hex digits; where a listing is cheaper than a sync, all ids."""
+        if not self._in_step():
+            return self._store.ids()
+        query = "SELECT id FROM layers WHERE id >= ? AND id < ?"
+        return [LayerId(id) for (id,) in self._db.execute(query, (prefix, prefix + "g"))]
+
+    def _select(self, how: str, *values: object) -> list[Row]:
+        self._sync()
+        return [Row(*row) for row in self._db.execute(f"SELECT {_LAYER} FROM layers {how}", values)]
+
+
+def resolve(store: Store, prefix: str, *, drafts: bool = False) -> LayerId:
+    """As Store.resolve, but without listing a large store."""
+
+    def starting(prefix: str) -> Collection[LayerId]:
+        with suppress(StoreError), Index(store) as index:
+            return index.starting(prefix)
+        return store.ids()  # an id is found without the index, too
+
+    return store.resolve(prefix, drafts=drafts, starting=starting)
+
+
+def disk_usage(store: Store, id: LayerId) -> int:
+    """Bytes that a layer takes on disk, holes left out; 0 if it is gone."""
+    return usage.within(store.result / id)
+
+
+def _stamp(folder: Path) -> tuple[int, int, int]:
+    """Inode, mtime and ctime in ns. A change of the folder in a later tick of the clock gives another stamp."""
+    status = folder.stat()
+    return status.st_ino, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _now(store: Store) -> int:
+    """The time, in ns, by the clock that result/ is stamped with, and in its ticks: of its own file system."""
+    os.utime(store.result_tmp)
+    return store.result_tmp.stat().st_mtime_ns
+
+
+def _words(error: Exception) -> str:
+    return (isinstance(error, OSError) and error.strerror) or str(error)
+
+
+def _is_full(error: Exception, store: Store) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    # where SQLite cannot make its files for want of room it speaks of an I/O error
+    return code == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_IOERR and os.statvfs(store.root).f_bavail == 0)
+
+
+def _is_damage(error: sqlite3.Error | NotAFile) -> bool:
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the low byte of an extended code
+    return isinstance(error, NotAFile) or code in _DAMAGED
+
+
+def _is_busy(error: Exception) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)

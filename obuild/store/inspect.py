@@ -1,0 +1,108 @@
+"""What is known of layers: what made one, what it stands on and what stands on it, when, how big."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+
+from obuild.errors import StoreError
+from obuild.plan import diff
+from obuild.plan.diff import Fields
+from obuild.plan.steps import LayerId
+from obuild.store.index import Index, Row
+from obuild.store.layers import Layer, Store
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """A layer above or below."""
+
+    id: LayerId
+    op: str
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """One layer. Times are seconds since the epoch, sizes are bytes on disk.
+
+    `seconds` is None if nobody remembers how long it took; `parents` go down to the base; `total` is the size
+    of the layer and of all its parents.
+    """
+
+    id: LayerId
+    op: str
+    key: Fields
+    parents: tuple[Neighbour, ...]
+    children: tuple[Neighbour, ...]
+    created: float
+    used: float
+    seconds: float | None
+    size: int
+    total: int
+    log_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One layer of a list. Times and `seconds` as in a Description; `size` is of this layer alone."""
+
+    id: LayerId
+    parent: LayerId | None
+    op: str
+    created: float
+    seconds: float | None
+    size: int
+    used: float
+
+
+def listing(store: Store, newest: int | None) -> tuple[list[Listed], int]:
+    """All layers, or so many of the newest, the oldest first; and how many older ones are left out."""
+    with Index(store) as index:
+        rows = index.rows(newest)
+        more = 0 if newest is None else index.count() - len(rows)
+    listed = []
+    for row in rows:
+        with suppress(FileNotFoundError):  # it is just being removed
+            used = (store.result / row.id).stat().st_mtime
+            op = _op(store, row)
+            listed.append(Listed(row.id, row.parent, op, row.created, _seconds(row), row.size, used))
+    return listed, max(0, more)
+
+
+def describe(store: Store, id: LayerId) -> Description:
+    """What is known of the layer `id`. StoreError if it has just been removed."""
+    with Index(store) as index:
+        row, below, above = index.get(id), index.ancestors(id), index.children(id)
+    try:
+        if row is None:
+            raise FileNotFoundError(id)
+        layer = Layer(id, store.result / id)
+        return Description(
+            id=id,
+            op=_op(store, row),
+            key=diff.fields(layer.key),
+            parents=_neighbours(store, below),
+            children=_neighbours(store, above),
+            created=row.created,
+            used=layer.path.stat().st_mtime,
+            seconds=_seconds(row),
+            size=row.size,
+            total=row.size + sum(other.size for other in below),
+            log_size=layer.log.stat().st_size,
+        )
+    except FileNotFoundError as error:
+        raise StoreError(f"layer {id} was just removed from the store") from error
+
+
+def _neighbours(store: Store, rows: Iterable[Row]) -> tuple[Neighbour, ...]:
+    return tuple(Neighbour(row.id, _op(store, row)) for row in rows)
+
+
+def _op(store: Store, row: Row) -> str:
+    """The op as written; as the key has it for a layer whose builder did not live to remember it."""
+    return row.op or diff.summary(diff.fields(Layer(row.id, store.result / row.id).key))
+
+
+def _seconds(row: Row) -> float | None:
+    return row.seconds if row.op else None

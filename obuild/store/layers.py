@@ -1,0 +1,463 @@
+"""Layers and caches on disk: draft, commit by rename, locks.
+
+STORE/result/ID/{rootfs/image.qcow2, log, key, mtree} is a layer; result-tmp/ID is a draft. A first layer has the
+kernel that its base image came with beside the image. The laws (docs/design.md
+argues them): what is in result/ is complete and never changes; a layer's parent is in result/; the rename is
+the only commit; a draft whose lock can be taken is rubbish; removal goes from the leaves; whoever builds on a
+layer holds a shared lock on it, removal needs the exclusive one.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+from obuild.errors import ObuildError, ProcessError, StoreError, UsageError
+from obuild.host import failpoints, locks, qemu_img
+from obuild.host.fs import discard, fsync, leaving, move_out, owned_folder, touch
+from obuild.host.regular import NotAFile, is_file, is_folder, kind, open_file, read_bytes
+from obuild.plan.steps import LayerId, Step
+from obuild.store import mtree, parts, usage
+from obuild.store.base_images import Places
+from obuild.store.flatten import Flats
+from obuild.store.saved import States
+from obuild.store.volumes import CacheCopy, escape, unescape
+
+_ID_START = re.compile(r"[0-9a-f]+")
+_PARENT = re.compile(r"\(\(format 1\)\(executor \w+\)\(parent ([0-9a-f]{64})\)")
+
+#: What goes first of a layer that cannot be renamed: without its log it is neither found whole nor built on.
+_FIRST = "log"
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A finished step on disk: complete, and never changing."""
+
+    id: LayerId
+    path: Path
+
+    @property
+    def image(self) -> Path:
+        return self.path / "rootfs" / "image.qcow2"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log"
+
+    def read_log(self) -> bytes | None:
+        """What the step printed; None if the layer is just being removed. StoreError if the layer has no log."""
+        for last in (False, True):  # it may have been removed and made again in between
+            try:
+                with open_file(self.log) as file:
+                    return file.read()
+            except OSError as error:
+                if not self.path.is_dir():
+                    return None
+                if last:
+                    raise StoreError(
+                        f"layer {self.id} is damaged: its log cannot be read: {error.strerror}",
+                        hint="`obuild fsck --repair` removes it with all that stands on it; build again then",
+                    ) from error
+        return None
+
+    @property
+    def key(self) -> str:
+        return read_bytes(self.path / "key").decode("utf-8", "surrogateescape")
+
+    @property
+    def parent(self) -> LayerId | None:
+        """The layer that this one is an overlay on, as its key says; None, too, if its key is no file."""
+        try:
+            with open_file(self.path / "key") as file:
+                found = _PARENT.match(file.read(200).decode("utf-8", "replace"))  # it may list 100,000 files
+        except NotAFile:  # the layer is damaged, and nothing is built on it
+            return None
+        return LayerId(found[1]) if found else None
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A layer in the making: `log` is open for writing. It exists exactly while its lock is held.
+
+    Its image is to be an overlay on the image `below`, which shows what the layer `parent` holds; a base has none.
+    `below` is written as the image has it: relative to its folder. A `scratch` is thrown away.
+    """
+
+    id: LayerId
+    path: Path
+    log: BinaryIO
+    parent: LayerId | None = None
+    below: str = ""
+    scratch: bool = False
+    started: float = field(default_factory=time.time)
+
+    @property
+    def image(self) -> Path:
+        return self.path / "rootfs" / "image.qcow2"
+
+    def lay(self) -> None:
+        """Make the image: an overlay with nothing in it, in place of one that a machine gave up on."""
+        self.image.unlink(missing_ok=True)
+        qemu_img.create_overlay(self.image, self.below)
+
+    def lay_copy(self, overlay: Path) -> None:
+        """Make the image: a copy of an overlay on the same layer, in place of one that a machine gave up on."""
+        self.image.unlink(missing_ok=True)
+        qemu_img.copy(overlay, self.image)
+        self.image.chmod(0o644)
+        if qemu_img.backing_file(self.image) != self.below:  # it may have been flattened since, or not be any more
+            qemu_img.rebase(self.image, self.below)
+
+
+class Store:
+    """The folder that builds share. Any number of processes may have it open."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.result = root / "result"
+        self.result_tmp = root / "result-tmp"
+        self.base_image = root / "base-image"
+        self.cache = root / "cache"
+        self.cache_tmp = root / "cache-tmp"
+        self.state = root / "state"
+        self.locks = self.state / "locks"
+        self.manifests = self.state / "manifests"
+        self.ssh = self.state / "ssh"
+        self.flats = Flats(root, root / "flat", self.result_tmp, self.locks)
+        self.places = Places(self.base_image, self.ssh, self.locks)
+        self.states = States(root / "warm", root / "warm-tmp")
+
+    # -- opening
+
+    @classmethod
+    def open(cls, root: Path, *, create: bool = True, sweep: bool = True) -> Store:
+        """Open a store, making it if it is new and `create`; rubbish that a crash left is removed if `sweep`.
+
+        UsageError if it cannot be made or written to, if one of its parts is not a folder, and if it is no store
+        and not to be made, or holds other things. `root` may lead there through symlinks.
+        """
+        try:
+            store = cls(_resolved(root))
+            if not parts.is_store(store.root):
+                if not create:
+                    raise UsageError(f"{root} is not a store", hint="a first `obuild build` makes it")
+                parts.begin(store.root)
+            parts.make(store.root)
+            store._see_writable()
+            if sweep:
+                store.sweep()
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename not in (None, str(store.root)) else ""
+            raise UsageError(f"cannot write to the store {root}: {where}{error.strerror}") from error
+        return store
+
+    def _see_writable(self) -> None:
+        if not os.access(self.result_tmp, os.W_OK | os.X_OK):
+            read_only = os.statvfs(self.result_tmp).f_flag & os.ST_RDONLY
+            code = errno.EROFS if read_only else errno.EACCES
+            raise OSError(code, os.strerror(code))
+
+    def sweep(self) -> None:
+        """Remove what no living process owns: drafts, cache copies, machines, half-made base images.
+
+        What cannot be removed is in nobody's way as long as nobody wants its place; `gc` and `fsck` tell of it.
+        """
+        for path in self.unfinished():
+            with suppress(ObuildError):
+                self.drop(path)
+        self.places.sweep()
+
+    def unfinished(self) -> list[Path]:
+        """Drafts, copies of caches, machines, what is on its way out: only there while a process owns it."""
+        return [
+            *parts.entries(self.result_tmp, parts.DRAFT),
+            *self._leaving(),
+            *parts.entries(self.cache_tmp, parts.COPY),
+            *self.states.unfinished(),
+        ]
+
+    def _leaving(self) -> list[Path]:
+        names = filter(parts.DRAFT.fullmatch, os.listdir(self.result_tmp))
+        return [path for name in names if is_file(path := self.result_tmp / name) and leaving(path)]
+
+    def unowned(self, path: Path) -> AbstractContextManager[bool]:
+        """Yields whether something unfinished is rubbish; if so, nobody comes to own it before the block ends."""
+        if path.parent == self.result_tmp:
+            return locks.file_lock(self._lock_file(path.name), wait=False)
+        return locks.folder_lock(path, wait=False)
+
+    def is_rubbish(self, path: Path) -> bool:
+        """Whether something unfinished is owned by nobody now."""
+        with self.unowned(path) as rubbish:
+            return rubbish
+
+    def drop(self, path: Path) -> bool:
+        """Remove something unfinished; False, and it stays, if a living process owns it."""
+        with self.unowned(path) as rubbish:
+            if rubbish:
+                if leaving(path):
+                    self._finish(path.name)
+                discard(path)
+            return rubbish
+
+    def _finish(self, name: str) -> None:
+        """Remove what a process died over that could not rename it; the caller has its lock.
+
+        What is whole stays: it may be in use by now. What is not, nobody can have begun to use.
+        """
+        flat = name.removeprefix("flat-")
+        folder, first = (self.result / name, _FIRST) if flat == name else (self.flats.folder / flat, mtree.NAME)
+        if folder.is_dir() and not (folder / first).exists():
+            discard(folder)
+            fsync(folder.parent)
+
+    # -- looking
+
+    def find(self, id: LayerId) -> Layer | None:
+        """The layer `id`, if the store has it."""
+        layer = Layer(id, self.result / id)
+        return layer if is_folder(layer.path) else None
+
+    def ids(self) -> list[LayerId]:
+        """The ids of all layers, in no order."""
+        return [LayerId(name) for name in os.listdir(self.result) if parts.ID.fullmatch(name)]
+
+    def layers(self) -> list[Layer]:
+        """All layers, in no order."""
+        return [Layer(id, self.result / id) for id in self.ids()]
+
+    def resolve(
+        self, prefix: str, *, drafts: bool = False, starting: Callable[[str], Iterable[LayerId]] | None = None
+    ) -> LayerId:
+        """The id of the layer (or draft) that `prefix` stands for. UsageError if none or several do.
+
+        `starting` is asked for the layers whose ids begin so, or for more; without it result/ is listed.
+        """
+        folders = (self.result, self.result_tmp) if drafts else (self.result,)
+        found: list[str] = []
+        if parts.ID.fullmatch(prefix):
+            found = [prefix] if any(is_folder(folder / prefix) for folder in folders) else []
+        elif _ID_START.fullmatch(prefix):
+            names = {
+                *(starting(prefix) if starting else self.ids()),
+                *(filter(parts.ID.fullmatch, os.listdir(self.result_tmp)) if drafts else ()),
+            }
+            found = sorted(name for name in names if name.startswith(prefix))
+        if not found:
+            raise UsageError(f"no layer has the id {prefix!r}", hint="`obuild ls` shows what there is")
+        if len(found) > 1:
+            some = ", ".join(name[: len(prefix) + 6] for name in found[:4])
+            raise UsageError(f"{prefix!r} could be {len(found)} layers: {some}", hint="give more digits")
+        return LayerId(found[0])
+
+    def log_path(self, id: LayerId) -> Path:
+        """Where the log of a layer or draft is."""
+        folder = self.result if is_folder(self.result / id) else self.result_tmp
+        return folder / id / "log"
+
+    # -- making
+
+    def claim(
+        self, id: LayerId, *, meanwhile: Callable[[], object] = lambda: None
+    ) -> AbstractContextManager[locks.Claim]:
+        """Be the only one to make `id`; `meanwhile` is called over and over while another is."""
+        return locks.claim(self._lock_file(id), meanwhile=meanwhile)
+
+    @contextmanager
+    def use(self, id: LayerId) -> Iterator[Layer | None]:
+        """The layer `id`, safe from removal meanwhile; None if it is gone."""
+        with locks.folder_lock(self.result / id, shared=True) as held:
+            layer = self.find(id) if held else None
+            if layer is not None:
+                touch(layer.path)
+            yield layer
+
+    @contextmanager
+    def draft(self, step: Step) -> Iterator[Draft]:
+        """A folder to make the step's layer in; committed when the block ends, gone if it raises.
+
+        The caller holds the claim on the step's id, and the parent in use; the block leaves a complete
+        rootfs/image.qcow2 that no process writes to any more. StoreError if a layer below is damaged.
+        """
+        path = self.result_tmp / step.id
+        _see_free(self.result / step.id)
+        discard(path)  # of a process that died since we opened the store
+        try:
+            with storage_errors(self.root):
+                (path / "rootfs").mkdir(parents=True)
+                failpoints.reach("draft.made")
+                (path / "key").write_bytes(step.key.encode("utf-8", "surrogateescape"))
+                below = f"../../../{self.flats.below(step.parent)}" if step.parent is not None else ""
+                failpoints.reach("draft.ready")
+                with (path / "log").open("wb") as log:
+                    yield Draft(step.id, path, log, step.parent, below)
+                self._commit(step.id)
+        finally:
+            discard(path)
+
+    @contextmanager
+    def scratch(self, id: LayerId) -> Iterator[Draft]:
+        """A draft on a layer that is thrown away: to look into it with a machine. StoreError as for `draft`."""
+        with (
+            storage_errors(self.root),
+            self.use(id) as layer,
+            owned_folder(self.cache_tmp, f"scratch-{id[:12]}") as folder,
+            (folder / "log").open("wb") as log,
+        ):
+            if layer is None:
+                raise StoreError(f"layer {id} was removed from the store", hint="build again")
+            (folder / "rootfs").mkdir()
+            yield Draft(id, folder, log, id, f"../../../{self.flats.below(id)}", scratch=True)
+
+    def _commit(self, id: LayerId) -> None:
+        """fsync what is in it, rename it, fsync both folders: after the rename the layer is there for good."""
+        draft, layer = self.result_tmp / id, self.result / id
+        failpoints.reach("commit.sealing")
+        (draft / "rootfs" / "image.qcow2").stat()  # FileNotFoundError: a layer has an image
+        mtree.seal(draft)
+        failpoints.reach("commit.sealed")
+        draft.rename(layer)
+        failpoints.reach("commit.renamed")
+        fsync(self.result)
+        fsync(self.result_tmp)
+        failpoints.reach("commit.done")
+
+    # -- removing
+
+    def parents(self) -> dict[LayerId, LayerId | None]:
+        """The parent of each layer."""
+        found: dict[LayerId, LayerId | None] = {}
+        self.add_parents(found)
+        return found
+
+    def add_parents(self, known: dict[LayerId, LayerId | None]) -> None:
+        """Look for layers that are not known yet."""
+        for name in os.listdir(self.result):
+            if name not in known and parts.ID.fullmatch(name):
+                with suppress(FileNotFoundError, NotADirectoryError):  # it is just being removed, or no layer
+                    known[LayerId(name)] = Layer(LayerId(name), self.result / name).parent
+
+    def remove(self, id: LayerId, parents: dict[LayerId, LayerId | None]) -> bool:
+        """Remove a layer that has no children; False if something stands on it, it is in use, or gone already.
+
+        `parents` is what the caller knows of the store; layers that came since are added to it. Whoever
+        builds on `id` holds a shared lock until the child is in result/, so with our exclusive lock held,
+        one more look sees every child. The layer leaves result/ by a rename: nobody ever sees half of it. Its
+        flattened copy and its saved machine go before: those must not outlive it.
+        """
+        with (
+            locks.file_lock(self._lock_file(id), wait=False) as claimed,
+            locks.folder_lock(self.result / id, wait=False) as free,
+        ):
+            if not (claimed and free):
+                return False
+            self.add_parents(parents)
+            if any(parent == id and self.find(child) for child, parent in parents.items()):
+                return False
+            failpoints.reach("remove.locked")
+            if not self.states.remove(id):  # whoever resumes it has the layer in use, so it is just being removed
+                return False
+            self.flats.remove(id)
+            move_out(self.result / id, self.result_tmp / id, first=_FIRST)
+            failpoints.reach("remove.renamed")
+            fsync(self.result)
+            discard(self.result_tmp / id)
+            failpoints.reach("remove.done")
+            for memo in filter(is_file, self.manifests.glob(f"{id}-*")):
+                memo.unlink(missing_ok=True)
+            parents.pop(id, None)
+            return True
+
+    # -- caches
+
+    @contextmanager
+    def borrow_cache(self, name: str, *, empty: bool = False) -> Iterator[CacheCopy]:
+        """A private copy of the cache `name`, gone when the block ends; its `save` makes it the new one.
+
+        With `empty` nothing is copied: for who has something to `replace` the cache with.
+        """
+        with storage_errors(self.root), owned_folder(self.cache_tmp, f"c-{escape(name)}") as folder:
+            copy = CacheCopy(
+                name, folder / "cache.tar", self.cache_file(name), self._lock_file(f"c-{escape(name)}")
+            )
+            if not empty:
+                copy.take()
+            yield copy
+
+    @contextmanager
+    def cache_lock(self, name: str) -> Iterator[Path]:
+        """Hold the cache `name`, which nobody takes or replaces meanwhile; yields its archive, there or not."""
+        with locks.file_lock(self._lock_file(f"c-{escape(name)}")):
+            yield self.cache_file(name)
+
+    def cache_file(self, name: str) -> Path:
+        """The archive of the cache `name`. It is only ever replaced as a whole."""
+        return self.cache / f"c-{escape(name)}" / "cache.tar"
+
+    def caches(self) -> dict[str, Path]:
+        """The archive of each cache that is not empty, by name."""
+        names = sorted(name for name in os.listdir(self.cache) if name.startswith("c-"))
+        archives = {unescape(name.removeprefix("c-")): self.cache / name / "cache.tar" for name in names}
+        return {name: file for name, file in archives.items() if is_folder(file.parent) and is_file(file)}
+
+    def _lock_file(self, name: str) -> Path:
+        return self.locks / f"{name}.lock"
+
+
+def _resolved(root: Path) -> Path:
+    """Where symlinks lead. UsageError if that is nowhere."""
+    try:
+        return root.resolve()
+    except RuntimeError as error:  # Python 3.13 has it as an OSError
+        raise UsageError(f"cannot find the store {root}: {error}") from error
+
+
+def _see_free(place: Path) -> None:
+    """StoreError if there is something where a layer is to be made: a damaged one, or a stranger.
+
+    Who asks has the claim on the layer, so nobody else is just making or removing it.
+    """
+    if is_folder(place):
+        problems = "; ".join(mtree.damage(place)) or "it cannot be used"
+        hint = "`obuild fsck --repair` removes it with all that stands on it; build again then"
+        raise StoreError(f"layer {place.name} is damaged: {problems}", hint=hint)
+    if os.path.lexists(place):
+        hint = "`obuild fsck --repair` moves it out of the way"
+        raise StoreError(f"{place} is {kind(place)}, where a layer should be", hint=hint)
+
+
+@contextmanager
+def storage_errors(root: Path) -> Iterator[None]:
+    """Turn a full disk or a failing one into a StoreError that says so."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS):
+            raise
+        raise no_space(root, error.strerror or "") from error
+    except ProcessError as error:
+        full = os.strerror(errno.ENOSPC)
+        if full not in error.message:
+            raise
+        raise no_space(root, full) from error
+
+
+def no_space(root: Path, why: str) -> StoreError:
+    """The error for a store that cannot be written to, with what is free, what takes the room, and what to do."""
+    status = os.statvfs(root)
+    free = f"{status.f_bavail * status.f_frsize >> 20} MiB are free"
+    if status.f_files and not status.f_favail:
+        free += ", but its file system can hold no more files"
+    hint = (
+        f"{free}; in the store: {usage.in_words(root)}; "
+        "`obuild gc --keep-bytes SIZE` removes what was not used for the longest time"
+    )
+    return StoreError(f"cannot write to the store {root}: {why}", hint=hint)

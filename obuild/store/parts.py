@@ -1,0 +1,145 @@
+"""The folders of a store, how one begins, and which names in them are obuild's.
+
+A store is ours alone, but nothing stops others from putting things into it, or a user from naming a folder that is
+something else. So a store is made only where there is nothing to lose; each of its parts is a real folder, or the
+store is refused; and what is swept and removed has a name that only obuild gives. The rest stays until `fsck
+--repair` moves it to lost+found/.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from contextlib import suppress
+from pathlib import Path
+
+from obuild.errors import UsageError
+from obuild.host import failpoints
+from obuild.host.regular import is_folder, kind, open_fd, open_file, open_folder
+
+#: What every store has, in the order in which it is made: the last one makes it a store.
+PARTS = ("result", "result-tmp", "base-image", "cache", "cache-tmp", "state", "state/locks")
+
+#: What comes when it is needed.
+LATER = ("flat", "warm", "warm-tmp", "lost+found", "state/db", "state/manifests", "state/ssh")
+
+#: By these a store is known, or by its README.
+_SIGNS = ("result", "result-tmp", "state/locks")
+
+ID = re.compile(r"[0-9a-f]{64}")
+#: A draft of a layer or of a flattened copy, in result-tmp/.
+DRAFT = re.compile(r"(?:flat-)?[0-9a-f]{64}")
+#: A copy of a cache or a draft that is thrown away, in cache-tmp/.
+COPY = re.compile(r"[0-9]+-(?:c-.+|scratch-[0-9a-f]{12})", re.DOTALL)
+#: A machine that runs, or a saved one on its way out, in warm-tmp/.
+MACHINE = re.compile(r"[0-9]+-.+|gone-[0-9]+", re.DOTALL)
+#: What is known of files in a layer, in state/manifests/; or the same half written.
+MEMO = re.compile(r"[0-9a-f]{64}-[0-9a-f]+\.json|\.[0-9a-f]{64}-[0-9a-f]+\.json\..+", re.DOTALL)
+
+_LABELS = {
+    "CACHEDIR.TAG": "Signature: 8a477f597d28d172789f06886806bc55\n",
+    "README": """This is a store of obuild: layers of virtual machines, named by the hash of what made them.
+result/ holds finished layers, result-tmp/ those in the making, base-image/ the images that specs start from.
+Use obuild (ls, log, delete, clean) to look and to remove; do not edit it by hand.
+""",
+}
+_FIRST_WORDS = b"This is a store of obuild"
+
+
+def is_store(root: Path) -> bool:
+    """Whether a folder is a store, perhaps a damaged one."""
+    return all(os.path.lexists(root / sign) for sign in _SIGNS) or _is_labelled(root)
+
+
+def begin(root: Path) -> None:
+    """See that a store may be made at `root`. UsageError if there is anything that is not a store's beginning.
+
+    A store's beginning is an empty folder, one with base images that a user has put there, or what is there after
+    obuild was killed while it made a store: some of its parts, and nothing in them.
+    """
+    try:
+        others = [name for name in sorted(os.listdir(root)) if not _is_beginning(root, name)]
+    except FileNotFoundError:
+        return
+    if others and not is_store(root):  # look again: another process may just have made it
+        shown = ", ".join(name if name.isprintable() else ascii(name) for name in others[:3])
+        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+        raise UsageError(
+            f"{root} is not a store, and not empty: there is {shown}{more}",
+            hint=f"name a new or an empty folder, for example --store=qemu:{root / 'store'}",
+        )
+
+
+def check(root: Path) -> list[str]:
+    """The parts that a store lacks. UsageError if one is a symlink, or else no folder: we would work elsewhere."""
+    missing = []
+    for part in (*PARTS, *LATER):
+        path = root / part
+        if is_folder(path):
+            continue
+        if os.path.lexists(path):
+            hint = "move it away: obuild makes the folder again"
+            if path.is_symlink():
+                hint = "a store is one folder: to have it on another disk, move all of it there, and link to it"
+            raise UsageError(f"{path} is {kind(path)}, and must be a folder", hint=hint)
+        if part in PARTS:
+            missing.append(part)
+    return missing
+
+
+def make(root: Path) -> None:
+    """Make the parts that a store lacks. It can be begun again after a crash at any point.
+
+    What says to people and to backup programs that this is a store is never put in place of anything.
+    """
+    for part in check(root):
+        (root / part).mkdir(parents=True, exist_ok=True)
+        failpoints.reach("store.making")
+    for name, text in _LABELS.items():
+        with suppress(OSError):  # they only tell
+            _label(root / name, text)
+
+
+def entries(folder: Path, name: re.Pattern[str]) -> list[Path]:
+    """The folders of such a name in one of the parts. No symlink is one, whatever it leads to."""
+    fd = open_folder(folder)
+    try:
+        with os.scandir(fd) as found:
+            return [folder / each.name for each in found if name.fullmatch(each.name) and _is_real(each)]
+    finally:
+        os.close(fd)
+
+
+def _is_real(entry: os.DirEntry[str]) -> bool:
+    with suppress(OSError):  # it is just being removed
+        return entry.is_dir(follow_symlinks=False)
+    return False
+
+
+def _is_beginning(root: Path, name: str) -> bool:
+    """Whether an entry is a part that holds nothing, or base images; or what a new file system has."""
+    if name in ("base-image", "lost+found"):
+        return is_folder(root / name)
+    if name not in PARTS or not is_folder(root / name):
+        return False
+    return all(
+        f"{name}/{inner}" in PARTS and not os.listdir(root / name / inner) for inner in os.listdir(root / name)
+    )
+
+
+def _is_labelled(root: Path) -> bool:
+    try:
+        with open_file(root / "README") as file:
+            return file.read(len(_FIRST_WORDS)) == _FIRST_WORDS
+    except OSError:
+        return False
+
+
+def _label(path: Path, text: str) -> None:
+    """Write a file, unless there is one that holds anything."""
+    fd = open_fd(path, os.O_WRONLY | os.O_CREAT)
+    try:
+        if not os.fstat(fd).st_size:
+            os.write(fd, text.encode())
+    finally:
+        os.close(fd)

@@ -1,0 +1,288 @@
+"""Warm machines: one that has booted, or has just finished a step, is saved for the layer that its disk stands on.
+
+The next step on that layer resumes it in place of booting. A state is never more than that: it may be gone at any
+time, and a build goes on without. So nothing of it is synced to the disk, and a state counts only until the host
+boots again. It belongs to one layer, as that was made, and to one QEMU and machine, which a text says: whoever has
+another text, boots.
+
+STORE/warm/ID/ holds `ram`, `device`, perhaps `delta` and `disk.qcow2`, and about.json, which says what they were.
+`ram` may be one file in several states: each of those counts an equal part of it.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from obuild.errors import ObuildError
+from obuild.host import failpoints, locks, stamp
+from obuild.host.fs import discard, owned_folder
+from obuild.host.regular import NotAFile, is_file, read_text
+from obuild.plan.steps import LayerId
+from obuild.store import mtree, usage
+from obuild.store.layers import Store
+from obuild.store.saved import ABOUT, MODE
+
+#: Of about.json and all beside it.
+FORMAT = 1
+
+#: What a state must have, what it may have, and what of it is small enough to be read whole before it is used.
+_NEEDED = ("ram", "device")
+_FILES = (*_NEEDED, "delta", "disk.qcow2")
+_HASHED = ("device", "delta")
+
+#: What about.json has, and of which types.
+_KEYS = {"boot": str, "machine": str, "layer": list, "files": dict, "sha256": dict}
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """A saved machine. `delta` and `disk` need not be there."""
+
+    path: Path
+
+    @property
+    def ram(self) -> Path:
+        return self.path / "ram"
+
+    @property
+    def device(self) -> Path:
+        return self.path / "device"
+
+    @property
+    def delta(self) -> Path:
+        return self.path / "delta"
+
+    @property
+    def disk(self) -> Path:
+        return self.path / "disk.qcow2"
+
+    def about(self) -> dict[str, Any]:
+        """What was written down of it. ValueError, with why in words, if it cannot be read."""
+        try:
+            about = json.loads(read_text(self.path / ABOUT))
+        except (OSError, ValueError, RecursionError) as error:
+            raise ValueError(f"its {ABOUT} cannot be read") from error
+        if not isinstance(about, dict) or "format" not in about:
+            raise ValueError(f"its {ABOUT} is damaged")
+        if about["format"] != FORMAT:
+            raise ValueError("it was saved by another version of obuild")
+        if not about.keys() >= _KEYS.keys() or not all(isinstance(about[key], _KEYS[key]) for key in _KEYS):
+            raise ValueError(f"its {ABOUT} is damaged")
+        return about
+
+
+@dataclass(frozen=True, slots=True)
+class Warm:
+    """The saved machines of a store, for builds.
+
+    All together may take `budget` bytes on disk, and half of what is free there; with 0, none is saved and none is
+    used. `note` is told, in one line, why a machine cannot be used, or could not be saved.
+    """
+
+    store: Store
+    budget: int
+    note: Callable[[str], object]
+
+    @contextmanager
+    def use(self, layer: LayerId, machine: str) -> Iterator[State | None]:
+        """The state of a layer, safe from removal meanwhile; None if there is none that `machine` can resume.
+
+        `machine` is all that must be the same to resume it: the QEMU, its command line, the host's CPU. The caller
+        has the layer in use. A state that cannot be used any more is removed. Nothing is raised but by the block.
+        """
+        with ExitStack() as held:
+            yield self._take(layer, machine, held) if self.budget else None
+
+    def folder(self, name: str) -> AbstractContextManager[Path]:
+        """A new folder for a machine that runs, gone when the block ends. OSError if it cannot be made."""
+        running = self.store.states.running
+        running.mkdir(MODE, exist_ok=True)
+        return owned_folder(running, name, mode=MODE)
+
+    @contextmanager
+    def boots(self, layer: LayerId) -> Iterator[None]:
+        """Be the only one to boot a layer in order to save it; whoever waits looks for a state again then.
+
+        Inside, wait for no claim and no other layer's lock of this kind. OSError if the lock cannot be made.
+        """
+        with locks.file_lock(self.store.locks / f"warm-{layer}.lock"):
+            yield
+
+    def keep(self, layer: LayerId, machine: str, made: Path) -> bool:
+        """Make the files in the folder `made` the state of a layer, in place of an older one; whether it is.
+
+        The caller has the layer in use, and `made` lies in a `folder`; it is gone afterwards, whatever happens.
+        Nothing is kept that alone takes more than the budget, or if the older state is in use. States that were
+        not used for the longest time go, until all take no more than the budget; those in use stay.
+        """
+        kept = False
+        try:
+            kept = self.budget > 0 and self._place(layer, machine, made)
+        except (OSError, ObuildError) as error:
+            self.note(f"the machine of layer {layer[:12]} could not be saved ({_words(error)})")
+        with suppress(OSError, ObuildError):  # what cannot go now goes later
+            if kept:
+                self._evict(layer)
+            else:
+                discard(made)
+        return kept
+
+    def drop(self, layer: LayerId) -> bool:
+        """Remove the state of a layer, for it was of no use; False if it is in use, by the caller perhaps."""
+        try:
+            return self.store.states.remove(layer)
+        except (OSError, ObuildError):
+            return False
+
+    def _take(self, layer: LayerId, machine: str, held: ExitStack) -> State | None:
+        state = State(self.store.states.folder / layer)
+        try:
+            if not held.enter_context(locks.folder_lock(state.path, shared=True)):
+                return None
+            why = self._unusable(state, layer, machine)
+            if not why:
+                os.utime(state.path)  # when it was last used
+                return state
+        except (OSError, ValueError) as error:
+            why = _words(error)
+        held.close()
+        self.note(f"the saved machine of layer {layer[:12]} cannot be used ({why}); booting")
+        self.drop(layer)
+        return None
+
+    def _unusable(self, state: State, layer: LayerId, machine: str) -> str:
+        if why := outdated(self.store, layer):
+            return why
+        if state.about()["machine"] != machine:
+            return "it is one of another QEMU or obuild, or of another size"
+        return damage(state, read_data=True)
+
+    def _place(self, layer: LayerId, machine: str, made: Path) -> bool:
+        """Put a state in its place, if it is small enough and the place is free."""
+        (made / ABOUT).write_text(json.dumps(_about(self.store, layer, machine, made)))
+        files = list(made.iterdir())
+        for path in files:
+            path.chmod(0o400)
+        made.chmod(MODE)
+        size = sum(path.stat().st_blocks * 512 for path in (made, *files))
+        if size > self._limit(size):
+            return False
+        states = self.store.states
+        states.folder.mkdir(MODE, exist_ok=True)
+        failpoints.reach("warm.keeping")
+        if not states.remove(layer):
+            return False
+        try:
+            made.rename(states.folder / layer)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):  # another was quicker
+                return False
+            raise
+        failpoints.reach("warm.kept")
+        return True
+
+    def _limit(self, more: int = 0) -> int:
+        """What all states may take: the budget, but never more than half of what would be free without them.
+
+        On a small disk the layers need the room. `more` bytes of the disk are for a state that is not yet one.
+        """
+        status = os.statvfs(self.store.root)
+        free = status.f_bavail * status.f_frsize + usage.within(self.store.states.folder) + more
+        return min(self.budget, free // 2)
+
+    def _evict(self, spared: LayerId) -> None:
+        """Remove states that were not used for the longest time, until all fit into the budget."""
+        states = self.store.states
+        with locks.file_lock(self.store.locks / "warm.lock"):  # one at a time, or two would remove twice as many
+            for id in sorted(states.ids(), key=lambda id: _used(states.folder / id)):
+                if usage.within(states.folder) <= self._limit():
+                    return
+                if id != spared:
+                    self.drop(id)  # frees less than its size if another has the same `ram`: so each time we look
+
+
+def outdated(store: Store, layer: LayerId) -> str:
+    """Why nobody can ever resume the state of a layer, in words; "" if somebody may be able to."""
+    try:
+        about = State(store.states.folder / layer).about()
+        if about["boot"] != stamp.boot_id():
+            return "the host has booted since"
+        return "" if about["layer"] == _stamp(store, layer) else "its layer was removed and made again"
+    except ValueError as error:
+        return str(error)
+    except OSError:
+        return "its layer is gone"
+
+
+def damage(state: State, *, read_data: bool = False) -> str:
+    """In what a state is not what was saved, in words; "" if it is. With `read_data`, what is small is read.
+
+    Of an earlier boot of the host nothing is expected: what was not synced may be gone.
+    """
+    try:
+        about = state.about()
+    except ValueError as error:
+        return str(error)
+    if about["boot"] != stamp.boot_id():
+        return ""
+    for path in (state.path / name for name in _FILES):
+        try:
+            if not path.exists() and (path.name in _NEEDED or path.name in about["files"]):
+                return f"its {path.name} is missing"
+            if not _same(path, about, read_data=read_data):
+                return f"its {path.name} is not what it was"
+        except OSError as error:
+            return f"its {path.name} cannot be read: {error.strerror}"
+    return ""
+
+
+def _same(path: Path, about: dict[str, Any], *, read_data: bool) -> bool:
+    """Whether a file of a state is the one that was written down. OSError if it cannot be read."""
+    if not path.exists() or _times(path) != about["files"].get(path.name):
+        return not path.exists() and path.name not in about["files"]
+    return not read_data or path.name not in _HASHED or mtree.digest(path) == about["sha256"].get(path.name)
+
+
+def _about(store: Store, layer: LayerId, machine: str, made: Path) -> dict[str, Any]:
+    """What is written down of a state that is being saved."""
+    there = [name for name in _FILES if name in _NEEDED or (made / name).exists()]
+    return {
+        "format": FORMAT,
+        "boot": stamp.boot_id(),
+        "machine": machine,
+        "layer": _stamp(store, layer),
+        "files": {name: _times(made / name) for name in there},
+        "sha256": {name: mtree.digest(made / name) for name in there if name in _HASHED},
+    }
+
+
+def _times(path: Path) -> list[int]:
+    """Changes whenever a file is written to; the same for all its names. OSError if there is none."""
+    if not is_file(path) and os.path.lexists(path):
+        raise NotAFile(path)
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _stamp(store: Store, layer: LayerId) -> list[list[int]]:
+    """Changes when a layer is removed and made again, which may come out different. OSError if it is gone."""
+    statuses = [(store.result / layer / name).stat() for name in ("key", mtree.NAME)]
+    return [[status.st_ino, status.st_mtime_ns] for status in statuses]
+
+
+def _used(path: Path) -> float:
+    """When a state was last used, in seconds since the epoch."""
+    with suppress(OSError):
+        return path.stat().st_mtime
+    return 0.0
+
+
+def _words(error: Exception) -> str:
+    return (isinstance(error, OSError) and error.strerror) or str(error)
