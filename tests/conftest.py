@@ -14,7 +14,7 @@ from obuild import spec
 from obuild.bases import catalog
 from obuild.plan.steps import Base, Chain, plan
 from obuild.store.layers import Store
-from tests.fakes import POWER_OFF, boot_disk
+from tests.support.fakes import POWER_OFF, boot_disk
 
 # A shell starts what runs in its background deaf to Ctrl-C, and so would be what tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -40,7 +40,7 @@ HEAVY = (
 
 def test_a_cached_build_loads_nothing_heavy() -> None:
     """It costs little more than starting Python: bench/overhead.py measures it, this keeps it so."""
-    code = "import sys, obuild.cli, obuild.engine, obuild.spec; print(*sys.modules)"
+    code = "import sys, obuild.cli.main, obuild.builder.engine, obuild.spec; print(*sys.modules)"
     loaded = subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True
     ).stdout.split()
@@ -50,6 +50,6 @@ def test_a_cached_build_loads_nothing_heavy() -> None:
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 def test_a_closed_standard_stream_is_no_file_of_ours(closed: str) -> None:
     """Else a file that is opened first gets its number, and what is written to stderr goes into that file."""
-    script = "import os, obuild.streams as s; s.prepare(); fd = os.open('/dev/null', 0); exit(fd <= 2)"
+    script = "import os, obuild.host.streams as s; s.prepare(); fd = os.open('/dev/null', 0); exit(fd <= 2)"
     shell = f'"$0" -c "{script}" {closed}'
     assert subprocess.run(["sh", "-c", shell, sys.executable], cwd=Path(__file__).parent.parent).returncode == 0

@@ -1,4 +1,4 @@
-"""As tests/test_crashes.py, with real guests. It takes long: `make test-crash`."""
+"""As tests/store/test_crashes.py, with real guests. It takes long: `make test-crash`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from obuild.host import failpoints
-from tests.test_crashes import Victim
+from tests.store.test_crashes import Victim
 from tests.vm.conftest import Program
 from tests.vm.test_failures import machines
 

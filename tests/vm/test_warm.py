@@ -149,7 +149,7 @@ def test_a_failed_step_is_tried_again_where_it_failed(shared: Program, spec: Spe
 
 @pytest.mark.parametrize(
     "change",
-    ["touch /etc/modprobe.d/x.conf", "touch /run/reboot-required", "mkdir /lib/modules/6.0.0", "umount /dev/shm"],
+    ["touch /etc/modprobe.d/x.conf", "touch /run/reboot-required"],
 )
 def test_a_step_that_changes_what_a_boot_sets_up_is_followed_by_one(
     shared: Program, spec: Spec, source: Path, change: str
@@ -214,26 +214,24 @@ def test_a_step_with_a_secret_is_never_saved_nor_continued_from(
     assert (shared.store / "warm" / with_secret / "disk.qcow2").is_file()
 
 
-@pytest.mark.parametrize(
-    ("damage", "why"),
-    [
-        (lambda state: (state / "device").write_bytes(b"no"), "its device"),
-        (lambda state: (state / "ram").unlink(), "its ram is missing"),
-        (lambda state: (state / "about.json").write_text("{"), "about.json"),
-    ],
-)
-def test_a_damaged_state_means_a_boot_and_a_line(
-    fresh: Program, spec: Spec, source: Path, damage: Callable[[Path], object], why: str
-) -> None:
-    path = spec(f'((from micro) (run (shell "{BOOT_ID} # 1")))')
-    first = fresh.build(path, source)
-    (state,) = (path for path in (fresh.store / "warm").iterdir() if (path / "disk.qcow2").exists())
-    damage(state)
-    again = fresh.build(spec(f'((from micro) (run (shell "{BOOT_ID} # 2")))'), source)
-    assert re.search(
-        f"the saved machine of layer {state.name[:12]} cannot be used .*{why}.*; booting\n", again.stdout
-    )
-    assert {*boots(first)} != {*boots(again)}
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "its device": lambda state: (state / "device").write_bytes(b"no"),
+    "its ram is missing": lambda state: (state / "ram").unlink(),
+    "about.json": lambda state: (state / "about.json").write_text("{"),
+}
+
+
+def test_a_damaged_state_means_a_boot_and_a_line(fresh: Program, spec: Spec, source: Path) -> None:
+    before = fresh.build(spec(f'((from micro) (run (shell "{BOOT_ID}")))'), source)
+    for why, damage in DAMAGES.items():
+        (state,) = (path for path in (fresh.store / "warm").iterdir() if (path / "disk.qcow2").exists())
+        damage(state)
+        again = fresh.build(spec(f'((from micro) (run (shell "{BOOT_ID} # {why}")))'), source)
+        assert re.search(
+            f"the saved machine of layer {state.name[:12]} cannot be used .*{why}.*; booting\n", again.stdout
+        )
+        assert {*boots(before)} != {*boots(again)}
+        before = again
     assert_clean(fresh)
 
 

@@ -1,0 +1,540 @@
+"""The main flow, with real layers and a scripted executor in place of machines."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sqlite3
+import subprocess
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from obuild import spec
+from obuild.bases import catalog
+from obuild.builder.chain import Builder
+from obuild.errors import MachineError, ObuildError, StepFailed, StoreError
+from obuild.events import Event, Hit, Note, Output, Saved, Started
+from obuild.host import process
+from obuild.plan.steps import Chain, LayerId, plan
+from obuild.store import removal
+from obuild.store.index import Index
+from obuild.store.layers import Layer, Store
+from tests.support.fakes import Act, FakeExecutor, Heard, Run
+
+ChainMaker = Callable[[str], Chain]
+ABC = "(run (shell a)) (run (shell b)) (run (shell c))"
+
+
+def build(
+    store: Store, chain: Chain, script: dict[str, Act] | None = None, secrets: dict[str, bytes] | None = None
+) -> tuple[FakeExecutor, Heard]:
+    executor, heard = FakeExecutor(script or {}), Heard()
+    assert Builder(store, lambda: executor, heard, secrets or {}).build(chain) == chain.steps[-1].id
+    return executor, heard
+
+
+def fail(status: int) -> Act:
+    return lambda run: status
+
+
+def drafts(store: Store) -> list[str]:
+    """What a build must never leave behind."""
+    return [*os.listdir(store.result_tmp), *os.listdir(store.cache_tmp), *os.listdir(store.locks)]
+
+
+def test_a_first_build_makes_every_step_in_order(store: Store, chain: ChainMaker) -> None:
+    steps = chain(ABC).steps
+    executor, heard = build(store, chain(ABC))
+    assert executor.seen == ["open", "a", "sealed", "open", "b", "sealed", "open", "c", "sealed"]
+    assert heard.of(Saved) == [Saved(step.id) for step in steps]
+    assert drafts(store) == []
+
+
+def test_a_build_tells_what_it_does_in_order(store: Store, chain: ChainMaker) -> None:
+    made = chain("(env A 1) (run (shell a)) (comment bye)")
+    root, step = made.steps
+    _, heard = build(store, made)
+    assert heard == [
+        Started("(from tiny)"),
+        Note(f"importing {made.base.path}"),
+        Saved(root.id),
+        Started("/: (env A 1)"),
+        Started("/: (run (shell a))"),
+        Output(b"a\n"),
+        Saved(step.id),
+        Started("/: (comment bye)"),
+    ]
+
+
+def test_a_second_build_runs_nothing_and_shows_the_old_logs(store: Store, chain: ChainMaker) -> None:
+    build(store, chain(ABC))
+    executor, heard = build(store, chain(ABC))
+    assert executor.seen == []
+    steps = chain(ABC).steps
+    logs = [b"", b"a\n", b"b\n", b"c\n"]
+    assert heard.of(Hit) == [Hit(step.id, log) for step, log in zip(steps, logs, strict=True)]
+    assert heard.of(Saved) == []
+
+
+def test_a_change_rebuilds_from_there_only(store: Store, chain: ChainMaker) -> None:
+    build(store, chain(ABC))
+    executor, heard = build(store, chain("(run (shell a)) (run (shell B)) (run (shell c))"))
+    assert [seen for seen in executor.seen if len(seen) == 1] == ["B", "c"]
+    assert len(heard.of(Hit)) == 2
+
+
+def test_a_layer_holds_the_log_of_its_step(store: Store, chain: ChainMaker) -> None:
+    build(store, chain(ABC))
+    layer = store.find(chain(ABC).steps[2].id)
+    assert layer is not None
+    assert layer.log.read_bytes() == b"b\n"
+
+
+def test_the_base_is_copied_in_so_that_its_file_may_change(store: Store, chain: ChainMaker, tiny: Path) -> None:
+    made = chain("(run (shell a))")
+    before = tiny.read_bytes()
+    build(store, made)
+    tiny.unlink()
+    layer = store.find(made.steps[0].id)
+    assert layer is not None
+    assert layer.image.read_bytes() == before
+    build(store, made)
+
+
+def test_a_base_that_changes_while_it_is_imported_is_not_taken(
+    store: Store, chain: ChainMaker, tiny: Path
+) -> None:
+    made = chain("")
+    os.utime(tiny, ns=(0, 1))
+    with pytest.raises(ObuildError, match="changed while it was imported"):
+        build(store, made)
+    assert store.layers() == []
+    assert drafts(store) == []
+
+
+def test_a_kernel_beside_the_base_goes_into_its_layer(store: Store, chain: ChainMaker, tiny: Path) -> None:
+    tiny.with_suffix(".toml").write_text('firmware = "kernel"\n')
+    tiny.with_suffix(".vmlinuz").write_bytes(b"a kernel")
+    made = chain("")
+    build(store, made)
+    tiny.with_suffix(".vmlinuz").unlink()
+    layer = store.find(made.steps[0].id)
+    assert layer is not None
+    kernel = layer.image.with_name("image.vmlinuz")
+    assert kernel.read_bytes() == b"a kernel"
+    assert kernel.stat().st_mode & 0o777 == 0o444
+
+
+def test_a_kernel_that_changes_while_it_is_imported_is_not_taken(
+    store: Store, chain: ChainMaker, tiny: Path
+) -> None:
+    tiny.with_suffix(".toml").write_text('firmware = "kernel"\n')
+    tiny.with_suffix(".vmlinuz").write_bytes(b"a kernel")
+    made = chain("")
+    tiny.with_suffix(".vmlinuz").write_bytes(b"another kernel")
+    with pytest.raises(ObuildError, match=r"tiny\.vmlinuz changed while it was imported"):
+        build(store, made)
+    assert store.layers() == []
+
+
+@pytest.mark.parametrize(
+    "error", [MachineError("lost"), StepFailed("no"), KeyboardInterrupt(), OSError(errno.EIO, "broken")]
+)
+def test_a_step_that_raises_leaves_nothing_and_ends_its_machine(
+    store: Store, chain: ChainMaker, error: BaseException
+) -> None:
+    def act(run: Run) -> int:
+        run.output(b"half a line")
+        raise error
+
+    executor = FakeExecutor({"b": act})
+    with pytest.raises((type(error), StoreError)):
+        Builder(store, lambda: executor, Heard()).build(chain(ABC))
+    assert executor.seen == ["open", "a", "sealed", "open", "b", "killed"]
+    assert {layer.id for layer in store.layers()} == {step.id for step in chain(ABC).steps[:2]}
+    assert drafts(store) == []
+
+
+def test_a_command_that_says_no_is_quoted_with_its_status(store: Store, chain: ChainMaker) -> None:
+    with pytest.raises(StepFailed, match=r'"b".*exit status 42'):
+        build(store, chain(ABC), {"b": fail(42)})
+
+
+def test_a_long_command_is_quoted_in_part(store: Store, chain: ChainMaker) -> None:
+    with pytest.raises(StepFailed) as caught:
+        build(store, chain(f"(run (shell {'x' * 5000}))"), {"x" * 5000: fail(1)})
+    assert len(caught.value.message) < 300
+
+
+def test_a_build_goes_on_where_the_last_one_failed(store: Store, chain: ChainMaker) -> None:
+    with pytest.raises(StepFailed):
+        build(store, chain(ABC), {"b": fail(1)})
+    executor, _ = build(store, chain(ABC))
+    assert [seen for seen in executor.seen if len(seen) == 1] == ["b", "c"]
+
+
+def test_each_step_is_an_overlay_on_the_one_before(store: Store, chain: ChainMaker) -> None:
+    build(store, chain(ABC))
+    last = store.find(chain(ABC).steps[-1].id)
+    assert last is not None
+    argv = ["qemu-img", "info", "--output=json", "--backing-chain", str(last.image)]
+    images = json.loads(subprocess.run(argv, check=True, capture_output=True).stdout)
+    ids = [Path(image["filename"]).resolve().parent.parent.name for image in images]
+    assert ids == [step.id for step in reversed(chain(ABC).steps)]
+
+
+@pytest.mark.parametrize(("op", "opened"), [("(network host)", "open with network"), ("(network)", "open")])
+def test_a_machine_has_a_network_only_if_the_step_asks(
+    store: Store, chain: ChainMaker, op: str, opened: str
+) -> None:
+    executor, _ = build(store, chain(f"(run {op} (shell a))"))
+    assert executor.seen[0] == opened
+
+
+def test_a_copy_is_sent_without_a_network(store: Store, chain: ChainMaker, tmp_path: Path) -> None:
+    (tmp_path / "source" / "file").write_text("x")
+    executor, _ = build(store, chain("(workdir /w) (copy (src file) (dst sub/))"))
+    assert executor.seen == ["open", "send to /w/sub", "sealed"]
+
+
+# -- caches
+
+
+def grow(status: int) -> Act:
+    """Add a byte to each cache, save it as an executor must, and end with a status."""
+
+    def act(run: Run) -> int:
+        for copy in run.copies:
+            new = copy.path.with_suffix(".new")
+            new.write_bytes((copy.path.read_bytes() if copy.path.exists() else b"") + b"x")
+            copy.save(new)
+        return status
+
+    return act
+
+
+def cached(store: Store, name: str) -> bytes:
+    with store.borrow_cache(name) as copy:
+        return copy.path.read_bytes()
+
+
+def test_a_cache_outlives_its_step_whatever_the_step_said(store: Store, chain: ChainMaker) -> None:
+    ops = "(run (cache (c (target /c))) (shell {}))"
+    build(store, chain(ops.format("good")), {"good": grow(0)})
+    assert cached(store, "c") == b"x"
+    with pytest.raises(StepFailed):
+        build(store, chain(ops.format("bad")), {"bad": grow(1)})
+    assert cached(store, "c") == b"xx"
+    assert drafts(store) == []
+
+
+def test_caches_come_in_the_order_of_the_op(store: Store, chain: ChainMaker) -> None:
+    names: list[str] = []
+
+    def act(run: Run) -> int:
+        names.extend(copy.name for copy in run.copies)
+        return 0
+
+    build(store, chain("(run (cache (b (target /b)) (a (target /a))) (shell x))"), {"x": act})
+    assert names == ["b", "a"]
+
+
+# -- secrets
+
+
+def test_the_value_of_a_secret_reaches_the_step_and_nothing_that_is_kept(
+    store: Store, chain: ChainMaker, tmp_path: Path
+) -> None:
+    value = b"correct horse battery"
+    ops = "((from tiny) (run (secrets (s (target /s))) (shell x)))"
+
+    def act(run: Run) -> int:
+        assert run.secrets["s"] == value
+        run.output(b"it is: correct horse")
+        run.output(b" battery\n")
+        return 0
+
+    made = plan(
+        spec.parse(ops.encode()),
+        source=tmp_path,
+        find_base=lambda name: catalog.find(store, name, say=lambda text: None),
+        secrets=("s",),
+    )
+    _, heard = build(store, made, {"x": act}, {"s": value})
+    said = b"".join(event.data for event in heard if isinstance(event, Output))
+    assert said == b"it is: ***\n"
+    for path in store.root.rglob("*"):
+        assert not path.is_file() or value not in path.read_bytes(), path
+
+
+# -- together with others
+
+
+def test_what_a_build_stands_on_cannot_be_removed(store: Store, chain: ChainMaker) -> None:
+    root, first = (step.id for step in chain("(run (shell a))").steps)
+    stayed: list[LayerId] = []
+
+    def act(run: Run) -> int:
+        stayed.extend(removal.clean(Store.open(store.root), tell=lambda id: None))
+        return 0
+
+    build(store, chain(ABC), {"b": act})
+    assert stayed == [first, root]
+
+
+def test_what_a_build_has_found_cannot_be_removed_while_it_goes_on(store: Store, chain: ChainMaker) -> None:
+    ids = [step.id for step in chain("(run (shell a)) (run (shell b))").steps]
+    build(store, chain("(run (shell a)) (run (shell b))"))
+    stayed: list[LayerId] = []
+
+    def act(run: Run) -> int:
+        stayed.extend(removal.delete(store, ids[0], tell=lambda id: None))
+        return 0
+
+    build(store, chain(ABC), {"c": act})
+    assert stayed == ids[::-1]
+
+
+def test_a_layer_that_is_removed_while_it_is_found_is_made_anew(
+    store: Store, chain: ChainMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = chain("(run (shell a))")
+    build(store, made)
+    find = store.find
+
+    def slow(id: LayerId) -> object:
+        layer = find(id)
+        if layer is not None and id == made.steps[-1].id:
+            monkeypatch.setattr(store, "find", find)
+            removal.delete(store, id, tell=lambda id: None)
+        return layer
+
+    monkeypatch.setattr(store, "find", slow)
+    executor, _ = build(store, made)
+    assert executor.seen == ["open", "a", "sealed"]
+
+
+def no_executor() -> FakeExecutor:
+    raise AssertionError("no machine is needed")
+
+
+def test_no_machine_is_asked_for_while_layers_are_found(store: Store, chain: ChainMaker) -> None:
+    build(store, chain(ABC))
+    heard = Heard()
+    Builder(store, no_executor, heard).build(chain(ABC))
+    assert len(heard.of(Hit)) == 4
+
+
+def test_a_layer_that_is_removed_between_finding_and_using_it_is_made_again(
+    store: Store, chain: ChainMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = chain(ABC)
+    build(store, made)
+    use = store.use
+
+    def slow(id: LayerId) -> AbstractContextManager[Layer | None]:
+        if id == made.steps[-1].id:
+            monkeypatch.setattr(store, "use", use)
+            removal.delete(store, id, tell=lambda id: None)
+        return use(id)
+
+    monkeypatch.setattr(store, "use", slow)
+    executor, heard = build(store, made)
+    assert executor.seen == ["open", "c", "sealed"]
+    assert "removed" in str(heard.of(Note))
+    assert store.find(made.steps[-1].id)
+
+
+def test_a_damaged_layer_is_not_built_on(store: Store, chain: ChainMaker) -> None:
+    build(store, chain("(run (shell a)) (run (shell b))"))
+    image = store.result / chain(ABC).steps[1].id / "rootfs" / "image.qcow2"
+    os.truncate(image, image.stat().st_size - 512)
+    with pytest.raises(StoreError, match=r"damaged: its rootfs/image\.qcow2 has \d+ bytes, and had") as caught:
+        build(store, chain(ABC))
+    assert "fsck" in caught.value.hint
+    assert store.find(chain(ABC).steps[-1].id) is None
+    assert drafts(store) == []
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_layer_without_its_log_is_said_to_be_damaged(store: Store, chain: ChainMaker, number: int) -> None:
+    build(store, chain("(run (shell a)) (run (shell b))"))
+    id = chain(ABC).steps[number].id
+    (store.result / id / "log").unlink()
+    executor = FakeExecutor()
+    with pytest.raises(StoreError, match=rf"layer {id} is damaged: its log cannot be read: No such") as caught:
+        Builder(store, lambda: executor, Heard()).build(chain(ABC))
+    assert "obuild fsck --repair" in caught.value.hint
+    assert executor.seen == []
+    assert drafts(store) == []
+
+
+# -- several builds of one step
+
+
+class Meeting:
+    """Two builds of the same chain: the second begins while the first is in the middle of `a`."""
+
+    def __init__(self, store: Store, chain: Chain) -> None:
+        self.store = store
+        self.chain = chain
+        self.executor, self.heard = FakeExecutor(), Heard()
+        self.waits = threading.Event()
+        self.error: BaseException | None = None
+        self.thread = threading.Thread(target=self._second)
+
+    def _second(self) -> None:
+        def tell(event: Event) -> None:
+            self.heard(event)
+            if isinstance(event, Output):
+                self.waits.set()
+
+        try:
+            Builder(Store(self.store.root), lambda: self.executor, tell).build(self.chain)
+        except BaseException as error:
+            self.error = error
+
+    def first(self, ending: int | BaseException) -> FakeExecutor:
+        """Run the first build; its `a` prints, sees that the other has heard it, prints again, and ends so."""
+
+        def act(run: Run) -> int:
+            run.output(b"one\n")
+            self.thread.start()
+            assert self.waits.wait(30)
+            run.output(b"two\n")
+            if isinstance(ending, BaseException):
+                raise ending
+            return ending
+
+        executor = FakeExecutor({"a": act})
+        try:
+            Builder(self.store, lambda: executor, Heard()).build(self.chain)
+        except (ObuildError, KeyboardInterrupt):
+            assert ending
+        self.thread.join()
+        return executor
+
+    @property
+    def log(self) -> bytes:
+        return b"".join(event.data for event in self.heard if isinstance(event, Output))
+
+
+def test_two_builds_of_the_same_steps_make_each_once(store: Store, chain: ChainMaker) -> None:
+    meeting = Meeting(store, chain(ABC))
+    first = meeting.first(0)
+    runs = [seen for seen in [*first.seen, *meeting.executor.seen] if len(seen) == 1]
+    assert sorted(runs) == ["a", "b", "c"]
+    assert meeting.log.startswith(b"one\ntwo\n")
+    assert Hit(chain(ABC).steps[1].id, b"") in meeting.heard  # its log was told already
+    assert meeting.error is None
+
+
+def test_who_waits_for_a_step_that_fails_fails_likewise(store: Store, chain: ChainMaker) -> None:
+    meeting = Meeting(store, chain(ABC))
+    meeting.first(7)
+    assert isinstance(meeting.error, StepFailed)
+    assert meeting.error.message == '"a" failed with exit status 7'
+    assert meeting.executor.seen == []
+    assert meeting.log == b"one\ntwo\n"
+    again, _ = build(store, chain(ABC))  # a new build tries it
+    assert "a" in again.seen
+
+
+def test_who_waits_takes_over_from_a_build_that_is_interrupted(store: Store, chain: ChainMaker) -> None:
+    meeting = Meeting(store, chain(ABC))
+    meeting.first(KeyboardInterrupt())
+    assert meeting.error is None
+    assert [seen for seen in meeting.executor.seen if len(seen) == 1] == ["a", "b", "c"]
+    assert meeting.log == b"one\ntwo\na\nb\nc\n"
+    assert Note("that build was interrupted; this one makes the step") in meeting.heard
+
+
+def test_who_waits_for_a_stage_that_is_ended_for_another_ones_failure_takes_over(
+    store: Store, chain: ChainMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meeting = Meeting(store, chain(ABC))
+    # as if the first were being stopped, but not the second, which stands for another process
+    monkeypatch.setattr("obuild.builder.chain.process", SimpleNamespace(stopping=lambda: True))
+    meeting.first(MachineError("QEMU is gone"))
+    assert meeting.error is None
+    assert meeting.executor.seen.count("sealed") == 3
+
+
+def test_who_waits_for_another_process_stops_when_its_own_build_is_stopped(
+    store: Store, chain: ChainMaker
+) -> None:
+    errors: list[BaseException] = []
+    waits = threading.Event()
+
+    def tell(event: Event) -> None:
+        if isinstance(event, Note) and "another build" in event.text:
+            waits.set()
+
+    def wait() -> None:
+        try:
+            Builder(store, no_executor, tell).build(chain("(run (shell a))"))
+        except ObuildError as error:
+            errors.append(error)
+
+    with store.claim(chain("(run (shell a))").steps[0].id):
+        thread = threading.Thread(target=wait)
+        thread.start()
+        assert waits.wait(30)
+        process.stop_all()
+        try:
+            thread.join()
+        finally:
+            process.resume()
+    assert [str(error) for error in errors] == ["stopped while another build was making this step"]
+
+
+# -- the index
+
+
+def test_each_new_layer_is_remembered_with_its_op(store: Store, chain: ChainMaker) -> None:
+    build(store, chain("(env A 1) (run (shell a))"))
+    with Index(store) as index:
+        rows = index.rows()
+    assert [row.op for row in rows] == ["(from tiny)", "/: (run (shell a))"]
+    assert [(row.id, row.parent) for row in rows] == [
+        (step.id, step.parent) for step in chain("(env A 1) (run (shell a))").steps
+    ]
+
+
+def test_an_op_that_is_no_text_is_remembered(store: Store, tiny: Path, tmp_path: Path) -> None:
+    stage = spec.Stage("tiny", (spec.Workdir("/\udcff"), spec.Run("a\udcff")))
+    made = plan(stage, source=tmp_path, find_base=lambda name: catalog.find(store, name, say=print))
+    build(store, made, {"a\udcff": lambda run: 0})
+    with Index(store) as index:
+        assert [row.op for row in index.rows()][1] == '/\\xff: (run (shell "a\\255"))'
+
+
+def test_an_index_that_cannot_be_opened_fails_no_build(store: Store, chain: ChainMaker) -> None:
+    (store.state / "db").write_text("in the way")
+    _, heard = build(store, chain("(run (shell a))"))
+    assert {layer.id for layer in store.layers()} == {step.id for step in chain("(run (shell a))").steps}
+    assert str(heard.of(Note)).count("the layer is there, but not in the index yet: cannot open the index") == 2
+    assert drafts(store) == []
+
+
+def test_an_index_that_another_process_holds_fails_no_build(
+    store: Store, chain: ChainMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("obuild.builder.chain.INDEX_WAIT", 0.1)
+    build(store, chain(""))
+    with sqlite3.connect(store.state / "db/db.sqlite", isolation_level=None) as other:
+        other.execute("BEGIN IMMEDIATE")
+        _, heard = build(store, chain("(run (shell a))"))
+        assert "not in the index yet: the store's index: database is locked" in str(heard.of(Note))
+        with pytest.raises(StoreError) as caught, Index(store, wait=0.1) as index:
+            index.count()
+        assert caught.value.hint == "another process writes to it; call it again when that is done"
+        other.execute("ROLLBACK")
+    with Index(store) as index:
+        assert index.count() == 2

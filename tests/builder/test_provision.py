@@ -1,0 +1,179 @@
+"""Machines for layers: what a base's own layer knows of how to boot what stands on it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from obuild import spec
+from obuild.bases import catalog
+from obuild.builder.engine import Engine
+from obuild.builder.provision import Machines, base_below
+from obuild.errors import StoreError, UsageError
+from obuild.executors.qemu.shape import Kernel, Settings, Shape
+from obuild.executors.qemu.snapshot import identity
+from obuild.guests import profile
+from obuild.guests.all import GUESTS, HOMES, Guest, Home
+from obuild.guests.profile import Card
+from obuild.plan.steps import LayerId
+from obuild.store.layers import Store
+from obuild.store.warm import Warm
+from tests.support.fakes import FakeExecutor, Heard
+
+Build = Callable[..., LayerId]
+
+
+@dataclass
+class Made(FakeExecutor):
+    """Remembers how it was made."""
+
+    shape: Shape | None = None
+    login: str = ""
+    key: Path | None = None
+    warm: Warm | None = None
+    home: Home | None = None
+    identity: str = ""
+
+
+@pytest.fixture(autouse=True)
+def no_qemu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def make(
+        shape: Shape, login: str, key: Path, guest: Guest, warm: Warm | None, home: Home | None, identity: str
+    ) -> Made:
+        return Made(shape=shape, login=login, key=key, guest=guest, warm=warm, home=home, identity=identity)
+
+    monkeypatch.setattr("obuild.executors.qemu.chains.Qemu", make)
+
+
+@pytest.fixture
+def build(store: Store, tmp_path: Path) -> Build:
+    def run(settings: Settings | None = None) -> LayerId:
+        stage = spec.parse(b"((from tiny) (run (shell a)) (run (shell b)))")
+        return Engine(tmp_path, store, settings or Settings(accel="tcg"), Heard()).build(stage)
+
+    return run
+
+
+def machines(store: Store, os: str = "") -> Machines:
+    return Machines(store, Settings(accel="tcg", os=os), lambda text: None)
+
+
+def made(store: Store, id: LayerId, os: str = "") -> Made:
+    executor = machines(store, os).of_layer(id)
+    assert isinstance(executor, Made)
+    return executor
+
+
+def root(store: Store, id: LayerId) -> Path:
+    """The folder of the base's layer."""
+    return store.result / base_below(store, id).name
+
+
+def test_a_layer_is_booted_as_the_card_of_its_base_said_whatever_has_become_of_the_image(
+    store: Store, tiny: Path, build: Build
+) -> None:
+    tiny.with_suffix(".toml").write_text('os = "freebsd"\nlogin = "debian"\nmemory = "4G"\nkey = "state/k"\n')
+    id = build()
+    catalog.remove(store, "tiny")
+    executor = made(store, id)
+    assert executor.shape == Shape(memory=4 << 30)
+    assert (executor.login, executor.key) == ("debian", store.root / "state/k")
+    assert executor.guest is GUESTS["freebsd"]
+
+
+@pytest.mark.usefixtures("tiny")
+def test_the_layers_of_a_base_have_the_same_machines(store: Store, build: Build) -> None:
+    id = build()
+    parent = store.parents()[id]
+    assert parent is not None
+    all_of_them = machines(store)
+    assert (
+        all_of_them.of_layer(id)
+        is all_of_them.of_layer(parent)
+        is all_of_them.of_layer(LayerId(root(store, id).name))
+    )
+
+
+def test_the_card_is_kept_as_found_and_the_users_word_counts_for_one_command(
+    store: Store, tiny: Path, build: Build
+) -> None:
+    id = build(Settings(accel="tcg", os="freebsd"))
+    assert profile.read(root(store, id) / "card.toml") == Card()
+    assert made(store, id).guest is GUESTS["linux"]
+    assert made(store, id, os="openbsd").guest is GUESTS["openbsd"]
+
+
+def test_the_kernel_is_that_in_the_layer(store: Store, tiny: Path, build: Build) -> None:
+    tiny.with_suffix(".toml").write_text('firmware = "kernel"\ncmdline = "quiet"\n')
+    tiny.with_suffix(".vmlinuz").write_text("kernel")
+    tiny.with_suffix(".initrd").write_text("disk")
+    id = build()
+    catalog.remove(store, "tiny")
+    shape = made(store, id).shape
+    files = root(store, id) / "rootfs"
+    assert shape is not None
+    assert shape.kernel == Kernel(files / "image.vmlinuz", files / "image.initrd", "quiet")
+
+
+def test_a_layer_from_before_cards_is_booted_as_an_image_with_the_same_content(
+    store: Store, tiny: Path, build: Build
+) -> None:
+    tiny.with_suffix(".toml").write_text('login = "debian"\n')
+    id = build()
+    (root(store, id) / "card.toml").unlink()
+    shutil.copy(tiny.with_suffix(".toml"), store.base_image / "renamed.toml")
+    tiny.rename(store.base_image / "renamed.qcow2")
+    (store.base_image / "broken.qcow2").write_bytes(b"no image")
+    assert made(store, id).login == "debian"
+    (store.base_image / "renamed.qcow2").unlink()
+    with pytest.raises(UsageError, match="without its card") as caught:
+        made(store, id)
+    assert "base add" in caught.value.hint
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize("vm", ["auto", "warm"])
+def test_machines_last_where_they_can(store: Store, build: Build, vm: str) -> None:
+    settings = Settings(accel="tcg", vm=vm, warm_budget=123)
+    executor: Any = Machines(store, settings, print).of_layer(build())
+    assert executor.shape.warm
+    assert executor.home is HOMES["linux"]
+    assert executor.warm == Warm(store, 123, print)
+    assert executor.identity == identity(executor.shape, executor.home)
+
+
+@pytest.mark.parametrize(("about", "vm"), [("", "boot"), ('warm = "no"\n', "auto"), ('os = "freebsd"\n', "auto")])
+def test_machines_do_not_last_where_they_cannot_or_are_not_to(
+    store: Store, tiny: Path, build: Build, about: str, vm: str
+) -> None:
+    tiny.with_suffix(".toml").write_text(about)
+    executor: Any = Machines(store, Settings(accel="tcg", vm=vm), print).of_layer(build())
+    assert executor.shape.warm is (about == "")  # the devices are the same whether it lasts or not
+    assert (executor.warm, executor.home, executor.identity) == (None, None, "")
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_layer_that_is_gone_is_named(store: Store, build: Build) -> None:
+    id = build()
+    shutil.rmtree(root(store, id))
+    with pytest.raises(StoreError, match=f"{id} was just removed"):
+        made(store, id)
+
+
+def test_where_qemu_cannot_be_told_of_a_file_each_step_boots(tmp_path: Path, qcow2_disk: Path) -> None:
+    """What it is told while it runs is JSON, and that has no bytes but UTF-8."""
+    store = Store.open(tmp_path / os.fsdecode(b"caf\xe9"))
+    shutil.copy(qcow2_disk, store.base_image / "tiny.qcow2")
+    said: list[str] = []
+    stage = spec.parse(b"((from tiny) (run (shell a)))")
+    id = Engine(tmp_path, store, Settings(accel="tcg"), Heard()).build(stage)
+    executor = Machines(store, Settings(accel="tcg"), said.append).of_layer(id)
+    assert isinstance(executor, Made)
+    assert executor.warm is None
+    assert "not UTF-8" in said[0]

@@ -1,0 +1,247 @@
+"""JSON for programs: the records of a build, exactly; and that docs/json.md names every field there is."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from obuild.builder.preview import Outlook
+from obuild.cli import text
+from obuild.errors import ObuildError, SpecError, UsageError
+from obuild.events import Done, Event, Hit, Note, Output, Saved, Started
+from obuild.store import gc
+from obuild.store.caches import Cache
+from obuild.store.inspect import Description, Listed, Neighbour
+from obuild.store.layers import Store
+from obuild.store.quota import Usage
+
+DOCS = (Path(__file__).parents[2] / "docs" / "json.md").read_text(encoding="utf-8")
+
+
+def records(*events: Event) -> list[dict[str, Any]]:
+    out = io.BytesIO()
+    tell = text.JsonLines(out)
+    for event in events:
+        tell(event)
+    assert out.getvalue().isascii()
+    return [json.loads(line) for line in out.getvalue().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("event", "record"),
+    [
+        (Started("/: (run (shell x))"), {"event": "started", "text": "/: (run (shell x))"}),
+        (Hit("abc", b"log\n"), {"event": "hit", "id": "abc", "log": "log\n"}),
+        (Hit("abc", b"\xff"), {"event": "hit", "id": "abc", "log_base64": "/w=="}),
+        (Output(b"a\nb"), {"event": "output", "data": "a\nb"}),
+        (Output(b"\0\x1b[1m"), {"event": "output", "data": "\0\x1b[1m"}),
+        (Output("é".encode()), {"event": "output", "data": "é"}),
+        (Output(b"\xc3"), {"event": "output", "data_base64": "ww=="}),
+        (Saved("abc"), {"event": "saved", "id": "abc"}),
+        (Note("by the\nway"), {"event": "note", "text": "by the\nway"}),
+        (Note("bytes \udcff"), {"event": "note", "text_base64": base64.b64encode(b"bytes \xff").decode()}),
+        (Done("abc"), {"event": "done", "id": "abc"}),
+    ],
+)
+def test_each_event_is_one_record(event: Event, record: dict[str, Any]) -> None:
+    assert records(event) == [record]
+
+
+def test_every_byte_of_an_output_can_be_had_back_wherever_it_was_cut() -> None:
+    whole = "é€\n".encode() + bytes(range(256))
+    for cut in range(len(whole)):
+        got = records(Output(whole[:cut]), Output(whole[cut:]))
+        assert (
+            b"".join(
+                base64.b64decode(each["data_base64"]) if "data_base64" in each else each["data"].encode()
+                for each in got
+            )
+            == whole
+        )
+
+
+@pytest.mark.parametrize(
+    ("error", "record"),
+    [
+        (ObuildError("no", hint="do that"), ("no", "do that", 1, 0, 0)),
+        (UsageError("no"), ("no", "", 2, 0, 0)),
+        (SpecError("no", line=3, column=4), ("no", "", 2, 3, 4)),
+        (OSError(28, "No space left on device"), ("[Errno 28] No space left on device", "", 1, 0, 0)),
+        (KeyboardInterrupt(), ("interrupted", "", 130, 0, 0)),
+    ],
+)
+def test_a_failure_is_the_last_record_and_goes_on(error: BaseException, record: tuple[Any, ...]) -> None:
+    out = io.BytesIO()
+    with pytest.raises(type(error)), text.ending(text.JsonLines(out)):
+        raise error
+    names = ("message", "hint", "exit_code", "line", "column")
+    assert json.loads(out.getvalue()) == {"event": "failed", **dict(zip(names, record, strict=True))}
+
+
+def test_lines_for_people_say_nothing_of_a_failure_that_stderr_says() -> None:
+    out = io.BytesIO()
+    with pytest.raises(ObuildError), text.ending(text.Lines(out, colour=False)):
+        raise ObuildError("no")
+    assert out.getvalue() == b""
+
+
+# -- the command line
+
+
+def build(here: Path, *options: str, code: int) -> tuple[list[dict[str, Any]], str]:
+    argv = [
+        *(sys.executable, "-m", "obuild", "build", f"--store=qemu:{here / 'store'}", "-f", str(here / "spec")),
+        *("--events", "json", *options, str(here)),
+    ]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()], done.stderr
+
+
+@pytest.fixture
+def here(tmp_path: Path, qcow2_disk: Path) -> Path:
+    """A folder with a spec, and a store with a base image called `there`."""
+    argv = [sys.executable, "-m", "obuild", "base", "add", str(qcow2_disk), "--name", "there"]
+    subprocess.run([*argv, f"--store=qemu:{tmp_path / 'store'}"], check=True, capture_output=True)
+    (tmp_path / "spec").write_text('((build "in" ((from there)))\n (from there)\n (workdir /a))')
+    return tmp_path
+
+
+def test_a_build_is_told_in_exactly_these_records(here: Path) -> None:
+    told, said = build(here, code=0)
+    id = told[-1]["id"]
+    assert re.fullmatch("[0-9a-f]{64}", id)
+    assert said == ""
+    base = here / "store" / "base-image" / "there.qcow2"
+    first = [
+        {"event": "started", "text": '(build "in" …)'},
+        {"event": "started", "text": "(from there)"},
+        {"event": "note", "text": f"importing {base}"},
+        {"event": "saved", "id": id},
+        {"event": "note", "text": '--> finished "in"'},
+    ]
+    rest = [
+        {"event": "started", "text": "(from there)"},
+        {"event": "hit", "id": id, "log": ""},
+        {"event": "started", "text": "/: (workdir /a)"},
+        {"event": "done", "id": id},
+    ]
+    assert told == [*first, *rest]
+
+
+def test_a_log_is_replayed_whole_on_a_hit(here: Path) -> None:
+    told, _ = build(here, code=0)
+    log = here / "store" / "result" / told[-1]["id"] / "log"
+    log.chmod(0o644)
+    log.write_bytes(b"bytes \xff\n" * 3)
+    again, _ = build(here, code=0)
+    assert [base64.b64decode(each["log_base64"]) for each in again if each["event"] == "hit"] == [
+        b"bytes \xff\n" * 3
+    ] * 2
+
+
+@pytest.mark.parametrize(
+    ("spec", "message", "place"),
+    [
+        ("((from there)\n (rnu (shell a)))", 'unknown op "rnu"', (2, 2)),
+        ("((from nosuch))", "unknown base image 'nosuch'", (0, 0)),
+        ("((from there)\n (copy (src none) (dst /)))", "not found", (2, 2)),
+    ],
+)
+def test_a_mistake_is_a_record_too_and_on_stderr(
+    here: Path, spec: str, message: str, place: tuple[int, int]
+) -> None:
+    (here / "spec").write_text(spec)
+    told, said = build(here, code=2)
+    assert [each["event"] for each in told] == ["failed"]
+    assert message in told[0]["message"]
+    assert (told[0]["line"], told[0]["column"]) == place
+    assert told[0]["exit_code"] == 2
+    assert told[0]["message"] in said
+    assert told[0]["hint"] in said
+
+
+def test_an_interrupted_build_says_so(here: Path) -> None:
+    (here / "spec").unlink()
+    os.mkfifo(here / "spec")
+    argv = [sys.executable, "-m", "obuild", "build", f"--store=qemu:{here / 'store'}", "-f", str(here / "spec")]
+    with (
+        subprocess.Popen([*argv, "--events=json", str(here)], stdout=-1, stderr=-1, text=True) as child,
+        (here / "spec").open("w"),  # it has come to reading the spec
+    ):
+        child.send_signal(signal.SIGINT)
+        out, _ = child.communicate()
+    assert child.returncode == 130
+    assert json.loads(out)["exit_code"] == 130
+
+
+def test_other_ways_to_tell_are_refused(here: Path) -> None:
+    argv = [sys.executable, "-m", "obuild", "build", f"--store=qemu:{here / 'store'}", "-f", str(here / "spec")]
+    done = subprocess.run([*argv, "--events=xml", str(here)], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "lines or json" in done.stderr
+
+
+# -- the manual
+
+
+def documented(heading: str) -> set[str]:
+    """The fields in the table of a section."""
+    found = re.search(rf"^### {re.escape(heading)}\n(.*?)(?=^##|\Z)", DOCS, re.MULTILINE | re.DOTALL)
+    assert found, f"docs/json.md has no section {heading}"
+    return set(re.findall(r"^\| `(\w+)` \|", found[1], re.MULTILINE))
+
+
+def names(record: Any) -> set[str]:
+    return {field.name for field in fields(record)}
+
+
+@pytest.mark.parametrize("event", get_args(Event))
+def test_the_manual_has_every_field_of_every_event(event: type[Event]) -> None:
+    assert documented(f"`{event.__name__.lower()}`") == names(event)
+
+
+def test_the_manual_has_every_field_of_a_failure() -> None:
+    out = io.BytesIO()
+    text.JsonLines(out).failed(ObuildError("no"))
+    assert documented("`failed`") == json.loads(out.getvalue()).keys() - {"event"}
+
+
+@pytest.mark.parametrize(
+    ("command", "record"),
+    [("plan", Outlook), ("explain", Description), ("cache ls", Cache), ("ls", Listed), ("df", Usage)],
+)
+def test_the_manual_has_every_field_of_what_commands_print(command: str, record: Any) -> None:
+    assert documented(f"`obuild {command} --json`") == names(record)
+    assert names(Neighbour) == {"id", "op"}
+
+
+def test_the_manual_has_every_field_of_a_plan_to_make_room() -> None:
+    assert documented("`obuild gc --dry-run --json`") == names(gc.Plan) | names(gc.Item)
+
+
+def test_the_manual_has_every_field_of_what_fsck_finds(tmp_path: Path) -> None:
+    Store.open(tmp_path)
+    (tmp_path / "state" / "locks" / "x.lock").touch()
+    done = subprocess.run(
+        [sys.executable, "-m", "obuild", "fsck", "--json", f"--store=qemu:{tmp_path}"], capture_output=True
+    )
+    shown = json.loads(done.stdout)
+    assert documented("`obuild fsck --json`") == shown.keys() | shown["findings"][0].keys()
+
+
+def test_the_manual_s_example_is_json() -> None:
+    example = DOCS.partition("```json\n")[2].partition("```")[0]
+    assert [json.loads(line)["event"] for line in example.splitlines()][-1] == "done"

@@ -1,0 +1,385 @@
+"""One QEMU process: real ones, with boot sectors for guests."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from threading import Timer
+
+import pytest
+
+from obuild.errors import MachineError
+from obuild.executors.qemu import kvm, machine, ssh
+from obuild.executors.qemu.machine import Machine
+from obuild.executors.qemu.shape import ARCHES, Kernel, Memory, Shape
+from tests.support.fakes import HALT, POWER_OFF, RESET, boot_disk, other_process
+
+pytestmark = pytest.mark.skipif(
+    not (shutil.which("qemu-system-x86_64") and shutil.which("setpriv")), reason="needs QEMU and setpriv"
+)
+
+SHAPE = Shape(accel="tcg", cpus=1, memory=32 << 20, boot_time=60.0)
+IMPATIENT = Shape(accel="tcg", cpus=1, memory=32 << 20, boot_time=0.01)
+
+#: Halted in the boot sector, with all said.
+AT_REST = re.compile(r"EIP=00007c.*HLT=1")
+
+#: For riscv64, to be loaded as a kernel: counts, so that QEMU gets round to greeting us, and then asks the
+#: firmware for SBI's system reset, of type shutdown.
+#:
+#:     lui t0, 0x4000; 1: addi t0, t0, -1; bnez t0, 1b
+#:     li a7, 0x53525354; li a6, 0; li a0, 0; li a1, 0; ecall; 2: j 2b
+RISCV_POWER_OFF = b"".join(
+    word.to_bytes(4, "little")
+    for word in (0x040002B7, 0xFFF28293, 0xFE029EE3, 0x535258B7, 0x35488893, 0x813, 0x513, 0x593, 0x73, 0x6F)
+)
+
+ORPHAN = """
+import sys
+from pathlib import Path
+from obuild.executors.qemu import machine
+from obuild.executors.qemu.shape import Shape
+image = Path(sys.stdin.readline().strip())
+with machine.start(Shape(accel="tcg", cpus=1, memory=32 << 20), image, network=False) as m:
+    print(m.child.pid, flush=True)
+    sys.stdin.read()
+"""
+
+Boot = Callable[..., AbstractContextManager[Machine]]
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Callable[[str, bytes], Path]:
+    """A bootable qcow2 whose guest says something and then acts."""
+
+    def make(says: str, then: bytes) -> Path:
+        (tmp_path / "raw").write_bytes(boot_disk(says, then))
+        path = tmp_path / "image.qcow2"
+        subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", tmp_path / "raw", path], check=True)
+        return path
+
+    return make
+
+
+@pytest.fixture
+def boot(image: Callable[[str, bytes], Path]) -> Boot:
+    def start(then: bytes, *, says: str = "", shape: Shape = SHAPE) -> AbstractContextManager[Machine]:
+        return machine.start(shape, image(says, then), network=False)
+
+    return start
+
+
+@pytest.fixture
+def halted(boot: Boot) -> Iterator[Machine]:
+    """A guest that hears nothing."""
+    with boot(HALT, says="up", shape=IMPATIENT) as guest:
+        command: dict[str, object] = {"command-line": "info registers"}
+        while not AT_REST.search(guest.qmp.execute("human-monitor-command", command)):
+            guest.pause(0.01)
+        yield guest
+
+
+def test_nothing_of_ours_is_in_tmp(boot: Boot, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever is killed would leave it there: what QEMU says, and what KVM is tried with, is in memory."""
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere")  # making a file there fails
+    with boot(POWER_OFF) as guest:
+        guest.power_off(ask=False)
+    kvm._run_probe("x86_64")
+
+
+def test_a_guest_that_powers_off_ends_qemu_cleanly(boot: Boot) -> None:
+    with boot(POWER_OFF) as guest:
+        guest.power_off(ask=False)
+        assert guest.child.returncode == 0
+
+
+@pytest.mark.parametrize(("ask", "status", "fine"), [(False, 0, True), (False, -9, False), (True, 0, False)])
+def test_a_qemu_that_just_ends_counts_if_the_guest_was_told_to_power_off(
+    boot: Boot, monkeypatch: pytest.MonkeyPatch, ask: bool, status: int, fine: bool
+) -> None:
+    with boot(HALT) as guest, monkeypatch.context() as patch:
+        guest.child.kill()
+        guest.child.wait()
+        patch.setattr(guest.child, "wait", lambda: status)
+        with nullcontext() if fine else pytest.raises(MachineError):
+            guest.power_off(ask=ask)
+
+
+def test_a_guest_that_does_not_power_off_is_told_with_its_console(halted: Machine) -> None:
+    with pytest.raises(MachineError, match=r"(?s)did not power off within 0\.01 s.*\nup") as caught:
+        halted.power_off()
+    assert "ACPI" in caught.value.hint
+
+
+def test_a_guest_that_reboots_has_not_powered_off(boot: Boot) -> None:
+    with boot(RESET) as guest, pytest.raises(MachineError, match="rebooted instead of powering off"):
+        guest.power_off(ask=False)
+
+
+@pytest.mark.parametrize(("then", "what"), [(POWER_OFF, "powered off"), (RESET, "rebooted")])
+def test_a_guest_that_stops_by_itself_is_noticed_while_waiting(boot: Boot, then: bytes, what: str) -> None:
+    with (
+        boot(then, says="bye") as guest,
+        pytest.raises(MachineError, match=rf"(?s){what} before the step was done.*bye"),
+    ):
+        guest.pause(60.0)
+
+
+def test_a_stop_that_was_told_during_another_command_is_noticed_too(boot: Boot) -> None:
+    with boot(POWER_OFF) as guest:
+        while not any(event["event"] == "SHUTDOWN" for event in guest.qmp.events):
+            guest.connected()
+        with pytest.raises(MachineError, match="powered off"):
+            guest.pause(0.01)
+
+
+def test_a_descriptor_that_can_be_read_ends_a_pause(halted: Machine) -> None:
+    reading, writing = os.pipe()
+    os.write(writing, b"x")
+    assert halted.pause(60.0, reading)
+    os.close(reading)
+    os.close(writing)
+    assert not halted.pause(0.01)
+
+
+def test_a_disk_that_cannot_be_written_is_an_error_of_the_host(halted: Machine) -> None:
+    halted.qmp.events.append({"event": "BLOCK_IO_ERROR", "data": {"reason": "No space left on device"}})
+    with pytest.raises(OSError, match="No space left on device"):
+        halted.check()
+
+
+def test_a_qemu_that_was_killed_is_a_lost_machine(halted: Machine) -> None:
+    halted.child.kill()
+    halted.child.wait()
+    calls = (lambda: halted.pause(60.0), halted.connected, halted.check, halted.power_off)
+    for call in calls:
+        with pytest.raises(MachineError, match="QEMU was killed by signal 9 before the step was done"):
+            call()
+    assert halted.console() == ""
+
+
+def test_the_last_event_of_a_qemu_that_is_gone_says_why(halted: Machine) -> None:
+    halted.child.terminate()
+    halted.child.wait()
+    with pytest.raises(MachineError, match="the guest stopped \\(host-signal\\) before the step was done"):
+        halted.check()
+
+
+@pytest.mark.skipif(not shutil.which(ARCHES["riscv64"].binary), reason="needs QEMU for riscv64")
+def test_a_guest_whose_switch_ends_qemu_has_powered_off(
+    image: Callable[[str, bytes], Path], tmp_path: Path
+) -> None:
+    (tmp_path / "kernel").write_bytes(RISCV_POWER_OFF)
+    shape = Shape("riscv64", cpus=1, memory=64 << 20, kernel=Kernel(tmp_path / "kernel", None, ""))
+    with (
+        pytest.raises(MachineError, match=r"^the guest powered off before the step was done"),
+        machine.start(shape, image("", HALT), network=False) as guest,
+    ):
+        guest.pause(60.0)
+    with machine.start(shape, image("", HALT), network=False) as guest:
+        guest.power_off(ask=False)
+
+
+def test_nobody_can_log_in_to_a_lost_machine(halted: Machine, tmp_path: Path) -> None:
+    halted.child.kill()
+    halted.child.wait()
+    with pytest.raises(MachineError):
+        ssh.wait_for_banner(halted, float("inf"))
+
+
+@pytest.mark.parametrize("error", [ValueError(), KeyboardInterrupt(), MachineError("no")])
+def test_leaving_the_block_ends_qemu_whatever_happened(boot: Boot, error: BaseException) -> None:
+    with boot(HALT) as first:
+        pass
+    with pytest.raises(type(error)), boot(HALT) as second:
+        raise error
+    assert [first.child.returncode, second.child.returncode] == [-9, -9]
+
+
+def test_qemu_does_not_outlive_a_killed_process(image: Callable[[str, bytes], Path]) -> None:
+    with other_process(ORPHAN) as parent:
+        assert parent.stdin is not None
+        assert parent.stdout is not None
+        parent.stdin.write(f"{image('', HALT)}\n")
+        parent.stdin.flush()
+        qemu = os.pidfd_open(int(parent.stdout.readline()))
+        parent.kill()
+        ready, _, _ = select.select([qemu], [], [], 60.0)
+        os.close(qemu)
+        assert ready, "QEMU is still there"
+
+
+@pytest.mark.parametrize(
+    ("shape", "why"),
+    [
+        (Shape(accel="tcg", cpus=10_000, memory=32 << 20), "CPUs"),
+        (Shape(accel="tcg", cpus=1, memory=1 << 60), "memory"),
+    ],
+)
+def test_a_machine_that_cannot_be_started_quotes_qemu(
+    image: Callable[[str, bytes], Path], shape: Shape, why: str
+) -> None:
+    with (
+        pytest.raises(MachineError, match=rf"(?is)did not start.*{why}"),
+        machine.start(shape, image("", HALT), network=False),
+    ):
+        pass
+
+
+def test_an_image_that_is_no_qcow2_is_not_started(raw_disk: Path) -> None:
+    with pytest.raises(MachineError, match="qcow2"), machine.start(SHAPE, raw_disk, network=False):
+        pass
+
+
+def test_the_console_shows_its_last_lines_without_escape_sequences(boot: Boot) -> None:
+    lines = "".join(f"{number}\r\n" for number in range(30))
+    with boot(POWER_OFF, says=f"{lines}\x1b[31mred\x1b[0m\x07 end") as guest:
+        guest.qmp.wait_event("SHUTDOWN", timeout=60.0)
+        assert guest.console().splitlines() == [*map(str, range(30 - machine.CONSOLE_LINES + 1, 30)), "red end"]
+
+
+def test_the_console_can_be_read_again(halted: Machine) -> None:
+    assert [halted.console(), halted.console()] == ["up", "up"]
+
+
+def test_an_empty_console_is_called_empty(boot: Boot) -> None:
+    with boot(HALT) as guest:
+        assert "console is empty" in guest.error("x").message
+
+
+def test_the_ssh_port_can_be_reached_but_the_guest_has_not_accepted(halted: Machine) -> None:
+    with socket.create_connection(("127.0.0.1", halted.port), timeout=60.0):
+        assert not halted.connected()
+
+
+# -- machines that can be saved
+
+WARM = replace(SHAPE, warm=True)
+
+
+def test_a_machine_with_memory_of_its_own_is_held_at_first(image: Callable[[str, bytes], Path]) -> None:
+    with machine.start(WARM, image("up", POWER_OFF), network=False, memory=Memory()) as guest:
+        assert guest.qmp.execute("query-status")["status"] == "prelaunch"
+        assert guest.console() == ""
+        guest.qmp.execute("cont")
+        assert guest.qmp.wait_event("SHUTDOWN", timeout=60.0)
+        assert guest.console() == "up"
+        assert not guest.control.getblocking()
+        assert not guest.data.getblocking()
+
+
+@pytest.mark.parametrize("network", [True, False])
+def test_the_network_of_such_a_machine_can_be_switched(
+    image: Callable[[str, bytes], Path], network: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with machine.start(WARM, image("", HALT), network=network, memory=Memory()) as guest:
+        told: list[object] = []
+        ports = [guest.port]
+        execute = guest.qmp.execute
+
+        def remember(command: str, arguments: dict[str, object]) -> object:
+            if command == "set_link":
+                told.append(arguments)
+            return execute(command, arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(guest.qmp, "execute", remember)
+            for other in (not network, network):
+                guest.switch(network=other)
+                ports.append(guest.port)
+        first, second, third = ports
+        assert first == third != second
+        words = {True: ("closed", "open"), False: ("open", "closed")}
+        assert told == [
+            {"name": name, "up": up}
+            for now in (not network, network)
+            for name, up in zip(words[now], (False, True), strict=True)
+        ]
+
+
+@pytest.mark.parametrize(
+    ("watched", "open_", "fine"), [(True, False, False), (True, True, True), (False, False, True)]
+)
+def test_a_port_that_is_closed_means_that_the_shell_behind_it_has_ended(
+    halted: Machine, watched: bool, open_: bool, fine: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "SHUTDOWN_GRACE", 0.1)
+    halted.watched = watched
+    halted.qmp.events.append({"event": "VSERPORT_CHANGE", "data": {"open": open_, "id": "port1"}})
+    with nullcontext() if fine else pytest.raises(MachineError, match="the shell that runs obuild's steps"):
+        halted.check()
+
+
+CLOSED_PORT = {"event": "VSERPORT_CHANGE", "data": {"open": False, "id": "port1"}}
+POWERED_OFF = {"event": "SHUTDOWN", "data": {"guest": True, "reason": "guest-shutdown"}}
+
+
+@pytest.mark.parametrize("events", [(CLOSED_PORT, POWERED_OFF), (POWERED_OFF, CLOSED_PORT)])
+def test_a_guest_that_powers_off_has_not_lost_its_shell(
+    halted: Machine, events: tuple[dict[str, object], ...]
+) -> None:
+    halted.watched = True
+    halted.qmp.events += events
+    with pytest.raises(MachineError, match=r"^the guest powered off before the step was done"):
+        halted.check()
+
+
+def test_a_guest_that_ends_its_shell_and_then_powers_off_is_waited_for(halted: Machine) -> None:
+    halted.watched = True
+    halted.qmp.events.append(CLOSED_PORT)
+    Timer(0.5, lambda: halted.child.terminate()).start()  # QEMU tells of it as of any shutdown, and ends
+    with pytest.raises(MachineError, match=r"^the guest stopped \(host-signal\) before the step was done"):
+        halted.check()
+
+
+def test_a_qemu_that_ends_after_a_port_was_closed_is_what_is_told(halted: Machine) -> None:
+    halted.watched = True
+    halted.qmp.events.append(CLOSED_PORT)
+    Timer(0.5, lambda: halted.child.kill()).start()
+    with pytest.raises(MachineError, match=r"^QEMU was killed by signal 9 before the step was done"):
+        halted.check()
+
+
+def test_who_finds_a_port_gone_hears_why_qemu_has_ended(halted: Machine) -> None:
+    Timer(0.5, lambda: halted.child.kill()).start()
+    with pytest.raises(MachineError, match=r"^QEMU was killed by signal 9 before the step was done"):
+        halted.lost()
+
+
+def test_a_qemu_that_has_no_room_for_the_guests_memory_is_an_error_of_the_host(halted: Machine) -> None:
+    """It is killed so if a page of a file cannot be written."""
+    os.kill(halted.child.pid, signal.SIGBUS)
+    halted.child.wait()
+    with pytest.raises(OSError, match="no room for the guest's memory") as caught:
+        halted.check()
+    assert caught.value.errno == errno.ENOSPC
+
+
+USERNET = """Hub -1 (net0):\r
+  Protocol[State]    FD  Source Address  Port   Dest. Address  Port RecvQ SendQ\r
+  {lines}\r
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "connected"),
+    [
+        ("TCP[ESTABLISHED]   12       127.0.0.1 40017       10.0.2.15    22     0     0", True),
+        ("TCP[SYN_SENT]      12       127.0.0.1 40017       10.0.2.15    22     0     0", False),
+        ("TCP[ESTABLISHED]   12       10.0.2.15 50000    151.101.2.132   443     0     0", False),
+        ("TCP[HOST_FORWARD]   9       127.0.0.1 40017       10.0.2.15    22     0     0", False),
+    ],
+)
+def test_only_an_established_connection_to_port_22_counts(line: str, connected: bool) -> None:
+    assert bool(machine._ESTABLISHED.search(USERNET.format(lines=line))) is connected

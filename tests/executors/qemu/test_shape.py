@@ -1,0 +1,204 @@
+"""Shapes: from the user's settings and the base's card to QEMU's command line."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from obuild.errors import UsageError
+from obuild.executors.qemu.shape import (
+    ARCHES,
+    DEFAULT_MEMORY,
+    VM,
+    Accel,
+    Kernel,
+    Links,
+    Memory,
+    Settings,
+    Shape,
+    arch_named,
+    qemu_argv,
+)
+from obuild.guests.profile import OSES, Card
+
+GOLDEN = Path(__file__).parents[2] / "golden" / "qemu"
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        (Settings(accel="xen"), "xen"),
+        (Settings(memory=1 << 20), "at least 32M"),
+        (Settings(os="plan9"), "plan9"),
+        (Settings(arch="pdp11"), "pdp11"),
+        (Settings(vm="hot"), "--vm hot: it can be auto, boot, warm"),
+    ],
+)
+def test_what_no_machine_can_be_is_refused_with_advice(settings: Settings, why: str) -> None:
+    with pytest.raises(UsageError, match=why):
+        settings.checked()
+
+
+def test_the_default_settings_are_fine() -> None:
+    assert Settings().checked() == Settings()
+
+
+@pytest.mark.parametrize(
+    ("asked", "needed", "given"),
+    [
+        (0, 256 << 20, DEFAULT_MEMORY),
+        (0, 8 << 30, 8 << 30),
+        (64 << 20, 256 << 20, 64 << 20),
+        (8 << 30, 256 << 20, 8 << 30),
+    ],
+)
+def test_memory_is_what_was_asked_for_else_enough_for_the_base(asked: int, needed: int, given: int) -> None:
+    assert Settings(memory=asked).shape(Card(memory=needed), "tcg").memory == given
+
+
+@pytest.mark.parametrize("os", OSES)
+def test_every_system_that_a_card_may_name_can_be_asked_for(os: str) -> None:
+    assert Settings(os=os).checked().os == os
+    assert Settings().shape(Card(os=os), "kvm").accel == "kvm"
+
+
+def test_an_architecture_has_one_name() -> None:
+    assert arch_named("amd64") == arch_named("x86_64") == "x86_64"
+    assert arch_named("arm64") == "aarch64"
+    assert arch_named("ppc64el") == "ppc64le"
+
+
+def option(argv: list[str], name: str) -> list[str]:
+    """The values of an option, in order."""
+    return [value for before, value in itertools.pairwise(argv) if before == name]
+
+
+def argv(shape: Shape, image: Path = Path("/x.qcow2"), *, network: bool = False) -> list[str]:
+    return [str(word) for word in qemu_argv(shape, image, network=network, qmp="socket,fd=7")]
+
+
+def test_the_command_line_has_the_shape() -> None:
+    line = argv(Shape(cpus=3, memory=512 << 20))
+    assert line[0] == "qemu-system-x86_64"
+    assert option(line, "-smp") == ["3"]
+    assert option(line, "-m") == ["512M"]
+    assert "socket,fd=7,id=qmp" in option(line, "-chardev")
+
+
+@pytest.mark.parametrize(("accel", "cpu", "words"), [("kvm", "host", "kvm"), ("tcg", "max", "tcg,thread=multi")])
+def test_the_cpu_goes_with_the_accelerator(accel: str, cpu: str, words: str) -> None:
+    line = argv(Shape(accel="kvm" if accel == "kvm" else "tcg"))
+    assert option(line, "-cpu") == [cpu]
+    assert option(line, "-accel") == [words]
+
+
+@pytest.mark.parametrize(("network", "restrict"), [(True, "restrict=off"), (False, "restrict=on")])
+def test_a_step_without_network_cannot_reach_out(network: bool, restrict: str) -> None:
+    (netdev,) = option(argv(Shape(), network=network), "-netdev")
+    assert restrict in netdev.split(",")
+
+
+def test_the_ssh_port_is_open_to_this_host_only_and_never_fixed() -> None:
+    (netdev,) = option(argv(Shape()), "-netdev")
+    assert "hostfwd=tcp:127.0.0.1:0-:22" in netdev.split(",")
+
+
+def test_a_comma_in_the_image_path_does_not_end_it() -> None:
+    blockdev = option(argv(Shape(), Path("/a,readonly=on/x")), "-blockdev")[0]
+    assert "filename=/a,,readonly=on/x," in blockdev
+
+
+def test_no_default_device_and_no_user_configuration_slips_in() -> None:
+    assert argv(Shape())[1:3] == ["-nodefaults", "-no-user-config"]
+
+
+@pytest.mark.parametrize("accel", ["kvm", "tcg"])
+@pytest.mark.parametrize("arch", ARCHES)
+def test_the_whole_command_line_is_what_it_was(arch: str, accel: Accel) -> None:
+    kernel = None if arch == "x86_64" else Kernel(Path("/k"), Path("/i"), "root=/dev/vda1 rw")
+    line = argv(Shape(arch=arch, accel=accel, kernel=kernel))
+    assert line == (GOLDEN / f"{arch}-{accel}.txt").read_text().splitlines()
+
+
+#: What a machine that can be saved is told besides: the shape alone, and with a memory of its own.
+WARM = {
+    "warm": None,
+    "warm-held": Memory(),
+    "warm-resumed": Memory(Path("/warm,tmp/ram")),
+}
+
+
+@pytest.mark.parametrize("name", WARM)
+def test_the_whole_command_line_of_a_machine_that_can_be_saved_is_what_it_was(name: str) -> None:
+    links = Links("socket,fd=8", "socket,fd=9")
+    shape = Shape(memory=(512 << 20) + 4096, warm=True)
+    line = qemu_argv(shape, Path("/x"), network=False, qmp="socket,fd=7", links=links, memory=WARM[name])
+    assert list(map(str, line)) == (GOLDEN / f"x86_64-{name}.txt").read_text().splitlines()
+
+
+def test_a_guest_sees_the_same_devices_however_its_machine_began() -> None:
+    """Else it could not be resumed by a machine that was started another way."""
+    shape = Shape(warm=True)
+    lines = [
+        list(map(str, qemu_argv(shape, Path("/x"), network=network, qmp="q", links=None, memory=memory)))
+        for memory in WARM.values()
+        for network in (False, True)
+    ]
+    assert len({tuple(option(line, "-device")) for line in lines}) == 1
+    assert "vmgenid,guid=auto" in option(lines[0], "-device")
+    assert not any("serial-pci" in word for word in option(argv(Shape()), "-device"))
+
+
+@pytest.mark.parametrize(("memory", "size"), [(512 << 20, 512 << 20), ((512 << 20) + 4096, 512 << 20)])
+def test_memory_is_a_file_of_whole_mebibytes(memory: int, size: int) -> None:
+    assert Shape(memory=memory).ram == size
+
+
+def test_a_machine_with_both_networks_has_one_of_each_and_one_card() -> None:
+    line = [str(word) for word in qemu_argv(Shape(), Path("/x"), network=True, qmp="q", memory=Memory())]
+    networks = [value for value in option(line, "-netdev") if value.startswith("user,")]
+    assert sorted(value.split(",")[1:3] for value in networks) == [
+        ["id=closed", "restrict=on"],
+        ["id=open", "restrict=off"],
+    ]
+    assert sum("netdev=net0" in value for value in option(line, "-device")) == 1
+
+
+@pytest.mark.parametrize("vm", VM)
+def test_steps_get_their_machines_in_one_of_these_ways(vm: str) -> None:
+    assert Settings(vm=vm).checked().vm == vm
+    assert Settings(vm=vm).shape(Card(), "tcg").warm
+
+
+@pytest.mark.parametrize(
+    ("settings", "card", "why"),
+    [
+        (Settings(), Card(os="freebsd"), "runs no Linux"),
+        (Settings(os="windows"), Card(), "runs no Linux"),
+        (Settings(), Card(warm="no"), "card says so"),
+        (Settings(), Card(arch="aarch64"), "same random numbers"),
+        (Settings(arch="s390x"), Card(), "same random numbers"),
+    ],
+)
+def test_a_guest_that_cannot_be_kept_warm_is_booted_unless_it_must_be(
+    settings: Settings, card: Card, why: str
+) -> None:
+    assert not settings.shape(card, "tcg").warm
+    assert not replace(settings, vm="boot").shape(card, "tcg").warm
+    with pytest.raises(UsageError, match=why) as caught:
+        replace(settings, vm="warm").shape(card, "tcg")
+    assert caught.value.hint == "--vm auto, or --vm boot"
+
+
+def test_a_kernel_needs_no_initial_ram_disk() -> None:
+    line = argv(Shape(kernel=Kernel(Path("/k"), None, "")))
+    assert line[-4:] == ["-kernel", "/k", "-append", "console=ttyS0"]
+
+
+@pytest.mark.parametrize(("arch", "option"), [("aarch64", "-bios"), ("riscv64", "-kernel")])
+def test_a_board_without_firmware_is_given_one_to_boot_a_disk(arch: str, option: str) -> None:
+    assert argv(Shape(arch=arch))[-2:] == [option, ARCHES[arch].firmware[1]]
+    assert ARCHES[arch].firmware[1] not in argv(Shape(arch=arch, kernel=Kernel(Path("/k"), None, "")))

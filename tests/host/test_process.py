@@ -1,0 +1,146 @@
+"""Other programs: what they say, how they end, and that none outlives us."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import subprocess
+import tempfile
+import threading
+from pathlib import Path
+
+import pytest
+
+from obuild.errors import ProcessError, UsageError
+from obuild.host import process
+from tests.support.fakes import other_process
+
+needs_setpriv = pytest.mark.skipif(not shutil.which("setpriv"), reason="needs setpriv")
+
+SPAWN = """
+import sys
+from obuild.host import process
+process.spawn(["sh", "-c", "echo ready; exec sleep 600"], stderr=sys.stdout.buffer)
+sys.stdin.read()
+"""
+
+
+def test_run_returns_what_the_program_printed() -> None:
+    assert process.run(["printf", "a\\0b"]) == b"a\0b"
+
+
+def test_run_gives_input_folder_and_additional_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OURS", "1")
+    said = process.run(["sh", "-c", "cat; pwd; echo $OURS$NEW"], input=b"in\n", cwd=tmp_path, env={"NEW": "2"})
+    assert said.decode() == f"in\n{tmp_path}\n12\n"
+
+
+def test_run_without_input_reads_an_empty_stdin() -> None:
+    assert process.run(["cat"]) == b""
+
+
+def test_a_failure_quotes_the_command_its_status_and_its_stderr() -> None:
+    with pytest.raises(ProcessError) as caught:
+        process.run(["sh", "-c", "echo 'so sad' >&2; exit 3"])
+    assert "sh -c 'echo '\"'\"'so sad'\"'\"' >&2; exit 3'" in caught.value.message
+    assert "exit status 3" in caught.value.message
+    assert caught.value.message.endswith("so sad")
+
+
+def test_a_failure_shows_only_the_end_of_a_long_stderr() -> None:
+    with pytest.raises(ProcessError) as caught:
+        process.run(["sh", "-c", "printf '%09999d' 1 >&2; exit 1"])
+    assert len(caught.value.message) < process.STDERR_TAIL + 200
+    assert caught.value.message.endswith("0001")
+
+
+def test_a_failure_by_signal_names_the_signal() -> None:
+    with pytest.raises(ProcessError, match="killed by signal 9"):
+        process.run(["sh", "-c", "kill -9 $$"])
+
+
+def test_other_statuses_can_be_success() -> None:
+    assert process.run(["sh", "-c", "echo fine; exit 3"], ok=(0, 3)) == b"fine\n"
+
+
+@pytest.mark.parametrize("program", ["qemu-img", "mke2fs"])
+def test_a_missing_program_is_named_with_what_to_install(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
+    monkeypatch.setattr(shutil, "which", lambda program, path: None)
+    with pytest.raises(UsageError, match=program) as caught:
+        process.run([program])
+    assert caught.value.hint == f"apt install {process.PACKAGES[program]}"
+
+
+def test_programs_in_system_folders_are_found_off_the_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    program = next(path.name for path in sorted(Path("/usr/sbin").iterdir()) if os.access(path, os.X_OK))
+    assert Path(process.require(program)).name == program
+
+
+def test_every_command_is_logged_as_a_line_to_paste(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "obuild"):
+        process.run(["echo", "two words", Path("/a b")])
+    assert caplog.messages == ["Exec echo 'two words' '/a b'"]
+
+
+def test_programs_run_in_a_session_of_their_own() -> None:
+    assert int(process.run(["sh", "-c", "ps -o sid= -p $$ || cut -d' ' -f6 /proc/$$/stat"])) != os.getsid(0)
+
+
+def test_an_interrupted_program_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    def interrupted(child: subprocess.Popen[bytes], input: bytes | None) -> None:
+        started.append(child)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess.Popen, "communicate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        process.run(["sleep", "600"])
+    assert started[0].returncode == -9
+
+
+@needs_setpriv
+def test_a_spawned_program_writes_to_the_given_file() -> None:
+    with tempfile.TemporaryFile() as said:
+        child = process.spawn(["sh", "-c", "echo out; echo err >&2"], stderr=said)
+        assert child.wait() == 0
+        said.seek(0)
+        assert said.read() == b"out\nerr\n"
+
+
+@needs_setpriv
+def test_a_spawned_program_is_killed_with_the_thread_that_started_it() -> None:
+    spawned: list[subprocess.Popen[bytes]] = []
+    reading, writing = os.pipe()
+
+    def start() -> None:
+        with os.fdopen(writing, "wb") as said:
+            spawned.append(process.spawn(["sh", "-c", "echo running; exec sleep 600"], stderr=said))
+        os.read(reading, 1)  # the kernel knows by now whom the program goes with
+
+    thread = threading.Thread(target=start)
+    thread.start()
+    thread.join()
+    os.close(reading)
+    assert spawned[0].wait() == -9
+
+
+@needs_setpriv
+def test_a_spawned_program_does_not_outlive_a_killed_process() -> None:
+    with other_process(SPAWN) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == "ready\n"
+        parent.kill()
+        # its stdout is ours too: the end of the file comes when the last of them is dead
+        assert parent.stdout.read() == ""
+
+
+def test_endings_are_told_in_words() -> None:
+    assert process.ending(-11) == "was killed by signal 11"
+    assert process.ending(2) == "failed with exit status 2"

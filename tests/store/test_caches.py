@@ -1,0 +1,197 @@
+"""Caches for people: what there is, out with one, out to a file, in from a file."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from obuild.errors import UsageError
+from obuild.store import caches
+from obuild.store.layers import Store
+from obuild.store.volumes import escape, unescape
+from tests.support.fakes import other_process
+
+NAMES = ["apt", "a/b", "..", "é ü", "\udcff", "~%41", "", "new\nline"]
+
+
+def archive(path: Path, *names: str, link: str = "", content: bytes = b"x" * 700) -> Path:
+    """A tar archive of files with these names."""
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as out:
+        for name in names:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            out.addfile(info, io.BytesIO(content))
+        if link:
+            info = tarfile.TarInfo("link")
+            info.type, info.linkname = tarfile.LNKTYPE, link
+            out.addfile(info)
+    return path
+
+
+@pytest.fixture
+def packed(tmp_path: Path) -> Path:
+    return archive(tmp_path / "packed.tar", "./a", "b/c")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_comes_back(name: str) -> None:
+    assert unescape(escape(name)) == name
+
+
+def test_what_is_put_in_is_listed_and_comes_out(store: Store, packed: Path, tmp_path: Path) -> None:
+    for name in NAMES:
+        caches.put(store, packed, name)
+    there = caches.listing(store)
+    assert [cache.name for cache in there] == sorted(NAMES)
+    assert {cache.size for cache in there} == {packed.stat().st_size}
+    assert all(abs(cache.changed - packed.stat().st_mtime) < 60 for cache in there)
+    for name in NAMES:
+        caches.export(store, name, tmp_path / "out.tar", force=True)
+        assert (tmp_path / "out.tar").read_bytes() == packed.read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.tar", "packed.tar", "store"]
+    assert os.listdir(store.cache_tmp) == []
+
+
+def test_a_cache_that_is_removed_is_gone(store: Store, packed: Path) -> None:
+    caches.put(store, packed, "one")
+    caches.put(store, packed, "two")
+    caches.remove(store, "one")
+    assert [cache.name for cache in caches.listing(store)] == ["two"]
+    assert os.listdir(store.cache) == ["c-two"]
+    assert os.listdir(store.locks) == []
+
+
+@pytest.mark.parametrize("change", [caches.remove, lambda store, name: None])
+def test_a_step_that_had_a_copy_does_not_bring_the_old_back(
+    store: Store, packed: Path, tmp_path: Path, change: Callable[[Store, str], None]
+) -> None:
+    caches.put(store, packed, "c")
+    with store.borrow_cache("c") as copy:
+        change(store, "c")
+        caches.put(store, archive(tmp_path / "new.tar", "new"), "c")
+        assert not copy.save(archive(tmp_path / "late.tar", "late"))
+    assert caches.listing(store)[0].size == (tmp_path / "new.tar").stat().st_size
+
+
+def test_a_step_that_had_a_copy_of_a_removed_cache_drops_its_own(
+    store: Store, packed: Path, tmp_path: Path
+) -> None:
+    caches.put(store, packed, "c")
+    with store.borrow_cache("c") as copy:
+        caches.remove(store, "c")
+        assert not copy.save(archive(tmp_path / "late.tar", "late"))
+    assert caches.listing(store) == []
+
+
+def test_removal_waits_for_who_is_copying(store: Store, packed: Path) -> None:
+    caches.put(store, packed, "c")
+    code = f"""
+import sys
+from pathlib import Path
+from obuild.store import caches
+from obuild.store.layers import Store
+store = Store.open(Path({str(store.root)!r}))
+print("ready", flush=True)
+caches.remove(store, "c")
+print("removed", flush=True)
+"""
+    with other_process(code) as other:
+        assert other.stdout
+        with store.cache_lock("c") as held:
+            assert other.stdout.readline() == "ready\n"
+            assert held.exists()
+        assert other.stdout.readline() == "removed\n"
+    assert not held.exists()
+
+
+@pytest.mark.parametrize(
+    "act", [caches.remove, lambda store, name: caches.export(store, name, store.root / "x.tar")]
+)
+def test_an_unknown_cache_is_told_with_those_there_are(
+    store: Store, packed: Path, act: Callable[[Store, str], None]
+) -> None:
+    with pytest.raises(UsageError, match="no cache 'apt'") as caught:
+        act(store, "apt")
+    assert caught.value.hint == "there are none yet"
+    caches.put(store, packed, "one")
+    (store.cache / "c-empty").mkdir()
+    with pytest.raises(UsageError) as caught:
+        act(store, "apt" * 100)
+    assert caught.value.hint == "there is: one"
+    assert not (store.root / "x.tar").exists()
+
+
+def test_an_export_goes_nowhere_it_should_not(store: Store, packed: Path, tmp_path: Path) -> None:
+    caches.put(store, packed, "c")
+    (tmp_path / "there").write_text("mine")
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "null").symlink_to("/dev/null")
+    for name in ("fifo", "null"):
+        with pytest.raises(UsageError, match="is not a regular file"):
+            caches.export(store, "c", tmp_path / name, force=True)
+    assert (tmp_path / "fifo").is_fifo()
+    for file, why in (
+        (tmp_path / "there", "is there already"),
+        (tmp_path, "is a directory"),
+        (tmp_path / "none/file", "there is no directory"),
+    ):
+        with pytest.raises(UsageError, match=why):
+            caches.export(store, "c", file)
+    assert (tmp_path / "there").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("names", "link", "why"),
+    [
+        (["/etc/passwd"], "", "names '/etc/passwd', which leads out"),
+        (["a/../../b"], "", "leads out"),
+        ([".."], "", "leads out"),
+        (["n" * 150 + "/../x"], "", "leads out"),
+        (["ok"], "../ok", "links to '../ok'"),
+        (["ok"], "/ok", "links to '/ok'"),
+    ],
+)
+def test_names_that_lead_out_are_refused(
+    store: Store, packed: Path, tmp_path: Path, names: list[str], link: str, why: str
+) -> None:
+    caches.put(store, packed, "c")
+    with pytest.raises(UsageError, match=why):
+        caches.put(store, archive(tmp_path / "bad.tar", *names, link=link), "c")
+    assert caches.listing(store)[0].size == packed.stat().st_size
+    assert os.listdir(store.cache_tmp) == []
+
+
+@pytest.mark.parametrize("name", ["..a/b..", "a/...", "./x", "é", "\udcff"])
+def test_names_that_only_look_odd_are_taken(store: Store, tmp_path: Path, name: str) -> None:
+    caches.put(store, archive(tmp_path / "odd.tar", name), "c")
+
+
+def test_an_archive_of_nothing_is_taken(store: Store, tmp_path: Path) -> None:
+    caches.put(store, archive(tmp_path / "none.tar"), "c")
+
+
+def test_what_is_no_archive_is_refused(store: Store, packed: Path, tmp_path: Path) -> None:
+    data = packed.read_bytes()
+    for content, why in (
+        (b"", "not a whole tar archive"),
+        (b"hello" * 1000, "not a whole tar archive"),
+        (gzip.compress(data), "is compressed"),
+        (data[:300], "not a whole tar archive"),
+        (data[:900], "not a whole tar archive"),
+        (data[:1536], "damaged or cut off at byte 1536"),
+        (data[:1600], "damaged or cut off at byte 1536"),
+        (data[:1536] + b"y" * 512 + data[2048:], "damaged or cut off at byte 1536"),
+    ):
+        (tmp_path / "bad").write_bytes(content)
+        with pytest.raises(UsageError, match=why):
+            caches.put(store, tmp_path / "bad", "c")
+    for path in (tmp_path, tmp_path / "none"):
+        with pytest.raises(UsageError, match="there is no file"):
+            caches.put(store, path, "c")
+    assert caches.listing(store) == []

@@ -1,0 +1,160 @@
+"""The program is killed at every point of its flow, and at any moment: the next command works, nothing is lost.
+
+Everything is real but the guests; tests/vm/test_crashes.py does the same with those.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from obuild.host import failpoints
+from obuild.store import fsck
+from obuild.store.layers import Store
+
+SAVED = re.compile(r'---> saved as "([0-9a-f]{64})"')
+
+#: What fsck may find where a process was killed.
+EXPECTED = (
+    "a draft that no living process owns|a copy of a cache that no living process owns"
+    "|a lock file that nobody holds|a base image that was never put in its place|a file that was never finished"
+    "|a flattened copy of a layer that is gone|what was known of a layer that is gone"
+    "|a machine that no living process owns"
+)
+
+#: A step with a cache, a build to copy from, and a last step: all that a build may have to do.
+SPEC = """
+((build dev ((from tiny) (run (shell "make"))))
+ (from tiny)
+ (run (cache (c (target /c)) (d (target /d))) (shell "with caches"))
+ (copy (from (build dev)) (src /out) (dst /got))
+ (run (shell "deep"))
+ (run (shell "deeper"))
+ (run (shell "last")))
+"""
+
+#: What only a real machine passes.
+MACHINE = (
+    "machine.started",
+    "machine.ready",
+    "warm.keeping",
+    "warm.kept",
+    "machine.resumed",
+    "machine.sealed",
+    "machine.off",
+)
+
+BUILD = ("build", "--qemu-accel=tcg", "-f", "SPEC", "SOURCE")
+BASE = ("base", "add", "DISK", "--name=tiny", "--force")
+CLEAN = ("clean",)
+
+#: By the kind of point that they pass; all others are passed by a build.
+COMMANDS = {"base": BASE, "store": BASE, "remove": CLEAN}
+
+
+class Victim:
+    """The program, on a store of its own, run until it is killed. `words` stand for paths in commands."""
+
+    module = "tests.support.fake_obuild"
+
+    def __init__(self, root: Path, words: dict[str, Path]) -> None:
+        self.root = root
+        self.words = words
+        self.saved: set[str] = set()
+
+    def start(self, *command: str, kill_at: str = "") -> subprocess.Popen[str]:
+        args = [str(self.words.get(word, word)) for word in command]
+        return subprocess.Popen(
+            [sys.executable, "-m", self.module, *args, f"--store=qemu:{self.root}"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OBUILD_KILL_AT": kill_at},
+        )
+
+    def run(self, *command: str, kill_at: str = "") -> int:
+        """Run a command to its end, and note what it says to have saved."""
+        out, errors = (child := self.start(*command, kill_at=kill_at)).communicate()
+        assert "Traceback" not in errors, errors
+        self.saved |= set(SAVED.findall(out))
+        return child.returncode
+
+    def check(self) -> None:
+        """What a crash may leave is rubbish: the next command removes it, and then all is as it should be."""
+        store = Store(self.root)
+        assert self.saved <= {layer.id for layer in store.layers()}  # nothing that was finished is lost
+        for finding in fsck.check(store):
+            assert re.fullmatch(EXPECTED, finding.what), finding
+        assert self.run("ls") == 0
+        harmless = {"a lock file that nobody holds", "a file that was never finished"}
+        assert {finding.what for finding in fsck.check(store, read_data=True)} <= harmless
+        assert self.run("fsck", "--repair") == 0
+        assert list(fsck.check(store)) == []
+
+
+@pytest.fixture
+def victim(tmp_path: Path, qcow2_disk: Path) -> Victim:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "test.spec").write_text(SPEC)
+    Store.open(tmp_path / "store")
+    words = {"SPEC": tmp_path / "test.spec", "SOURCE": tmp_path / "source", "DISK": qcow2_disk}
+    return Victim(tmp_path / "store", words)
+
+
+def test_every_point_is_tried() -> None:
+    assert set(MACHINE) <= set(failpoints.POINTS)
+
+
+@pytest.mark.parametrize("point", [point for point in failpoints.POINTS if point not in MACHINE])
+def test_killed_at_a_point(victim: Victim, point: str) -> None:
+    kind = "remove" if point == "flat.removed" else point.partition(".")[0]
+    command = COMMANDS.get(kind, BUILD)
+    if kind == "store":
+        shutil.rmtree(victim.root)
+    if command != BASE:
+        assert victim.run(*BASE) == 0
+    if command == CLEAN or point == "cache.copied":  # there must be layers, or a cache
+        assert victim.run(*BUILD) == 0
+    if point == "cache.copied":
+        assert victim.run(*CLEAN) == 0
+    if command == CLEAN or point == "cache.copied":
+        victim.saved.clear()
+    assert victim.run(*command, kill_at=point) == -signal.SIGKILL, f"{point} is never reached"
+    if kind != "store":  # else there is none yet
+        victim.check()
+    for again in {BASE, command} if command != CLEAN else [CLEAN]:
+        assert victim.run(*again) == 0
+    if command == CLEAN:
+        assert Store(victim.root).layers() == []
+    victim.check()
+
+
+@pytest.mark.parametrize("seed", range(int(os.environ.get("OBUILD_TEST_KILLS", "3"))))
+def test_killed_at_any_moment(victim: Victim, seed: int) -> None:
+    """Two builds, a gc and a clean at once on one store; each is killed at a moment of its own."""
+    chance = random.Random(seed)
+    assert victim.run(*BASE) == 0
+    other = chance.choice([CLEAN, ("gc", "--older-than=0s"), ("ls",)])
+    commands = [BUILD, BUILD, BASE, other]
+    children = [victim.start(*command) for command in commands]
+    for child in sorted(children, key=lambda _: chance.random()):
+        try:
+            child.wait(chance.uniform(0.0, 0.8))
+        except subprocess.TimeoutExpired:
+            child.kill()
+    for child in children:
+        out, errors = child.communicate()
+        assert "Traceback" not in errors
+        if other == ("ls",):
+            victim.saved |= set(SAVED.findall(out))
+    victim.check()
+    assert victim.run(*BUILD) == 0
+    victim.check()

@@ -1,0 +1,129 @@
+"""A store on a small file system that fills up: it is said, nothing is damaged, with more room the build succeeds.
+
+Real ext4 on a loop device; only the guests are scripted. tests/vm/test_failures.py has one that fills its disk.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from obuild.store import fsck
+from obuild.store.layers import Store
+from tests.support.fake_obuild import fill
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
+
+SPEC = """((from tiny)
+ (run (cache (c (target /c))) (shell "one"))
+ (run (shell "two")))"""
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    """The folder of an ext4 file system of 24 MiB."""
+    image, mount = tmp_path / "small.img", tmp_path / "small"
+    mount.mkdir()
+    with image.open("wb") as file:
+        file.truncate(24 << 20)
+    subprocess.run(["mke2fs", "-q", "-F", "-t", "ext4", "-m", "0", image], check=True)
+    done = subprocess.run(["mount", "-o", "loop", image, mount], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"no loop device: {done.stderr}")
+    try:
+        yield mount
+    finally:
+        subprocess.run(["umount", mount], check=True)
+
+
+class Program:
+    """The program with scripted guests, on a store that has the base `tiny`."""
+
+    def __init__(self, root: Path, folder: Path, disk: Path) -> None:
+        self.root = root
+        self.spec = folder / "test.spec"
+        self.spec.write_text(SPEC)
+        self.source = folder / "source"
+        self.source.mkdir()
+        Store.open(root)
+        assert self.run("base", "add", disk, "--name=tiny").returncode == 0
+
+    def run(self, *args: str | Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.support.fake_obuild", *map(str, args), f"--store=qemu:{self.root}"],
+            capture_output=True,
+            text=True,
+            env={**os.environ, **(env or {})},
+        )
+        assert "Traceback" not in done.stderr, done.stderr
+        return done
+
+    def build(self, *options: str, **env: str) -> subprocess.CompletedProcess[str]:
+        return self.run("build", "--qemu-accel=tcg", "-f", self.spec, *options, self.source, env=env)
+
+    def fill(self, leave: int) -> Path:
+        """Take all room but so many bytes."""
+        filler = self.root.parent / "filler"
+        if leave == 0:
+            fill(self.root.parent)
+        else:
+            free = os.statvfs(self.root)
+            filler.write_bytes(bytes(free.f_bavail * free.f_frsize - leave))
+        return filler
+
+
+@pytest.fixture
+def program(small: Path, tmp_path: Path, qcow2_disk: Path) -> Program:
+    return Program(small / "store", tmp_path, qcow2_disk)
+
+
+@pytest.mark.parametrize("what", ["output", "cache", "image", "commit.sealing", "commit.done"])
+def test_no_room_at_any_point_is_said_and_costs_nothing(program: Program, what: str) -> None:
+    """The disk fills up at one point of the step: what is written next finds no room."""
+    done = program.build(OBUILD_FAKE_FULL=what)
+    assert done.returncode == 1, done.stdout
+    assert "No space left on device" in done.stderr or "database or disk is full" in done.stderr
+    assert "obuild gc" in done.stderr
+    (program.root.parent / "filler").unlink()
+    store = Store(program.root)
+    assert list(fsck.check(store, read_data=True)) == []
+    done = program.build()
+    assert done.returncode == 0, done.stderr
+    assert program.run("ls").returncode == 0
+    assert list(fsck.check(store, read_data=True)) == []
+
+
+def test_a_store_without_any_room_is_looked_at_and_tidied(program: Program) -> None:
+    assert program.build().returncode == 0
+    program.fill(0)
+    done = program.run("ls")  # the index needs a little room to be opened
+    assert done.returncode == 0 or "obuild gc --keep-bytes" in done.stderr
+    for command in (["df"], ["gc", "--dry-run", "--keep-bytes=0"], ["gc", "--keep-bytes=0"]):
+        done = program.run(*command)
+        assert done.returncode == 0, done.stderr
+    (program.root.parent / "filler").unlink()
+    assert program.build().returncode == 0
+    assert list(fsck.check(Store(program.root), read_data=True)) == []
+
+
+def test_a_reserve_is_made_before_a_step_by_removing_what_was_not_used(program: Program) -> None:
+    assert program.build().returncode == 0
+    first = {layer.id for layer in Store(program.root).layers()}
+    program.spec.write_text(SPEC.replace("one", "another"))
+    filler = program.fill(1 << 20)
+    done = program.build("--reserve=1200K")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert first - {layer.id for layer in Store(program.root).layers()}
+    filler.unlink()
+    done = program.build("--reserve=1T")
+    assert done.returncode == 0, "all is there: no room is needed"
+    program.spec.write_text(SPEC.replace("one", "third"))
+    done = program.build("--reserve=1T")
+    assert done.returncode == 1
+    assert "in the store: layers" in done.stderr
+    assert list(fsck.check(Store(program.root), read_data=True)) == []

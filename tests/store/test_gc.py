@@ -1,0 +1,507 @@
+"""What goes, in which order, why; and that nothing goes that is in use."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from obuild.host import locks, qemu_img, stamp
+from obuild.plan.steps import Chain, LayerId
+from obuild.store import flatten, gc, removal
+from obuild.store.gc import Item
+from obuild.store.layers import Store
+from obuild.store.warm import Warm
+from tests.store.test_layers import make, save
+from tests.store.test_warm import PLENTY, RAM
+from tests.store.test_warm import save as save_machine
+from tests.support.fakes import other_process
+
+ChainMaker = Callable[[str], Chain]
+
+NOW = 1_700_000_000.0
+DAY = 86400.0
+FAT = 200_000
+
+HOLD = """
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from obuild.store.layers import Store
+store = Store(Path(sys.stdin.readline().strip()))
+how, name = sys.stdin.readline().split()
+with ExitStack() as stack:
+    if how == "use":
+        stack.enter_context(store.use(name))
+    elif how == "cache":
+        stack.enter_context(store.borrow_cache(name))
+    else:
+        stack.enter_context(store.claim(name))
+        (store.result_tmp / name / "rootfs").mkdir(parents=True)
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+COLLECT = """
+import sys
+from pathlib import Path
+from obuild.store import gc
+from obuild.store.layers import Store
+store = Store.open(Path(sys.stdin.readline().strip()))
+def tell(item):
+    print(item.name, flush=True)
+    sys.stdin.readline()
+gc.carry_out(store, gc.plan(store, now=0.0, keep_bytes=0), tell)
+"""
+
+
+@contextmanager
+def held(store: Store, how: str, name: str) -> Iterator[subprocess.Popen[str]]:
+    """Another process that has something in use until the block ends."""
+    with other_process(HOLD) as child:
+        assert child.stdin
+        assert child.stdout
+        child.stdin.write(f"{store.root}\n{how} {name}\n")
+        child.stdin.flush()
+        assert child.stdout.readline() == "held\n"
+        yield child
+
+
+def used(path: Path, days: float) -> None:
+    """Say that a layer or the folder of a cache was last used so many days ago."""
+    os.utime(path, (NOW - days * DAY, NOW - days * DAY))
+
+
+@pytest.fixture
+def family(store: Store, chain: ChainMaker) -> dict[str, LayerId]:
+    """root -> one -> two and root -> other; last used 40, 30, 20 and 10 days ago."""
+    steps = [*chain("(run (shell one)) (run (shell two))").steps, chain("(run (shell other))").steps[1]]
+    for step, days in zip(steps, (40, 30, 20, 10), strict=True):
+        make(store, step)
+        used(store.result / step.id, days)
+    return dict(zip(("root", "one", "two", "other"), (step.id for step in steps), strict=True))
+
+
+def fat_cache(store: Store, name: str, days: float) -> None:
+    save(store, name, os.urandom(FAT))
+    used(store.cache_file(name), days + 5)
+    used(store.cache_file(name).parent, days)
+
+
+def plan(store: Store, **options: float) -> gc.Plan:
+    return gc.plan(store, now=NOW, **options)  # type: ignore[arg-type]  # tests give whole numbers
+
+
+def names(items: tuple[Item, ...], family: dict[str, LayerId]) -> list[str]:
+    """Items by the names that layers have in these tests."""
+    known = {id: name for name, id in family.items()}
+    return [known.get(LayerId(item.name), item.name) for item in items]
+
+
+def left(store: Store) -> set[str]:
+    return {layer.id for layer in store.layers()}
+
+
+def carry_out(store: Store, what: gc.Plan) -> tuple[list[str], list[Item]]:
+    gone: list[str] = []
+    stayed = gc.carry_out(store, what, lambda item: gone.append(item.name))
+    return gone, stayed
+
+
+# -- the plan
+
+
+def test_without_options_nothing_that_is_of_use_goes(store: Store, family: dict[str, LayerId]) -> None:
+    fat_cache(store, "c", 100)
+    assert plan(store).items == ()
+    assert plan(store).kept > FAT
+
+
+def test_leaves_go_before_parents_and_those_used_last_go_last(store: Store, family: dict[str, LayerId]) -> None:
+    fat_cache(store, "c", 15)
+    what = plan(store, keep_bytes=0)
+    assert names(what.items, family) == ["two", "one", "c", "other", "root"]
+    assert (what.kept, what.short, what.in_use) == (0, 0, ())
+
+
+def test_no_more_goes_than_was_asked_for(store: Store, family: dict[str, LayerId]) -> None:
+    everything = plan(store).kept
+    sizes = {item.name: item.size for item in plan(store, keep_bytes=0).items}
+    what = plan(store, keep_bytes=everything - sizes[family["two"]])
+    assert names(what.items, family) == ["two"]
+    assert what.kept == everything - sizes[family["two"]]
+    assert names(plan(store, keep_bytes=what.kept - 1).items, family) == ["two", "one"]
+    assert plan(store, keep_bytes=everything).items == ()
+    assert names(plan(store, free_bytes=1).items, family) == ["two"]
+
+
+def test_what_was_not_used_for_long_goes_whatever_its_size(store: Store, family: dict[str, LayerId]) -> None:
+    fat_cache(store, "old", 26)
+    fat_cache(store, "new", 1)
+    assert names(plan(store, older_than=15 * DAY).items, family) == ["old", "two", "one"]
+    assert names(plan(store, older_than=25 * DAY).items, family) == ["old"], "one is old, but two stands on it"
+
+
+def test_two_wishes_get_what_either_wants(store: Store, family: dict[str, LayerId]) -> None:
+    assert len(plan(store, older_than=5 * DAY, keep_bytes=1 << 40).items) == 4
+    assert len(plan(store, older_than=50 * DAY, keep_bytes=0).items) == 4
+
+
+def test_a_plan_says_why(store: Store, family: dict[str, LayerId]) -> None:
+    two, *_ = plan(store, older_than=15 * DAY, keep_bytes=0).items
+    assert two.why.startswith("not used since 2023-10-3")
+    (first,) = plan(store, free_bytes=1).items
+    assert (first.name, first.why) == (family["two"], "least recently used")
+    assert (first.kind, first.stands_on, first.used) == ("layer", family["one"], NOW - 20 * DAY)
+    assert first.size > 0
+
+
+def test_a_plan_only_looks(store: Store, family: dict[str, LayerId]) -> None:
+    fat_cache(store, "c", 15)
+    times = {path: path.stat().st_mtime for path in (*store.result.iterdir(), *store.cache.iterdir())}
+    plan(store, keep_bytes=0, older_than=0.0)
+    assert {path: path.stat().st_mtime for path in times} == times
+    assert os.listdir(store.locks) == []
+
+
+def test_a_layer_that_is_in_use_is_passed_over_for_others(store: Store, family: dict[str, LayerId]) -> None:
+    with held(store, "use", family["two"]):
+        used(store.result / family["two"], 20)
+        what = plan(store, keep_bytes=0)
+        assert names(what.items, family) == ["other"]
+        assert names(what.in_use, family) == ["two"]
+        assert what.short == what.kept > 0
+
+
+def test_a_plan_can_be_made_without_the_index(store: Store, family: dict[str, LayerId]) -> None:
+    """It cannot be opened on a full disk, which is when it is needed most."""
+    with_index = plan(store, keep_bytes=0)
+    (store.state / "db" / "db.sqlite").write_bytes(b"no database" * 1000)
+    assert plan(store, keep_bytes=0) == with_index
+
+
+def test_pruning_takes_layers_alone_and_no_more_than_the_limit(store: Store, family: dict[str, LayerId]) -> None:
+    fat_cache(store, "c", 100)
+    assert names(gc.prune(store, before=NOW - 15 * DAY).items, family) == ["two", "one"]
+    assert names(gc.prune(store, before=NOW, limit=3).items, family) == ["two", "one", "other"]
+    assert gc.prune(store, before=NOW, limit=0).items == ()
+
+
+# -- carrying it out
+
+
+def test_what_was_planned_goes_in_its_order(store: Store, family: dict[str, LayerId]) -> None:
+    fat_cache(store, "a/b", 15)
+    gone, stayed = carry_out(store, plan(store, keep_bytes=0))
+    assert gone == [family["two"], family["one"], "a/b", family["other"], family["root"]]
+    assert stayed == []
+    for folder in (store.result, store.result_tmp, store.cache, store.cache_tmp, store.locks):
+        assert os.listdir(folder) == []
+
+
+def test_what_was_used_since_the_plan_stays(store: Store, family: dict[str, LayerId]) -> None:
+    fat_cache(store, "c", 15)
+    what = plan(store, keep_bytes=0)
+    with store.use(family["one"]), store.borrow_cache("c"):
+        pass
+    gone, stayed = carry_out(store, what)
+    assert gone == [family["two"], family["other"]]
+    assert [(item.name, item.why) for item in stayed] == [
+        (family["one"], "used meanwhile"),
+        ("c", "used meanwhile"),
+        (family["root"], "a layer stands on it"),
+    ]
+    assert left(store) == {family["root"], family["one"]}
+    assert list(store.caches()) == ["c"]
+
+
+def test_what_another_process_uses_since_the_plan_stays(store: Store, family: dict[str, LayerId]) -> None:
+    """As seen under the locks alone: the times of last use say nothing here."""
+    fat_cache(store, "c", 15)
+    what = plan(store, keep_bytes=0)
+    with held(store, "use", family["two"]), held(store, "cache", "c"):
+        used(store.result / family["two"], 20)
+        used(store.cache_file("c").parent, 15)
+        gone, stayed = carry_out(store, what)
+        assert gone == [family["other"]]
+        assert [item.why for item in stayed] == [
+            "in use",
+            "a layer stands on it",
+            "in use",
+            "a layer stands on it",
+        ]
+    assert left(store) == {family["root"], family["one"], family["two"]}
+    assert list(store.caches()) == ["c"]
+
+
+def test_what_is_gone_already_is_neither_told_nor_kept(store: Store, family: dict[str, LayerId]) -> None:
+    fat_cache(store, "c", 15)
+    what = plan(store, keep_bytes=0)
+    removal.delete(store, family["one"], tell=lambda id: None)
+    carry_out(store, plan(store, older_than=12 * DAY))
+    gone, stayed = carry_out(store, what)
+    assert gone == [family["other"], family["root"]]
+    assert stayed == []
+
+
+def test_a_child_that_came_since_the_plan_keeps_its_parent(
+    store: Store, family: dict[str, LayerId], chain: ChainMaker
+) -> None:
+    what = plan(store, keep_bytes=0)
+    child = chain("(run (shell one)) (run (shell two)) (run (shell three))").steps[-1]
+    make(store, child)
+    _, stayed = carry_out(store, what)
+    assert left(store) == {family["root"], family["one"], family["two"], child.id}
+    assert {item.why for item in stayed} == {"a layer stands on it"}
+
+
+def test_a_collector_that_is_killed_leaves_a_sound_store(store: Store, family: dict[str, LayerId]) -> None:
+    fat_cache(store, "c", 100)
+    with other_process(COLLECT) as child:
+        assert child.stdin
+        assert child.stdout
+        child.stdin.write(f"{store.root}\n")
+        child.stdin.flush()
+        assert child.stdout.readline() == "c\n"
+        child.stdin.write("\n")
+        child.stdin.flush()
+        assert child.stdout.readline() == f"{family['two']}\n"
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    again = Store.open(store.root)
+    assert left(again) == {family["root"], family["one"], family["other"]}
+    for layer in again.layers():
+        qemu_img.check(layer.image)
+    gone, stayed = carry_out(again, plan(again, keep_bytes=0))
+    assert gone == [family["one"], family["other"], family["root"]]
+    assert stayed == []
+
+
+def test_two_collectors_at_once_remove_each_thing_once(store: Store, family: dict[str, LayerId]) -> None:
+    for number in range(20):
+        fat_cache(store, f"c{number}", 100)
+    with ExitStack() as stack:
+        children = [stack.enter_context(other_process(COLLECT)) for _ in range(2)]
+        told: list[str] = []
+        for child in children:
+            assert child.stdin
+            child.stdin.write(f"{store.root}\n" + "\n" * 100)
+            child.stdin.flush()
+        for child in children:
+            told += child.communicate()[0].splitlines()
+    assert sorted(set(told)) == sorted(told)
+    gone, _ = carry_out(store, plan(store, keep_bytes=0))
+    assert sorted([*told, *gone]) == sorted([*family.values(), *(f"c{number}" for number in range(20))])
+    assert left(store) == set()
+
+
+# -- what nobody can need
+
+
+def test_rubbish_goes_and_what_is_owned_stays(store: Store) -> None:
+    dead, living = "d" * 64, "e" * 64
+    (store.result_tmp / dead / "rootfs").mkdir(parents=True)
+    (store.result_tmp / dead / "rootfs" / "image.qcow2").write_bytes(os.urandom(FAT))
+    (store.cache_tmp / "0-c-x").mkdir()
+    with held(store, "draft", living), store.borrow_cache("y"):
+        what = plan(store)
+        assert [(item.kind, item.name) for item in what.items] == [
+            ("rubbish", f"result-tmp/{dead}"),
+            ("rubbish", "cache-tmp/0-c-x"),
+        ]
+        assert what.size > FAT
+        gone, stayed = carry_out(store, what)
+        assert len(gone) == 2
+        assert stayed == []
+        assert os.listdir(store.result_tmp) == [living]
+        assert os.listdir(store.cache_tmp) == ["0-c-y"]
+
+
+def test_rubbish_counts_for_what_is_to_become_free(store: Store, family: dict[str, LayerId]) -> None:
+    (store.result_tmp / ("f" * 64)).mkdir()
+    (store.result_tmp / ("f" * 64) / "log").write_bytes(os.urandom(FAT))
+    assert [item.kind for item in plan(store, free_bytes=FAT).items] == ["rubbish"]
+    assert [item.kind for item in plan(store, free_bytes=FAT + 50_000).items] == ["rubbish", "layer"]
+
+
+def test_memos_of_layers_that_are_gone_go(store: Store, family: dict[str, LayerId]) -> None:
+    store.manifests.mkdir()
+    gone, there, fresh, stale = (
+        f"{'a' * 64}-1.json",
+        f"{family['two']}-1.json",
+        f".{'a' * 64}-1.json.x",
+        f".{'a' * 64}-1.json.y",
+    )
+    for name in (gone, there, fresh, stale):
+        (store.manifests / name).write_text("{}")
+        used(store.manifests / name, 2)
+    used(store.manifests / fresh, 0)
+    what = plan(store)
+    assert {item.name for item in what.items} == {gone, stale}
+    carry_out(store, what)
+    assert sorted(os.listdir(store.manifests)) == sorted([there, fresh])
+
+
+def test_what_was_flattened_goes_if_nothing_stands_on_its_layer(store: Store, family: dict[str, LayerId]) -> None:
+    flat = store.root / "flat"
+    lost = "f" * 64
+    for id in (lost, family["root"], family["two"], family["other"]):
+        (flat / id).mkdir(parents=True)
+        (flat / id / "image.qcow2").write_bytes(b"flat")
+    assert {item.name for item in plan(store).items} == {lost, family["two"], family["other"]}
+    what = plan(store)
+    with held(store, "use", family["other"]):
+        gone, stayed = carry_out(store, what)
+    assert set(gone) == {lost, family["two"]}
+    assert [(item.name, item.why) for item in stayed] == [(family["other"], "in use")]
+    assert set(os.listdir(flat)) == {family["root"], family["other"]}
+    assert os.listdir(store.result_tmp) == []
+
+
+def test_what_was_flattened_stays_for_a_child_that_came_since(
+    store: Store, family: dict[str, LayerId], chain: ChainMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flatten, "LONGEST", 2)
+    store.flats.below(family["two"])
+    what = plan(store)
+    assert [item.kind for item in what.items] == ["flat"]
+    make(store, chain("(run (shell one)) (run (shell two)) (run (shell three))").steps[-1])
+    gone, _ = carry_out(store, what)
+    assert gone == []
+    assert (store.root / "flat" / family["two"]).is_dir()
+
+
+# -- caches
+
+
+def test_taking_a_copy_of_a_cache_uses_it_and_keeps_its_version(store: Store) -> None:
+    fat_cache(store, "c", 50)
+    before = store.cache_file("c").stat()
+    with store.borrow_cache("c"):
+        pass
+    after = store.cache_file("c").stat()
+    assert (before.st_mtime_ns, before.st_ino) == (after.st_mtime_ns, after.st_ino)
+    (item,) = plan(store, keep_bytes=0).items
+    assert item.used > NOW
+
+
+def test_a_cache_that_a_step_has_a_copy_of_stays(store: Store) -> None:
+    fat_cache(store, "c", 50)
+    fat_cache(store, "x-c-c", 50)
+    with held(store, "cache", "c"):
+        used(store.cache_file("c").parent, 50)
+        what = plan(store, keep_bytes=0)
+        assert [item.name for item in what.items] == ["x-c-c"]
+        assert [item.name for item in what.in_use] == ["c"]
+
+
+def test_a_copy_whose_owner_died_keeps_no_cache(store: Store) -> None:
+    fat_cache(store, "c", 50)
+    (store.cache_tmp / "0-c-c").mkdir()
+    gone, _ = carry_out(store, plan(store, keep_bytes=0))
+    assert gone == ["cache-tmp/0-c-c", "c"]
+
+
+# -- warm states
+
+
+def warm_up(store: Store, id: LayerId, days: float, ram: Path | None = None) -> Path:
+    """Save a machine for a layer, last used so many days ago; where it is."""
+    status = (store.result / id).stat()
+    assert save_machine(Warm(store, PLENTY, print), id, ram=ram)
+    os.utime(store.result / id, ns=(status.st_atime_ns, status.st_mtime_ns))
+    used(store.states.folder / id, days)
+    return store.states.folder / id
+
+
+def test_a_warm_state_goes_by_its_last_use_and_before_its_layer(store: Store, family: dict[str, LayerId]) -> None:
+    warm_up(store, family["one"], 35)
+    warm_up(store, family["other"], 5)
+    what = plan(store, keep_bytes=0)
+    assert [(item.kind, *names((item,), family)) for item in what.items] == [
+        ("warm", "one"),
+        ("layer", "two"),
+        ("layer", "one"),
+        ("warm", "other"),
+        ("layer", "other"),
+        ("layer", "root"),
+    ]
+    assert what.items[0].stands_on == family["one"]
+    assert what.items[0].size > RAM
+    gone, stayed = carry_out(store, what)
+    assert len(gone) == 6
+    assert stayed == []
+    assert store.states.ids() == []
+    assert os.listdir(store.states.running) == []
+
+
+def test_a_warm_state_is_enough_if_it_is(store: Store, family: dict[str, LayerId]) -> None:
+    warm_up(store, family["two"], 25)
+    what = plan(store, free_bytes=RAM)
+    assert [item.kind for item in what.items] == ["warm"]
+    assert what.kept == sum(item.size for item in plan(store, keep_bytes=0).items) - what.size
+
+
+def test_a_warm_state_in_use_stays_with_its_layer(store: Store, family: dict[str, LayerId]) -> None:
+    state = warm_up(store, family["two"], 25)
+    what = plan(store, keep_bytes=0)
+    with locks.folder_lock(state, shared=True):
+        again = plan(store, keep_bytes=0)
+        assert [(item.kind, *names((item,), family)) for item in again.in_use] == [("warm", "two")]
+        assert names(again.items, family) == ["other"]
+        _, stayed = carry_out(store, what)
+    assert [(item.kind, item.why) for item in stayed[:2]] == [("warm", "in use"), ("layer", "in use")]
+    assert state.is_dir()
+    assert left(store) == {family["root"], family["one"], family["two"]}
+
+
+def test_pruned_layers_take_their_states_along(store: Store, family: dict[str, LayerId]) -> None:
+    warm_up(store, family["two"], 1)
+    carry_out(store, gc.prune(store, before=NOW - 15 * DAY))
+    assert left(store) == {family["root"], family["other"]}
+    assert store.states.ids() == []
+
+
+def test_states_that_share_a_memory_are_counted_once(store: Store, family: dict[str, LayerId]) -> None:
+    first = warm_up(store, family["one"], 1)
+    (alone,) = [item.size for item in plan(store, keep_bytes=0).items if item.kind == "warm"]
+    warm_up(store, family["two"], 1, ram=first / "ram")
+    shared = [item.size for item in plan(store, keep_bytes=0).items if item.kind == "warm"]
+    assert alone <= sum(shared) < alone + RAM // 2
+
+
+def test_states_that_nobody_can_resume_go_in_any_case(
+    store: Store, family: dict[str, LayerId], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("one", "two", "other"):
+        warm_up(store, family[name], 1)
+    assert plan(store).items == ()
+    about = store.states.folder / family["other"] / "about.json"
+    about.chmod(0o600)
+    about.write_text("{}")
+    (item,) = plan(store).items
+    assert (item.kind, item.name, item.why) == ("stale", family["other"], "its about.json is damaged")
+    assert len([item for item in plan(store, keep_bytes=0).items if item.kind in ("warm", "stale")]) == 3
+    (tmp_path / "boot_id").write_text("another")
+    monkeypatch.setattr(stamp, "BOOT_ID", tmp_path / "boot_id")
+    what = plan(store)
+    assert {item.why for item in what.items} == {"its about.json is damaged", "the host has booted since"}
+    used(store.states.folder / family["one"], 0)
+    gone, stayed = carry_out(store, what)
+    assert sorted(gone) == sorted([family["two"], family["other"]])
+    assert [(item.name, item.why) for item in stayed] == [(family["one"], "used meanwhile")]
+    assert left(store) == set(family.values())
+
+
+def test_the_folder_of_a_dead_machine_is_rubbish(store: Store) -> None:
+    with Warm(store, PLENTY, print).folder("living"):
+        (store.states.running / "1-dead").mkdir()
+        what = plan(store)
+        assert [(item.kind, item.name) for item in what.items] == [("rubbish", "warm-tmp/1-dead")]
+        carry_out(store, what)
+        assert os.listdir(store.states.running) == ["0-living"]

@@ -1,0 +1,85 @@
+"""The `obuild` program with scripted machines: everything is real but the guests.
+
+A command writes a random word to the disk's overlay, adds a file to each of its caches, and prints its text.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import tarfile
+from contextlib import suppress
+from pathlib import Path
+
+import obuild.executors.qemu.chains
+import obuild.store.flatten
+from obuild.__main__ import main
+from obuild.errors import MachineError, ProcessError
+from obuild.executors.qemu.shape import Shape
+from obuild.guests.all import Guest
+from obuild.host import failpoints, process
+from tests.support.fakes import FakeExecutor, Run
+
+#: Where the file system of the store is to become full, once: at one of these, or at a point of `trace`.
+FULL = [point for point in [os.environ.get("OBUILD_FAKE_FULL", "")] if point]
+
+
+def fill(folder: Path) -> None:
+    """Take all room of a small file system, with a file of this name."""
+    with (folder / "filler").open("ab", buffering=0) as file, suppress(OSError):
+        for size in (1 << 20, 1 << 12):
+            with suppress(OSError):
+                while file.write(bytes(size)) == size:
+                    pass
+
+
+def full_at(point: str) -> None:
+    """Take all room that there is, if it is to happen here."""
+    if point in FULL:
+        FULL.clear()
+        fill(Path(sys.argv[-1].partition(":")[2]).parent)
+
+
+def act(step: Run) -> int:
+    """What every command does."""
+    full_at("output")
+    step.output(f"{step.command.argv[-1]}\n".encode(errors="surrogateescape") * (100_000 if FULL else 1))
+    full_at("image")
+    pattern = f"write -P {1 + os.urandom(1)[0] % 255} 64k 512k"
+    try:
+        process.run(["qemu-io", "-f", "qcow2", "-c", pattern, step.draft.image])
+    except ProcessError as error:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error  # as QEMU's event has it
+    full_at("cache")
+    for copy in step.copies:
+        new = copy.path.with_suffix(".new")
+        if copy.path.exists():
+            new.write_bytes(copy.path.read_bytes())
+        try:
+            with tarfile.open(new, "a") as archive:
+                archive.addfile(tarfile.TarInfo(f"./{step.draft.id[:6]}"))
+        except tarfile.TarError as error:
+            raise MachineError(f"unpacking cache {copy.name}: {error}") from error
+        copy.save(new)
+    return 1 if step.command.argv[-1].startswith("fail") else 0
+
+
+class Always(dict[str, object]):
+    """A script that has the same for every command."""
+
+    def get(self, key: str, default: object = None) -> object:
+        return act
+
+
+def machines(shape: Shape, login: str, key: Path, guest: Guest, *rest: object) -> FakeExecutor:
+    """In place of QEMU."""
+    return FakeExecutor(Always(), files={"out": b"x"})  # type: ignore[arg-type]
+
+
+if __name__ == "__main__":
+    if FULL:
+        failpoints.reach = full_at
+    obuild.store.flatten.LONGEST = 3  # so that even a short chain is flattened
+    obuild.executors.qemu.chains.Qemu = machines  # type: ignore[assignment,misc]
+    main()
