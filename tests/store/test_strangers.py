@@ -337,8 +337,8 @@ def yard(tmp_path_factory: pytest.TempPathFactory) -> odd.Yard:
     return odd.make_yard(tmp_path_factory.mktemp("yard"))
 
 
-#: One of each kind of file and folder in a store; `python -m tests.support.odd` tries all, with all damages and all
-#: commands.
+#: One of each kind of file and folder in a store; `python -m tests.support.odd` tries all, with all damages and
+#: all commands.
 PLACES = (
     "README",
     "base-image/tiny.img",

@@ -1,7 +1,7 @@
 """A store in which one thing is not what it should be, and all commands on it: shared by tests and a long sweep.
 
-`python -m tests.support.odd` tries every file and folder of a store with every kind of damage and every command, and
-says how many that were; tests/store/test_strangers.py tries a part of them.
+`python -m tests.support.odd` tries every file and folder of a store with every kind of damage and every command,
+and says how many that were; tests/store/test_strangers.py tries a part of them.
 """
 
 from __future__ import annotations
