@@ -21,7 +21,7 @@ name_always() {
     echo v /proc/net/ipv6_route
     for folder in /sys/module /sys/block /sys/class/* /sys/fs/bpf; do echo "d $folder"; done
     # to look where something is mounted on demand would mount it
-    [ ! -e /proc/sys/fs/binfmt_misc/status ] || echo d /proc/sys/fs/binfmt_misc
+    ! grep -q ' - binfmt_misc ' /proc/self/mountinfo || echo d /proc/sys/fs/binfmt_misc
     for name in $boot; do echo "s $name"; done
     # what is mounted below a folder is looked at by itself, or not at all
     while read -r id parent device root mount rest; do echo "x $mount"; done </proc/self/mountinfo
