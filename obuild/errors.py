@@ -54,3 +54,8 @@ class StoreError(ObuildError):
 
 class OutputError(ObuildError):
     """What we print cannot be written; whatever was built stays."""
+
+
+def words(error: Exception) -> str:
+    """What an error says, without the number that an error of the system's has."""
+    return (isinstance(error, OSError) and error.strerror) or str(error)

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
-from obuild.errors import StoreError
+from obuild.errors import StoreError, words
 from obuild.host import locks
 from obuild.host.regular import NotAFile, is_file
 from obuild.plan.steps import LayerId
@@ -84,9 +84,9 @@ class Index:
                     self._open()
         except (sqlite3.Error, OSError) as error:
             if _is_full(error, store):
-                raise no_space(store.root, _words(error)) from error
+                raise no_space(store.root, words(error)) from error
             hint = HELD if _is_busy(error) else f"it can be rebuilt: remove {self._path}, nothing is lost"
-            raise StoreError(f"cannot open the index {self._path}: {_words(error)}", hint=hint) from error
+            raise StoreError(f"cannot open the index {self._path}: {words(error)}", hint=hint) from error
 
     def _open(self) -> None:
         if os.path.lexists(self._path) and not is_file(self._path):  # SQLite would follow a symlink
@@ -324,10 +324,6 @@ def _now(store: Store) -> int:
     """The time, in ns, by the clock that result/ is stamped with, and in its ticks: of its own file system."""
     os.utime(store.result_tmp)
     return store.result_tmp.stat().st_mtime_ns
-
-
-def _words(error: Exception) -> str:
-    return (isinstance(error, OSError) and error.strerror) or str(error)
 
 
 def _is_full(error: Exception, store: Store) -> bool:

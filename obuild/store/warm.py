@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from obuild.errors import ObuildError
+from obuild.errors import ObuildError, words
 from obuild.host import failpoints, locks, stamp
 from obuild.host.fs import discard, owned_folder
 from obuild.host.regular import NotAFile, is_file, read_text
@@ -126,7 +126,7 @@ class Warm:
         try:
             kept = self.budget > 0 and self._place(layer, machine, made)
         except (OSError, ObuildError) as error:
-            self.note(f"the machine of layer {layer[:12]} could not be saved ({_words(error)})")
+            self.note(f"the machine of layer {layer[:12]} could not be saved ({words(error)})")
         with suppress(OSError, ObuildError):  # what cannot go now goes later
             if kept:
                 self._evict(layer)
@@ -151,7 +151,7 @@ class Warm:
                 os.utime(state.path)  # when it was last used
                 return state
         except (OSError, ValueError) as error:
-            why = _words(error)
+            why = words(error)
         held.close()
         self.note(f"the saved machine of layer {layer[:12]} cannot be used ({why}); booting")
         self.drop(layer)
@@ -282,7 +282,3 @@ def _used(path: Path) -> float:
     with suppress(OSError):
         return path.stat().st_mtime
     return 0.0
-
-
-def _words(error: Exception) -> str:
-    return (isinstance(error, OSError) and error.strerror) or str(error)

@@ -102,9 +102,9 @@ units() {
     systemctl show-environment
 }
 
-remember_units() {
-    units >$dir/units
-    sleep 0.05 # it has still to hang up
+# What shows from now on that systemd has done anything. It was just asked, and has still to hang up.
+remember_manager() {
+    sleep 0.05
     look manager
     manager=$now
 }
@@ -183,7 +183,8 @@ take_down() {
     manager=
     if [ -d /run/systemd/system ]; then
         echo 'f /proc/1/status' >$dir/manager
-        remember_units
+        units >$dir/units
+        remember_manager
     fi
     $tool q
     count
@@ -289,7 +290,5 @@ units_unchanged() {
         sleep 0.2
         tries=$((tries - 1))
     done
-    sleep 0.05
-    look manager
-    manager=$now
+    remember_manager
 }
