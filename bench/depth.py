@@ -35,7 +35,8 @@ from obuild.executors.qemu import machine, ssh
 from obuild.executors.qemu.shape import Settings
 from obuild.guests import linux
 from obuild.host import qemu_img
-from obuild.plan.steps import Base, Chain, Import, plan
+from obuild.plan.planner import plan
+from obuild.plan.steps import Base, Chain, Import
 from obuild.store import flatten
 from obuild.store.layers import Store
 

@@ -26,8 +26,10 @@ from pathlib import Path
 from bench.overhead import ROOT, wall
 from obuild import spec
 from obuild.bases import catalog
-from obuild.plan.steps import ROOT as ROOT_USER
-from obuild.plan.steps import Command, LayerId, Step, plan
+from obuild.plan.keys import LayerId
+from obuild.plan.planner import ROOT as ROOT_USER
+from obuild.plan.planner import plan
+from obuild.plan.steps import Command, Step
 from obuild.store.layers import Store
 
 TARGET = 1.5

@@ -12,7 +12,8 @@ import pytest
 
 from obuild import spec
 from obuild.bases import catalog
-from obuild.plan.steps import Base, Chain, plan
+from obuild.plan.planner import plan
+from obuild.plan.steps import Base, Chain
 from obuild.store.layers import Store
 from tests.support.fakes import POWER_OFF, boot_disk
 

@@ -15,7 +15,8 @@ from obuild.events import Hit, Listener, Note, Output, Saved, Started
 from obuild.guests import profile
 from obuild.host import failpoints, process, qemu_img
 from obuild.host.mask import Mask
-from obuild.plan.steps import Base, Chain, Command, Extract, Graft, Import, LayerId, Step, Transfer
+from obuild.plan.keys import LayerId
+from obuild.plan.steps import Base, Chain, Command, Extract, Graft, Import, Step, Transfer
 from obuild.store.layers import Draft, Store
 from obuild.store.volumes import CacheCopy
 

@@ -13,7 +13,8 @@ from obuild.builder.chain import Session
 from obuild.builder.provision import Machines
 from obuild.errors import MachineError, ObuildError, UsageError
 from obuild.guests import rules
-from obuild.plan.steps import Base, Command, Extract, LayerId
+from obuild.plan.keys import LayerId
+from obuild.plan.steps import Base, Command, Extract
 from obuild.spec import UnixUser, WindowsUser
 from obuild.store.layers import Draft, Store
 

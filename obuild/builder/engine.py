@@ -17,19 +17,9 @@ from obuild.events import Event, Listener, Note, Output, Started
 from obuild.executors.qemu.shape import Settings
 from obuild.guests import rules
 from obuild.host import process
-from obuild.plan.steps import (
-    Base,
-    Built,
-    Chain,
-    Extract,
-    FilesOf,
-    Graft,
-    Import,
-    LayerId,
-    everything,
-    plan,
-    unbuilt,
-)
+from obuild.plan.keys import LayerId
+from obuild.plan.planner import FilesOf, everything, plan, unbuilt
+from obuild.plan.steps import Base, Built, Chain, Extract, Graft, Import
 from obuild.plan.tree import Manifest
 from obuild.spec import Run, Shell, Stage
 from obuild.store.layers import Store, storage_errors

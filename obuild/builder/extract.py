@@ -13,8 +13,9 @@ from obuild.builder.chain import Executor
 from obuild.errors import ObuildError
 from obuild.host.fs import replace_text
 from obuild.host.regular import read_text
-from obuild.plan import tree
-from obuild.plan.steps import Extract, Graft, LayerId
+from obuild.plan import archive, tree
+from obuild.plan.keys import LayerId
+from obuild.plan.steps import Extract, Graft
 from obuild.spec import UnixUser
 from obuild.store.layers import Store
 
@@ -63,7 +64,7 @@ class Extractor:
                 session.take(extract, path)
             user = extract.user
             owner = (user.uid, user.gid) if isinstance(user, UnixUser) else None
-            self.archives[extract] = path, tree.manifest_of(path, owner=owner, pax=self.pax)
+            self.archives[extract] = path, archive.manifest_of(path, owner=owner, pax=self.pax)
         return self.archives[extract]
 
     def _memo(self, extract: Extract) -> Path:

@@ -11,7 +11,7 @@ from obuild.errors import ObuildError, StepFailed
 from obuild.events import Listener, Note, Output
 from obuild.host import process
 from obuild.host.regular import NotAFile, open_file
-from obuild.plan.steps import LayerId
+from obuild.plan.keys import LayerId
 from obuild.store.layers import Store
 
 _CHUNK = 1 << 20

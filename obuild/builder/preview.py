@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from obuild.bases import catalog
-from obuild.plan import diff
-from obuild.plan.diff import Fields
-from obuild.plan.steps import Base, Chain, Graft, Import, LayerId, Step, everything, plan, unbuilt
+from obuild.plan import diff, keys
+from obuild.plan.keys import Fields, LayerId
+from obuild.plan.planner import everything, plan, unbuilt
+from obuild.plan.steps import Base, Chain, Graft, Import, Step
 from obuild.spec import Stage
 from obuild.store.layers import Layer, Store
 
@@ -109,7 +110,7 @@ class _Forecaster:
                 continue
             layer, old = near
             stood = layer.id
-            yield Outlook(op, step.id, False, tuple(diff.differences(old, diff.fields(step.key))), layer.id)
+            yield Outlook(op, step.id, False, tuple(diff.differences(old, keys.fields(step.key))), layer.id)
 
     @cached_property
     def index(self) -> Index:
@@ -124,13 +125,13 @@ class _Forecaster:
             candidates = [row for row in self.index.children(None) if _from(row.op) == name]
         else:
             candidates = self.index.children(stood) if stood else []
-        new = diff.fields(step.key)
+        new = keys.fields(step.key)
         best: tuple[float, Layer, Fields] | None = None
         read = 0
         for layer in self.used_last(candidates)[:MANY]:
             with suppress(FileNotFoundError):  # it is just being removed
                 key = layer.key
-                old = diff.fields(key)
+                old = keys.fields(key)
                 if diff.alike(old, new):
                     distance = diff.distance(old, new)
                     if best is None or distance < best[0]:

@@ -14,8 +14,9 @@ from obuild.errors import StoreError, UsageError
 from obuild.executors.qemu.shape import ARCHES, Settings
 from obuild.guests import profile
 from obuild.host import process, qemu_img
-from obuild.plan import diff
-from obuild.plan.steps import Base, LayerId
+from obuild.plan import keys
+from obuild.plan.keys import LayerId
+from obuild.plan.steps import Base
 from obuild.store.layers import Layer, Store
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def base_below(store: Store, id: LayerId) -> Base:
     """
     try:
         root = _root(store, id)
-        digest = str(diff.fields(root.key).get("base", "")).removeprefix("sha256:")
+        digest = keys.base_digest(keys.fields(root.key))
         kept = root.path / profile.NAME
         if kept.exists():
             about = profile.read(kept)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from obuild.guests.all import Guest, Piping
-from obuild.plan import tree
+from obuild.plan import archive
 from obuild.plan.steps import Command, Extract, Graft, Transfer
 from obuild.spec import UnixUser, WindowsUser
 from obuild.store.volumes import CacheCopy
@@ -32,7 +32,7 @@ def send_tree(connection: Line, guest: Guest, login: str, transfer: Transfer) ->
     command = guest.receive_command(login, transfer.dest, user)
     connection.stream(
         command,
-        lambda sink: tree.send(transfer.tree, sink, uid=uid, gid=gid),
+        lambda sink: archive.send(transfer.tree, sink, uid=uid, gid=gid),
         what=f"copying to {transfer.dest}",
     )
 
@@ -102,11 +102,11 @@ def remove_secrets(connection: Line, guest: Guest, login: str, command: Command)
     connection.check(guest.root_shell(login), script, what="removing the secrets")
 
 
-def _write(data: bytes, sink: tree.Sink) -> None:
+def _write(data: bytes, sink: archive.Sink) -> None:
     sink.write(data)
 
 
-def _write_file(path: Path, sink: tree.Sink) -> None:
+def _write_file(path: Path, sink: archive.Sink) -> None:
     with path.open("rb") as file:
         while data := file.read(1 << 18):
             sink.write(data)

@@ -8,39 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
+from obuild.plan.keys import Fields
 from obuild.spec import sexp
 from obuild.spec.sexp import Sexp
 
-Fields = dict[str, Sexp]
 Manifest = dict[str, tuple[str, str, str]]
 
 #: How much of a value is shown.
 WIDTH = 60
-#: How many lists may be inside each other in a field. A manifest has two.
-DEEPEST = 20
 #: How many names of a list are shown.
 NAMES = 5
-
-
-def fields(key: str) -> Fields:
-    """The fields of a key by name. SpecError if it is no s-expression.
-
-    A value with lists in lists beyond all reason, which no step has, stands as its text: the rest recurses.
-    """
-    found: Fields = {}
-    for pair in sexp.loads(key):
-        if isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str):
-            found[pair[0]] = sexp.dumps(pair[1]) if _is_deep(pair[1]) else pair[1]
-    return found
-
-
-def _is_deep(value: Sexp) -> bool:
-    level = [value] if isinstance(value, tuple) else []
-    for _ in range(DEEPEST):
-        level = [inner for item in level for inner in item if isinstance(inner, tuple)]
-        if not level:
-            return False
-    return True
 
 
 def alike(one: Fields, other: Fields) -> bool:

@@ -1,7 +1,7 @@
-"""The files of a copy: walk them, digest them, stream them as tar, check them again while sending.
+"""The files of a copy: walk them and digest them.
 
 A tree says what will arrive: paths, contents, permission bits, symlinks, hard links. Owners and times
-are not part of it. What is sent is what was hashed, or sending fails.
+are not part of it.
 """
 
 from __future__ import annotations
@@ -13,24 +13,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol, cast
+from typing import Literal
 
-if TYPE_CHECKING:
-    import tarfile
-
-from obuild.errors import ObuildError, UsageError
-from obuild.host import tar_reader
+from obuild.errors import UsageError
 
 Kind = Literal["file", "dir", "symlink", "link"]
 
 #: What of some files changes the result of a copy, and nothing else: kind, path, permission bits, content of each.
 Manifest = tuple[tuple[str, ...], ...]
-
-#: The most that the files in a guest's archive may hold together, in bytes. A sparse file of 8 EiB fits into a
-#: small archive, and it would take years to hash.
-MOST_CONTENT = 1 << 40
-
-_ZEROS = bytes(1 << 20)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +138,7 @@ class _Walker:
 
     def leaf(self, source: str, path: str, status: os.stat_result) -> Entry:
         if stat.S_ISLNK(status.st_mode):
-            return Entry("symlink", path, source, 0o777, 0, _readlink(self.root / source))
+            return Entry("symlink", path, source, 0o777, 0, readlink(self.root / source))
         if not stat.S_ISREG(status.st_mode):
             raise UsageError(
                 f"cannot copy {source!r}: it is neither a file, a folder nor a symlink",
@@ -176,7 +166,7 @@ def _join(folder: str, name: str) -> str:
     return f"{folder}/{name}" if folder else name
 
 
-def _readlink(path: Path) -> str:
+def readlink(path: Path) -> str:
     """The very text of a symlink; pathlib would tidy it up."""
     return os.readlink(path)  # noqa: PTH115
 
@@ -184,203 +174,3 @@ def _readlink(path: Path) -> str:
 def open_file(path: Path) -> BufferedReader:
     """Open a regular file for reading; never through a symlink, never blocking on a fifo."""
     return os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
-
-
-class Sink(Protocol):
-    """Where a tar stream goes."""
-
-    def write(self, data: bytes, /) -> object: ...
-
-
-def send(tree: Tree, sink: Sink, *, uid: int, gid: int) -> None:
-    """Stream the tree as a GNU tar archive into `sink`, everything owned by uid:gid, times kept.
-
-    ObuildError if a file is no longer what it was when the tree was hashed; the stream then ends without
-    an end-of-archive mark and must not be used. `sink` must not raise OSError.
-    """
-    import tarfile
-
-    out = cast(BinaryIO, sink)
-    # errors: names that are no UTF-8 travel as the bytes they are
-    with tarfile.open(
-        fileobj=out, mode="w|", format=tarfile.GNU_FORMAT, encoding="utf-8", errors="surrogateescape"
-    ) as archive:
-        for entry in tree.entries:
-            info = tarfile.TarInfo(entry.path)
-            info.uid, info.gid, info.mode = uid, gid, entry.mode
-            try:
-                _add(archive, info, tree.root / entry.source, entry)
-            except OSError as error:
-                raise _changed(entry) from error
-
-
-def _add(archive: tarfile.TarFile, info: tarfile.TarInfo, path: Path, entry: Entry) -> None:
-    status = path.lstat()
-    info.mtime = int(status.st_mtime)
-    match entry.kind:
-        case "dir":
-            info.type = b"5"
-            archive.addfile(info)
-        case "symlink":
-            info.type, info.linkname = b"2", entry.content
-            if _readlink(path) != entry.content:
-                raise _changed(entry)
-            archive.addfile(info)
-        case "link":
-            info.type, info.linkname = b"1", entry.content
-            archive.addfile(info)
-        case "file":
-            info.size = entry.size
-            _add_file(archive, info, path, entry)
-
-
-def _add_file(archive: tarfile.TarFile, info: tarfile.TarInfo, path: Path, entry: Entry) -> None:
-    with open_file(path) as file:
-        reader = _HashingReader(file)
-        archive.addfile(info, reader)  # type: ignore[arg-type]  # it only calls read
-        status = os.fstat(file.fileno())
-        same = reader.hash.hexdigest() == entry.content and status.st_size == entry.size
-        if not same or stat.S_IMODE(status.st_mode) != entry.mode:
-            raise _changed(entry)
-
-
-class _HashingReader:
-    def __init__(self, file: BinaryIO) -> None:
-        self.file = file
-        self.hash = hashlib.sha256()
-
-    def read(self, size: int) -> bytes:
-        data = self.file.read(size)
-        self.hash.update(data)
-        return data
-
-
-def _changed(entry: Entry) -> ObuildError:
-    return ObuildError(
-        f"{entry.source!r} changed while it was being copied",
-        hint="nothing was saved; build again when the source directory is at rest",
-    )
-
-
-def manifest_of(path: Path, *, owner: tuple[int, int] | None = None, pax: bool = False) -> Manifest:
-    """The manifest of a tar archive that a guest's GNU tar made, or with `pax` another; nothing is unpacked here.
-
-    ObuildError if it is damaged, holds what a copy cannot (a device, say), names paths outside itself, or says
-    that something belongs to another user than `owner` (uid, gid), if it is given: then what a guest made of it
-    would not be what its manifest says.
-    """
-    found = []
-    total = 0
-    try:
-        if pax:
-            return _from_pax(path)
-        with path.open("rb") as file:
-            # GNU tar's, which is understood in one way or not at all
-            for member in tar_reader.members(file, strict=True):
-                total += member.size
-                if total > MOST_CONTENT:
-                    raise ObuildError(f"the guest sent files of more than {MOST_CONTENT >> 40} TiB")
-                if owner not in (None, (member.uid, member.gid)):
-                    raise ObuildError(f"the guest sent {member.path!r} with another owner than was asked for")
-                found.append(_described(file, member))
-    except tar_reader.Damaged as error:
-        raise ObuildError(f"the guest sent no sound tar archive: {error}") from error
-    return tuple(found)
-
-
-def _from_pax(path: Path) -> Manifest:
-    """As manifest_of, for what the tar of FreeBSD and Windows writes.
-
-    tarfile reads it, which is not as strict: what it cannot read may end the archive, owners are not looked at,
-    and a hostile guest can make it think for long.
-    """
-    import tarfile
-
-    found = []
-    total = 0
-    try:
-        with (
-            path.open("rb") as file,
-            tarfile.open(path, mode="r:", encoding="utf-8", errors="surrogateescape") as members,
-        ):
-            end = -1
-            for info in members:
-                if members.offset <= end or (total := total + info.size) > MOST_CONTENT:
-                    raise ObuildError("the guest sent no sound tar archive")
-                end = members.offset
-                pieces = getattr(info, "sparse", None)
-                extents = ((0, info.size),) if pieces is None else tuple(pieces)
-                kind = tar_reader.FILE if info.isreg() else info.type.decode("latin-1")
-                found.append(
-                    _described(
-                        file,
-                        tar_reader.Member(
-                            kind=kind,
-                            path=info.name,
-                            link=info.linkname,
-                            mode=info.mode,
-                            uid=info.uid,
-                            gid=info.gid,
-                            size=info.size,
-                            start=info.offset_data,
-                            extents=extents,
-                        ),
-                    )
-                )
-    except (
-        tarfile.TarError,
-        EOFError,
-        ValueError,
-        OverflowError,
-        IndexError,
-        RecursionError,
-        MemoryError,
-    ) as error:
-        raise ObuildError(f"the guest sent no sound tar archive: {error}") from error
-    return tuple(found)
-
-
-def _described(file: BinaryIO, member: tar_reader.Member) -> tuple[str, ...]:
-    path = member.path.rstrip("/") if member.kind == tar_reader.FOLDER else member.path
-    path = path.removeprefix("./")
-    if path.startswith("/") or ".." in path.split("/"):
-        raise ObuildError(f"the guest sent an archive with the path {member.path!r}")
-    mode = f"{member.mode & 0o7777:o}"
-    match member.kind:
-        case tar_reader.FOLDER:
-            return ("dir", path, mode, "")
-        case tar_reader.SYMLINK:
-            return ("symlink", path, "777", member.link)
-        case tar_reader.LINK:
-            return ("link", path, "0", member.link.removeprefix("./"))
-        case tar_reader.FILE | tar_reader.SPARSE:
-            return ("file", path, mode, _content(file, member))
-    raise ObuildError(
-        f"cannot copy {path!r} from the build: it is neither a file, a folder nor a symlink",
-        hint=f"leave it out: (exclude {path.rpartition('/')[2]})",
-    )
-
-
-def _content(file: BinaryIO, member: tar_reader.Member) -> str:
-    """The sha256 of a member's file."""
-    digest = hashlib.sha256()
-    file.seek(member.start)
-    end = 0
-    for offset, size in member.extents:
-        _add_zeros(digest, offset - end)
-        _add_bytes(digest, file, size)
-        end = offset + size
-    _add_zeros(digest, member.size - end)
-    return digest.hexdigest()
-
-
-def _add_zeros(digest: hashlib._Hash, count: int) -> None:
-    for _ in range(count // len(_ZEROS)):
-        digest.update(_ZEROS)
-    digest.update(_ZEROS[: count % len(_ZEROS)])
-
-
-def _add_bytes(digest: hashlib._Hash, file: BinaryIO, count: int) -> None:
-    while data := file.read(min(count, len(_ZEROS))):
-        digest.update(data)
-        count -= len(data)

@@ -21,7 +21,7 @@ from obuild.errors import StoreError
 from obuild.host import failpoints, locks, qemu_img
 from obuild.host.fs import discard, fsync, move_out
 from obuild.host.regular import is_folder, read_bytes
-from obuild.plan.steps import LayerId
+from obuild.plan.keys import LayerId
 from obuild.store import mtree
 
 #: How many images may lie below a draft. Each costs a random read about 0.7 µs, and a machine's start 0.7 ms.

@@ -21,7 +21,7 @@ from obuild.guests import profile
 from obuild.host import locks, qemu_img
 from obuild.host.fs import discard
 from obuild.host.regular import is_file, is_folder, kind, read_bytes
-from obuild.plan.steps import LayerId
+from obuild.plan.keys import LayerId
 from obuild.store import caches, mtree, parts, removal, warm
 from obuild.store.base_images import IMAGES, SUFFIXES
 from obuild.store.index import Index

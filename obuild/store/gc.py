@@ -22,7 +22,7 @@ from pathlib import Path
 from obuild.errors import StoreError
 from obuild.host import locks
 from obuild.host.regular import is_file, is_folder
-from obuild.plan.steps import LayerId
+from obuild.plan.keys import LayerId
 from obuild.store import caches, parts, usage, warm
 from obuild.store.layers import Store
 

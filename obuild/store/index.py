@@ -19,7 +19,7 @@ from typing import NamedTuple
 from obuild.errors import StoreError, words
 from obuild.host import locks
 from obuild.host.regular import NotAFile, is_file
-from obuild.plan.steps import LayerId
+from obuild.plan.keys import LayerId
 from obuild.store import usage
 from obuild.store.layers import Layer, Store, no_space
 

@@ -7,9 +7,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from obuild.errors import StoreError
-from obuild.plan import diff
-from obuild.plan.diff import Fields
-from obuild.plan.steps import LayerId
+from obuild.plan import diff, keys
+from obuild.plan.keys import Fields, LayerId
 from obuild.store.index import Index, Row
 from obuild.store.layers import Layer, Store
 
@@ -81,7 +80,7 @@ def describe(store: Store, id: LayerId) -> Description:
         return Description(
             id=id,
             op=_op(store, row),
-            key=diff.fields(layer.key),
+            key=keys.fields(layer.key),
             parents=_neighbours(store, below),
             children=_neighbours(store, above),
             created=row.created,
@@ -101,7 +100,7 @@ def _neighbours(store: Store, rows: Iterable[Row]) -> tuple[Neighbour, ...]:
 
 def _op(store: Store, row: Row) -> str:
     """The op as written; as the key has it for a layer whose builder did not live to remember it."""
-    return row.op or diff.summary(diff.fields(Layer(row.id, store.result / row.id).key))
+    return row.op or diff.summary(keys.fields(Layer(row.id, store.result / row.id).key))
 
 
 def _seconds(row: Row) -> float | None:

@@ -23,7 +23,9 @@ from obuild.errors import ObuildError, ProcessError, StoreError, UsageError
 from obuild.host import failpoints, locks, qemu_img
 from obuild.host.fs import discard, fsync, leaving, move_out, owned_folder, touch
 from obuild.host.regular import NotAFile, is_file, is_folder, kind, open_file, read_bytes
-from obuild.plan.steps import LayerId, Step
+from obuild.plan import keys
+from obuild.plan.keys import LayerId
+from obuild.plan.steps import Step
 from obuild.store import mtree, parts, usage
 from obuild.store.base_images import Places
 from obuild.store.flatten import Flats
@@ -31,7 +33,6 @@ from obuild.store.saved import States
 from obuild.store.volumes import CacheCopy, escape, unescape
 
 _ID_START = re.compile(r"[0-9a-f]+")
-_PARENT = re.compile(r"\(\(format 1\)\(executor \w+\)\(parent ([0-9a-f]{64})\)")
 
 #: What goes first of a layer that cannot be renamed: without its log it is neither found whole nor built on.
 _FIRST = "log"
@@ -77,10 +78,9 @@ class Layer:
         """The layer that this one is an overlay on, as its key says; None, too, if its key is no file."""
         try:
             with open_file(self.path / "key") as file:
-                found = _PARENT.match(file.read(200).decode("utf-8", "replace"))  # it may list 100,000 files
+                return keys.parent(file.read(keys.HEAD))
         except NotAFile:  # the layer is damaged, and nothing is built on it
             return None
-        return LayerId(found[1]) if found else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from obuild.plan.steps import LayerId
+from obuild.plan.keys import LayerId
 from obuild.store.layers import Store
 
 Tell = Callable[[LayerId], None]

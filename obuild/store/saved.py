@@ -15,7 +15,7 @@ from pathlib import Path
 from obuild.host import locks
 from obuild.host.fs import discard
 from obuild.host.regular import is_folder
-from obuild.plan.steps import LayerId
+from obuild.plan.keys import LayerId
 from obuild.store import parts
 
 #: Of warm/, warm-tmp/ and the folders in them, which hold the memory of guests.

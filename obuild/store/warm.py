@@ -24,7 +24,7 @@ from obuild.errors import ObuildError, words
 from obuild.host import failpoints, locks, stamp
 from obuild.host.fs import discard, owned_folder
 from obuild.host.regular import NotAFile, is_file, read_text
-from obuild.plan.steps import LayerId
+from obuild.plan.keys import LayerId
 from obuild.store import mtree, usage
 from obuild.store.layers import Store
 from obuild.store.saved import ABOUT, MODE

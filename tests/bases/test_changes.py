@@ -13,7 +13,8 @@ import pytest
 from obuild.bases import catalog
 from obuild.builder.chain import Builder
 from obuild.errors import ObuildError, UsageError
-from obuild.plan.steps import Chain, LayerId
+from obuild.plan.keys import LayerId
+from obuild.plan.steps import Chain
 from obuild.store import mtree
 from obuild.store.layers import Store
 from tests.support.fakes import FakeExecutor, Heard

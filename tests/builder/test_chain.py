@@ -21,7 +21,9 @@ from obuild.builder.chain import Builder
 from obuild.errors import MachineError, ObuildError, StepFailed, StoreError
 from obuild.events import Event, Hit, Note, Output, Saved, Started
 from obuild.host import process
-from obuild.plan.steps import Chain, LayerId, plan
+from obuild.plan.keys import LayerId
+from obuild.plan.planner import plan
+from obuild.plan.steps import Chain
 from obuild.store import removal
 from obuild.store.index import Index
 from obuild.store.layers import Layer, Store

@@ -21,7 +21,8 @@ from obuild.builder.engine import Engine
 from obuild.builder.provision import Machines
 from obuild.errors import MachineError, ObuildError, StoreError, UsageError
 from obuild.executors.qemu.shape import Settings, Shape
-from obuild.plan.steps import Extract, LayerId
+from obuild.plan.keys import LayerId
+from obuild.plan.steps import Extract
 from obuild.spec import UnixUser, WindowsUser
 from obuild.store.layers import Store
 from tests.support.fakes import FakeExecutor, FakeSession, Heard, Run

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tarfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -15,14 +14,13 @@ import pytest
 
 from obuild import spec
 from obuild.builder import engine
-from obuild.errors import MachineError, ObuildError, StepFailed, StoreError, UsageError
+from obuild.errors import MachineError, StepFailed, StoreError, UsageError
 from obuild.events import Hit, Note, Output, Saved
 from obuild.executors.qemu import kvm
 from obuild.executors.qemu.shape import ARCHES, Settings, Shape
 from obuild.guests.all import GUESTS, Guest
 from obuild.host.locks import Claim
-from obuild.plan import tree
-from obuild.plan.steps import LayerId
+from obuild.plan.keys import LayerId
 from obuild.store import removal
 from obuild.store.layers import Store
 from tests.support.fakes import FakeExecutor, Heard, Run
@@ -302,30 +300,6 @@ def test_a_layer_that_was_made_again_is_looked_into_again(
     removal.clean(store, tell=lambda id: None)
     executor.files = {"out": b"other"}
     assert stages("one") != last
-
-
-def test_a_device_in_a_build_cannot_be_copied(tmp_path: Path) -> None:
-    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.GNU_FORMAT) as out:
-        member = tarfile.TarInfo("./null")
-        member.type = tarfile.CHRTYPE
-        out.addfile(member)
-    with pytest.raises(ObuildError, match="neither a file, a folder nor a symlink"):
-        tree.manifest_of(tmp_path / "a.tar", owner=(0, 0))
-
-
-@pytest.mark.parametrize("name", ["../up", "a/../../b", "/abs"])
-def test_an_archive_that_leads_outside_is_refused(tmp_path: Path, name: str) -> None:
-    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.GNU_FORMAT) as out:
-        out.addfile(tarfile.TarInfo(name))
-    with pytest.raises(ObuildError, match="path"):
-        tree.manifest_of(tmp_path / "a.tar", owner=(0, 0))
-
-
-@pytest.mark.parametrize("content", [b"", b"no tar at all" * 100, b"\0" * 100])
-def test_an_archive_that_is_none_is_refused(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "a.tar").write_bytes(content)
-    with pytest.raises(ObuildError, match="no sound tar archive"):
-        tree.manifest_of(tmp_path / "a.tar", owner=(0, 0))
 
 
 def test_stages_that_share_a_step_make_it_once(

@@ -20,6 +20,7 @@ from obuild.errors import MachineError, ObuildError
 from obuild.guests import linux
 from obuild.guests.tar import by_gnu_tar
 from obuild.plan import tree
+from obuild.plan.archive import manifest_of
 from obuild.plan.steps import Command
 from obuild.spec import Cache, UnixUser
 from tests.guests.test_flow import key, mounting, session, taken
@@ -291,7 +292,7 @@ def test_a_command_s_status_is_a_small_number(key: Path) -> None:
 
 def manifest(tmp_path: Path, data: bytes) -> tree.Manifest:
     (tmp_path / "a.tar").write_bytes(data)
-    return tree.manifest_of(tmp_path / "a.tar", owner=(0, 0))
+    return manifest_of(tmp_path / "a.tar", owner=(0, 0))
 
 
 def header(
@@ -387,7 +388,7 @@ def test_what_gnu_tar_writes_is_understood(place: Path) -> None:
     done = subprocess.run(["sh"], input=text, capture_output=True, check=True)
     (place / "a.tar").write_bytes(done.stdout)
     assert len(done.stdout) < 1 << 20
-    found = tree.manifest_of(place / "a.tar", owner=(3_000_000, 70_000))
+    found = manifest_of(place / "a.tar", owner=(3_000_000, 70_000))
     expected = {
         (kind, f"source/{path}" if path else "source", mode, content)
         for kind, path, mode, content in tree.walk(source, ["."]).manifest

@@ -18,6 +18,7 @@ import pytest
 
 from obuild.errors import ObuildError, UsageError
 from obuild.plan import tree
+from obuild.plan.archive import send
 
 as_root = pytest.mark.skipif(os.getuid() != 0, reason="needs to be root")
 
@@ -32,7 +33,7 @@ def root(tmp_path: Path) -> Path:
 
 def sent(found: tree.Tree) -> tarfile.TarFile:
     out = io.BytesIO()
-    tree.send(found, out, uid=0, gid=0)
+    send(found, out, uid=0, gid=0)
     out.seek(0)
     return tarfile.open(fileobj=out, encoding="utf-8", errors="surrogateescape")
 
@@ -153,7 +154,7 @@ def test_what_may_not_be_read_is_named(enterable: Path, path: str) -> None:
 import os
 from pathlib import Path
 from typing import Any
-from obuild.plan import tree
+from obuild.plan import archive, tree
 from obuild.errors import UsageError
 os.setgid(54321); os.setuid(54321)
 try:
@@ -205,7 +206,7 @@ def test_files_that_change_grow_shrink_or_vanish_while_they_are_sent(
     found = tree.walk(root, ["."])
     out = Meddler(lambda: meddle(root / "a"))
     with pytest.raises(ObuildError, match="changed while it was being copied"):
-        tree.send(found, out, uid=0, gid=0)
+        send(found, out, uid=0, gid=0)
     assert not out.getvalue().endswith(bytes(1024)), "the stream must not look complete"
 
 
@@ -227,7 +228,7 @@ def test_a_large_sparse_file_is_read_and_sent_in_pieces(root: Path) -> None:
     zeros.update(bytes((1 << 20) - 4))
     assert found.entries[1].content == zeros.hexdigest()
     sink = Counter()
-    tree.send(found, sink, uid=0, gid=0)
+    send(found, sink, uid=0, gid=0)
     assert 256 << 20 < sink.count < 257 << 20
 
 

@@ -11,7 +11,8 @@ import pytest
 from obuild.builder import inside
 from obuild.builder.chain import Builder
 from obuild.errors import StoreError
-from obuild.plan.steps import Chain, Command, LayerId
+from obuild.plan.keys import LayerId
+from obuild.plan.steps import Chain, Command
 from obuild.spec import UnixUser, WindowsUser
 from obuild.store.layers import Store
 from tests.support.fakes import FakeExecutor, Heard

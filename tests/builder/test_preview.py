@@ -14,7 +14,8 @@ from obuild.bases import catalog
 from obuild.builder import preview
 from obuild.builder.preview import NOTHING_LIKE_IT, Outlook
 from obuild.errors import SpecError, UsageError
-from obuild.plan.steps import Chain, LayerId
+from obuild.plan.keys import LayerId
+from obuild.plan.steps import Chain
 from obuild.store.index import Index
 from obuild.store.layers import Store
 

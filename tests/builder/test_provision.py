@@ -21,7 +21,7 @@ from obuild.executors.qemu.snapshot import identity
 from obuild.guests import profile
 from obuild.guests.all import GUESTS, HOMES, Guest, Home
 from obuild.guests.profile import Card
-from obuild.plan.steps import LayerId
+from obuild.plan.keys import LayerId
 from obuild.store.layers import Store
 from obuild.store.warm import Warm
 from tests.support.fakes import FakeExecutor, Heard

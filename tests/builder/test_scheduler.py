@@ -12,7 +12,8 @@ from obuild.builder.scheduler import Make, Parallel
 from obuild.errors import StepFailed
 from obuild.events import Listener, Note, Started
 from obuild.guests.profile import Card
-from obuild.plan.steps import Base, Built, LayerId
+from obuild.plan.keys import LayerId
+from obuild.plan.steps import Base, Built
 from obuild.spec import Stage, parse
 from tests.support.fakes import Heard
 

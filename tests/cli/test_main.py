@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from obuild.cli import main
-from obuild.plan.steps import LayerId
+from obuild.plan.keys import LayerId
 from obuild.store.layers import Store
 
 HELLO = "((from there) (run (shell true)))"

@@ -20,8 +20,9 @@ from obuild.builder.extract import _manifest
 from obuild.errors import ObuildError, SpecError
 from obuild.guests import profile, windows_quoting
 from obuild.host.marks import MarkReader
-from obuild.plan import diff, tree
-from obuild.plan.steps import LayerId
+from obuild.plan import diff
+from obuild.plan.archive import manifest_of
+from obuild.plan.keys import LayerId, fields
 from obuild.spec import dockerfile, reformat, sexp
 from obuild.store import caches
 from obuild.store.layers import Layer
@@ -68,8 +69,8 @@ def recipes(data: bytes) -> None:
 def keys(data: bytes) -> None:
     """A layer's key, however damaged, is shown, summed up, and compared with another."""
     text = data.decode("utf-8", "surrogateescape")
-    read = diff.fields(text)
-    other = diff.fields(KEYS[0].decode())
+    read = fields(text)
+    other = fields(KEYS[0].decode())
     for old, new in pairwise((read, other, read, read)):
         diff.differences(old, new)
         diff.alike(old, new)
@@ -109,7 +110,7 @@ def archives(data: bytes) -> None:
         path.write_bytes(data)
         for pax in (False, True):
             try:
-                manifest = tree.manifest_of(path, owner=(0, 0), pax=pax)
+                manifest = manifest_of(path, owner=(0, 0), pax=pax)
             except ObuildError:
                 manifest = ()
             assert not any(name.startswith("/") or ".." in name.split("/") for _, name, *_ in manifest)

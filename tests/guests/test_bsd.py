@@ -17,6 +17,7 @@ import pytest
 
 from obuild.guests import freebsd, openbsd
 from obuild.plan import tree
+from obuild.plan.archive import send
 from obuild.spec import UnixUser, WindowsUser
 from tests.guests.test_linux import BASH_OR_SH, can_mount, typed_at
 from tests.support.ssh_server import bsd_programs
@@ -290,7 +291,7 @@ def test_a_tree_arrives_owned_by_the_user_through_symlinked_folders(place: Path,
     (dest / "real").mkdir(parents=True)
     (dest / "sub").symlink_to("real")
     stream = io.BytesIO()
-    tree.send(tree.walk(source, ["."]), stream, uid=12345, gid=23456)
+    send(tree.walk(source, ["."]), stream, uid=12345, gid=23456)
     command = guest.receive_command("root", str(dest), USER)
     done = subprocess.run(["sh", "-c", command], input=stream.getvalue(), capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (0, b"")

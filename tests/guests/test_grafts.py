@@ -18,7 +18,9 @@ from obuild.errors import MachineError
 from obuild.executors.qemu.chains import Session
 from obuild.guests import rules, windows
 from obuild.plan import tree
-from obuild.plan.steps import Extract, Graft, LayerId
+from obuild.plan.archive import manifest_of
+from obuild.plan.keys import LayerId
+from obuild.plan.steps import Extract, Graft
 from obuild.spec import UnixUser, WindowsUser
 from tests.guests.test_flow import Windows, key, mounting, place, session
 from tests.guests.test_windows_quoting import read_back
@@ -112,7 +114,7 @@ def test_files_go_from_one_system_to_each_other(
         extract = Extract("dev", src, ("skip.o",), None, user)
         guests[origin].take(extract, tmp_path / "files.tar")
         assert sorted(place.iterdir()) == before, "no trace"
-        manifest = tree.manifest_of(tmp_path / "files.tar", pax=origin in rules.PAX)
+        manifest = manifest_of(tmp_path / "files.tar", pax=origin in rules.PAX)
         assert sorted(entry[1] for entry in manifest) == sorted(entry.path for entry in expected.entries)
         if origin != "windows":
             assert manifest == expected.manifest
@@ -137,7 +139,7 @@ def test_a_name_that_is_no_text_stays_the_bytes_it_is(
     extract = Extract("dev", (f"{place}/out",), (), None, UnixUser(0, 0))
     guests[origin].take(extract, tmp_path / "files.tar")
     expected = tree.walk(place, ["out"]).manifest
-    assert tree.manifest_of(tmp_path / "files.tar", pax=origin in rules.PAX) == expected
+    assert manifest_of(tmp_path / "files.tar", pax=origin in rules.PAX) == expected
     for target in ("linux", "freebsd", "openbsd"):
         graft = Graft(extract, LayerId("f" * 64), (), f"{place}/to {target}")
         guests[target].graft(graft, tmp_path / "files.tar")
@@ -154,7 +156,7 @@ def test_several_files_and_a_new_name(
     def taken(*src: str, rename: str | None = None) -> tree.Manifest:
         paths = tuple(path_in(origin, place, path) for path in src)
         guests[origin].take(Extract("dev", paths, (), rename, UnixUser(0, 0)), tmp_path / "files.tar")
-        return tree.manifest_of(tmp_path / "files.tar", pax=origin in rules.PAX)
+        return manifest_of(tmp_path / "files.tar", pax=origin in rules.PAX)
 
     def names(found: tree.Manifest) -> list[str]:
         return sorted(path for _, path, *_ in found)

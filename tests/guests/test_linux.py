@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from obuild.guests import linux
-from obuild.plan import tree
+from obuild.plan import archive, tree
 from obuild.spec import UnixUser, WindowsUser
 
 ROOT = UnixUser(0, 0)
@@ -364,7 +364,7 @@ def test_what_the_spec_sets_does_not_act_on_what_runs_as_root(place: Path) -> No
 
 def send(found: tree.Tree, dest: Path, user: UnixUser) -> subprocess.CompletedProcess[bytes]:
     stream = io.BytesIO()
-    tree.send(found, stream, uid=user.uid, gid=user.gid)
+    archive.send(found, stream, uid=user.uid, gid=user.gid)
     command = linux.receive_command("root", str(dest), user)
     return subprocess.run(command, shell=True, input=stream.getvalue(), capture_output=True, check=False)
 
@@ -416,7 +416,7 @@ def test_a_symlink_to_a_folder_is_followed_and_one_to_a_file_replaced(source: Pa
 def test_a_stream_that_breaks_off_is_a_failure(source: Path, place: Path) -> None:
     stream = io.BytesIO()
     (source / "big").write_bytes(os.urandom(100_000))
-    tree.send(tree.walk(source, ["."]), stream, uid=0, gid=0)
+    archive.send(tree.walk(source, ["."]), stream, uid=0, gid=0)
     command = linux.receive_command("root", str(place / "dest"), ROOT)
     cut = stream.getvalue()[:60_000]
     assert subprocess.run(command, shell=True, input=cut, capture_output=True, check=False).returncode != 0

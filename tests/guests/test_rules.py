@@ -12,7 +12,7 @@ from obuild.errors import SpecError, UsageError
 from obuild.guests import rules
 from obuild.guests.all import GUESTS
 from obuild.guests.profile import OSES, Card
-from obuild.plan import steps
+from obuild.plan.planner import plan
 from obuild.plan.steps import Base, Command, Transfer
 from obuild.spec import UnixUser, WindowsUser
 
@@ -22,7 +22,7 @@ CMD = (r"C:\Windows\System32\cmd.exe", "/S", "/C")
 def last(ops: str, os: str, source: Path = Path()) -> Any:
     base = Base("b", Path("/nowhere"), "d" * 64, (1, 2, 3), Card(os=os, login="Administrator"))
     stage = spec.parse(f"((from b)\n{ops})".encode())
-    return steps.plan(stage, source=source, find_base=lambda name: base, secrets=("s",)).steps[-1].action
+    return plan(stage, source=source, find_base=lambda name: base, secrets=("s",)).steps[-1].action
 
 
 def test_there_is_a_guest_for_every_system_that_a_card_may_name() -> None:
@@ -153,7 +153,7 @@ def grafted(op: str, *, origin: str, os: str = "linux") -> Any:
     def find(name: str) -> Base:
         return Base(name, Path("/nowhere"), "d" * 64, (1, 2, 3), Card(os=name, login="Administrator"))
 
-    return steps.plan(stage, source=Path(), find_base=find).steps[-1].action
+    return plan(stage, source=Path(), find_base=find).steps[-1].action
 
 
 @pytest.mark.parametrize("origin", OSES)

@@ -15,6 +15,7 @@ import pytest
 
 from obuild.guests import freebsd, linux, openbsd
 from obuild.plan import tree
+from obuild.plan.archive import manifest_of
 from tests.support.ssh_server import bsd_programs
 
 pytestmark = pytest.mark.skipif(not shutil.which("bsdtar"), reason="needs bsdtar, the tar of FreeBSD")
@@ -61,7 +62,7 @@ def packed(guest: ModuleType, archive: Path, src: Sequence[str | Path], **option
     """What is in the archive when it is made without complaint."""
     done = pack(guest, archive, src, **options)  # type: ignore[arg-type]  # as pack has them
     assert done.returncode == 0, done.stderr
-    return tree.manifest_of(archive, pax=guest is freebsd)
+    return manifest_of(archive, pax=guest is freebsd)
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ from obuild import spec
 from obuild.errors import SpecError
 from obuild.guests import freebsd, linux, linux_agent, openbsd, targets, windows
 from obuild.guests.profile import OSES, Card
-from obuild.plan.steps import Base, Command, plan
+from obuild.plan.planner import plan
+from obuild.plan.steps import Base, Command
 
 
 def last(ops: str, os: str = "linux") -> Command:

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from obuild import spec
 from obuild.guests.profile import Card
 from obuild.plan import diff
-from obuild.plan.diff import Fields
-from obuild.plan.steps import Base, plan
+from obuild.plan.keys import Fields, fields
+from obuild.plan.planner import plan
+from obuild.plan.steps import Base
 from obuild.spec import sexp
 from obuild.spec.sexp import Sexp
 
@@ -24,7 +25,7 @@ def key(ops: str, source: Path = Path()) -> Fields:
     """The key of the last step."""
     stage = spec.parse(f"((from b) {ops})".encode())
     chain = plan(stage, source=source, find_base=lambda name: BASE, secrets=("s", "t"))
-    return diff.fields(chain.steps[-1].key)
+    return fields(chain.steps[-1].key)
 
 
 def differ(old: str, new: str) -> list[str]:
@@ -186,4 +187,4 @@ def test_any_two_keys_are_told_apart_on_single_lines(old: dict[str, Sexp], new: 
 
 
 def test_a_key_reads_back() -> None:
-    assert diff.fields(sexp.dumps((("format", "1"), ("run", ("a", "b"))))) == {"format": "1", "run": ("a", "b")}
+    assert fields(sexp.dumps((("format", "1"), ("run", ("a", "b"))))) == {"format": "1", "run": ("a", "b")}

@@ -15,7 +15,8 @@ import pytest
 
 from obuild.errors import ProcessError, StoreError, UsageError
 from obuild.host import locks, qemu_img
-from obuild.plan.steps import Chain, LayerId, Step
+from obuild.plan.keys import LayerId
+from obuild.plan.steps import Chain, Step
 from obuild.store import flatten as flat
 from obuild.store import mtree, removal
 from obuild.store.layers import Store

@@ -17,7 +17,8 @@ import pytest
 
 from obuild.builder.chain import Builder
 from obuild.host import locks, stamp
-from obuild.plan.steps import Chain, LayerId
+from obuild.plan.keys import LayerId
+from obuild.plan.steps import Chain
 from obuild.store import flatten, fsck, gc, removal
 from obuild.store.index import Index
 from obuild.store.layers import Layer, Store

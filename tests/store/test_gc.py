@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from obuild.host import locks, qemu_img, stamp
-from obuild.plan.steps import Chain, LayerId
+from obuild.plan.keys import LayerId
+from obuild.plan.steps import Chain
 from obuild.store import flatten, gc, removal
 from obuild.store.gc import Item
 from obuild.store.layers import Store

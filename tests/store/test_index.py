@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from obuild.errors import StoreError, UsageError
-from obuild.plan.steps import Chain, LayerId
+from obuild.plan.keys import LayerId
+from obuild.plan.steps import Chain
 from obuild.store import index as index_module
 from obuild.store.index import Index, Kin, Row, disk_usage, resolve
 from obuild.store.layers import Store

@@ -15,7 +15,8 @@ import pytest
 
 from obuild.errors import ObuildError, ProcessError, StoreError, UsageError
 from obuild.host import qemu_img
-from obuild.plan.steps import Chain, LayerId, Step
+from obuild.plan.keys import LayerId
+from obuild.plan.steps import Chain, Step
 from obuild.store.layers import Store
 from obuild.store.volumes import escape
 from tests.support.fakes import other_process

@@ -15,7 +15,8 @@ from obuild.builder.engine import Engine
 from obuild.errors import StoreError
 from obuild.events import Hit, Note, Saved
 from obuild.executors.qemu.shape import Settings
-from obuild.plan.steps import Chain, LayerId
+from obuild.plan.keys import LayerId
+from obuild.plan.steps import Chain
 from obuild.spec import parse
 from obuild.store import gc, quota, removal, usage
 from obuild.store.layers import Store

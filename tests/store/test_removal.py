@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from obuild.plan.steps import Chain, LayerId
+from obuild.plan.keys import LayerId
+from obuild.plan.steps import Chain
 from obuild.store import removal
 from obuild.store.layers import Store
 from tests.store.test_layers import make, make_all

@@ -14,7 +14,7 @@ import pytest
 from obuild.errors import UsageError
 from obuild.host import failpoints, qemu_img
 from obuild.host.fs import discard
-from obuild.plan.steps import LayerId
+from obuild.plan.keys import LayerId
 from obuild.store import fsck, parts
 from obuild.store.layers import Store, no_space
 from tests.support import odd

@@ -14,7 +14,7 @@ import pytest
 
 from obuild.errors import ObuildError
 from obuild.host import locks, stamp
-from obuild.plan.steps import LayerId
+from obuild.plan.keys import LayerId
 from obuild.store import fsck, removal, usage, warm
 from obuild.store.layers import Store
 from obuild.store.saved import States

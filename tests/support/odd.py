@@ -25,7 +25,7 @@ from typing import BinaryIO
 from obuild.executors.qemu.ssh import make_key
 from obuild.host import stamp
 from obuild.host.fs import discard, in_memory
-from obuild.plan.steps import LayerId
+from obuild.plan.keys import LayerId
 from obuild.store import flatten
 from obuild.store.layers import Store
 from tests.support import fake_obuild

@@ -23,7 +23,8 @@ from obuild.guests.all import GUESTS, LACKING, Guest, Home
 from obuild.host import failpoints, process
 from obuild.host.fs import discard
 from obuild.host.terminal import Terminal
-from obuild.plan.steps import Command, Extract, Graft, LayerId, Transfer
+from obuild.plan.keys import LayerId
+from obuild.plan.steps import Command, Extract, Graft, Transfer
 from obuild.store.layers import Draft
 from obuild.store.volumes import CacheCopy
 from obuild.store.warm import Warm

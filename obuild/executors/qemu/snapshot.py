@@ -23,7 +23,7 @@ from obuild.executors.qemu.machine import Machine
 from obuild.executors.qemu.shape import Links, Memory, Shape, qemu_argv
 from obuild.guests.all import Home
 from obuild.host import process, qemu_img
-from obuild.plan.steps import LayerId
+from obuild.plan.keys import LayerId
 from obuild.store.layers import Draft
 from obuild.store.warm import State
 

@@ -18,7 +18,8 @@ from obuild.executors.qemu.chains import Boots, Qemu, Session, WarmChain
 from obuild.executors.qemu.shape import Memory, Shape
 from obuild.guests.all import GUESTS, LACKING
 from obuild.host import process
-from obuild.plan.steps import Chain, LayerId, Step
+from obuild.plan.keys import LayerId
+from obuild.plan.steps import Chain, Step
 from obuild.store.layers import Draft, Store
 from obuild.store.warm import State, Warm
 

@@ -21,7 +21,7 @@ from obuild.executors.qemu.machine import Machine
 from obuild.executors.qemu.shape import Kernel, Memory, Shape
 from obuild.executors.qemu.snapshot import HEAVY, Lasting
 from obuild.host import process, qemu_img
-from obuild.plan.steps import LayerId
+from obuild.plan.keys import LayerId
 from obuild.store.layers import Draft
 from obuild.store.warm import State
 from tests.support.fakes import boot_disk

@@ -1,0 +1,170 @@
+"""Archives of files to copy: what is sent is what was hashed, and nothing that a guest sends is trusted."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import subprocess
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from obuild.errors import ObuildError
+from obuild.plan import tree
+from obuild.plan.archive import manifest_of, send
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A source folder: a, sub/{b, deep/c}, empty/, link -> a."""
+    root = tmp_path / "root"
+    (root / "sub" / "deep").mkdir(parents=True)
+    (root / "empty").mkdir()
+    for name in ("a", "sub/b", "sub/deep/c"):
+        (root / name).write_text(name)
+        (root / name).chmod(0o644)
+    (root / "link").symlink_to("a")
+    return root
+
+
+def tar(found: tree.Tree, uid: int = 0, gid: int = 0) -> tarfile.TarFile:
+    sink = io.BytesIO()
+    send(found, sink, uid=uid, gid=gid)
+    sink.seek(0)
+    return tarfile.open(fileobj=sink, encoding="utf-8", errors="surrogateescape")
+
+
+def unpack(found: tree.Tree, dest: Path) -> None:
+    dest.mkdir()
+    stream = io.BytesIO()
+    send(found, stream, uid=os.getuid(), gid=os.getgid())
+    subprocess.run(["tar", "-xp", "-C", dest], input=stream.getvalue(), check=True)
+
+
+def test_hard_links_stay_links(root: Path, tmp_path: Path) -> None:
+    (root / "sub" / "hard").hardlink_to(root / "a")
+    found = tree.walk(root, ["."])
+    assert {entry.path: entry.kind for entry in found.entries}["sub/hard"] == "link"
+    unpack(found, tmp_path / "out")
+    assert (tmp_path / "out" / "a").samefile(tmp_path / "out" / "sub" / "hard")
+
+
+def test_a_tree_arrives_as_it_was(root: Path, tmp_path: Path) -> None:
+    (root / "a").chmod(0o4755)
+    (root / "big").write_bytes(os.urandom(100_000))
+    os.utime(root / "a", (1_000_000, 1_000_000))
+    unpack(tree.walk(root, ["."]), tmp_path / "out")
+    assert tree.walk(tmp_path / "out", ["."]).manifest == tree.walk(root, ["."]).manifest
+    assert (tmp_path / "out" / "a").stat().st_mtime == 1_000_000
+
+
+def test_everything_is_owned_by_the_given_user(root: Path) -> None:
+    with tar(tree.walk(root, ["."]), 1000, 4_000_000_000) as archive:
+        owners = {(member.uid, member.gid, member.uname, member.gname) for member in archive}
+    assert owners == {(1000, 4_000_000_000, "", "")}
+
+
+@pytest.mark.parametrize("name", [b"\xff\xfe", "ü".encode(), b"n" * 200, b"new\nline", b" ", b"-rf"])
+def test_any_file_name_arrives_as_the_bytes_it_is(root: Path, name: bytes) -> None:
+    (root / "empty" / os.fsdecode(name)).write_text("x")
+    with tar(tree.walk(root, ["empty"])) as archive:
+        assert os.fsencode(archive.getnames()[1]) == b"empty/" + name
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "a",
+        "/etc/passwd",
+        "n" * 300,
+        "\udcff",
+        "./a",
+        "sub/",
+        "sub//b",
+    ],
+)
+def test_a_symlink_arrives_with_the_very_target_it_has(root: Path, target: str) -> None:
+    os.symlink(target, root / "new")  # noqa: PTH211  # a Path would not keep the target as it is
+    with tar(tree.walk(root, ["new"])) as archive:
+        assert archive.getmembers()[0].linkname == target
+
+
+def test_a_hard_link_is_not_sent_as_one_to_a_file_that_was_overwritten(root: Path, tmp_path: Path) -> None:
+    for name in ("p/d/x", "q/d/x"):
+        (root / name).parent.mkdir(parents=True)
+        (root / name).write_text(name)
+    (root / "q" / "d" / "y").hardlink_to(root / "p" / "d" / "x")
+    unpack(tree.walk(root, ["p/d", "q/d"]), tmp_path / "out")
+    assert (tmp_path / "out" / "d" / "y").read_text() == "p/d/x"
+
+
+def replaced_by_a_symlink(root: Path) -> None:
+    (root / "a").unlink()
+    (root / "a").symlink_to("/etc/hostname")
+
+
+def replaced_by_a_fifo(root: Path) -> None:
+    (root / "a").unlink()
+    os.mkfifo(root / "a")
+
+
+def retargeted(root: Path) -> None:
+    (root / "link").unlink()
+    (root / "link").symlink_to("b")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda root: (root / "a").write_text("A"),
+        lambda root: (root / "a").write_text("longer"),
+        lambda root: (root / "a").write_text(""),
+        lambda root: (root / "a").unlink(),
+        lambda root: (root / "a").chmod(0o600),
+        lambda root: (root / "empty").rmdir(),
+        replaced_by_a_symlink,
+        replaced_by_a_fifo,
+        retargeted,
+    ],
+)
+def test_a_change_between_hashing_and_sending_is_noticed(root: Path, change: Callable[[Path], object]) -> None:
+    found = tree.walk(root, ["."])
+    change(root)
+    sink = io.BytesIO()
+    with pytest.raises(ObuildError, match="changed while it was being copied"):
+        send(found, sink, uid=0, gid=0)
+    assert not sink.getvalue().endswith(bytes(1024)), "the stream must not look complete"
+
+
+def test_sending_does_not_change_the_source(root: Path) -> None:
+    before = (root / "a").stat()
+    tar(tree.walk(root, ["."])).close()
+    after = (root / "a").stat()
+    assert (before.st_mtime_ns, stat.S_IMODE(before.st_mode)) == (after.st_mtime_ns, stat.S_IMODE(after.st_mode))
+
+
+def test_a_device_in_a_build_cannot_be_copied(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.GNU_FORMAT) as out:
+        member = tarfile.TarInfo("./null")
+        member.type = tarfile.CHRTYPE
+        out.addfile(member)
+    with pytest.raises(ObuildError, match="neither a file, a folder nor a symlink"):
+        manifest_of(tmp_path / "a.tar", owner=(0, 0))
+
+
+@pytest.mark.parametrize("name", ["../up", "a/../../b", "/abs"])
+def test_an_archive_that_leads_outside_is_refused(tmp_path: Path, name: str) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.GNU_FORMAT) as out:
+        out.addfile(tarfile.TarInfo(name))
+    with pytest.raises(ObuildError, match="path"):
+        manifest_of(tmp_path / "a.tar", owner=(0, 0))
+
+
+@pytest.mark.parametrize("content", [b"", b"no tar at all" * 100, b"\0" * 100])
+def test_an_archive_that_is_none_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.tar").write_bytes(content)
+    with pytest.raises(ObuildError, match="no sound tar archive"):
+        manifest_of(tmp_path / "a.tar", owner=(0, 0))

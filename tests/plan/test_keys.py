@@ -1,0 +1,93 @@
+"""Keys: what they look like, and that what is written can be read."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from obuild import spec
+from obuild.guests.profile import Card
+from obuild.plan import keys
+from obuild.plan.keys import LayerId
+from obuild.plan.planner import plan
+from obuild.plan.steps import Base, Step
+from obuild.spec import Run, Stage, UnixUser, WindowsUser, sexp
+
+BASE = Base("b", Path("/nowhere"), "d" * 64, (1, 2, 3), Card())
+PARENT = LayerId("0" * 64)
+
+
+def make(ops: str, source: Path = Path()) -> tuple[Step, ...]:
+    stage = spec.parse(f"((from b)\n{ops})".encode())
+    return plan(stage, source=source, find_base=lambda name: BASE).steps
+
+
+def test_an_id_is_the_sha256_of_a_key_that_can_be_read_back() -> None:
+    step = make("(run (shell a))")[-1]
+    assert step.id == hashlib.sha256(step.key.encode()).hexdigest()
+    assert sexp.dumps(sexp.loads(step.key)) == step.key
+
+
+def test_bytes_that_are_no_text_travel_through_the_key() -> None:
+    step = plan(Stage("b", (Run("echo \udcff"),)), source=Path(), find_base=lambda name: BASE).steps[-1]
+    assert step.id == hashlib.sha256(step.key.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def test_the_ids_of_a_spec_do_not_change_by_themselves(tmp_path: Path) -> None:
+    """A change here makes every user build everything again: it needs a reason."""
+    (tmp_path / "a").write_text("a")
+    (tmp_path / "a").chmod(0o644)
+    ops = """(env A 1) (user (uid 1) (gid 2)) (workdir /w) (run (network host) (shell "make"))
+             (copy (src a) (dst b/))"""
+    imported, command, transfer = make(ops, tmp_path)
+    assert imported.key == f"((format 1)(executor qemu)(base sha256:{BASE.digest}))"
+    assert command.key == (
+        f"((format 1)(executor qemu)(parent {imported.id})(workdir /w)(user(1 2))(env((A 1)))"
+        "(run(bash -c make))(network host)(secrets()))"
+    )
+    assert transfer.key == (
+        f"((format 1)(executor qemu)(parent {command.id})(copy /w/b)(user(1 2))(files((file a 644 "
+        "ca978112ca1bbdcafac231b39a23dc4da786eff8147c4e72b9807785afee48bb))))"
+    )
+    assert imported.id == "1dc8e0c2acdd6f35f7773199de66529b362226986b944a42d2a2e3b2749d51ab"
+
+
+def test_the_parent_is_read_from_the_beginning_of_a_key() -> None:
+    base, command = make("(run (shell a))")
+    assert keys.parent(command.key.encode()) == base.id
+    assert keys.parent(command.key.encode()[: keys.HEAD]) == base.id
+    assert keys.parent(base.key.encode()) is None
+
+
+@pytest.mark.parametrize(
+    "text", ["", "(", "((format 1))", f"((format 1)(executor q)(parent {'0' * 63}))", "\udcff"]
+)
+def test_what_is_no_key_has_no_parent(text: str) -> None:
+    assert keys.parent(text.encode("utf-8", "surrogateescape")) is None
+
+
+def test_a_copy_is_told_from_a_command_by_its_beginning(tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
+    base, command, copy = make("(run (shell a)) (copy (src a) (dst /b))", tmp_path)
+    assert [keys.is_copy(step.key) for step in (base, command, copy)] == [False, False, True]
+
+
+@pytest.mark.parametrize("user", [UnixUser(7, 8), WindowsUser("Admin")])
+def test_where_a_command_ran_is_read_back(user: UnixUser | WindowsUser) -> None:
+    text = keys.of_command(
+        PARENT, workdir="/a b", user=user, env=(("A", "1\n2"),), argv=("x",), network=True, secrets=()
+    )
+    key = keys.fields(text)
+    assert (keys.workdir(key), keys.user(key), keys.env(key)) == ("/a b", user, (("A", "1\n2"),))
+
+
+def test_the_digest_of_a_base_is_read_back() -> None:
+    assert keys.base_digest(keys.fields(make("")[0].key)) == BASE.digest
+    assert keys.base_digest({}) == ""
+
+
+def test_a_field_that_is_nested_beyond_reason_is_a_text() -> None:
+    deep = "(" * 50 + ")" * 50
+    assert keys.fields(f"((format 1)(odd {deep}))")["odd"] == deep
