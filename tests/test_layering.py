@@ -30,7 +30,12 @@ def room_of(module: str) -> int:
 MODULES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 #: The command line.
-CONSOLE = {"cli.main", "cli.console", *(module for module in MODULES if module.startswith("cli.commands."))}
+CONSOLE = {
+    "cli.main",
+    "cli.console",
+    "cli.options",
+    *(module for module in MODULES if module.startswith("cli.commands.")),
+}
 
 
 @cache

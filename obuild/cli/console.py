@@ -1,4 +1,4 @@
-"""What every command has in common: its options, how it opens the store, how it prints, how it ends."""
+"""What every command has in common: how it opens the store, reads files, prints, and ends."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
@@ -18,102 +18,10 @@ from obuild.host import streams
 from obuild.host.regular import NotAFile
 
 if TYPE_CHECKING:
-    from obuild.executors.qemu.shape import Settings
     from obuild.store.layers import Store
-
-MACHINE = "Machine"
 
 #: The largest spec or secret that is read, in bytes.
 LARGEST = 64 << 20
-
-StoreOption = Annotated[
-    str,
-    typer.Option(
-        "--store",
-        envvar="OBUILD_STORE",
-        metavar="KIND:PATH",
-        help="Where layers, caches and base images are kept, for example qemu:/data. "
-        "A build makes it, in a new or an empty folder.",
-    ),
-]
-VerboseOption = Annotated[
-    bool,
-    typer.Option("--verbose", "-v", help="Show every external command, as a line to paste into a shell."),
-]
-AccelOption = Annotated[
-    str,
-    typer.Option(
-        "--qemu-accel",
-        metavar="auto|kvm|tcg",
-        rich_help_panel=MACHINE,
-        help="How guests run: KVM, or emulated (tcg). auto is KVM if it really runs a guest.",
-    ),
-]
-MemoryOption = Annotated[
-    str,
-    typer.Option(
-        "--qemu-memory",
-        metavar="SIZE",
-        rich_help_panel=MACHINE,
-        help="Memory of each machine, in GiB or as 512M. [default: 2, or what the base needs]",
-    ),
-]
-CpusOption = Annotated[
-    int,
-    typer.Option(
-        "--qemu-cpus", metavar="N", min=1, max=255, rich_help_panel=MACHINE, help="CPUs of each machine."
-    ),
-]
-BootOption = Annotated[
-    float,
-    typer.Option(
-        "--qemu-boot-time",
-        metavar="SECONDS",
-        min=0.1,
-        rich_help_panel=MACHINE,
-        help="How long a guest may take to boot, and to power off.",
-    ),
-]
-OsOption = Annotated[
-    str,
-    typer.Option(
-        "--qemu-guest-os",
-        metavar="OS",
-        rich_help_panel=MACHINE,
-        help="linux, windows, openbsd or freebsd. [default: as the base's card says]",
-    ),
-]
-ArchOption = Annotated[
-    str,
-    typer.Option(
-        "--qemu-guest-arch",
-        metavar="ARCH",
-        rich_help_panel=MACHINE,
-        help="[default: as the base's card says]",
-    ),
-]
-VmOption = Annotated[
-    str,
-    typer.Option(
-        "--vm",
-        metavar="auto|warm|boot",
-        rich_help_panel=MACHINE,
-        help="Whether machines last from step to step, and are saved and resumed (warm), or each step boots one. "
-        "auto is warm for guests that can.",
-    ),
-]
-BudgetOption = Annotated[
-    str,
-    typer.Option(
-        "--warm-budget",
-        metavar="SIZE",
-        rich_help_panel=MACHINE,
-        help="What all saved machines of the store may take on disk; 0 saves none.",
-    ),
-]
-IdArgument = Annotated[str, typer.Argument(metavar="ID", help="A layer's id; its first digits will do.")]
-
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
@@ -179,39 +87,8 @@ def open_store(store: str, *, create: bool = False, sweep: bool = True) -> Store
     return Store.open(Path(path), create=create, sweep=sweep)
 
 
-def parse_bytes(option: str, text: str, *, default_unit: str = "") -> int:
-    """What an option says in bytes. UsageError, with the option's name, if it is no size."""
-    from obuild.guests.profile import parse_size
-
-    try:
-        return parse_size(text, default_unit=default_unit)
-    except ValueError as error:
-        what = "a number of GiB, or a size" if default_unit == "G" else "a number of bytes, or a size"
-        raise UsageError(f"{option}: {error}", hint=f"{what} like 512M or 1.5G") from error
-
-
 def lines() -> ui.Lines:
     return ui.Lines(sys.stdout.buffer, colour=sys.stdout.isatty() and "NO_COLOR" not in os.environ)
-
-
-def machine_settings(
-    accel: str,
-    memory: str,
-    cpus: int,
-    boot_time: float,
-    guest_os: str,
-    arch: str,
-    vm: str = "auto",
-    budget: str = "4G",
-) -> Settings:
-    """What the machine options say. UsageError for what no machine can be."""
-    from obuild.executors.qemu.shape import Settings
-
-    size = parse_bytes("--qemu-memory", memory, default_unit="G") if memory else 0
-    if memory and not size:
-        raise UsageError(f"--qemu-memory {memory}: a machine needs some")
-    most = parse_bytes("--warm-budget", budget)
-    return Settings(accel, size, cpus, boot_time, guest_os, arch, vm, most).checked()
 
 
 def put(*lines: str) -> None:
@@ -248,3 +125,14 @@ def say(text: str) -> None:
     """Tell at once."""
     put(text)
     sys.stdout.flush()
+
+
+def put_bytes(data: bytes) -> None:
+    """Print bytes as they are, at once."""
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
+
+
+def note(text: str) -> None:
+    """Tell people, on stderr, where it is in no program's way."""
+    print(f"obuild: {text}", file=sys.stderr, flush=True)

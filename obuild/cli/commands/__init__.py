@@ -1,1 +1,1 @@
-"""The commands of the command line, a module for each family of them. `cli` loads the one that is called."""
+"""The commands of the command line, a module for each. `cli.main` loads the one that is called."""

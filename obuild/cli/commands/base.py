@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from obuild.cli import text
-from obuild.cli.console import StoreOption, VerboseOption, guarded, open_store, put, say
+from obuild.cli.console import guarded, open_store, put, say
+from obuild.cli.options import StoreOption, VerboseOption
 from obuild.errors import UsageError
 
 app = typer.Typer(help="Base images: what `(from NAME)` starts from.", no_args_is_help=True)

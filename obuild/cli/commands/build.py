@@ -1,4 +1,4 @@
-"""Build a spec, look at what a build would do, see if building works at all."""
+"""Build a spec."""
 
 from __future__ import annotations
 
@@ -9,27 +9,15 @@ from typing import Annotated
 import typer
 
 from obuild.cli import text as ui
-from obuild.cli.console import (
-    AccelOption,
-    ArchOption,
-    BootOption,
-    BudgetOption,
-    CpusOption,
-    JsonOption,
-    MemoryOption,
-    OsOption,
+from obuild.cli.console import guarded, lines, open_store, read_file, read_spec
+from obuild.cli.options import (
+    MACHINE,
+    Machine,
+    SourceArgument,
     StoreOption,
     VerboseOption,
-    VmOption,
-    guarded,
-    lines,
-    machine_settings,
-    open_store,
+    machine_options,
     parse_bytes,
-    put,
-    put_json,
-    read_file,
-    read_spec,
 )
 from obuild.errors import UsageError
 
@@ -38,9 +26,11 @@ app = typer.Typer()
 
 @app.command()
 @guarded
+@machine_options
 def build(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="The folder that (copy …) takes files from.")],
+    source: SourceArgument,
     store: StoreOption,
+    *,
     spec: Annotated[str, typer.Option("--file", "-f", metavar="SPEC", help="The spec to build.")],
     secret: Annotated[
         list[str] | None, typer.Option(metavar="ID:FILE", help="A value for (secrets ID). May be repeated.")
@@ -64,14 +54,24 @@ def build(
             metavar="lines|json", help="How to tell what happens: for people, or one JSON record a line."
         ),
     ] = "lines",
-    qemu_accel: AccelOption = "auto",
-    qemu_memory: MemoryOption = "",
-    qemu_cpus: CpusOption = 2,
-    qemu_boot_time: BootOption = 180.0,
-    qemu_guest_os: OsOption = "",
-    qemu_guest_arch: ArchOption = "",
-    vm: VmOption = "auto",
-    warm_budget: BudgetOption = "4G",
+    machine: Machine,
+    vm: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|warm|boot",
+            rich_help_panel=MACHINE,
+            help="Whether machines last from step to step, and are saved and resumed (warm), or each step boots "
+            "one. auto is warm for guests that can.",
+        ),
+    ] = "auto",
+    warm_budget: Annotated[
+        str,
+        typer.Option(
+            metavar="SIZE",
+            rich_help_panel=MACHINE,
+            help="What all saved machines of the store may take on disk; 0 saves none.",
+        ),
+    ] = "4G",
     on_failure: Annotated[
         str,
         typer.Option(
@@ -93,9 +93,7 @@ def build(
     tell = _listener(events)
     with ui.ending(tell):
         stage = parse(read_spec(Path(spec)))
-        settings = machine_settings(
-            qemu_accel, qemu_memory, qemu_cpus, qemu_boot_time, qemu_guest_os, qemu_guest_arch, vm, warm_budget
-        )
+        settings = machine.settings(vm=vm, warm_budget=warm_budget)
         if not Path(source).is_dir():
             raise UsageError(f"there is no source directory {source}")
         reserved = parse_bytes("--reserve", reserve) if reserve else 0
@@ -117,41 +115,6 @@ def _listener(events: str) -> ui.Lines | ui.JsonLines:
     return ui.JsonLines(sys.stdout.buffer) if events == "json" else lines()
 
 
-@app.command()
-@guarded
-def plan(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="The folder that (copy …) takes files from.")],
-    store: StoreOption,
-    spec: Annotated[str, typer.Option("--file", "-f", metavar="SPEC", help="The spec to look at.")],
-    secret: Annotated[
-        list[str] | None,
-        typer.Option(metavar="ID[:FILE]", help="As for build; the file is not read. May be repeated."),
-    ] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Show what a build would do, and why; build nothing.
-
-    Each step is `cached`, or a `build` would make it. For a step that is not there, it says in what it differs
-    from the nearest layer that is.
-
-    Example: obuild plan --store=qemu:/data -f hello.spec .
-    """
-    from obuild.builder.preview import forecast
-    from obuild.spec import parse
-
-    stage = parse(read_spec(Path(spec)))
-    if not Path(source).is_dir():
-        raise UsageError(f"there is no source directory {source}")
-    names = [item.partition(":")[0] for item in secret or []]
-    if "" in names:
-        raise UsageError("--secret takes an ID, or ID:FILE")
-    steps = forecast(stage, source=Path(source), store=open_store(store), secrets=names)
-    if as_json:
-        put_json(steps)
-    else:
-        put(*ui.outlook(steps))
-
-
 def _secrets(given: list[str]) -> dict[str, bytes]:
     found = {}
     for item in given:
@@ -160,27 +123,3 @@ def _secrets(given: list[str]) -> dict[str, bytes]:
             raise UsageError(f"--secret {item} is not ID:FILE")
         found[name] = read_file(Path(path), f"the file {path} of the secret {name!r}")
     return found
-
-
-@app.command()
-@guarded
-def healthcheck(
-    store: StoreOption,
-    base: Annotated[str, typer.Option(metavar="NAME", help="The base image to try.")] = "micro",
-    qemu_accel: AccelOption = "auto",
-    qemu_memory: MemoryOption = "",
-    qemu_cpus: CpusOption = 2,
-    qemu_boot_time: BootOption = 180.0,
-    qemu_guest_os: OsOption = "",
-    qemu_guest_arch: ArchOption = "",
-    verbose: VerboseOption = False,
-) -> None:
-    """Boot a guest, run a command in it, shut it down: does everything work here?"""
-    from dataclasses import replace
-
-    from obuild.builder import engine
-
-    settings = machine_settings(qemu_accel, qemu_memory, qemu_cpus, qemu_boot_time, qemu_guest_os, qemu_guest_arch)
-    settings = replace(settings, vm="boot")
-    engine.healthcheck(open_store(store, create=True), base_name=base, settings=settings, tell=lines())
-    print("Healthcheck passed")

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from obuild.cli import text
-from obuild.cli.console import JsonOption, StoreOption, guarded, open_store, put, put_json
+from obuild.cli.console import guarded, open_store, put, put_json
+from obuild.cli.options import JsonOption, StoreOption
 
 app = typer.Typer(
     help="Caches: the folders that steps share with (cache NAME …), each kept as one tar archive.",

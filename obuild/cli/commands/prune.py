@@ -1,4 +1,4 @@
-"""Remove what is not needed; see where the bytes are."""
+"""Make room."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from obuild.cli import text
-from obuild.cli.console import IdArgument, JsonOption, StoreOption, guarded, open_store, parse_bytes, put, put_json
+from obuild.cli.console import guarded, open_store, put, put_json
+from obuild.cli.options import JsonOption, StoreOption, parse_bytes
 from obuild.errors import ObuildError, UsageError
 from obuild.host import units
 
@@ -18,34 +19,6 @@ if TYPE_CHECKING:
     from obuild.store.layers import Store
 
 app = typer.Typer()
-
-
-@app.command()
-@guarded
-def delete(id: IdArgument, store: StoreOption) -> None:
-    """Remove a layer, and all layers that were built on it."""
-    from obuild.store import removal
-    from obuild.store.index import resolve
-
-    opened = open_store(store)
-    _stayed(removal.delete(opened, resolve(opened, id), tell=_removing))
-
-
-@app.command()
-@guarded
-def clean(store: StoreOption) -> None:
-    """Remove all layers, and the machines saved for them. Base images and caches stay."""
-    from obuild.store import removal
-
-    gone: list[str] = []
-
-    def tell(id: str) -> None:
-        gone.append(id)
-        _removing(id)
-
-    stayed = removal.clean(open_store(store), tell=tell)
-    _removed(gone)
-    _stayed(stayed)
 
 
 @app.command()
@@ -74,10 +47,10 @@ def prune(
 
     def tell(item: Item) -> None:
         gone.append(item.name)
-        _removing(item.name)
+        print(f"Removing {item.name}")
 
     gc.carry_out(opened, gc.prune(opened, before=moment, limit=limit), tell)
-    _removed(gone)
+    print(f"Removed {units.count(len(gone), 'item')}")
 
 
 @app.command("gc")
@@ -146,24 +119,6 @@ def _carry_out(store: Store, plan: Plan) -> None:
         )
 
 
-@app.command()
-@guarded
-def df(store: StoreOption, as_json: JsonOption = False) -> None:
-    """Show where the bytes are: how many things of each kind the store has, and what they take on disk.
-
-    Example: obuild df --store=qemu:/data
-    """
-    from obuild.store import quota
-
-    usage = quota.look(open_store(store))
-    if as_json:
-        put_json(usage)
-        return
-    put(*(f"{part.what:16} {part.count:>6}  {units.size(part.size):>10}" for part in usage.parts))
-    put(f"{'all':16} {'':6}  {units.size(usage.total):>10}")
-    put(f"{units.size(usage.free)} of {units.size(usage.capacity)} are free on its disk")
-
-
 def _line(what: str, item: Item) -> str:
     name = item.name[:12] if item.kind in ("layer", "warm", "stale") else text.word(item.name)
     return f"{what} {item.kind:5} {name:12} {units.size(item.size):>10} {text.ago(item.used):>7}  {item.why}"
@@ -171,20 +126,3 @@ def _line(what: str, item: Item) -> str:
 
 def _sum(what: str, items: Sequence[Item]) -> str:
     return f"{what} {units.count(len(items), 'item')}, {units.size(sum(item.size for item in items))}"
-
-
-def _removing(id: str) -> None:
-    print(f"Removing {id}")
-
-
-def _removed(ids: Sequence[str]) -> None:
-    print(f"Removed {units.count(len(ids), 'item')}")
-
-
-def _stayed(ids: Sequence[str]) -> None:
-    if ids:
-        raise ObuildError(
-            f"{units.count(len(ids), 'layer')} {'is' if len(ids) == 1 else 'are'} in use and stayed: "
-            + ", ".join(id[:12] for id in ids),
-            hint="a build is running on them; try again when it has ended",
-        )

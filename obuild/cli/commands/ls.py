@@ -1,16 +1,15 @@
-"""Look at what is in a store."""
+"""The layers of a store."""
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from obuild.cli import text
-from obuild.cli.console import IdArgument, JsonOption, StoreOption, guarded, open_store, put, put_json
+from obuild.cli.console import guarded, open_store, put, put_json
+from obuild.cli.options import JsonOption, StoreOption
 from obuild.errors import UsageError
-from obuild.host.regular import open_file
 
 if TYPE_CHECKING:
     from obuild.store.inspect import Listed
@@ -19,23 +18,6 @@ app = typer.Typer()
 
 #: How many layers `ls` lists by itself.
 MOST = 100
-
-
-@app.command()
-@guarded
-def log(id: IdArgument, store: StoreOption) -> None:
-    """Print what a step printed when its layer was made, or has printed so far."""
-    from obuild.store.index import resolve
-
-    opened = open_store(store)
-    path = opened.log_path(resolve(opened, id, drafts=True))
-    try:
-        with open_file(path) as file:
-            while data := file.read(1 << 20):
-                sys.stdout.buffer.write(data)
-    except FileNotFoundError:
-        raise UsageError(f"{id} has no log") from None
-    sys.stdout.buffer.flush()
 
 
 @app.command("ls")
@@ -72,23 +54,3 @@ def _line(layer: Listed) -> str:
     took = "-" if layer.seconds is None else f"{layer.seconds:.1f} s"
     about = f"{text.ago(layer.created):>7}  {took:>9}  {text.size(layer.size):>10}"
     return f"{layer.id[:12]}  {about}  {text.one_line(layer.op, 60)}"
-
-
-@app.command()
-@guarded
-def explain(id: IdArgument, store: StoreOption, as_json: JsonOption = False) -> None:
-    """Tell all about a layer: what made it, what it stands on, what stands on it, when, how big.
-
-    Its key is everything that its id is the hash of. Sizes are on disk.
-
-    Example: obuild explain --store=qemu:/data 3f2a
-    """
-    from obuild.store.index import resolve
-    from obuild.store.inspect import describe
-
-    opened = open_store(store)
-    layer = describe(opened, resolve(opened, id))
-    if as_json:
-        put_json(layer)
-    else:
-        put(*text.description(layer))

@@ -1,4 +1,4 @@
-"""Specs as text: other notations, one layout."""
+"""A spec in its one layout."""
 
 from __future__ import annotations
 
@@ -12,25 +12,6 @@ from obuild.cli.console import guarded, read_spec
 from obuild.errors import ObuildError, UsageError
 
 app = typer.Typer()
-
-
-@app.command()
-@guarded
-def dockerfile(
-    spec: Annotated[str, typer.Option("--file", "-f", metavar="SPEC", help="The spec to convert.")],
-    buildkit: Annotated[bool, typer.Option("--buildkit", help="Use BuildKit's syntax: caches, secrets.")] = False,
-    escape: Annotated[str, typer.Option(metavar="unix|windows", help="How lines are continued.")] = "unix",
-) -> None:
-    """Print a spec as a Dockerfile."""
-    from obuild.spec import dockerfile as convert
-    from obuild.spec import parse
-
-    if escape not in ("unix", "windows"):
-        raise UsageError(f"--escape {escape}: it can be unix or windows")
-    text = convert.dockerfile(
-        parse(read_spec(Path(spec))), buildkit=buildkit, escape="windows" if escape == "windows" else "unix"
-    )
-    sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape") + b"\n")
 
 
 @app.command()

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from obuild.cli.console import JsonOption, StoreOption, guarded, open_store, put, put_json
+from obuild.cli.console import guarded, open_store, put, put_json
+from obuild.cli.options import JsonOption, StoreOption
 from obuild.errors import ObuildError
 
 app = typer.Typer()

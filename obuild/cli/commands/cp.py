@@ -1,0 +1,60 @@
+"""Files out of a layer."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from obuild.cli.console import guarded, note, put_bytes
+from obuild.cli.debugging import open_layer
+from obuild.cli.options import Machine, StoreOption, VerboseOption, machine_options
+from obuild.errors import UsageError
+
+app = typer.Typer()
+
+
+@app.command()
+@guarded
+@machine_options
+def cp(
+    source: Annotated[str, typer.Argument(metavar="ID:PATH", help="A file or folder of a layer.")],
+    dest: Annotated[str, typer.Argument(metavar="DEST", help="A folder, or a new name; - for a tar archive.")],
+    store: StoreOption,
+    *,
+    machine: Machine,
+    verbose: VerboseOption = False,
+) -> None:
+    """Copy a file or folder out of a layer.
+
+    It becomes DEST, or goes into it if that is a folder; it appears whole, or not at all. Symlinks stay symlinks,
+    the files are yours, and no program among them is setuid.
+
+    Example: obuild cp --store=qemu:/data 3f2a:/var/log/dpkg.log .
+    """
+    from obuild.host.tar_extract import place, unpack
+    from obuild.plan.diff import listed
+
+    settings = machine.settings()
+    id, colon, path = source.partition(":")
+    if not colon or not path:
+        raise UsageError(f"{source} is not ID:PATH", hint="for example 3f2a:/etc/passwd")
+    if dest == "-" and sys.stdout.isatty():
+        raise UsageError("a tar archive is nothing for a terminal", hint="send it to a file, or to: tar --list")
+    debugger = open_layer(store, id, settings)
+    wanted = debugger.source(path)
+    to = None if dest == "-" else place(dest, wanted.name)
+    with debugger.packed(wanted) as archive:
+        if to is None:
+            _put_file(archive)
+        else:
+            if left_out := unpack(archive, to, root=not wanted.name, strict=wanted.strict):
+                note(f"left out, for they are devices or pipes: {listed(left_out)}")
+
+
+def _put_file(path: Path) -> None:
+    with path.open("rb") as file:
+        while data := file.read(1 << 20):
+            put_bytes(data)

@@ -1,0 +1,29 @@
+"""Where the bytes are."""
+
+from __future__ import annotations
+
+import typer
+
+from obuild.cli.console import guarded, open_store, put, put_json
+from obuild.cli.options import JsonOption, StoreOption
+from obuild.host import units
+
+app = typer.Typer()
+
+
+@app.command()
+@guarded
+def df(store: StoreOption, as_json: JsonOption = False) -> None:
+    """Show where the bytes are: how many things of each kind the store has, and what they take on disk.
+
+    Example: obuild df --store=qemu:/data
+    """
+    from obuild.store import quota
+
+    usage = quota.look(open_store(store))
+    if as_json:
+        put_json(usage)
+        return
+    put(*(f"{part.what:16} {part.count:>6}  {units.size(part.size):>10}" for part in usage.parts))
+    put(f"{'all':16} {'':6}  {units.size(usage.total):>10}")
+    put(f"{units.size(usage.free)} of {units.size(usage.capacity)} are free on its disk")

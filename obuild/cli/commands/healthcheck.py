@@ -1,0 +1,30 @@
+"""Does building work here?"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from obuild.cli.console import guarded, lines, open_store
+from obuild.cli.options import Machine, StoreOption, VerboseOption, machine_options
+
+app = typer.Typer()
+
+
+@app.command()
+@guarded
+@machine_options
+def healthcheck(
+    store: StoreOption,
+    *,
+    base: Annotated[str, typer.Option(metavar="NAME", help="The base image to try.")] = "micro",
+    machine: Machine,
+    verbose: VerboseOption = False,
+) -> None:
+    """Boot a guest, run a command in it, shut it down: does everything work here?"""
+    from obuild.builder import engine
+
+    settings = machine.settings(vm="boot")
+    engine.healthcheck(open_store(store, create=True), base_name=base, settings=settings, tell=lines())
+    print("Healthcheck passed")

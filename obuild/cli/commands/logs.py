@@ -1,0 +1,31 @@
+"""What a step printed."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from obuild.cli.console import guarded, open_store
+from obuild.cli.options import IdArgument, StoreOption
+from obuild.errors import UsageError
+from obuild.host.regular import open_file
+
+app = typer.Typer()
+
+
+@app.command()
+@guarded
+def log(id: IdArgument, store: StoreOption) -> None:
+    """Print what a step printed when its layer was made, or has printed so far."""
+    from obuild.store.index import resolve
+
+    opened = open_store(store)
+    path = opened.log_path(resolve(opened, id, drafts=True))
+    try:
+        with open_file(path) as file:
+            while data := file.read(1 << 20):
+                sys.stdout.buffer.write(data)
+    except FileNotFoundError:
+        raise UsageError(f"{id} has no log") from None
+    sys.stdout.buffer.flush()

@@ -1,0 +1,50 @@
+"""What a build would do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from obuild.cli import text as ui
+from obuild.cli.console import guarded, open_store, put, put_json, read_spec
+from obuild.cli.options import JsonOption, SourceArgument, StoreOption
+from obuild.errors import UsageError
+
+app = typer.Typer()
+
+
+@app.command()
+@guarded
+def plan(
+    source: SourceArgument,
+    store: StoreOption,
+    spec: Annotated[str, typer.Option("--file", "-f", metavar="SPEC", help="The spec to look at.")],
+    secret: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID[:FILE]", help="As for build; the file is not read. May be repeated."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a build would do, and why; build nothing.
+
+    Each step is `cached`, or a `build` would make it. For a step that is not there, it says in what it differs
+    from the nearest layer that is.
+
+    Example: obuild plan --store=qemu:/data -f hello.spec .
+    """
+    from obuild.builder.preview import forecast
+    from obuild.spec import parse
+
+    stage = parse(read_spec(Path(spec)))
+    if not Path(source).is_dir():
+        raise UsageError(f"there is no source directory {source}")
+    names = [item.partition(":")[0] for item in secret or []]
+    if "" in names:
+        raise UsageError("--secret takes an ID, or ID:FILE")
+    steps = forecast(stage, source=Path(source), store=open_store(store), secrets=names)
+    if as_json:
+        put_json(steps)
+    else:
+        put(*ui.outlook(steps))

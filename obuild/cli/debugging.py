@@ -1,0 +1,34 @@
+"""What the commands that start a machine on a layer share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from obuild.cli.console import note, open_store
+from obuild.errors import UsageError
+
+if TYPE_CHECKING:
+    from obuild.builder.debug import Debugger
+    from obuild.executors.qemu.shape import Settings
+
+
+def open_layer(store: str, id: str, settings: Settings) -> Debugger:
+    """What starts machines on the layer `id`. UsageError if there is none, or if it is still being made."""
+    from obuild.builder.debug import Debugger
+    from obuild.builder.provision import Machines
+    from obuild.store.index import resolve
+
+    opened = open_store(store)
+    layer = resolve(opened, id, drafts=True)
+    if opened.find(layer) is None:
+        raise UsageError(
+            f"{layer[:12]} is a step that is being made", hint=f"obuild log {layer[:12]} shows how far it is"
+        )
+    return Debugger(opened, Machines(opened, settings, note), layer)
+
+
+def is_open(network: str) -> bool:
+    """What --network says. UsageError if it says neither."""
+    if network not in ("", "none", "host"):
+        raise UsageError(f"--network {network}: it can be host, or none")
+    return network == "host"

@@ -1,0 +1,143 @@
+"""The options that several commands have, each spelled once."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from obuild.errors import UsageError
+
+if TYPE_CHECKING:
+    from obuild.executors.qemu.shape import Settings
+
+MACHINE = "Machine"
+
+StoreOption = Annotated[
+    str,
+    typer.Option(
+        "--store",
+        envvar="OBUILD_STORE",
+        metavar="KIND:PATH",
+        help="Where layers, caches and base images are kept, for example qemu:/data. "
+        "A build makes it, in a new or an empty folder.",
+    ),
+]
+VerboseOption = Annotated[
+    bool,
+    typer.Option("--verbose", "-v", help="Show every external command, as a line to paste into a shell."),
+]
+SourceArgument = Annotated[
+    str, typer.Argument(metavar="SOURCE", help="The folder that (copy …) takes files from.")
+]
+IdArgument = Annotated[str, typer.Argument(metavar="ID", help="A layer's id; its first digits will do.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+NetworkOption = Annotated[
+    str, typer.Option("--network", metavar="host", help="What the machine may reach. [default: nothing]")
+]
+UserOption = Annotated[
+    str,
+    typer.Option("--user", "-u", metavar="UID[:GID]|NAME", help="Who to be. [default: as the layer's own step]"),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """The options for machines, as they were given."""
+
+    qemu_accel: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|kvm|tcg",
+            rich_help_panel=MACHINE,
+            help="How guests run: KVM, or emulated (tcg). auto is KVM if it really runs a guest.",
+        ),
+    ] = "auto"
+    qemu_memory: Annotated[
+        str,
+        typer.Option(
+            metavar="SIZE",
+            rich_help_panel=MACHINE,
+            help="Memory of each machine, in GiB or as 512M. [default: 2, or what the base needs]",
+        ),
+    ] = ""
+    qemu_cpus: Annotated[
+        int,
+        typer.Option(metavar="N", min=1, max=255, rich_help_panel=MACHINE, help="CPUs of each machine."),
+    ] = 2
+    qemu_boot_time: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS",
+            min=0.1,
+            rich_help_panel=MACHINE,
+            help="How long a guest may take to boot, and to power off.",
+        ),
+    ] = 180.0
+    qemu_guest_os: Annotated[
+        str,
+        typer.Option(
+            metavar="OS",
+            rich_help_panel=MACHINE,
+            help="linux, windows, openbsd or freebsd. [default: as the base's card says]",
+        ),
+    ] = ""
+    qemu_guest_arch: Annotated[
+        str,
+        typer.Option(metavar="ARCH", rich_help_panel=MACHINE, help="[default: as the base's card says]"),
+    ] = ""
+
+    def settings(self, *, vm: str = "auto", warm_budget: str = "4G") -> Settings:
+        """What the options say. UsageError if no machine can be like that."""
+        from obuild.executors.qemu.shape import Settings
+
+        size = parse_bytes("--qemu-memory", self.qemu_memory, default_unit="G") if self.qemu_memory else 0
+        if self.qemu_memory and not size:
+            raise UsageError(f"--qemu-memory {self.qemu_memory}: a machine needs some")
+        return Settings(
+            accel=self.qemu_accel,
+            memory=size,
+            cpus=self.qemu_cpus,
+            boot_time=self.qemu_boot_time,
+            os=self.qemu_guest_os,
+            arch=self.qemu_guest_arch,
+            vm=vm,
+            warm_budget=parse_bytes("--warm-budget", warm_budget),
+        ).checked()
+
+
+Command = TypeVar("Command", bound=Callable[..., None])
+
+
+def machine_options(command: Command) -> Command:
+    """Give a command that takes `machine: Machine` an option for each field of it."""
+    fields = inspect.signature(Machine, eval_str=True).parameters
+    taken = inspect.signature(command, eval_str=True).parameters.values()
+    expanded = [
+        each.replace(kind=each.KEYWORD_ONLY)
+        for parameter in taken
+        for each in (fields.values() if parameter.annotation is Machine else (parameter,))
+    ]
+
+    @functools.wraps(command)
+    def collected(**options: Any) -> None:
+        machine = Machine(**{name: options.pop(name) for name in fields})
+        command(machine=machine, **options)
+
+    collected.__signature__ = inspect.Signature(expanded)  # type: ignore[attr-defined]  # typer reads it
+    return collected  # type: ignore[return-value]
+
+
+def parse_bytes(option: str, text: str, *, default_unit: str = "") -> int:
+    """What an option says in bytes. UsageError, with the option's name, if it is no size."""
+    from obuild.guests.profile import parse_size
+
+    try:
+        return parse_size(text, default_unit=default_unit)
+    except ValueError as error:
+        what = "a number of GiB, or a size" if default_unit == "G" else "a number of bytes, or a size"
+        raise UsageError(f"{option}: {error}", hint=f"{what} like 512M or 1.5G") from error
