@@ -21,7 +21,8 @@ from pathlib import Path
 from bench.overhead import KEPT, kvm_or_tcg
 from obuild.bases import catalog
 from obuild.executors.qemu import machine, ssh
-from obuild.executors.qemu.shape import Settings
+from obuild.executors.qemu.shape import shape_for
+from obuild.executors.settings import Settings
 from obuild.guests import linux
 from obuild.host import qemu_img
 from obuild.store.layers import Store
@@ -103,7 +104,7 @@ def compare(connection: ssh.Connection, what: str, archive: Path) -> None:
 def main() -> None:
     store = Store.open(KEPT)
     found = catalog.find(store, "micro", say=print)
-    shape = Settings().shape(found.card, kvm_or_tcg(store, found.card.arch))
+    shape = shape_for(Settings(), found.card, kvm_or_tcg(store, found.card.arch))
     with tempfile.TemporaryDirectory() as folder:
         overlay = Path(folder) / "overlay.qcow2"
         qemu_img.create_overlay(overlay, str(found.path))

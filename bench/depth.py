@@ -32,7 +32,8 @@ from obuild.bases import catalog
 from obuild.builder.engine import Engine
 from obuild.events import Event, Saved, Started
 from obuild.executors.qemu import machine, ssh
-from obuild.executors.qemu.shape import Settings
+from obuild.executors.qemu.shape import shape_for
+from obuild.executors.settings import Settings
 from obuild.guests import linux
 from obuild.host import qemu_img
 from obuild.plan.planner import plan
@@ -138,7 +139,7 @@ def guest_on(deep: Deep, chain: Chain) -> Iterator[ssh.Connection]:
     """A guest on a throw-away overlay of the last layer."""
     flatten.LONGEST = deep.longest
     found = deep.base("micro")
-    shape = Settings().shape(found.card, kvm_or_tcg(deep.store, found.card.arch))
+    shape = shape_for(Settings(), found.card, kvm_or_tcg(deep.store, found.card.arch))
     key = catalog.key_path(deep.store, found.card)
     last = chain.steps[-1].id
     with deep.store.scratch(last) as draft:

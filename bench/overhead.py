@@ -20,7 +20,8 @@ from pathlib import Path
 
 from obuild.bases import catalog
 from obuild.executors.qemu import kvm, machine, ssh
-from obuild.executors.qemu.shape import Accel, Settings, Shape
+from obuild.executors.qemu.shape import Accel, Shape, shape_for
+from obuild.executors.settings import Settings
 from obuild.host import qemu_img
 from obuild.store.layers import Store
 
@@ -109,7 +110,7 @@ def main() -> None:
     compileall.compile_dir(ROOT / "obuild", quiet=1)  # as a package that was installed
     store = Store.open(KEPT)
     card = catalog.find(store, "micro", say=print).card
-    shape = Settings().shape(card, kvm_or_tcg(store, card.arch))
+    shape = shape_for(Settings(), card, kvm_or_tcg(store, card.arch))
     with tempfile.TemporaryDirectory() as folder:
         worst = max(step_ratio(store, shape, Path(folder), runs), cached_ratio(store, Path(folder), runs))
     sys.exit(0 if worst <= 1 else "over the target")

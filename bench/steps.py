@@ -37,7 +37,8 @@ from bench.watch import Build, Failed, first_output
 from obuild.bases import catalog
 from obuild.errors import ObuildError
 from obuild.executors.qemu import machine, ssh
-from obuild.executors.qemu.shape import Settings
+from obuild.executors.qemu.shape import shape_for
+from obuild.executors.settings import Settings
 from obuild.host import qemu_img
 from obuild.store.layers import Store
 
@@ -152,7 +153,7 @@ class Bench:
         """From the start of a machine to the login, which is how a cold step begins."""
         store = Store.open(self._seed)
         found = catalog.find(store, self.results.base, say=note)
-        shape = Settings().shape(found.card, kvm_or_tcg(store, found.card.arch))
+        shape = shape_for(Settings(), found.card, kvm_or_tcg(store, found.card.arch))
         self.results.machine = f"{shape.cpus} vCPU, {shape.accel.upper()}"
         overlay = self._folder / "overlay.qcow2"
         qemu_img.create_overlay(overlay, str(found.path))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from obuild.builder.engine import Engine
     from obuild.errors import ObuildError
-    from obuild.executors.qemu.shape import Settings
+    from obuild.executors.settings import Settings
     from obuild.spec import parse
     from obuild.store.layers import Store
 
@@ -26,7 +26,7 @@ __all__ = ["Engine", "ObuildError", "Settings", "Store", "parse"]
 _HOMES = {
     "Engine": "obuild.builder.engine",
     "ObuildError": "obuild.errors",
-    "Settings": "obuild.executors.qemu.shape",
+    "Settings": "obuild.executors.settings",
     "Store": "obuild.store.layers",
     "parse": "obuild.spec",
 }

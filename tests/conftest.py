@@ -12,10 +12,11 @@ import pytest
 
 from obuild import spec
 from obuild.bases import catalog
+from obuild.executors.all import EXECUTORS
 from obuild.plan.planner import plan
 from obuild.plan.steps import Base, Chain
 from obuild.store.layers import Store
-from tests.support.fakes import POWER_OFF, boot_disk
+from tests.support.fakes import POWER_OFF, FakeExecutor, ScriptedGuests, boot_disk
 
 # A shell starts what runs in its background deaf to Ctrl-C, and so would be what tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -77,3 +78,17 @@ def chain(store: Store, tiny: Path, tmp_path: Path) -> Callable[[str], Chain]:
         return plan(spec.parse(f"((from tiny) {ops})".encode()), source=source, find_base=find)
 
     return make
+
+
+@pytest.fixture
+def guests(monkeypatch: pytest.MonkeyPatch) -> ScriptedGuests:
+    """Scripted, for whoever asks for machines."""
+    guests = ScriptedGuests(FakeExecutor())
+    monkeypatch.setitem(EXECUTORS, "qemu", guests)
+    return guests
+
+
+@pytest.fixture
+def executor(guests: ScriptedGuests) -> FakeExecutor:
+    """What runs the steps of all these guests."""
+    return guests.executor

@@ -93,6 +93,13 @@ def test_only_the_table_of_a_family_knows_its_members(family: str) -> None:
     assert {module for module in MODULES if own(module) & members} <= {f"{family}.all", *members}
 
 
+def test_only_the_table_of_executors_knows_how_one_works() -> None:
+    """And who makes login keys, for they are OpenSSH's."""
+    others = {module for module in MODULES if not module.startswith("executors.qemu.")}
+    knowing = {module for module in others if any(name.startswith("executors.qemu.") for name in own(module))}
+    assert knowing == {"executors.all", "bases.catalog"}
+
+
 @pytest.mark.parametrize(
     ("library", "modules"),
     [

@@ -10,13 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from obuild.errors import UsageError
-from obuild.executors.qemu.shape import Kernel
 from obuild.guests import profile
 from obuild.guests.profile import INITRD, KERNEL, Card
 from obuild.host import locks, qemu_img
 from obuild.host.fs import replace_text
 from obuild.host.regular import open_file, read_bytes, read_text
-from obuild.plan.steps import Base, Beside, Import, Step
+from obuild.plan.steps import Base, Beside
 from obuild.store.base_images import IMAGES
 from obuild.store.layers import Store, storage_errors
 
@@ -79,18 +78,6 @@ def _read(store: Store, path: Path, reference: str) -> Base:
             hint=f"it is {name}@sha256:{digest}",
         )
     return Base(name, path, digest, stamp, about, files)
-
-
-def kernel(store: Store, found: Base) -> Kernel | None:
-    """What QEMU itself loads to start a machine on a base; it is there once the base's layer is.
-
-    It is the layer's own copy: a base that is made again has another kernel, and other modules for it.
-    """
-    if not found.beside:
-        return None
-    layer = store.result / Step(None, Import(found)).id
-    image, *initrd = (layer / "rootfs" / file.name for file in found.beside)
-    return Kernel(image, initrd[0] if initrd else None, found.card.cmdline)
 
 
 def beside(image: Path, about: Card) -> tuple[Beside, ...]:

@@ -3,54 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, suppress
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 from obuild.builder.inflight import Follower, failure, failure_word
 from obuild.errors import ObuildError, StepFailed, StoreError
 from obuild.events import Hit, Listener, Note, Output, Saved, Started
+from obuild.executors.protocol import Executor, OnFailure
 from obuild.guests import profile
 from obuild.host import failpoints, process, qemu_img
 from obuild.host.mask import Mask
 from obuild.plan.keys import LayerId
-from obuild.plan.steps import Base, Chain, Command, Extract, Graft, Import, Step, Transfer
+from obuild.plan.steps import Base, Chain, Command, Graft, Import, Step, Transfer
 from obuild.store.layers import Draft, Store
-from obuild.store.volumes import CacheCopy
 
 #: How long a build waits for another process that writes to the index, in seconds.
 INDEX_WAIT = 5.0
-
-
-class Session(Protocol):
-    """An open machine on a draft."""
-
-    def run(
-        self,
-        command: Command,
-        copies: Sequence[CacheCopy],
-        secrets: Mapping[str, bytes],
-        output: Callable[[bytes], object],
-    ) -> int: ...
-
-    def interact(self, command: Command) -> int: ...
-    def address(self) -> str: ...
-    def wait(self) -> None: ...
-    def send(self, action: Transfer) -> None: ...
-    def take(self, extract: Extract, archive: Path) -> None: ...
-    def graft(self, action: Graft, archive: Path) -> None: ...
-
-
-#: Called with the session, the command that failed in it, and its exit status. What it does there is thrown away.
-OnFailure = Callable[[Session, Command, int], None]
-
-
-class Executor(Protocol):
-    """Where steps run. Leaving the session seals the draft's image; leaving it by an exception does not."""
-
-    def open(self, draft: Draft, *, network: bool) -> AbstractContextManager[Session]: ...
 
 
 def _no_archive(action: Graft) -> Path:

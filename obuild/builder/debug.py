@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from obuild.builder import inside
-from obuild.builder.chain import Session
 from obuild.builder.provision import Machines
 from obuild.errors import MachineError, ObuildError, UsageError
+from obuild.executors.protocol import Session
 from obuild.guests import rules
 from obuild.plan.keys import LayerId
 from obuild.plan.steps import Base, Command, Extract
@@ -88,7 +88,7 @@ class Debugger:
 
     @contextmanager
     def _machine(self, found: Base, draft: Draft, *, network: bool) -> Iterator[Session]:
-        with self.machines.of(found).chain() as chain, chain.open(draft, network=network) as session:
+        with self.machines.of(found)() as executor, executor.open(draft, network=network) as session:
             yield session
 
     def _command(self, argv: tuple[str, ...], network: bool, user: str) -> tuple[Base, Command]:

@@ -9,12 +9,13 @@ from functools import partial
 from pathlib import Path
 
 from obuild.bases import catalog
-from obuild.builder.chain import Builder, Executor, OnFailure
+from obuild.builder.chain import Builder
 from obuild.builder.extract import Extractor
 from obuild.builder.provision import Machines, as_os
 from obuild.errors import MachineError
 from obuild.events import Event, Listener, Note, Output, Started
-from obuild.executors.qemu.shape import Settings
+from obuild.executors.protocol import Executor, OnFailure
+from obuild.executors.settings import Settings
 from obuild.guests import rules
 from obuild.host import process
 from obuild.plan.keys import LayerId
@@ -53,7 +54,7 @@ class Engine:
         with storage_errors(self.store.root), self._held:
             for each, builds in everything(stage):
                 self._chains[id(each)] = self._plan(each, unbuilt(builds, self._base))
-                self.settings.shape(self._base(each.base).card, "tcg")
+                self._machines.check(self._base(each.base))
                 self._hold(self._chains[id(each)])
                 self._see_logs(self._chains[id(each)])
             if self.jobs > 1 and stage.stages:
@@ -128,7 +129,7 @@ class Engine:
 
         def get() -> Executor:
             if not chain:
-                chain.append(stack.enter_context(self._machines.of(found).chain()))
+                chain.append(stack.enter_context(self._machines.of(found)()))
             return chain[0]
 
         return get

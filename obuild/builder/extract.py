@@ -9,8 +9,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from obuild.builder.chain import Executor
 from obuild.errors import ObuildError
+from obuild.executors.protocol import Executor
 from obuild.host.fs import replace_text
 from obuild.host.regular import read_text
 from obuild.plan import archive, tree

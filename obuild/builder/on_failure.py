@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 
-from obuild.builder.chain import OnFailure, Session
 from obuild.errors import MachineError, UsageError
+from obuild.executors.protocol import OnFailure, Session
 from obuild.plan.steps import Command
 
 WAYS = ("stop", "shell", "keep")

@@ -6,21 +6,18 @@ import gc
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from obuild.bases import catalog
 from obuild.errors import StoreError, UsageError
-from obuild.executors.qemu.shape import ARCHES, Settings
+from obuild.executors.all import EXECUTORS
+from obuild.executors.protocol import OpenExecutor, Setup
+from obuild.executors.settings import Settings
 from obuild.guests import profile
-from obuild.host import process, qemu_img
+from obuild.host import qemu_img
 from obuild.plan import keys
 from obuild.plan.keys import LayerId
 from obuild.plan.steps import Base
 from obuild.store.layers import Layer, Store
-
-if TYPE_CHECKING:
-    from obuild.executors.qemu.chains import Qemu
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,54 +27,20 @@ class Machines:
     store: Store
     settings: Settings
     say: Callable[[str], None]
-    _made: dict[str, Qemu] = field(default_factory=dict, init=False)
+    kind: str = "qemu"
+    _made: dict[str, OpenExecutor] = field(default_factory=dict, init=False)
 
-    def of(self, found: Base) -> Qemu:
+    def check(self, base: Base) -> None:
+        """UsageError if the settings do not go with a base."""
+        EXECUTORS[self.kind].check(self.settings, base.card)
+
+    def of(self, base: Base) -> OpenExecutor:
         """Machines for all layers of a base. UsageError if this host cannot run them."""
-        if found.name not in self._made:
+        if base.name not in self._made:
             gc.enable()  # __main__ switched it off for the short run that a cached build is
-            from obuild.executors.qemu import kvm  # late: a cached build needs no machine
-            from obuild.executors.qemu.chains import Qemu
-            from obuild.executors.qemu.snapshot import identity
-            from obuild.guests.all import GUESTS, HOMES
-            from obuild.store.warm import Warm
-
-            shape = self.settings.shape(found.card, "tcg")
-            kernel = catalog.kernel(self.store, found)
-            row = ARCHES[shape.arch]
-            process.require(row.binary)
-            if row.firmware and kernel is None:
-                process.require_file(Path(row.firmware[-1]), row.firmware_package)
-            memo = self.store.state / "accel.json"
-            chosen = kvm.choose(self.settings.accel, shape.arch, memo=memo, note=self.say)
-            key = catalog.key_path(self.store, found.card)
-            shape = replace(shape, accel=chosen, kernel=kernel)
-            lasts = shape.warm and self.settings.vm != "boot" and self._can_be_told()
-            home = HOMES[found.card.os] if lasts else None
-            warm = Warm(self.store, self.settings.warm_budget, self.say) if lasts else None
-            self._made[found.name] = Qemu(
-                shape,
-                found.card.login,
-                key,
-                GUESTS[found.card.os],
-                warm,
-                home,
-                identity(shape, home) if home else "",
-            )
-        return self._made[found.name]
-
-    def _can_be_told(self) -> bool:
-        """Whether a running QEMU can be told of files in the store: it takes JSON, which has no other bytes."""
-        try:
-            str(self.store.root).encode()
-        except UnicodeEncodeError:
-            self.say("the store's path is not UTF-8, so no machine can be saved: each step boots one")
-            return False
-        return True
-
-    def of_layer(self, id: LayerId) -> Qemu:
-        """Machines for a layer in the store. Errors as for `of` and `base_below`."""
-        return self.of(self.base_of(id))
+            setup = Setup(self.store, base, catalog.key_path(self.store, base.card), self.settings, self.say)
+            self._made[base.name] = EXECUTORS[self.kind].provision(setup)
+        return self._made[base.name]
 
     def base_of(self, id: LayerId) -> Base:
         """The base that a layer stands on, with the OS that the user named, if any. Errors as for `base_below`."""

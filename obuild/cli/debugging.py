@@ -9,7 +9,7 @@ from obuild.errors import UsageError
 
 if TYPE_CHECKING:
     from obuild.builder.debug import Debugger
-    from obuild.executors.qemu.shape import Settings
+    from obuild.executors.settings import Settings
 
 
 def open_layer(store: str, id: str, settings: Settings) -> Debugger:

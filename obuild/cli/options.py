@@ -13,7 +13,7 @@ import typer
 from obuild.errors import UsageError
 
 if TYPE_CHECKING:
-    from obuild.executors.qemu.shape import Settings
+    from obuild.executors.settings import Settings
 
 MACHINE = "Machine"
 
@@ -93,7 +93,7 @@ class Machine:
 
     def settings(self, *, vm: str = "auto", warm_budget: str = "4G") -> Settings:
         """What the options say. UsageError if no machine can be like that."""
-        from obuild.executors.qemu.shape import Settings
+        from obuild.executors.settings import Settings
 
         size = parse_bytes("--qemu-memory", self.qemu_memory, default_unit="G") if self.qemu_memory else 0
         if self.qemu_memory and not size:

@@ -1,3 +1,1 @@
-"""Where steps run. An executor has `open(draft, network=…)`, a context manager that yields a session;
-leaving it seals the draft's image.
-"""
+"""Where steps run. `protocol` says what an executor is, and `all` has the table of them."""

@@ -23,6 +23,9 @@ from obuild.host.regular import read_text
 
 OSES = ("linux", "windows", "openbsd", "freebsd")
 ARCHES = ("x86_64", "aarch64", "riscv64", "s390x", "ppc64le")
+#: Other names that people use for the same thing.
+ARCH_ALIASES = {"amd64": "x86_64", "arm64": "aarch64", "ppc64el": "ppc64le"}
+
 FIRMWARES = ("bios", "kernel")
 
 #: The card of a base that was taken into a store, in its layer.
@@ -50,6 +53,14 @@ class Card:
     key: str = ""
     cmdline: str = ""
     warm: str = "yes"
+
+
+def arch_named(name: str) -> str:
+    """The canonical name of an architecture. UsageError if there is no such row."""
+    canonical = ARCH_ALIASES.get(name, name)
+    if canonical not in ARCHES:
+        raise UsageError(f"unknown guest architecture {name!r}", hint=f"known: {', '.join(ARCHES)}")
+    return canonical
 
 
 def parse_size(text: str, *, default_unit: str = "") -> int:

@@ -15,6 +15,7 @@ from obuild.bases import all, catalog, recipe
 from obuild.bases.recipe import Recipe
 from obuild.errors import UsageError
 from obuild.executors.qemu import ssh
+from obuild.executors.qemu.provision import kernel_of
 from obuild.executors.qemu.shape import Kernel
 from obuild.guests import profile
 from obuild.guests.profile import Card
@@ -158,13 +159,13 @@ def test_a_machine_is_started_with_the_layers_own_kernel(store: Store, direct: P
     def rootfs() -> Path:
         return store.result / Step(None, Import(find(store, "tiny"))).id / "rootfs"
 
-    found = catalog.kernel(store, find(store, "tiny"))
+    found = kernel_of(store, find(store, "tiny"))
     assert found == Kernel(rootfs() / "image.vmlinuz", rootfs() / "image.initrd", "quiet")
     direct.with_suffix(".initrd").unlink()
-    found = catalog.kernel(store, find(store, "tiny"))
+    found = kernel_of(store, find(store, "tiny"))
     assert found == Kernel(rootfs() / "image.vmlinuz", None, "quiet")
     direct.with_suffix(".toml").unlink()
-    assert catalog.kernel(store, find(store, "tiny")) is None
+    assert kernel_of(store, find(store, "tiny")) is None
 
 
 def test_a_kernel_can_be_added_with_an_image_and_goes_with_it(

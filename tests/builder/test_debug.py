@@ -20,21 +20,14 @@ from obuild.builder.debug import Debugger
 from obuild.builder.engine import Engine
 from obuild.builder.provision import Machines
 from obuild.errors import MachineError, ObuildError, StoreError, UsageError
-from obuild.executors.qemu.shape import Settings, Shape
+from obuild.executors.settings import Settings
 from obuild.plan.keys import LayerId
 from obuild.plan.steps import Extract
 from obuild.spec import UnixUser, WindowsUser
 from obuild.store.layers import Store
-from tests.support.fakes import FakeExecutor, FakeSession, Heard, Run
+from tests.support.fakes import FakeExecutor, FakeSession, Heard, Run, ScriptedGuests
 
 OPS = "(user (uid 7) (gid 8)) (workdir /w) (env A 1) (run (shell made))"
-
-
-@pytest.fixture
-def executor(monkeypatch: pytest.MonkeyPatch) -> FakeExecutor:
-    executor = FakeExecutor()
-    monkeypatch.setattr("obuild.executors.qemu.chains.Qemu", lambda *how: executor)
-    return executor
 
 
 Debug = Callable[..., Debugger]
@@ -216,21 +209,15 @@ def test_a_layer_that_was_removed_meanwhile_is_told(store: Store, debug: Debug) 
 
 
 def test_a_machine_is_made_as_the_settings_say(
-    store: Store, tiny: Path, tmp_path: Path, executor: FakeExecutor, monkeypatch: pytest.MonkeyPatch
+    store: Store, tiny: Path, tmp_path: Path, guests: ScriptedGuests
 ) -> None:
     layer = Engine(tmp_path, store, Settings(accel="tcg"), Heard()).build(
         spec.parse(b"((from tiny) (run (shell a)))")
     )
-    shapes: list[Shape] = []
-
-    def make(shape: Shape, *rest: object) -> FakeExecutor:
-        shapes.append(shape)
-        return executor
-
-    monkeypatch.setattr("obuild.executors.qemu.chains.Qemu", make)
     settings = Settings(accel="tcg", memory=3 << 30, cpus=5)
     assert Debugger(store, Machines(store, settings, print), layer).shell() == 0
-    assert [(shape.memory, shape.cpus) for shape in shapes] == [(3 << 30, 5)]
+    shape = guests.configs[-1].shape
+    assert (shape.memory, shape.cpus) == (3 << 30, 5)
 
 
 # -- as a user meets it

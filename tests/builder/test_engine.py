@@ -17,13 +17,14 @@ from obuild.builder import engine
 from obuild.errors import MachineError, StepFailed, StoreError, UsageError
 from obuild.events import Hit, Note, Output, Saved
 from obuild.executors.qemu import kvm
-from obuild.executors.qemu.shape import ARCHES, Settings, Shape
-from obuild.guests.all import GUESTS, Guest
+from obuild.executors.qemu.arches import ARCHES
+from obuild.executors.settings import Settings
+from obuild.guests.all import GUESTS
 from obuild.host.locks import Claim
 from obuild.plan.keys import LayerId
 from obuild.store import removal
 from obuild.store.layers import Store
-from tests.support.fakes import FakeExecutor, Heard, Run
+from tests.support.fakes import FakeExecutor, Heard, Run, ScriptedGuests
 
 Build = Callable[..., LayerId]
 
@@ -31,20 +32,6 @@ Build = Callable[..., LayerId]
 @pytest.fixture
 def heard() -> Heard:
     return Heard()
-
-
-@pytest.fixture
-def executor(monkeypatch: pytest.MonkeyPatch) -> FakeExecutor:
-    """Stands in for machines; the first thing it has seen is how they would have been made."""
-    executor = FakeExecutor()
-
-    def make(shape: Shape, login: str, key: Path, guest: Guest, *rest: object) -> FakeExecutor:
-        executor.guest = guest
-        executor.seen.append(f"{shape.accel} {shape.memory >> 20}M {login}")
-        return executor
-
-    monkeypatch.setattr("obuild.executors.qemu.chains.Qemu", make)
-    return executor
 
 
 @pytest.fixture
@@ -65,11 +52,13 @@ def build(store: Store, heard: Heard, tmp_path: Path) -> Build:
 
 @pytest.mark.usefixtures("tiny")
 def test_a_build_makes_machines_as_the_card_and_the_settings_say(
-    store: Store, tiny: Path, build: Build, executor: FakeExecutor
+    tiny: Path, build: Build, guests: ScriptedGuests
 ) -> None:
     tiny.with_suffix(".toml").write_text('login = "debian"\nmemory = "4G"\n')
     build("(run (shell a))")
-    assert executor.seen == ["tcg 4096M debian", "open", "a", "sealed"]
+    (config,) = guests.configs
+    assert (config.shape.accel, config.shape.memory, config.login) == ("tcg", 4 << 30, "debian")
+    assert guests.executor.seen == ["open", "a", "sealed"]
 
 
 @pytest.mark.parametrize(
@@ -81,11 +70,11 @@ def test_a_build_makes_machines_as_the_card_and_the_settings_say(
     ],
 )
 def test_a_guest_is_spoken_to_as_its_card_says_unless_the_user_knows_better(
-    tiny: Path, build: Build, executor: FakeExecutor, card: str, settings: Settings, os: str
+    tiny: Path, build: Build, guests: ScriptedGuests, card: str, settings: Settings, os: str
 ) -> None:
     tiny.with_suffix(".toml").write_text(f'os = "{card}"\n')
     build("(run (shell a))", settings=settings)
-    assert executor.guest is GUESTS[os]
+    assert guests.configs[0].guest is GUESTS[os]
 
 
 @pytest.mark.usefixtures("tiny")
@@ -181,11 +170,11 @@ def test_missing_firmware_is_told_with_its_package_before_anything_is_made(
 
 @pytest.mark.usefixtures("tiny")
 def test_falling_back_to_emulation_is_said(
-    build: Build, executor: FakeExecutor, heard: Heard, monkeypatch: pytest.MonkeyPatch
+    build: Build, guests: ScriptedGuests, heard: Heard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kvm, "probe", lambda arch: "it is broken")
     build("(run (shell a))", settings=Settings())
-    assert executor.seen[0].startswith("tcg ")
+    assert guests.configs[0].shape.accel == "tcg"
     assert any("it is broken" in event.text for event in heard if isinstance(event, Note))
 
 
@@ -250,7 +239,7 @@ def test_a_copy_from_a_build_looks_into_its_layer_once(
     last = stages("one")
     looked = ["open", "take /out", "sealed"]
     assert [line for line in executor.seen if "graft" not in line] == [
-        *("tcg 2048M root", "open", "one", "sealed", *looked, "open", "sealed", "open", "after", "sealed")
+        *("open", "one", "sealed", *looked, "open", "sealed", "open", "after", "sealed")
     ]
     executor.seen.clear()
     assert stages("one") == last
@@ -287,7 +276,7 @@ def test_the_same_files_from_another_build_are_the_same_step(
     last = stages("one")
     executor.seen.clear()
     assert stages("two") == last
-    assert executor.seen == ["tcg 2048M root", "open", "two", "sealed", "open", "take /out", "sealed"]
+    assert executor.seen == ["open", "two", "sealed", "open", "take /out", "sealed"]
     executor.files = {"out": b"other"}
     assert stages("three") != last
 

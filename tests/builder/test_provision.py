@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,39 +14,25 @@ from obuild.bases import catalog
 from obuild.builder.engine import Engine
 from obuild.builder.provision import Machines, base_below
 from obuild.errors import StoreError, UsageError
-from obuild.executors.qemu.shape import Kernel, Settings, Shape
+from obuild.executors.protocol import Setup
+from obuild.executors.qemu import provision
+from obuild.executors.qemu.config import Config
+from obuild.executors.qemu.shape import Kernel, Shape
 from obuild.executors.qemu.snapshot import identity
+from obuild.executors.settings import Settings
 from obuild.guests import profile
-from obuild.guests.all import GUESTS, HOMES, Guest, Home
+from obuild.guests.all import GUESTS, HOMES
 from obuild.guests.profile import Card
 from obuild.plan.keys import LayerId
 from obuild.store.layers import Store
 from obuild.store.warm import Warm
-from tests.support.fakes import FakeExecutor, Heard
+from tests.support.fakes import Heard
 
 Build = Callable[..., LayerId]
+Say = Callable[[str], None]
 
 
-@dataclass
-class Made(FakeExecutor):
-    """Remembers how it was made."""
-
-    shape: Shape | None = None
-    login: str = ""
-    key: Path | None = None
-    warm: Warm | None = None
-    home: Home | None = None
-    identity: str = ""
-
-
-@pytest.fixture(autouse=True)
-def no_qemu(monkeypatch: pytest.MonkeyPatch) -> None:
-    def make(
-        shape: Shape, login: str, key: Path, guest: Guest, warm: Warm | None, home: Home | None, identity: str
-    ) -> Made:
-        return Made(shape=shape, login=login, key=key, guest=guest, warm=warm, home=home, identity=identity)
-
-    monkeypatch.setattr("obuild.executors.qemu.chains.Qemu", make)
+pytestmark = pytest.mark.usefixtures("guests")
 
 
 @pytest.fixture
@@ -64,10 +48,11 @@ def machines(store: Store, os: str = "") -> Machines:
     return Machines(store, Settings(accel="tcg", os=os), lambda text: None)
 
 
-def made(store: Store, id: LayerId, os: str = "") -> Made:
-    executor = machines(store, os).of_layer(id)
-    assert isinstance(executor, Made)
-    return executor
+def made(store: Store, id: LayerId, settings: Settings | None = None, say: Say = print) -> Config:
+    """How machines for a layer are made."""
+    settings = settings or Settings(accel="tcg")
+    base = Machines(store, settings, say).base_of(id)
+    return provision.configure(Setup(store, base, catalog.key_path(store, base.card), settings, say))
 
 
 def root(store: Store, id: LayerId) -> Path:
@@ -81,10 +66,10 @@ def test_a_layer_is_booted_as_the_card_of_its_base_said_whatever_has_become_of_t
     tiny.with_suffix(".toml").write_text('os = "freebsd"\nlogin = "debian"\nmemory = "4G"\nkey = "state/k"\n')
     id = build()
     catalog.remove(store, "tiny")
-    executor = made(store, id)
-    assert executor.shape == Shape(memory=4 << 30)
-    assert (executor.login, executor.key) == ("debian", store.root / "state/k")
-    assert executor.guest is GUESTS["freebsd"]
+    config = made(store, id)
+    assert config.shape == Shape(memory=4 << 30)
+    assert (config.login, config.key) == ("debian", store.root / "state/k")
+    assert config.guest is GUESTS["freebsd"]
 
 
 @pytest.mark.usefixtures("tiny")
@@ -93,11 +78,9 @@ def test_the_layers_of_a_base_have_the_same_machines(store: Store, build: Build)
     parent = store.parents()[id]
     assert parent is not None
     all_of_them = machines(store)
-    assert (
-        all_of_them.of_layer(id)
-        is all_of_them.of_layer(parent)
-        is all_of_them.of_layer(LayerId(root(store, id).name))
-    )
+    layers = (id, parent, LayerId(root(store, id).name))
+    first, *others = [all_of_them.of(all_of_them.base_of(layer)) for layer in layers]
+    assert all(other is first for other in others)
 
 
 def test_the_card_is_kept_as_found_and_the_users_word_counts_for_one_command(
@@ -106,7 +89,7 @@ def test_the_card_is_kept_as_found_and_the_users_word_counts_for_one_command(
     id = build(Settings(accel="tcg", os="freebsd"))
     assert profile.read(root(store, id) / "card.toml") == Card()
     assert made(store, id).guest is GUESTS["linux"]
-    assert made(store, id, os="openbsd").guest is GUESTS["openbsd"]
+    assert made(store, id, Settings(accel="tcg", os="openbsd")).guest is GUESTS["openbsd"]
 
 
 def test_the_kernel_is_that_in_the_layer(store: Store, tiny: Path, build: Build) -> None:
@@ -117,7 +100,6 @@ def test_the_kernel_is_that_in_the_layer(store: Store, tiny: Path, build: Build)
     catalog.remove(store, "tiny")
     shape = made(store, id).shape
     files = root(store, id) / "rootfs"
-    assert shape is not None
     assert shape.kernel == Kernel(files / "image.vmlinuz", files / "image.initrd", "quiet")
 
 
@@ -141,11 +123,12 @@ def test_a_layer_from_before_cards_is_booted_as_an_image_with_the_same_content(
 @pytest.mark.parametrize("vm", ["auto", "warm"])
 def test_machines_last_where_they_can(store: Store, build: Build, vm: str) -> None:
     settings = Settings(accel="tcg", vm=vm, warm_budget=123)
-    executor: Any = Machines(store, settings, print).of_layer(build())
-    assert executor.shape.warm
-    assert executor.home is HOMES["linux"]
-    assert executor.warm == Warm(store, 123, print)
-    assert executor.identity == identity(executor.shape, executor.home)
+    config = made(store, build(), settings)
+    assert config.home
+    assert config.shape.warm
+    assert config.home is HOMES["linux"]
+    assert config.warm == Warm(store, 123, print)
+    assert config.identity == identity(config.shape, config.home)
 
 
 @pytest.mark.parametrize(("about", "vm"), [("", "boot"), ('warm = "no"\n', "auto"), ('os = "freebsd"\n', "auto")])
@@ -153,9 +136,9 @@ def test_machines_do_not_last_where_they_cannot_or_are_not_to(
     store: Store, tiny: Path, build: Build, about: str, vm: str
 ) -> None:
     tiny.with_suffix(".toml").write_text(about)
-    executor: Any = Machines(store, Settings(accel="tcg", vm=vm), print).of_layer(build())
-    assert executor.shape.warm is (about == "")  # the devices are the same whether it lasts or not
-    assert (executor.warm, executor.home, executor.identity) == (None, None, "")
+    config = made(store, build(), Settings(accel="tcg", vm=vm))
+    assert config.shape.warm is (about == "")  # the devices are the same whether it lasts or not
+    assert (config.warm, config.home, config.identity) == (None, None, "")
 
 
 @pytest.mark.usefixtures("tiny")
@@ -173,7 +156,5 @@ def test_where_qemu_cannot_be_told_of_a_file_each_step_boots(tmp_path: Path, qco
     said: list[str] = []
     stage = spec.parse(b"((from tiny) (run (shell a)))")
     id = Engine(tmp_path, store, Settings(accel="tcg"), Heard()).build(stage)
-    executor = Machines(store, Settings(accel="tcg"), said.append).of_layer(id)
-    assert isinstance(executor, Made)
-    assert executor.warm is None
+    assert made(store, id, say=said.append).warm is None
     assert "not UTF-8" in said[0]

@@ -19,8 +19,9 @@ import pytest
 
 from obuild.errors import MachineError, StoreError
 from obuild.executors.qemu import ssh
-from obuild.executors.qemu.chains import Qemu, Session
+from obuild.executors.qemu.config import Config
 from obuild.executors.qemu.machine import Machine
+from obuild.executors.qemu.session import Session
 from obuild.executors.qemu.shape import Shape
 from obuild.guests import freebsd, linux, openbsd, windows
 from obuild.guests.all import GUESTS
@@ -61,7 +62,7 @@ def session(os: str, handler: Handler, key: Path, login: str = "root") -> Iterat
     with serve(handler) as port:
         machine = cast(Machine, FakeMachine(port, Shape()))
         with ssh.connect(machine, login=login, key=key) as connection:
-            yield Session(Qemu(Shape(), login, key, GUESTS[os]), machine, connection, login)
+            yield Session(Config(Shape(), login, key, GUESTS[os]), machine, connection, login)
 
 
 def taken(folder: Path, name: str) -> CacheCopy:

@@ -15,7 +15,7 @@ from typing import IO
 import pytest
 
 from obuild.errors import MachineError
-from obuild.executors.qemu.chains import Session
+from obuild.executors.qemu.session import Session
 from obuild.guests import rules, windows
 from obuild.plan import tree
 from obuild.plan.archive import manifest_of

@@ -14,7 +14,7 @@ from obuild.builder.chain import Builder
 from obuild.builder.engine import Engine
 from obuild.errors import StoreError
 from obuild.events import Hit, Note, Saved
-from obuild.executors.qemu.shape import Settings
+from obuild.executors.settings import Settings
 from obuild.plan.keys import LayerId
 from obuild.plan.steps import Chain
 from obuild.spec import parse
@@ -22,7 +22,6 @@ from obuild.store import gc, quota, removal, usage
 from obuild.store.layers import Store
 from obuild.store.quota import Room
 from obuild.store.warm import Warm
-from tests.builder.test_engine import executor as executor  # a fixture
 from tests.store.test_gc import FAT, fat_cache, held
 from tests.store.test_layers import make, make_all
 from tests.store.test_warm import PLENTY, RAM, save

@@ -12,14 +12,12 @@ import tarfile
 from contextlib import suppress
 from pathlib import Path
 
-import obuild.executors.qemu.chains
 import obuild.store.flatten
 from obuild.__main__ import main
 from obuild.errors import MachineError, ProcessError
-from obuild.executors.qemu.shape import Shape
-from obuild.guests.all import Guest
+from obuild.executors.all import EXECUTORS
 from obuild.host import failpoints, process
-from tests.support.fakes import FakeExecutor, Run
+from tests.support.fakes import FakeExecutor, Run, ScriptedGuests
 
 #: Where the file system of the store is to become full, once: at one of these, or at a point of `trace`.
 FULL = [point for point in [os.environ.get("OBUILD_FAKE_FULL", "")] if point]
@@ -72,14 +70,14 @@ class Always(dict[str, object]):
         return act
 
 
-def machines(shape: Shape, login: str, key: Path, guest: Guest, *rest: object) -> FakeExecutor:
-    """In place of QEMU."""
-    return FakeExecutor(Always(), files={"out": b"x"})  # type: ignore[arg-type]
+def guests() -> ScriptedGuests:
+    """In place of real ones."""
+    return ScriptedGuests(FakeExecutor(Always(), files={"out": b"x"}))  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":
     if FULL:
         failpoints.reach = full_at
     obuild.store.flatten.LONGEST = 3  # so that even a short chain is flattened
-    obuild.executors.qemu.chains.Qemu = machines  # type: ignore[assignment,misc]
+    EXECUTORS["qemu"] = guests()
     main()

@@ -7,15 +7,19 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 
 from obuild.errors import MachineError
 from obuild.events import Event
+from obuild.executors.protocol import OpenExecutor, Setup
+from obuild.executors.qemu import provision
+from obuild.executors.qemu.config import Config
 from obuild.executors.qemu.shape import Shape
-from obuild.guests.all import Guest
+from obuild.executors.settings import Settings
+from obuild.guests.profile import Card
 from obuild.plan.steps import Command, Extract, Graft, Transfer
 from obuild.store.layers import Draft
 from obuild.store.volumes import CacheCopy
@@ -64,12 +68,8 @@ class FakeExecutor:
     script: Mapping[str, Act] = field(default_factory=dict)
     seen: list[str] = field(default_factory=list)
     files: dict[str, bytes] = field(default_factory=dict)
-    guest: Guest | None = None
     commands: list[Command] = field(default_factory=list)
     typed: int = 0
-
-    def chain(self) -> AbstractContextManager[FakeExecutor]:
-        return nullcontext(self)
 
     @contextmanager
     def open(self, draft: Draft, *, network: bool) -> Iterator[FakeSession]:
@@ -81,6 +81,25 @@ class FakeExecutor:
             self.seen.append("killed")
             raise
         self.seen.append("sealed")
+
+
+@dataclass
+class ScriptedGuests:
+    """QEMU as an executor, as far as guests are concerned scripted: everything else is asked of this host.
+
+    `configs` is how the machines would have been made.
+    """
+
+    executor: FakeExecutor
+    configs: list[Config] = field(default_factory=list)
+
+    def check(self, settings: Settings, card: Card) -> None:
+        provision.check(settings, card)
+
+    def provision(self, setup: Setup) -> OpenExecutor:
+        config = provision.configure(setup)
+        self.configs.append(config)
+        return lambda: nullcontext(self.executor)
 
 
 @dataclass

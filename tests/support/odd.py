@@ -95,8 +95,9 @@ def _said(file: BinaryIO) -> str:
 
 
 def _child(argv: list[str], out: int, err: int, before: Callable[[], object]) -> int:
-    import obuild.executors.qemu.chains
+
     from obuild.cli.main import run as program
+    from obuild.executors.all import EXECUTORS
 
     code = 70
     try:
@@ -108,7 +109,7 @@ def _child(argv: list[str], out: int, err: int, before: Callable[[], object]) ->
         sys.stdin, sys.stdout, sys.stderr = (open(fd, mode, closefd=False) for fd, mode in enumerate("rww"))  # noqa: SIM115
         sys.argv = ["obuild", *argv]
         flatten.LONGEST = 3
-        obuild.executors.qemu.chains.Qemu = fake_obuild.machines  # type: ignore[assignment,misc]
+        EXECUTORS["qemu"] = fake_obuild.guests()
         before()
         program()
     except SystemExit as error:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from obuild.bases import catalog, recipe
-from obuild.executors.qemu.shape import ARCHES
+from obuild.executors.qemu.arches import ARCHES
 from obuild.store.layers import Store
 
 ROOT = Path(__file__).parent.parent.parent

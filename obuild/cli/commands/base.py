@@ -64,10 +64,9 @@ def base_add(
 ) -> None:
     """Take a disk image made elsewhere as a base. Its SSH server must start by itself."""
     from obuild.bases import catalog
-    from obuild.executors.qemu.shape import arch_named
     from obuild.guests import profile
 
-    fields = {"os": os_name, "arch": arch_named(arch), "login": login, "memory": memory}
+    fields = {"os": os_name, "arch": profile.arch_named(arch), "login": login, "memory": memory}
     boot = [path for path in (kernel, initrd) if path]
     if initrd and not kernel:
         raise UsageError("--initrd is of use only with --kernel")

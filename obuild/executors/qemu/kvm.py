@@ -13,7 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from obuild.errors import UsageError
-from obuild.executors.qemu.shape import ARCH_ALIASES, ARCHES, Accel
+from obuild.executors.qemu.arches import ARCHES
+from obuild.executors.qemu.shape import Accel
+from obuild.guests.profile import ARCH_ALIASES
 from obuild.host import process, stamp
 from obuild.host.fs import in_memory, replace_text
 from obuild.host.regular import read_text

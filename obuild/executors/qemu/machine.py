@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from obuild.errors import MachineError
+from obuild.executors.qemu.argv import CLOSED, OPEN, Links, Memory, qemu_argv
 from obuild.executors.qemu.qmp import Qmp, QmpLost
-from obuild.executors.qemu.shape import CLOSED, OPEN, Links, Memory, Shape, qemu_argv
+from obuild.executors.qemu.shape import Shape
 from obuild.host import process
 from obuild.host.fs import in_memory
 

@@ -19,8 +19,9 @@ from obuild.errors import MachineError
 from obuild.executors.qemu import machine
 from obuild.executors.qemu import memory as ram
 from obuild.executors.qemu.agent import Resident
+from obuild.executors.qemu.argv import Links, Memory, qemu_argv
 from obuild.executors.qemu.machine import Machine
-from obuild.executors.qemu.shape import Links, Memory, Shape, qemu_argv
+from obuild.executors.qemu.shape import Shape
 from obuild.guests.all import Home
 from obuild.host import process, qemu_img
 from obuild.plan.keys import LayerId

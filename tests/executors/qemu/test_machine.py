@@ -21,8 +21,10 @@ import pytest
 
 from obuild.errors import MachineError
 from obuild.executors.qemu import kvm, machine, ssh
+from obuild.executors.qemu.arches import ARCHES
+from obuild.executors.qemu.argv import Memory
 from obuild.executors.qemu.machine import Machine
-from obuild.executors.qemu.shape import ARCHES, Kernel, Memory, Shape
+from obuild.executors.qemu.shape import Kernel, Shape
 from tests.support.fakes import HALT, POWER_OFF, RESET, boot_disk, other_process
 
 pytestmark = pytest.mark.skipif(

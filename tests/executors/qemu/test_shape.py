@@ -9,20 +9,11 @@ from pathlib import Path
 import pytest
 
 from obuild.errors import UsageError
-from obuild.executors.qemu.shape import (
-    ARCHES,
-    DEFAULT_MEMORY,
-    VM,
-    Accel,
-    Kernel,
-    Links,
-    Memory,
-    Settings,
-    Shape,
-    arch_named,
-    qemu_argv,
-)
-from obuild.guests.profile import OSES, Card
+from obuild.executors.qemu.arches import ARCHES
+from obuild.executors.qemu.argv import Links, Memory, qemu_argv
+from obuild.executors.qemu.shape import DEFAULT_MEMORY, Accel, Kernel, Shape, shape_for
+from obuild.executors.settings import VM, Settings
+from obuild.guests.profile import OSES, Card, arch_named
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "qemu"
 
@@ -56,13 +47,13 @@ def test_the_default_settings_are_fine() -> None:
     ],
 )
 def test_memory_is_what_was_asked_for_else_enough_for_the_base(asked: int, needed: int, given: int) -> None:
-    assert Settings(memory=asked).shape(Card(memory=needed), "tcg").memory == given
+    assert shape_for(Settings(memory=asked), Card(memory=needed), "tcg").memory == given
 
 
 @pytest.mark.parametrize("os", OSES)
 def test_every_system_that_a_card_may_name_can_be_asked_for(os: str) -> None:
     assert Settings(os=os).checked().os == os
-    assert Settings().shape(Card(os=os), "kvm").accel == "kvm"
+    assert shape_for(Settings(), Card(os=os), "kvm").accel == "kvm"
 
 
 def test_an_architecture_has_one_name() -> None:
@@ -170,7 +161,7 @@ def test_a_machine_with_both_networks_has_one_of_each_and_one_card() -> None:
 @pytest.mark.parametrize("vm", VM)
 def test_steps_get_their_machines_in_one_of_these_ways(vm: str) -> None:
     assert Settings(vm=vm).checked().vm == vm
-    assert Settings(vm=vm).shape(Card(), "tcg").warm
+    assert shape_for(Settings(vm=vm), Card(), "tcg").warm
 
 
 @pytest.mark.parametrize(
@@ -186,10 +177,10 @@ def test_steps_get_their_machines_in_one_of_these_ways(vm: str) -> None:
 def test_a_guest_that_cannot_be_kept_warm_is_booted_unless_it_must_be(
     settings: Settings, card: Card, why: str
 ) -> None:
-    assert not settings.shape(card, "tcg").warm
-    assert not replace(settings, vm="boot").shape(card, "tcg").warm
+    assert not shape_for(settings, card, "tcg").warm
+    assert not shape_for(replace(settings, vm="boot"), card, "tcg").warm
     with pytest.raises(UsageError, match=why) as caught:
-        replace(settings, vm="warm").shape(card, "tcg")
+        shape_for(replace(settings, vm="warm"), card, "tcg")
     assert caught.value.hint == "--vm auto, or --vm boot"
 
 

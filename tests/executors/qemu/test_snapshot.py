@@ -17,8 +17,9 @@ from obuild.errors import MachineError
 from obuild.executors.qemu import machine, snapshot
 from obuild.executors.qemu import memory as ram
 from obuild.executors.qemu.agent import Resident
+from obuild.executors.qemu.argv import Memory
 from obuild.executors.qemu.machine import Machine
-from obuild.executors.qemu.shape import Kernel, Memory, Shape
+from obuild.executors.qemu.shape import Kernel, Shape
 from obuild.executors.qemu.snapshot import HEAVY, Lasting
 from obuild.host import process, qemu_img
 from obuild.plan.keys import LayerId

@@ -14,8 +14,13 @@ from typing import Any
 import pytest
 
 from obuild.errors import MachineError, ObuildError
-from obuild.executors.qemu.chains import Boots, Qemu, Session, WarmChain
-from obuild.executors.qemu.shape import Memory, Shape
+from obuild.executors.qemu.argv import Memory
+from obuild.executors.qemu.boots import Boots
+from obuild.executors.qemu.config import Config
+from obuild.executors.qemu.provision import chain as open_chain
+from obuild.executors.qemu.session import Session
+from obuild.executors.qemu.shape import Shape
+from obuild.executors.qemu.warm_chain import WarmChain
 from obuild.guests.all import GUESTS, LACKING
 from obuild.host import process
 from obuild.plan.keys import LayerId
@@ -182,7 +187,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
             assert not before or not os.path.samestat(os.fstat(before.fileno()), draft.image.stat())
 
     monkeypatch.setattr(Draft, "lay", lay_anew)
-    monkeypatch.setattr("obuild.executors.qemu.chains.Lasting", FakeLive)
+    monkeypatch.setattr("obuild.executors.qemu.warm_chain.Lasting", FakeLive)
     monkeypatch.setattr("obuild.executors.qemu.snapshot.resumed", resumed)
     monkeypatch.setattr("obuild.executors.qemu.machine.start", start)
     monkeypatch.setattr("obuild.executors.qemu.ssh.connect", connect)
@@ -200,8 +205,8 @@ class Build:
 
     def machines(self) -> AbstractContextManager[Boots | WarmChain]:
         warm = Warm(self.store, self.budget, self.world.notes.append)
-        qemu = Qemu(SHAPE, "debian", Path("/key"), GUESTS["linux"], warm, FakeHome(), "a machine")
-        return qemu.chain()
+        config = Config(SHAPE, "debian", Path("/key"), GUESTS["linux"], warm, FakeHome(), "a machine")
+        return open_chain(config)
 
     def step(
         self,
@@ -346,8 +351,8 @@ def test_what_is_too_large_to_be_kept_is_not_saved_again(build: Build) -> None:
 
 
 def test_without_what_it_takes_each_step_boots(store: Store, build: Build) -> None:
-    qemu = Qemu(SHAPE, "debian", Path("/key"))
-    with qemu.chain() as machines:
+    config = Config(SHAPE, "debian", Path("/key"))
+    with open_chain(config) as machines:
         assert isinstance(machines, Boots)
         build.step(machines, 1)
         build.step(machines, 2, network=True)

@@ -1,0 +1,8 @@
+"""The kinds of executor, by the name that stands before the store's path: `qemu:/data`."""
+
+from __future__ import annotations
+
+from obuild.executors.protocol import Kind
+from obuild.executors.qemu import provision
+
+EXECUTORS: dict[str, Kind] = {"qemu": provision}

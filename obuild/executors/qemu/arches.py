@@ -1,0 +1,96 @@
+"""The guest architectures: what differs between their machines, one table row for each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Arch:
+    """What differs between guest architectures."""
+
+    binary: str
+    machine: str
+    cpu_kvm: str
+    cpu_tcg: str
+    console: tuple[str, str]  # an option and its value, to which the chardev's id is appended
+    tty: str  # what Linux calls that console
+    disk: str
+    net: str
+    rng: str
+    #: Whether a Linux guest hears QEMU's power button; else it must be told to power off over SSH.
+    button: bool = True
+    #: A device that tells a guest that it was resumed: Linux then makes its random numbers anew.
+    genid: str = ""
+    #: Options that give the machine a firmware which starts a disk, if it has none built in.
+    firmware: tuple[str, ...] = ()
+    #: Debian's package for the last of them, a file.
+    firmware_package: str = ""
+
+
+ARCHES = {
+    "x86_64": Arch(
+        binary="qemu-system-x86_64",
+        machine="pc",
+        cpu_kvm="host",
+        cpu_tcg="max",
+        console=("-device", "isa-serial,chardev="),
+        tty="ttyS0",
+        disk="virtio-blk-pci",
+        net="virtio-net-pci,romfile=",  # an empty romfile: no option ROM, so no time lost on network boot
+        rng="virtio-rng-pci",
+        genid="vmgenid,guid=auto",
+    ),
+    # The button is a GPIO key if QEMU loads the kernel itself, and ACPI's under UEFI.
+    "aarch64": Arch(
+        binary="qemu-system-aarch64",
+        machine="virt,gic-version=max",  # the machine's default, version 2, ends at 8 CPUs
+        cpu_kvm="host",
+        cpu_tcg="max,pauth-impdef=on",  # pointers are signed by a quick hash: QARMA costs more than all else
+        console=("-serial", "chardev:"),  # the board's own UART
+        tty="ttyAMA0",
+        disk="virtio-blk-pci",
+        net="virtio-net-pci,romfile=",
+        rng="virtio-rng-pci",
+        firmware=("-bios", "/usr/share/qemu-efi-aarch64/QEMU_EFI.fd"),
+        firmware_package="qemu-efi-aarch64",
+    ),
+    "riscv64": Arch(
+        binary="qemu-system-riscv64",
+        machine="virt",
+        cpu_kvm="host",
+        cpu_tcg="rv64",
+        console=("-serial", "chardev:"),
+        tty="ttyS0",
+        disk="virtio-blk-pci",
+        net="virtio-net-pci,romfile=",
+        rng="virtio-rng-pci",
+        button=False,  # the board has none
+        firmware=("-kernel", "/usr/lib/u-boot/qemu-riscv64_smode/uboot.elf"),
+        firmware_package="u-boot-qemu",
+    ),
+    # The button is the signal `quiesce`, which Linux takes for Ctrl-Alt-Del.
+    "s390x": Arch(
+        binary="qemu-system-s390x",
+        machine="s390-ccw-virtio",
+        cpu_kvm="host",
+        cpu_tcg="max",
+        console=("-device", "sclpconsole,chardev="),
+        tty="ttysclp0",
+        disk="virtio-blk-ccw",
+        net="virtio-net-ccw",
+        rng="virtio-rng-ccw",
+    ),
+    # The button is an EPOW event, to which the kernel itself runs /sbin/poweroff.
+    "ppc64le": Arch(
+        binary="qemu-system-ppc64",
+        machine="pseries",
+        cpu_kvm="host",
+        cpu_tcg="power9",
+        console=("-device", "spapr-vty,chardev="),
+        tty="hvc0",
+        disk="virtio-blk-pci",
+        net="virtio-net-pci,romfile=",
+        rng="virtio-rng-pci",
+    ),
+}

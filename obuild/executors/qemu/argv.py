@@ -1,0 +1,138 @@
+"""QEMU's command line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from obuild.executors.qemu.arches import ARCHES, Arch
+from obuild.executors.qemu.shape import Kernel, Shape
+from obuild.guests.linux_agent import CONTROL_PORT, DATA_PORT
+
+
+@dataclass(frozen=True, slots=True)
+class Links:
+    """Chardev backends of the two ports through which a warm guest is talked to: one for control, one for data."""
+
+    control: str
+    data: str
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What a machine's memory begins as: zeros, or the content of a file of its size, which is never written to.
+
+    With a file the machine waits for its devices' state, too.
+    """
+
+    file: Path | None = None
+
+
+def qemu_argv(
+    shape: Shape,
+    image: Path,
+    *,
+    network: bool,
+    qmp: str,
+    links: Links | None = None,
+    memory: Memory | None = None,
+) -> Sequence[str | Path]:
+    """QEMU's command line for a machine that boots `image` (a qcow2 file).
+
+    Its SSH port is forwarded from a port of 127.0.0.1 that the kernel picks; without `network` the guest
+    reaches nothing else, and nothing else reaches it. `qmp` is the chardev backend of the control channel.
+
+    With `memory`, which only a shape that is `warm` may have, the machine is held at first, and has both kinds of
+    network: the one that is open is up only when QMP's set_link says so, and the closed one is down then.
+    """
+    arch = ARCHES[shape.arch]
+    cpu = arch.cpu_kvm if shape.accel == "kvm" else arch.cpu_tcg
+    accel = "kvm" if shape.accel == "kvm" else "tcg,thread=multi"
+    return [
+        arch.binary,
+        "-nodefaults", "-no-user-config",
+        "-machine", arch.machine + (",memory-backend=ram0,suppress-vmdesc=on" if memory else ""),
+        "-accel", accel,
+        "-cpu", cpu,
+        "-smp", str(shape.cpus),
+        "-m", f"{shape.ram >> 20}M",
+        "-display", "none",
+        "-vga", "none",
+        "-rtc", "base=utc",
+        # a guest that powers off or resets is held, so that its console can still be read
+        "-action", "shutdown=pause,reboot=shutdown,panic=shutdown",
+        "-chardev", f"{qmp},id=qmp",
+        "-mon", "chardev=qmp,mode=control",
+        # bounded: a guest cannot fill the host's disk through its console
+        "-chardev", "ringbuf,id=console,size=65536",
+        arch.console[0], arch.console[1] + "console",
+        "-device", arch.rng,
+        # unsafe is safe here: a draft is thrown away after a crash, and the commit fsyncs
+        "-blockdev", f"driver=file,filename={_comma(image)},node-name=file0,cache.no-flush=on,discard=unmap",
+        "-blockdev", "driver=qcow2,file=file0,node-name=disk0,cache.no-flush=on,discard=unmap",
+        "-device", f"{arch.disk},drive=disk0,bootindex=0",
+        *(_network_argv(network) if memory is None else _switched_network_argv()),
+        "-device", f"{arch.net},netdev=net0" if "," not in arch.net else arch.net.replace(",", ",netdev=net0,", 1),
+        *(_warm_argv(arch, links or Links("null", "null")) if shape.warm else ()),
+        *(_memory_argv(memory, shape.ram) if memory else ()),
+        *(arch.firmware if shape.kernel is None else _kernel_argv(shape.kernel, arch.tty)),
+    ]  # fmt: skip
+
+
+#: What QEMU forwards to the guest's SSH server.
+_FORWARD = "ipv6=off,hostfwd=tcp:127.0.0.1:0-:22"
+
+
+def _network_argv(network: bool) -> list[str | Path]:
+    return ["-netdev", f"user,id=net0,restrict={'off' if network else 'on'},{_FORWARD}"]
+
+
+def _switched_network_argv() -> list[str | Path]:
+    """Both kinds of network on one hub with the guest's card: to the guest they look the same."""
+    return [
+        *("-netdev", f"user,id={CLOSED},restrict=on,{_FORWARD}"),
+        *("-netdev", f"user,id={OPEN},restrict=off,{_FORWARD}"),
+        *("-netdev", f"hubport,id=hub1,hubid=0,netdev={CLOSED}"),
+        *("-netdev", f"hubport,id=hub2,hubid=0,netdev={OPEN}"),
+        *("-netdev", "hubport,id=net0,hubid=0"),
+    ]
+
+
+#: The names of the two kinds of network where a machine has both.
+CLOSED, OPEN = "closed", "open"
+
+
+def _warm_argv(arch: Arch, links: Links) -> list[str | Path]:
+    return [
+        *("-device", arch.genid),
+        *("-device", "virtio-serial-pci"),
+        *("-chardev", f"{links.control},id=control"),
+        *("-device", f"virtserialport,id=port1,chardev=control,name={CONTROL_PORT}"),
+        *("-chardev", f"{links.data},id=data"),
+        *("-device", f"virtserialport,id=port2,chardev=data,name={DATA_PORT}"),
+    ]
+
+
+def _memory_argv(memory: Memory, size: int) -> list[str | Path]:
+    kind = f"memory-backend-file,mem-path={_comma(memory.file)}" if memory.file else "memory-backend-ram"
+    return [
+        *("-object", f"{kind},id=ram0,size={size},share=off"),
+        "-S",
+        # the state that xen-save-devices-state writes has no such section
+        *("-global", "migration.send-configuration=off"),
+        *(("-incoming", "defer") if memory.file else ()),
+    ]
+
+
+def _kernel_argv(kernel: Kernel, tty: str) -> list[str | Path]:
+    return [
+        *("-kernel", kernel.image),
+        *(("-initrd", kernel.initrd) if kernel.initrd else ()),
+        *("-append", f"console={tty} {kernel.cmdline}".strip()),
+    ]
+
+
+def _comma(path: Path) -> str:
+    """QEMU's option parser ends a value at a comma; two stand for one."""
+    return str(path).replace(",", ",,")

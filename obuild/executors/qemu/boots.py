@@ -1,0 +1,45 @@
+"""A machine for each step: booted on the draft's overlay, and shut down by its power button."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from obuild.executors.qemu import machine, ssh
+from obuild.executors.qemu.arches import ARCHES
+from obuild.executors.qemu.config import Config
+from obuild.executors.qemu.session import Session
+from obuild.host import failpoints
+from obuild.store.layers import Draft
+
+
+@dataclass(frozen=True, slots=True)
+class Boots:
+    """A machine for each step."""
+
+    config: Config
+
+    @contextmanager
+    def open(self, draft: Draft, *, network: bool) -> Iterator[Session]:
+        """A machine on the draft's image. When the block ends the guest has shut itself down and QEMU is
+        gone; if it raises, QEMU is killed and the image is not to be used."""
+        config = self.config
+        draft.lay()
+        with machine.start(config.shape, draft.image, network=network) as running:
+            failpoints.reach("machine.started")
+            import obuild.store.index  # noqa: F401  # needed soon: loaded now, while the guest boots
+
+            with ssh.connect(running, login=config.login, key=config.key) as connection:
+                failpoints.reach("machine.ready")
+                yield Session(config, running, connection, config.login)
+                if draft.scratch:
+                    return
+                if not ARCHES[config.shape.arch].button:
+                    connection.power_off(config.guest.root_shell(config.login), config.guest.power_off())
+                    return
+            running.power_off()
+        failpoints.reach("machine.off")
+
+    def close(self) -> None:
+        """Nothing is left."""

@@ -1,0 +1,95 @@
+"""QEMU as an executor: whether this host can run a base's machines, and how they are made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, closing
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from obuild.executors.qemu.arches import ARCHES
+from obuild.executors.qemu.shape import Kernel, shape_for
+from obuild.executors.settings import Settings
+from obuild.guests.profile import Card
+from obuild.host import process
+from obuild.plan.steps import Base, Import, Step
+
+if TYPE_CHECKING:  # late: a cached build needs no machine
+    from obuild.executors.protocol import OpenExecutor, Setup
+    from obuild.executors.qemu.boots import Boots
+    from obuild.executors.qemu.config import Config
+    from obuild.executors.qemu.warm_chain import WarmChain
+    from obuild.store.layers import Store
+
+
+def check(settings: Settings, card: Card) -> None:
+    """UsageError if the settings do not go with a base that has this card."""
+    shape_for(settings, card, "tcg")
+
+
+def provision(setup: Setup) -> OpenExecutor:
+    """What opens the machines for one chain of steps. UsageError if this host cannot run them."""
+    return partial(chain, configure(setup))
+
+
+def chain(config: Config) -> AbstractContextManager[Boots | WarmChain]:
+    """The machines for one chain of steps; leaving it ends those that are still there."""
+    from obuild.executors.qemu.boots import Boots
+    from obuild.executors.qemu.warm_chain import WarmChain
+
+    return closing(WarmChain(config, config.warm, config.home) if config.warm and config.home else Boots(config))
+
+
+def configure(setup: Setup) -> Config:
+    """How the machines are made. UsageError if this host cannot run them."""
+    from obuild.executors.qemu import kvm
+    from obuild.executors.qemu.config import Config
+    from obuild.executors.qemu.snapshot import identity
+    from obuild.guests.all import GUESTS, HOMES
+    from obuild.store.warm import Warm
+
+    card, settings, store = setup.base.card, setup.settings, setup.store
+    shape = shape_for(settings, card, "tcg")
+    kernel = kernel_of(store, setup.base)
+    row = ARCHES[shape.arch]
+    process.require(row.binary)
+    if row.firmware and kernel is None:
+        process.require_file(Path(row.firmware[-1]), row.firmware_package)
+    memo = store.state / "accel.json"
+    chosen = kvm.choose(settings.accel, shape.arch, memo=memo, note=setup.say)
+    shape = replace(shape, accel=chosen, kernel=kernel)
+    lasts = shape.warm and settings.vm != "boot" and _can_be_told(store, setup.say)
+    home = HOMES[card.os] if lasts else None
+    return Config(
+        shape,
+        card.login,
+        setup.key,
+        GUESTS[card.os],
+        warm=Warm(store, settings.warm_budget, setup.say) if lasts else None,
+        home=home,
+        identity=identity(shape, home) if home else "",
+    )
+
+
+def kernel_of(store: Store, base: Base) -> Kernel | None:
+    """The kernel that QEMU loads to start a machine on a base; it is there once the base's layer is.
+
+    It is the layer's own copy: a base that is made again has another kernel, and other modules for it.
+    """
+    if not base.beside:
+        return None
+    layer = store.result / Step(None, Import(base)).id
+    image, *initrd = (layer / "rootfs" / file.name for file in base.beside)
+    return Kernel(image, initrd[0] if initrd else None, base.card.cmdline)
+
+
+def _can_be_told(store: Store, say: Callable[[str], object]) -> bool:
+    """Whether a running QEMU can be told of files in the store: it takes JSON, which has no other bytes."""
+    try:
+        str(store.root).encode()
+    except UnicodeEncodeError:
+        say("the store's path is not UTF-8, so no machine can be saved: each step boots one")
+        return False
+    return True

@@ -1,0 +1,100 @@
+"""An open machine: commands run in it, and files go in and out."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from obuild.executors import transfer
+from obuild.executors.qemu import ssh
+from obuild.executors.qemu.config import Config
+from obuild.executors.qemu.machine import Machine
+from obuild.guests.all import Guest
+from obuild.host.terminal import Terminal
+from obuild.plan.steps import Command, Extract, Graft, Transfer
+from obuild.store.volumes import CacheCopy
+
+
+@dataclass
+class Session:
+    """One machine on one draft. `login` is our user at the other end of the connection.
+
+    `secret` is whether the machine has seen a secret.
+    """
+
+    config: Config
+    machine: Machine
+    connection: transfer.Line
+    login: str
+    secret: bool = False
+
+    @property
+    def guest(self) -> Guest:
+        return self.config.guest
+
+    def run(
+        self,
+        command: Command,
+        copies: Sequence[CacheCopy],
+        secrets: Mapping[str, bytes],
+        output: Callable[[bytes], object],
+    ) -> int:
+        """Run a command with its caches and secrets, and return its exit status.
+
+        The caches are saved whatever the status is.
+        """
+        if copies:
+            transfer.send_caches(self.connection, self.guest, self.login, command, copies)
+        if command.secrets:
+            self.secret = True
+            transfer.send_secrets(self.connection, self.guest, self.login, command, secrets)
+        status = self.connection.run(self.guest.root_shell(self.login), partial(self._script, command), output)
+        if command.secrets:
+            transfer.remove_secrets(self.connection, self.guest, self.login, command)
+        if copies:
+            fetched = transfer.fetch_caches(self.connection, self.guest, self.login, command, copies)
+            for copy, archive in zip(copies, fetched, strict=True):
+                copy.save(archive)
+        return status
+
+    def interact(self, command: Command) -> int:
+        """A shell at our own terminal, where the command would run; returns its exit status."""
+        with self.log_in() as connection:
+            line = self.guest.shell_command(self.config.login, cwd=command.cwd, env=command.env, user=command.user)
+            return connection.interact(line, Terminal())
+
+    def address(self) -> str:
+        """The command that logs in to the guest from this host."""
+        unchecked = ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]
+        port = ["-p", str(self.machine.port)]
+        return shlex.join(["ssh", "-i", str(self.config.key), *port, *unchecked, f"{self.config.login}@127.0.0.1"])
+
+    def wait(self) -> None:
+        """Wait until the guest powers off: then a MachineError says so."""
+        while True:
+            self.machine.pause(3600.0)
+
+    def log_in(self) -> AbstractContextManager[ssh.Connection]:
+        """An SSH connection: the shell that stays in a guest has no terminal to offer."""
+        if isinstance(self.connection, ssh.Connection):
+            return nullcontext(self.connection)
+        return ssh.connect(self.machine, login=self.config.login, key=self.config.key)
+
+    def send(self, action: Transfer) -> None:
+        """Put a tree into the guest."""
+        transfer.send_tree(self.connection, self.guest, self.login, action)
+
+    def take(self, extract: Extract, archive: Path) -> None:
+        """Take files out of the guest, into a tar archive."""
+        transfer.take_tree(self.connection, self.guest, self.login, extract, archive)
+
+    def graft(self, action: Graft, archive: Path) -> None:
+        """Put the files of such an archive into the guest."""
+        transfer.send_archive(self.connection, self.guest, self.login, action, archive)
+
+    def _script(self, command: Command, mark: str) -> bytes:
+        return self.guest.run_script(command.argv, cwd=command.cwd, env=command.env, user=command.user, mark=mark)

@@ -1,0 +1,52 @@
+"""What a user asks of machines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from obuild.errors import UsageError
+from obuild.guests.profile import MOST_MEMORY, OSES, arch_named
+
+SMALLEST_MEMORY = 32 << 20
+DEFAULT_BUDGET = 4 << 30
+
+#: The longest that a guest may be waited for, in seconds: a day.
+LONGEST_BOOT = 86_400.0
+
+VM = ("auto", "boot", "warm")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What is "" or 0 is left to the base image's card. `memory` is in bytes.
+
+    `vm` is how steps get their machines: `boot` one for each, `warm` goes on in saved and running ones, `auto` is
+    warm where the guest can be. All saved machines together take `warm_budget` bytes at most.
+    """
+
+    accel: str = "auto"
+    memory: int = 0
+    cpus: int = 2
+    boot_time: float = 180.0
+    os: str = ""
+    arch: str = ""
+    vm: str = "auto"
+    warm_budget: int = DEFAULT_BUDGET
+
+    def checked(self) -> Settings:
+        """These settings. UsageError if no machine can be like that."""
+        if self.accel not in ("auto", "kvm", "tcg"):
+            raise UsageError(f"unknown accelerator {self.accel!r}", hint="--qemu-accel auto, kvm or tcg")
+        if self.memory and self.memory < SMALLEST_MEMORY:
+            raise UsageError(f"--qemu-memory: a machine needs at least {SMALLEST_MEMORY >> 20}M")
+        if self.memory > MOST_MEMORY:
+            raise UsageError(f"--qemu-memory: no machine can have more than {MOST_MEMORY >> 40}T")
+        if not 0 < self.boot_time <= LONGEST_BOOT:  # nan is neither
+            raise UsageError(f"--qemu-boot-time {self.boot_time:g}: it can be up to {LONGEST_BOOT:g} seconds")
+        if self.os not in ("", *OSES):
+            raise UsageError(f"unknown guest OS {self.os!r}", hint=f"--qemu-guest-os {', '.join(OSES)}")
+        if self.vm not in VM:
+            raise UsageError(f"--vm {self.vm}: it can be {', '.join(VM)}")
+        if self.arch:
+            arch_named(self.arch)
+        return self
