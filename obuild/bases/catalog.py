@@ -17,7 +17,8 @@ from obuild.host.fs import replace_text
 from obuild.host.regular import open_file, read_bytes, read_text
 from obuild.plan.steps import Base, Beside
 from obuild.store.base_images import IMAGES
-from obuild.store.layers import Store, storage_errors
+from obuild.store.layers import Store
+from obuild.store.usage import storage_errors
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+:-]*")
 _PIN = re.compile(r"sha256:[0-9a-f]{64}")

@@ -141,7 +141,7 @@ class Builder:
             self.tell(Output(data))
 
         with ExitStack() as stack:
-            copies = [stack.enter_context(self.store.borrow_cache(cache.name)) for cache in command.caches]
+            copies = [stack.enter_context(self.store.caches.borrow(cache.name)) for cache in command.caches]
             session = stack.enter_context(self.executor().open(draft, network=command.network))
             with Mask((self.secrets[secret.name] for secret in command.secrets), output) as masked:
                 status = session.run(command, copies, self.secrets, masked)

@@ -23,7 +23,8 @@ from obuild.plan.planner import FilesOf, everything, plan, unbuilt
 from obuild.plan.steps import Base, Built, Chain, Extract, Graft, Import
 from obuild.plan.tree import Manifest
 from obuild.spec import Run, Shell, Stage
-from obuild.store.layers import Store, storage_errors
+from obuild.store.layers import Store
+from obuild.store.usage import storage_errors
 
 
 @dataclass

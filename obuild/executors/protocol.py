@@ -11,8 +11,8 @@ from typing import Protocol
 from obuild.executors.settings import Settings
 from obuild.guests.profile import Card
 from obuild.plan.steps import Base, Command, Extract, Graft, Transfer
+from obuild.store.caches import CacheCopy
 from obuild.store.layers import Draft, Store
-from obuild.store.volumes import CacheCopy
 
 
 class Session(Protocol):

@@ -11,7 +11,7 @@ from obuild.guests.all import Guest, Piping
 from obuild.plan import archive
 from obuild.plan.steps import Command, Extract, Graft, Transfer
 from obuild.spec import UnixUser, WindowsUser
-from obuild.store.volumes import CacheCopy
+from obuild.store.caches import CacheCopy
 
 
 class Line(Protocol):

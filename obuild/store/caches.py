@@ -1,23 +1,24 @@
-"""The caches of a store, for people: list them, remove one, take one out, put one in.
+"""The caches of a store: a step takes a copy and saves it; people list, remove, export and import them.
 
-A cache is a tar archive that only guests unpack, as root and inside the guest. The host reads its table of
-contents at most, and only when it is put in.
+STORE/cache/c-NAME/cache.tar is an archive that only guests unpack, as root and inside the guest. The host reads
+its table of contents at most, and only when it is put in. The time of the archive is its version; the time of its
+folder is its last use. A copy lies in cache-tmp/N-c-NAME, which is locked while a step has it.
 """
 
 from __future__ import annotations
 
-import tempfile
-from contextlib import suppress
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from obuild.errors import UsageError
-from obuild.host import qemu_img, tar_reader
-from obuild.host.fs import fsync
-from obuild.host.regular import is_folder, open_file
+from obuild.errors import StoreError, UsageError
+from obuild.host import failpoints, locks, qemu_img
+from obuild.host.fs import fsync, owned_folder, touch
+from obuild.host.regular import is_file, is_folder, kind, open_file
 from obuild.store import parts
-from obuild.store.layers import Store
-from obuild.store.volumes import escape
+from obuild.store.usage import storage_errors
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,54 +30,196 @@ class Cache:
     changed: float
 
 
-def listing(store: Store) -> list[Cache]:
-    """All caches that hold something, by name."""
-    found = []
-    for name, archive in sorted(store.caches().items()):
+class CacheCopy:
+    """One step's copy of a cache: a tar archive that only guests ever unpack."""
+
+    def __init__(self, name: str, path: Path, master: Path, lock: Path) -> None:
+        self.name = name
+        self.path = path
+        self._master = master
+        self._lock = lock
+        self._taken: tuple[int, int] | None = None
+
+    def take(self) -> None:
+        """Copy what the cache holds now; an empty cache has no file."""
+        with locks.file_lock(self._lock):
+            self._taken = self._version()
+            if self._taken is not None:
+                touch(self._master.parent)
+                qemu_img.copy(self._master, self.path)
+                failpoints.reach("cache.copied")
+
+    def save(self, archive: Path) -> bool:
+        """Make `archive` the cache, unless another step has done so first: False, and ours is dropped."""
+        with locks.file_lock(self._lock):
+            if self._version() != self._taken:
+                return False
+            if self._taken is not None and _same_content(self._master, archive):
+                return True
+            self._put(archive)
+            return True
+
+    def replace(self, archive: Path) -> None:
+        """Make `archive` the cache, whatever it is by now; a step that has a copy then drops what it saves."""
+        with locks.file_lock(self._lock):
+            self._version()
+            self._put(archive)
+
+    def _put(self, archive: Path) -> None:
+        self._master.parent.mkdir(exist_ok=True)
+        fsync(archive)
+        failpoints.reach("cache.saving")
+        archive.rename(self._master)
+        failpoints.reach("cache.saved")
+        fsync(self._master.parent)
+        fsync(self._master.parent.parent)
+
+    def _version(self) -> tuple[int, int] | None:
+        """Inode and time of what the cache holds; None for nothing. StoreError if it is something else."""
+        folder = self._master.parent
+        for path, is_right in ((folder, is_folder), (self._master, is_file)):
+            if os.path.lexists(path) and not is_right(path):
+                hint = "`obuild fsck --repair` moves it out of the way"
+                raise StoreError(f"{path} is {kind(path)}, where a cache should be", hint=hint)
         try:
-            status = archive.stat()
-        except FileNotFoundError:  # it is just being removed
-            continue
-        found.append(Cache(name, status.st_size, status.st_mtime))
-    return found
+            status = self._master.stat()
+        except FileNotFoundError:
+            return None
+        return status.st_ino, status.st_mtime_ns
 
 
-def remove(store: Store, name: str) -> None:
-    """Empty a cache. A step that has a copy of it goes on, and what it saves is dropped. UsageError if unknown."""
-    _check_known(store, name)
-    with store.cache_lock(name) as archive:
-        _empty(archive)
+@dataclass(frozen=True, slots=True)
+class Caches:
+    """The caches of the store at `root`."""
 
+    root: Path
+    folder: Path
+    copies: Path
+    locks: Path
 
-def evict(store: Store, name: str, *, used: float) -> bool:
-    """Empty a cache that was not used since `used`; False if it was, if a step has a copy, or if it is gone."""
-    with store.cache_lock(name) as archive:
-        last = last_used(archive)
-        # who makes a copy after this look waits for our lock, and then begins with an empty cache
-        if last is None or last > used or in_use(store, name):
-            return False
-        _empty(archive)
-        return True
+    # -- for a step
 
+    @contextmanager
+    def borrow(self, name: str, *, empty: bool = False) -> Iterator[CacheCopy]:
+        """A private copy of a cache, gone when the block ends; its `save` makes it the new one.
 
-def in_use(store: Store, name: str) -> bool:
-    """Whether a living process has a copy of the cache."""
-    for copy in parts.entries(store.cache_tmp, parts.COPY):
-        if copy.name.partition("-")[2] == f"c-{escape(name)}":
-            with store.unowned(copy) as rubbish:
-                if not rubbish and is_folder(copy):
-                    return True
-    return False
+        With `empty` nothing is copied: for a caller that has something to `replace` the cache with.
+        """
+        with storage_errors(self.root), owned_folder(self.copies, f"c-{escape(name)}") as folder:
+            copy = CacheCopy(name, folder / "cache.tar", self.file(name), self._lock_file(name))
+            if not empty:
+                copy.take()
+            yield copy
 
+    # -- looking
 
-def last_used(archive: Path) -> float | None:
-    """When a cache was last copied or replaced, in seconds since the epoch; None if it is empty.
+    def file(self, name: str) -> Path:
+        """The archive of a cache, there or not. It is only ever replaced as a whole."""
+        return self.folder / f"c-{escape(name)}" / "cache.tar"
 
-    Taking a copy must not touch the archive, whose time is its version: it touches the folder.
-    """
-    with suppress(FileNotFoundError):
-        return max(archive.stat().st_mtime, archive.parent.stat().st_mtime)
-    return None
+    def archives(self) -> dict[str, Path]:
+        """The archive of each cache that is not empty, by name."""
+        names = sorted(name for name in os.listdir(self.folder) if name.startswith("c-"))
+        found = {unescape(name.removeprefix("c-")): self.folder / name / "cache.tar" for name in names}
+        return {name: file for name, file in found.items() if is_folder(file.parent) and is_file(file)}
+
+    def listing(self) -> list[Cache]:
+        """All caches that are not empty, by name."""
+        found = []
+        for name, archive in sorted(self.archives().items()):
+            with suppress(FileNotFoundError):  # it is just being removed
+                status = archive.stat()
+                found.append(Cache(name, status.st_size, status.st_mtime))
+        return found
+
+    def last_used(self, name: str) -> float | None:
+        """When a cache was last copied or replaced, in seconds since the epoch; None if it is empty.
+
+        Taking a copy must not touch the archive, whose time is its version: it touches the folder.
+        """
+        archive = self.file(name)
+        with suppress(FileNotFoundError):
+            return max(archive.stat().st_mtime, archive.parent.stat().st_mtime)
+        return None
+
+    def in_use(self, name: str) -> bool:
+        """Whether a living process has a copy of a cache."""
+        for copy in parts.entries(self.copies, parts.COPY):
+            if copy.name.partition("-")[2] == f"c-{escape(name)}":
+                with locks.folder_lock(copy, wait=False) as rubbish:
+                    if not rubbish and is_folder(copy):
+                        return True
+        return False
+
+    # -- changing
+
+    def remove(self, name: str) -> None:
+        """Empty a cache. A step that has a copy goes on, and what it saves is dropped. UsageError if unknown."""
+        self._check_known(name)
+        with self.hold(name) as archive:
+            _empty(archive)
+
+    def evict(self, name: str, *, used: float) -> bool:
+        """Empty a cache not used since `used`; False if it was used, if a step has a copy, or if it is gone."""
+        with self.hold(name) as archive:
+            last = self.last_used(name)
+            # who makes a copy after this look waits for our lock, and then begins with an empty cache
+            if last is None or last > used or self.in_use(name):
+                return False
+            _empty(archive)
+            return True
+
+    def export(self, name: str, file: Path, *, force: bool = False) -> None:
+        """Copy a cache's archive to `file`, which appears whole or not at all.
+
+        UsageError if the cache is unknown, or `file` is there and not `force`, or is a device or the like.
+        """
+        import tempfile  # late: a build exports nothing
+
+        if file.is_dir():
+            raise UsageError(f"{file} is a directory", hint="name the file to write, for example cache.tar")
+        if file.exists() and not file.is_file():  # /dev/null, say: it would be replaced
+            raise UsageError(f"{file} is not a regular file", hint="name the file to write, for example cache.tar")
+        if file.exists() and not force:
+            raise UsageError(f"{file} is there already", hint="--force replaces it")
+        if not file.parent.is_dir():
+            raise UsageError(f"there is no directory {file.parent}")
+        self._check_known(name)
+        with tempfile.TemporaryDirectory(prefix=".obuild-", dir=file.parent) as folder:
+            copy = Path(folder) / "cache.tar"
+            with self.hold(name) as archive:
+                self._check_known(name)
+                qemu_img.copy(archive, copy)
+            fsync(copy)
+            copy.replace(file)
+
+    def put(self, file: Path, name: str) -> None:
+        """Make the tar archive `file` the cache `name`. UsageError if it is not one that a guest could unpack."""
+        if not file.is_file():
+            raise UsageError(f"there is no file {file}")
+        with self.borrow(name, empty=True) as copy:
+            qemu_img.copy(file, copy.path)
+            try:
+                check(copy.path)
+            except UsageError as error:
+                raise UsageError(f"{file} {error.message}", hint=error.hint) from error
+            copy.replace(copy.path)
+
+    @contextmanager
+    def hold(self, name: str) -> Iterator[Path]:
+        """Nobody takes or replaces a cache meanwhile; yields its archive, there or not."""
+        with locks.file_lock(self._lock_file(name)):
+            yield self.file(name)
+
+    def _lock_file(self, name: str) -> Path:
+        return self.locks / f"c-{escape(name)}.lock"
+
+    def _check_known(self, name: str) -> None:
+        known = self.archives()
+        if name not in known:
+            there = ", ".join(name if name.isprintable() else ascii(name) for name in known)
+            hint = f"there is: {there}" if there else "there are none yet"
+            raise UsageError(f"there is no cache {name!r}", hint=hint)
 
 
 def _empty(archive: Path) -> None:
@@ -85,44 +228,10 @@ def _empty(archive: Path) -> None:
         archive.parent.rmdir()
 
 
-def export(store: Store, name: str, file: Path, *, force: bool = False) -> None:
-    """Copy a cache's archive to `file`, which appears whole or not at all.
-
-    UsageError if the cache is unknown, or `file` is there and not `force`, or is a device or the like.
-    """
-    if file.is_dir():
-        raise UsageError(f"{file} is a directory", hint="name the file to write, for example cache.tar")
-    if file.exists() and not file.is_file():  # /dev/null, say: it would be replaced
-        raise UsageError(f"{file} is not a regular file", hint="name the file to write, for example cache.tar")
-    if file.exists() and not force:
-        raise UsageError(f"{file} is there already", hint="--force replaces it")
-    if not file.parent.is_dir():
-        raise UsageError(f"there is no directory {file.parent}")
-    _check_known(store, name)
-    with tempfile.TemporaryDirectory(prefix=".obuild-", dir=file.parent) as folder:
-        copy = Path(folder) / "cache.tar"
-        with store.cache_lock(name) as archive:
-            _check_known(store, name)
-            qemu_img.copy(archive, copy)
-        fsync(copy)
-        copy.replace(file)
-
-
-def put(store: Store, file: Path, name: str) -> None:
-    """Make the tar archive `file` the cache `name`. UsageError if it is not one that a guest could unpack."""
-    if not file.is_file():
-        raise UsageError(f"there is no file {file}")
-    with store.borrow_cache(name, empty=True) as copy:
-        qemu_img.copy(file, copy.path)
-        try:
-            check(copy.path)
-        except UsageError as error:
-            raise UsageError(f"{file} {error.message}", hint=error.hint) from error
-        copy.replace(copy.path)
-
-
 def check(path: Path) -> None:
     """UsageError unless this is a whole tar archive with safe names; its message goes on after a file's name."""
+    from obuild.host import tar_reader  # late: a build never reads a cache
+
     try:
         with open_file(path) as file:
             for member in tar_reader.members(file, strict=False):
@@ -158,9 +267,22 @@ def _no_archive(path: Path) -> UsageError:
     return UsageError("is not a whole tar archive", hint="a cache is what `tar --create` makes, not compressed")
 
 
-def _check_known(store: Store, name: str) -> None:
-    known = store.caches()
-    if name not in known:
-        there = ", ".join(name if name.isprintable() else ascii(name) for name in known)
-        hint = f"there is: {there}" if there else "there are none yet"
-        raise UsageError(f"there is no cache {name!r}", hint=hint)
+def escape(name: str) -> str:
+    """A cache's name as one file name: letters, digits and `.-_` stay, other bytes become %XX."""
+    from urllib.parse import quote
+
+    quoted = quote(name.encode("utf-8", "surrogateescape"), safe="")
+    return quoted.replace("~", "%7E")
+
+
+def unescape(name: str) -> str:
+    """The name that `escape` made `name` of."""
+    from urllib.parse import unquote_to_bytes
+
+    return unquote_to_bytes(name).decode("utf-8", "surrogateescape")
+
+
+def _same_content(one: Path, other: Path) -> bool:
+    import filecmp
+
+    return filecmp.cmp(one, other, shallow=False)

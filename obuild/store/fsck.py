@@ -313,7 +313,7 @@ def _place(path: Path, store: Store) -> None:
 
 
 def _caches(store: Store, *, read_data: bool) -> Iterator[Finding]:
-    for folder in _folders(store.cache, _CACHE):
+    for folder in _folders(store.caches.folder, _CACHE):
         archive = folder / "cache.tar"
         yield from (_stray(store, path) for path in _entries(folder) if path != archive or not is_file(path))
         if read_data and is_file(archive):

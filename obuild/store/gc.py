@@ -23,7 +23,7 @@ from obuild.errors import StoreError
 from obuild.host import locks
 from obuild.host.regular import is_file, is_folder
 from obuild.plan.keys import LayerId
-from obuild.store import caches, parts, usage, warm
+from obuild.store import parts, usage, warm
 from obuild.store.layers import Store
 
 #: Files that are being written have a name that begins like this, and never for so long, in seconds.
@@ -217,22 +217,22 @@ def _remove_layer(store: Store, item: Item, parents: Parents) -> bool:
 
 
 def _caches(store: Store, now: float) -> Iterator[Item]:
-    for name, archive in store.caches().items():
-        used = caches.last_used(archive)
+    for name, archive in store.caches.archives().items():
+        used = store.caches.last_used(name)
         if used is not None:
             yield Item("cache", name, usage.on_disk(archive), used)
 
 
 def _cache_used(store: Store, item: Item) -> float | None:
-    return caches.last_used(store.cache_file(item.name))
+    return store.caches.last_used(item.name)
 
 
 def _cache_in_use(store: Store, item: Item) -> bool:
-    return caches.in_use(store, item.name)
+    return store.caches.in_use(item.name)
 
 
 def _remove_cache(store: Store, item: Item, parents: Parents) -> bool:
-    return caches.evict(store, item.name, used=item.used)
+    return store.caches.evict(item.name, used=item.used)
 
 
 # -- warm states

@@ -21,7 +21,8 @@ from obuild.host import locks
 from obuild.host.regular import NotAFile, is_file
 from obuild.plan.keys import LayerId
 from obuild.store import usage
-from obuild.store.layers import Layer, Store, no_space
+from obuild.store.layers import Layer, Store
+from obuild.store.usage import no_space
 
 #: How long to wait for another process that writes, in seconds.
 BUSY_TIMEOUT = 30.0

@@ -1,4 +1,4 @@
-"""Layers and caches on disk: draft, commit by rename, locks.
+"""Layers on disk: draft, commit by rename, locks.
 
 STORE/result/ID/{rootfs/image.qcow2, log, key, mtree} is a layer; result-tmp/ID is a draft. A first layer has the
 kernel that its base image came with beside the image. The laws (docs/design.md
@@ -19,18 +19,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from obuild.errors import ObuildError, ProcessError, StoreError, UsageError
+from obuild.errors import ObuildError, StoreError, UsageError
 from obuild.host import failpoints, locks, qemu_img
 from obuild.host.fs import discard, fsync, leaving, move_out, owned_folder, touch
 from obuild.host.regular import NotAFile, is_file, is_folder, kind, open_file, read_bytes
 from obuild.plan import keys
 from obuild.plan.keys import LayerId
 from obuild.plan.steps import Step
-from obuild.store import mtree, parts, usage
+from obuild.store import mtree, parts
 from obuild.store.base_images import Places
+from obuild.store.caches import Caches
 from obuild.store.flatten import Flats
 from obuild.store.saved import States
-from obuild.store.volumes import CacheCopy, escape, unescape
+from obuild.store.usage import storage_errors
 
 _ID_START = re.compile(r"[0-9a-f]+")
 
@@ -125,13 +126,13 @@ class Store:
         self.result = root / "result"
         self.result_tmp = root / "result-tmp"
         self.base_image = root / "base-image"
-        self.cache = root / "cache"
         self.cache_tmp = root / "cache-tmp"
         self.state = root / "state"
         self.locks = self.state / "locks"
         self.manifests = self.state / "manifests"
         self.ssh = self.state / "ssh"
         self.flats = Flats(root, root / "flat", self.result_tmp, self.locks)
+        self.caches = Caches(root, root / "cache", self.cache_tmp, self.locks)
         self.places = Places(self.base_image, self.ssh, self.locks)
         self.states = States(root / "warm", root / "warm-tmp")
 
@@ -376,38 +377,6 @@ class Store:
             parents.pop(id, None)
             return True
 
-    # -- caches
-
-    @contextmanager
-    def borrow_cache(self, name: str, *, empty: bool = False) -> Iterator[CacheCopy]:
-        """A private copy of the cache `name`, gone when the block ends; its `save` makes it the new one.
-
-        With `empty` nothing is copied: for who has something to `replace` the cache with.
-        """
-        with storage_errors(self.root), owned_folder(self.cache_tmp, f"c-{escape(name)}") as folder:
-            copy = CacheCopy(
-                name, folder / "cache.tar", self.cache_file(name), self._lock_file(f"c-{escape(name)}")
-            )
-            if not empty:
-                copy.take()
-            yield copy
-
-    @contextmanager
-    def cache_lock(self, name: str) -> Iterator[Path]:
-        """Hold the cache `name`, which nobody takes or replaces meanwhile; yields its archive, there or not."""
-        with locks.file_lock(self._lock_file(f"c-{escape(name)}")):
-            yield self.cache_file(name)
-
-    def cache_file(self, name: str) -> Path:
-        """The archive of the cache `name`. It is only ever replaced as a whole."""
-        return self.cache / f"c-{escape(name)}" / "cache.tar"
-
-    def caches(self) -> dict[str, Path]:
-        """The archive of each cache that is not empty, by name."""
-        names = sorted(name for name in os.listdir(self.cache) if name.startswith("c-"))
-        archives = {unescape(name.removeprefix("c-")): self.cache / name / "cache.tar" for name in names}
-        return {name: file for name, file in archives.items() if is_folder(file.parent) and is_file(file)}
-
     def _lock_file(self, name: str) -> Path:
         return self.locks / f"{name}.lock"
 
@@ -432,32 +401,3 @@ def _see_free(place: Path) -> None:
     if os.path.lexists(place):
         hint = "`obuild fsck --repair` moves it out of the way"
         raise StoreError(f"{place} is {kind(place)}, where a layer should be", hint=hint)
-
-
-@contextmanager
-def storage_errors(root: Path) -> Iterator[None]:
-    """Turn a full disk or a failing one into a StoreError that says so."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS):
-            raise
-        raise no_space(root, error.strerror or "") from error
-    except ProcessError as error:
-        full = os.strerror(errno.ENOSPC)
-        if full not in error.message:
-            raise
-        raise no_space(root, full) from error
-
-
-def no_space(root: Path, why: str) -> StoreError:
-    """The error for a store that cannot be written to, with what is free, what takes the room, and what to do."""
-    status = os.statvfs(root)
-    free = f"{status.f_bavail * status.f_frsize >> 20} MiB are free"
-    if status.f_files and not status.f_favail:
-        free += ", but its file system can hold no more files"
-    hint = (
-        f"{free}; in the store: {usage.in_words(root)}; "
-        "`obuild gc --keep-bytes SIZE` removes what was not used for the longest time"
-    )
-    return StoreError(f"cannot write to the store {root}: {why}", hint=hint)

@@ -1,12 +1,17 @@
-"""How many bytes things take on disk. Nothing here writes, so that it works on a full disk, too."""
+"""How many bytes things take on disk, and what to say when there is no room. Nothing here writes: it works on a
+full disk.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from obuild.errors import ProcessError, StoreError
 from obuild.host import units
 
 #: What is in which folder of a store, as a user would call it.
@@ -54,3 +59,32 @@ def in_words(root: Path) -> str:
     taken = {what: on_disk(root / folder) for what, folder in FOLDERS.items()}
     largest = sorted(taken, key=lambda what: -taken[what])
     return ", ".join(f"{what} {units.size(taken[what])}" for what in largest if taken[what] >= 1 << 20) or "little"
+
+
+@contextmanager
+def storage_errors(root: Path) -> Iterator[None]:
+    """Turn a full disk or a failing one into a StoreError that says so."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS):
+            raise
+        raise no_space(root, error.strerror or "") from error
+    except ProcessError as error:
+        full = os.strerror(errno.ENOSPC)
+        if full not in error.message:
+            raise
+        raise no_space(root, full) from error
+
+
+def no_space(root: Path, why: str) -> StoreError:
+    """The error for a store that cannot be written to, with what is free, what takes the room, and what to do."""
+    status = os.statvfs(root)
+    free = f"{status.f_bavail * status.f_frsize >> 20} MiB are free"
+    if status.f_files and not status.f_favail:
+        free += ", but its file system can hold no more files"
+    hint = (
+        f"{free}; in the store: {in_words(root)}; "
+        "`obuild gc --keep-bytes SIZE` removes what was not used for the longest time"
+    )
+    return StoreError(f"cannot write to the store {root}: {why}", hint=hint)

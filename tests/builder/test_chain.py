@@ -222,7 +222,7 @@ def grow(status: int) -> Act:
 
 
 def cached(store: Store, name: str) -> bytes:
-    with store.borrow_cache(name) as copy:
+    with store.caches.borrow(name) as copy:
         return copy.path.read_bytes()
 
 

@@ -28,8 +28,8 @@ from obuild.guests.all import GUESTS
 from obuild.plan import tree
 from obuild.plan.steps import Chain, Command, Transfer
 from obuild.spec import Cache, Secret, UnixUser, WindowsUser
+from obuild.store.caches import CacheCopy
 from obuild.store.layers import Store
-from obuild.store.volumes import CacheCopy
 from tests.guests.test_linux import can_mount
 from tests.support.fakes import FakeMachine
 from tests.support.ssh_server import Handler, Unix, bsd_programs, pipe, serve, unquoted
@@ -245,11 +245,11 @@ def test_a_cache_that_fills_the_hosts_disk_is_told_as_one(
         return 0
 
     full = r"cannot write to the store .*: No space left on device"
-    with session("linux", guest_that(sends), key) as opened, store.borrow_cache("c") as copy:
+    with session("linux", guest_that(sends), key) as opened, store.caches.borrow("c") as copy:
         copy.path.with_suffix(".new").symlink_to("/dev/full")
         with pytest.raises(StoreError, match=full), store.draft(chain("").steps[0]):
             opened.run(cached("/c", "true"), [copy], {}, print)
-    assert store.caches() == {}
+    assert store.caches.archives() == {}
 
 
 class Windows:

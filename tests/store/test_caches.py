@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 
 from obuild.errors import UsageError
-from obuild.store import caches
+from obuild.store.caches import escape, unescape
 from obuild.store.layers import Store
-from obuild.store.volumes import escape, unescape
 from tests.support.fakes import other_process
 
 NAMES = ["apt", "a/b", "..", "é ü", "\udcff", "~%41", "", "new\nline"]
@@ -46,64 +45,63 @@ def test_a_name_comes_back(name: str) -> None:
 
 def test_what_is_put_in_is_listed_and_comes_out(store: Store, packed: Path, tmp_path: Path) -> None:
     for name in NAMES:
-        caches.put(store, packed, name)
-    there = caches.listing(store)
+        store.caches.put(packed, name)
+    there = store.caches.listing()
     assert [cache.name for cache in there] == sorted(NAMES)
     assert {cache.size for cache in there} == {packed.stat().st_size}
     assert all(abs(cache.changed - packed.stat().st_mtime) < 60 for cache in there)
     for name in NAMES:
-        caches.export(store, name, tmp_path / "out.tar", force=True)
+        store.caches.export(name, tmp_path / "out.tar", force=True)
         assert (tmp_path / "out.tar").read_bytes() == packed.read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.tar", "packed.tar", "store"]
     assert os.listdir(store.cache_tmp) == []
 
 
 def test_a_cache_that_is_removed_is_gone(store: Store, packed: Path) -> None:
-    caches.put(store, packed, "one")
-    caches.put(store, packed, "two")
-    caches.remove(store, "one")
-    assert [cache.name for cache in caches.listing(store)] == ["two"]
-    assert os.listdir(store.cache) == ["c-two"]
+    store.caches.put(packed, "one")
+    store.caches.put(packed, "two")
+    store.caches.remove("one")
+    assert [cache.name for cache in store.caches.listing()] == ["two"]
+    assert os.listdir(store.caches.folder) == ["c-two"]
     assert os.listdir(store.locks) == []
 
 
-@pytest.mark.parametrize("change", [caches.remove, lambda store, name: None])
+@pytest.mark.parametrize("change", [lambda store, name: store.caches.remove(name), lambda store, name: None])
 def test_a_step_that_had_a_copy_does_not_bring_the_old_back(
     store: Store, packed: Path, tmp_path: Path, change: Callable[[Store, str], None]
 ) -> None:
-    caches.put(store, packed, "c")
-    with store.borrow_cache("c") as copy:
+    store.caches.put(packed, "c")
+    with store.caches.borrow("c") as copy:
         change(store, "c")
-        caches.put(store, archive(tmp_path / "new.tar", "new"), "c")
+        store.caches.put(archive(tmp_path / "new.tar", "new"), "c")
         assert not copy.save(archive(tmp_path / "late.tar", "late"))
-    assert caches.listing(store)[0].size == (tmp_path / "new.tar").stat().st_size
+    assert store.caches.listing()[0].size == (tmp_path / "new.tar").stat().st_size
 
 
 def test_a_step_that_had_a_copy_of_a_removed_cache_drops_its_own(
     store: Store, packed: Path, tmp_path: Path
 ) -> None:
-    caches.put(store, packed, "c")
-    with store.borrow_cache("c") as copy:
-        caches.remove(store, "c")
+    store.caches.put(packed, "c")
+    with store.caches.borrow("c") as copy:
+        store.caches.remove("c")
         assert not copy.save(archive(tmp_path / "late.tar", "late"))
-    assert caches.listing(store) == []
+    assert store.caches.listing() == []
 
 
 def test_removal_waits_for_who_is_copying(store: Store, packed: Path) -> None:
-    caches.put(store, packed, "c")
+    store.caches.put(packed, "c")
     code = f"""
 import sys
 from pathlib import Path
-from obuild.store import caches
 from obuild.store.layers import Store
 store = Store.open(Path({str(store.root)!r}))
 print("ready", flush=True)
-caches.remove(store, "c")
+store.caches.remove("c")
 print("removed", flush=True)
 """
     with other_process(code) as other:
         assert other.stdout
-        with store.cache_lock("c") as held:
+        with store.caches.hold("c") as held:
             assert other.stdout.readline() == "ready\n"
             assert held.exists()
         assert other.stdout.readline() == "removed\n"
@@ -111,7 +109,11 @@ print("removed", flush=True)
 
 
 @pytest.mark.parametrize(
-    "act", [caches.remove, lambda store, name: caches.export(store, name, store.root / "x.tar")]
+    "act",
+    [
+        lambda store, name: store.caches.remove(name),
+        lambda store, name: store.caches.export(name, store.root / "x.tar"),
+    ],
 )
 def test_an_unknown_cache_is_told_with_those_there_are(
     store: Store, packed: Path, act: Callable[[Store, str], None]
@@ -119,8 +121,8 @@ def test_an_unknown_cache_is_told_with_those_there_are(
     with pytest.raises(UsageError, match="no cache 'apt'") as caught:
         act(store, "apt")
     assert caught.value.hint == "there are none yet"
-    caches.put(store, packed, "one")
-    (store.cache / "c-empty").mkdir()
+    store.caches.put(packed, "one")
+    (store.caches.folder / "c-empty").mkdir()
     with pytest.raises(UsageError) as caught:
         act(store, "apt" * 100)
     assert caught.value.hint == "there is: one"
@@ -128,13 +130,13 @@ def test_an_unknown_cache_is_told_with_those_there_are(
 
 
 def test_an_export_goes_nowhere_it_should_not(store: Store, packed: Path, tmp_path: Path) -> None:
-    caches.put(store, packed, "c")
+    store.caches.put(packed, "c")
     (tmp_path / "there").write_text("mine")
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "null").symlink_to("/dev/null")
     for name in ("fifo", "null"):
         with pytest.raises(UsageError, match="is not a regular file"):
-            caches.export(store, "c", tmp_path / name, force=True)
+            store.caches.export("c", tmp_path / name, force=True)
     assert (tmp_path / "fifo").is_fifo()
     for file, why in (
         (tmp_path / "there", "is there already"),
@@ -142,7 +144,7 @@ def test_an_export_goes_nowhere_it_should_not(store: Store, packed: Path, tmp_pa
         (tmp_path / "none/file", "there is no directory"),
     ):
         with pytest.raises(UsageError, match=why):
-            caches.export(store, "c", file)
+            store.caches.export("c", file)
     assert (tmp_path / "there").read_text() == "mine"
 
 
@@ -160,20 +162,20 @@ def test_an_export_goes_nowhere_it_should_not(store: Store, packed: Path, tmp_pa
 def test_names_that_lead_out_are_refused(
     store: Store, packed: Path, tmp_path: Path, names: list[str], link: str, why: str
 ) -> None:
-    caches.put(store, packed, "c")
+    store.caches.put(packed, "c")
     with pytest.raises(UsageError, match=why):
-        caches.put(store, archive(tmp_path / "bad.tar", *names, link=link), "c")
-    assert caches.listing(store)[0].size == packed.stat().st_size
+        store.caches.put(archive(tmp_path / "bad.tar", *names, link=link), "c")
+    assert store.caches.listing()[0].size == packed.stat().st_size
     assert os.listdir(store.cache_tmp) == []
 
 
 @pytest.mark.parametrize("name", ["..a/b..", "a/...", "./x", "é", "\udcff"])
 def test_names_that_only_look_odd_are_taken(store: Store, tmp_path: Path, name: str) -> None:
-    caches.put(store, archive(tmp_path / "odd.tar", name), "c")
+    store.caches.put(archive(tmp_path / "odd.tar", name), "c")
 
 
 def test_an_archive_of_nothing_is_taken(store: Store, tmp_path: Path) -> None:
-    caches.put(store, archive(tmp_path / "none.tar"), "c")
+    store.caches.put(archive(tmp_path / "none.tar"), "c")
 
 
 def test_what_is_no_archive_is_refused(store: Store, packed: Path, tmp_path: Path) -> None:
@@ -190,8 +192,8 @@ def test_what_is_no_archive_is_refused(store: Store, packed: Path, tmp_path: Pat
     ):
         (tmp_path / "bad").write_bytes(content)
         with pytest.raises(UsageError, match=why):
-            caches.put(store, tmp_path / "bad", "c")
+            store.caches.put(tmp_path / "bad", "c")
     for path in (tmp_path, tmp_path / "none"):
         with pytest.raises(UsageError, match="there is no file"):
-            caches.put(store, path, "c")
-    assert caches.listing(store) == []
+            store.caches.put(path, "c")
+    assert store.caches.listing() == []

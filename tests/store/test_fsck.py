@@ -161,7 +161,7 @@ def test_a_flattened_copy_of_nothing(store: Store, made: list[Layer]) -> None:
 
 def test_a_stranger_is_put_aside_and_never_removed(store: Store, made: list[Layer]) -> None:
     store.states.folder.mkdir()
-    folders = (store.result, store.cache, store.flats.folder, store.states.folder)
+    folders = (store.result, store.caches.folder, store.flats.folder, store.states.folder)
     for folder in folders:
         (folder / "notes.txt").write_text(folder.name)
     assert len(found(store)) == 4
@@ -252,7 +252,7 @@ def test_what_a_living_process_owns_is_no_finding(store: Store, made: list[Layer
         store.claim(step.id),
         store.use(made[-1].id),
         store.draft(step) as draft,
-        store.borrow_cache("c"),
+        store.caches.borrow("c"),
         locks.file_lock(store.places.lock("new")),
         store.places.staged("new"),
         Warm(store, PLENTY, print).folder("machine"),
@@ -281,12 +281,12 @@ def test_a_cache_that_no_guest_could_unpack(store: Store, made: list[Layer], tmp
         archive = tmp_path / "cache.tar"
         with tarfile.open(archive, "w") as tar:
             tar.addfile(tarfile.TarInfo("./x" if name == "good" else "../x"))
-        with store.borrow_cache(name, empty=True) as copy:
+        with store.caches.borrow(name, empty=True) as copy:
             copy.replace(archive)
     assert found(store) == []
     assert len(found(store, read_data=True)) == 1
     mend(store, read_data=True)
-    assert list(store.caches()) == ["good"]
+    assert list(store.caches.archives()) == ["good"]
 
 
 # -- warm states

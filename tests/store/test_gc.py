@@ -40,7 +40,7 @@ with ExitStack() as stack:
     if how == "use":
         stack.enter_context(store.use(name))
     elif how == "cache":
-        stack.enter_context(store.borrow_cache(name))
+        stack.enter_context(store.caches.borrow(name))
     else:
         stack.enter_context(store.claim(name))
         (store.result_tmp / name / "rootfs").mkdir(parents=True)
@@ -90,8 +90,8 @@ def family(store: Store, chain: ChainMaker) -> dict[str, LayerId]:
 
 def fat_cache(store: Store, name: str, days: float) -> None:
     save(store, name, os.urandom(FAT))
-    used(store.cache_file(name), days + 5)
-    used(store.cache_file(name).parent, days)
+    used(store.caches.file(name), days + 5)
+    used(store.caches.file(name).parent, days)
 
 
 def plan(store: Store, **options: float) -> gc.Plan:
@@ -164,7 +164,7 @@ def test_a_plan_says_why(store: Store, family: dict[str, LayerId]) -> None:
 
 def test_a_plan_only_looks(store: Store, family: dict[str, LayerId]) -> None:
     fat_cache(store, "c", 15)
-    times = {path: path.stat().st_mtime for path in (*store.result.iterdir(), *store.cache.iterdir())}
+    times = {path: path.stat().st_mtime for path in (*store.result.iterdir(), *store.caches.folder.iterdir())}
     plan(store, keep_bytes=0, older_than=0.0)
     assert {path: path.stat().st_mtime for path in times} == times
     assert os.listdir(store.locks) == []
@@ -201,14 +201,14 @@ def test_what_was_planned_goes_in_its_order(store: Store, family: dict[str, Laye
     gone, stayed = carry_out(store, plan(store, keep_bytes=0))
     assert gone == [family["two"], family["one"], "a/b", family["other"], family["root"]]
     assert stayed == []
-    for folder in (store.result, store.result_tmp, store.cache, store.cache_tmp, store.locks):
+    for folder in (store.result, store.result_tmp, store.caches.folder, store.cache_tmp, store.locks):
         assert os.listdir(folder) == []
 
 
 def test_what_was_used_since_the_plan_stays(store: Store, family: dict[str, LayerId]) -> None:
     fat_cache(store, "c", 15)
     what = plan(store, keep_bytes=0)
-    with store.use(family["one"]), store.borrow_cache("c"):
+    with store.use(family["one"]), store.caches.borrow("c"):
         pass
     gone, stayed = carry_out(store, what)
     assert gone == [family["two"], family["other"]]
@@ -218,7 +218,7 @@ def test_what_was_used_since_the_plan_stays(store: Store, family: dict[str, Laye
         (family["root"], "a layer stands on it"),
     ]
     assert left(store) == {family["root"], family["one"]}
-    assert list(store.caches()) == ["c"]
+    assert list(store.caches.archives()) == ["c"]
 
 
 def test_what_another_process_uses_since_the_plan_stays(store: Store, family: dict[str, LayerId]) -> None:
@@ -227,7 +227,7 @@ def test_what_another_process_uses_since_the_plan_stays(store: Store, family: di
     what = plan(store, keep_bytes=0)
     with held(store, "use", family["two"]), held(store, "cache", "c"):
         used(store.result / family["two"], 20)
-        used(store.cache_file("c").parent, 15)
+        used(store.caches.file("c").parent, 15)
         gone, stayed = carry_out(store, what)
         assert gone == [family["other"]]
         assert [item.why for item in stayed] == [
@@ -237,7 +237,7 @@ def test_what_another_process_uses_since_the_plan_stays(store: Store, family: di
             "a layer stands on it",
         ]
     assert left(store) == {family["root"], family["one"], family["two"]}
-    assert list(store.caches()) == ["c"]
+    assert list(store.caches.archives()) == ["c"]
 
 
 def test_what_is_gone_already_is_neither_told_nor_kept(store: Store, family: dict[str, LayerId]) -> None:
@@ -309,7 +309,7 @@ def test_rubbish_goes_and_what_is_owned_stays(store: Store) -> None:
     (store.result_tmp / dead / "rootfs").mkdir(parents=True)
     (store.result_tmp / dead / "rootfs" / "image.qcow2").write_bytes(os.urandom(FAT))
     (store.cache_tmp / "0-c-x").mkdir()
-    with held(store, "draft", living), store.borrow_cache("y"):
+    with held(store, "draft", living), store.caches.borrow("y"):
         what = plan(store)
         assert [(item.kind, item.name) for item in what.items] == [
             ("rubbish", f"result-tmp/{dead}"),
@@ -382,10 +382,10 @@ def test_what_was_flattened_stays_for_a_child_that_came_since(
 
 def test_taking_a_copy_of_a_cache_uses_it_and_keeps_its_version(store: Store) -> None:
     fat_cache(store, "c", 50)
-    before = store.cache_file("c").stat()
-    with store.borrow_cache("c"):
+    before = store.caches.file("c").stat()
+    with store.caches.borrow("c"):
         pass
-    after = store.cache_file("c").stat()
+    after = store.caches.file("c").stat()
     assert (before.st_mtime_ns, before.st_ino) == (after.st_mtime_ns, after.st_ino)
     (item,) = plan(store, keep_bytes=0).items
     assert item.used > NOW
@@ -395,7 +395,7 @@ def test_a_cache_that_a_step_has_a_copy_of_stays(store: Store) -> None:
     fat_cache(store, "c", 50)
     fat_cache(store, "x-c-c", 50)
     with held(store, "cache", "c"):
-        used(store.cache_file("c").parent, 50)
+        used(store.caches.file("c").parent, 50)
         what = plan(store, keep_bytes=0)
         assert [item.name for item in what.items] == ["x-c-c"]
         assert [item.name for item in what.in_use] == ["c"]

@@ -17,8 +17,8 @@ from obuild.errors import ObuildError, ProcessError, StoreError, UsageError
 from obuild.host import qemu_img
 from obuild.plan.keys import LayerId
 from obuild.plan.steps import Chain, Step
+from obuild.store.caches import escape
 from obuild.store.layers import Store
-from obuild.store.volumes import escape
 from tests.support.fakes import other_process
 
 ChainMaker = Callable[[str], Chain]
@@ -70,7 +70,7 @@ def test_a_store_is_made_with_its_rooms_and_told_to_backup_programs(tmp_path: Pa
     store = Store.open(tmp_path / "new" / "store")
     assert all(
         folder.is_dir()
-        for folder in (store.result, store.result_tmp, store.base_image, store.cache, store.cache_tmp)
+        for folder in (store.result, store.result_tmp, store.base_image, store.caches.folder, store.cache_tmp)
     )
     assert (store.root / "CACHEDIR.TAG").read_text().startswith("Signature: 8a477f597d28d172789f06886806bc55")
 
@@ -112,7 +112,7 @@ def test_opening_removes_the_drafts_of_the_dead_and_keeps_those_of_the_living(st
     for name in ("a" * 64, "b" * 64):
         (store.result_tmp / name / "rootfs").mkdir(parents=True)
     (store.cache_tmp / "0-c-x").mkdir()
-    with store.claim(LayerId("b" * 64)), store.borrow_cache("y"):
+    with store.claim(LayerId("b" * 64)), store.caches.borrow("y"):
         Store.open(store.root)
         assert os.listdir(store.result_tmp) == ["b" * 64]
         assert os.listdir(store.cache_tmp) == ["0-c-y"]
@@ -341,21 +341,21 @@ def test_a_layer_that_goes_while_parents_are_read_is_passed_over(
 
 
 def test_a_cache_begins_empty_and_holds_what_was_saved(store: Store) -> None:
-    with store.borrow_cache("c") as first:
+    with store.caches.borrow("c") as first:
         assert not first.path.exists()
         new = first.path.with_suffix(".new")
         new.write_bytes(b"one")
         assert first.save(new)
-    with store.borrow_cache("c") as second:
+    with store.caches.borrow("c") as second:
         assert second.path.read_bytes() == b"one"
     assert os.listdir(store.cache_tmp) == []
 
 
 def test_a_borrowed_cache_that_is_not_saved_changes_nothing(store: Store) -> None:
     save(store, "c", b"one")
-    with store.borrow_cache("c") as copy:
+    with store.caches.borrow("c") as copy:
         copy.path.write_bytes(b"scribbled")
-    with store.borrow_cache("c") as copy:
+    with store.caches.borrow("c") as copy:
         assert copy.path.read_bytes() == b"one"
 
 
@@ -363,26 +363,26 @@ def test_a_borrowed_cache_that_is_not_saved_changes_nothing(store: Store) -> Non
 def test_the_first_of_two_steps_to_save_a_cache_wins(store: Store, before: bytes | None) -> None:
     if before is not None:
         save(store, "c", before)
-    with store.borrow_cache("c") as one, store.borrow_cache("c") as two:
+    with store.caches.borrow("c") as one, store.caches.borrow("c") as two:
         assert one.path != two.path
         for copy, text in ((one, b"one"), (two, b"two")):
             copy.path.with_suffix(".new").write_bytes(text)
         assert two.save(two.path.with_suffix(".new"))
         assert not one.save(one.path.with_suffix(".new"))
-    with store.borrow_cache("c") as copy:
+    with store.caches.borrow("c") as copy:
         assert copy.path.read_bytes() == b"two"
 
 
 def test_saving_the_same_content_does_not_touch_the_cache(store: Store) -> None:
     save(store, "c", b"same")
-    with store.borrow_cache("c") as other:
+    with store.caches.borrow("c") as other:
         save(store, "c", b"same")
         other.path.with_suffix(".new").write_bytes(b"changed")
         assert other.save(other.path.with_suffix(".new"))
 
 
 def save(store: Store, name: str, content: bytes) -> None:
-    with store.borrow_cache(name) as copy:
+    with store.caches.borrow(name) as copy:
         new = copy.path.with_suffix(".new")
         new.write_bytes(content)
         assert copy.save(new)
@@ -404,4 +404,4 @@ def save(store: Store, name: str, content: bytes) -> None:
 def test_any_name_of_a_cache_is_one_name_of_a_file(store: Store, name: str, escaped: str) -> None:
     assert escape(name) == escaped
     save(store, name, b"x")
-    assert os.listdir(store.cache) == [f"c-{escaped}"]
+    assert os.listdir(store.caches.folder) == [f"c-{escaped}"]

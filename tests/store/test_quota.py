@@ -119,7 +119,7 @@ def test_the_reserve_is_made_free_from_the_oldest_on(store: Store) -> None:
         fat_cache(store, name, days)
     heard = Heard()
     Room(store, reserve=free(store) + 1).make(heard)
-    assert list(store.caches()) == ["new", "old"]
+    assert list(store.caches.archives()) == ["new", "old"]
     (said,) = heard
     assert isinstance(said, Note)
     assert said.text.startswith("removed 1 cache, ")
@@ -148,11 +148,13 @@ def test_what_frees_less_than_it_seemed_to_is_followed_by_more(
         fat_cache(store, name, days)
     asked = free(store) + FAT
     monkeypatch.setattr("obuild.store.gc.usage.on_disk", lambda path: 10 * FAT)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: Disk(0, 0, asked - len(store.caches()) * FAT + FAT))
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda path: Disk(0, 0, asked - len(store.caches.archives()) * FAT + FAT)
+    )
     heard = Heard()
     Room(store, reserve=asked).make(heard)
     assert len(heard) == 2
-    assert list(store.caches()) == ["new"]
+    assert list(store.caches.archives()) == ["new"]
 
 
 @pytest.mark.parametrize("option", ["--reserve", "--max-size"])
@@ -279,7 +281,7 @@ def test_a_build_keeps_the_caches_of_a_step_that_runs(
 
     executor.script = {"a": collect}
     last = build(store, tmp_path, "((from tiny) (run (cache (c (target /c))) (shell a)))", Heard())
-    assert list(store.caches()) == ["c"]
+    assert list(store.caches.archives()) == ["c"]
     check_whole(store, last, 2)
 
 

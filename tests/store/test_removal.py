@@ -63,12 +63,12 @@ def test_a_layer_in_use_stays_with_all_below_it(store: Store, family: Family) ->
 
 
 def test_cleaning_leaves_base_images_and_caches(store: Store, family: Family) -> None:
-    with store.borrow_cache("c") as copy:
+    with store.caches.borrow("c") as copy:
         copy.path.with_suffix(".new").write_bytes(b"x")
         copy.save(copy.path.with_suffix(".new"))
     removal.clean(store, tell=lambda id: None)
     assert [path.name for path in store.base_image.iterdir()] == ["tiny.qcow2"]
-    assert [path.name for path in store.cache.iterdir()] == ["c-c"]
+    assert [path.name for path in store.caches.folder.iterdir()] == ["c-c"]
 
 
 def test_what_another_process_removed_meanwhile_keeps_nothing(store: Store, family: Family) -> None:

@@ -16,7 +16,8 @@ from obuild.host import failpoints, qemu_img
 from obuild.host.fs import discard
 from obuild.plan.keys import LayerId
 from obuild.store import fsck, parts
-from obuild.store.layers import Store, no_space
+from obuild.store.layers import Store
+from obuild.store.usage import no_space
 from tests.support import odd
 
 ID = "a" * 64
@@ -170,7 +171,7 @@ def test_a_store_begins_around_base_images_that_a_user_has_put_there(tmp_path: P
 def test_a_store_that_lost_parts_of_itself_is_one(store: Store) -> None:
     for name in ("state", "cache", "CACHEDIR.TAG"):
         discard(store.root / name)
-    assert Store.open(store.root, create=False).caches() == {}
+    assert Store.open(store.root, create=False).caches.archives() == {}
     discard(store.root / "README")
     assert Store.open(store.root, create=False).ids() == []
 

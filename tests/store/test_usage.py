@@ -46,5 +46,5 @@ def test_what_vanishes_while_we_look_takes_nothing(tmp_path: Path, monkeypatch: 
 def test_what_takes_most_is_said_first(store: Store) -> None:
     assert usage.in_words(store.root) == "little"
     (store.result / "layer").write_bytes(os.urandom(2 << 20))
-    (store.cache / "cache").write_bytes(os.urandom(5 << 20))
+    (store.caches.folder / "cache").write_bytes(os.urandom(5 << 20))
     assert usage.in_words(store.root) == "caches 5.0 MiB, layers 2.0 MiB"

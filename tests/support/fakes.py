@@ -21,8 +21,8 @@ from obuild.executors.qemu.shape import Shape
 from obuild.executors.settings import Settings
 from obuild.guests.profile import Card
 from obuild.plan.steps import Command, Extract, Graft, Transfer
+from obuild.store.caches import CacheCopy
 from obuild.store.layers import Draft
-from obuild.store.volumes import CacheCopy
 
 #: SeaBIOS boots no disk that is smaller than one cylinder.
 SMALLEST_DISK = 1 << 20

@@ -27,9 +27,7 @@ def cache_list(store: StoreOption, as_json: JsonOption = False) -> None:
 
     Example: obuild cache ls --store=qemu:/data
     """
-    from obuild.store import caches
-
-    there = caches.listing(open_store(store))
+    there = open_store(store).caches.listing()
     if as_json:
         put_json(there)
     else:
@@ -48,9 +46,7 @@ def cache_remove(name: CacheArgument, store: StoreOption) -> None:
 
     Example: obuild cache rm --store=qemu:/data apt-archives
     """
-    from obuild.store import caches
-
-    caches.remove(open_store(store), name)
+    open_store(store).caches.remove(name)
 
 
 @app.command("export")
@@ -67,9 +63,7 @@ def cache_export(
 
     Example: obuild cache export --store=qemu:/data apt-archives apt.tar
     """
-    from obuild.store import caches
-
-    caches.export(open_store(store), name, file, force=force)
+    open_store(store).caches.export(name, file, force=force)
 
 
 @app.command("import")
@@ -83,6 +77,4 @@ def cache_import(
 
     Example: obuild cache import --store=qemu:/data apt.tar apt-archives
     """
-    from obuild.store import caches
-
-    caches.put(open_store(store, create=True), file, name)
+    open_store(store, create=True).caches.put(file, name)

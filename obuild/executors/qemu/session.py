@@ -16,7 +16,7 @@ from obuild.executors.qemu.machine import Machine
 from obuild.guests.all import Guest
 from obuild.host.terminal import Terminal
 from obuild.plan.steps import Command, Extract, Graft, Transfer
-from obuild.store.volumes import CacheCopy
+from obuild.store.caches import CacheCopy
 
 
 @dataclass
