@@ -29,7 +29,10 @@ from obuild.store.usage import storage_errors
 
 @dataclass
 class Engine:
-    """Builds specs from one source folder into one store. `secrets` are values by id."""
+    """Builds specs from one source folder into one store. `secrets` are values by id.
+
+    `on_built` is called with the last layer while that cannot be removed.
+    """
 
     source: Path
     store: Store
@@ -39,6 +42,7 @@ class Engine:
     jobs: int = 1
     make_room: Callable[[Listener], None] = lambda tell: None
     on_failure: OnFailure | None = None
+    on_built: Callable[[LayerId], None] = lambda id: None
     _bases: dict[str, Base] = field(default_factory=dict, init=False)
     _chains: dict[int, Chain] = field(default_factory=dict, init=False)  # as planned first, by id() of the stage
     _machines: Machines = field(init=False)
@@ -61,8 +65,11 @@ class Engine:
             if self.jobs > 1 and stage.stages:
                 from obuild.builder.scheduler import Parallel
 
-                return Parallel(self.make, self.tell, self.jobs).build(stage).layer
-            return self._in_order(stage, {}).layer
+                built = Parallel(self.make, self.tell, self.jobs).build(stage)
+            else:
+                built = self._in_order(stage, {})
+            self.on_built(built.layer)
+            return built.layer
 
     def _in_order(self, stage: Stage, scope: Mapping[str, Built]) -> Built:
         scope = dict(scope)

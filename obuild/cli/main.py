@@ -38,7 +38,7 @@ COMMANDS: dict[str, str] = {
 }
 
 #: Modules whose commands are called by two words.
-GROUPS = ("base", "cache")
+GROUPS = ("base", "cache", "tag")
 
 app = typer.Typer(
     help="Build virtual-machine images step by step, and only what changed.",

@@ -34,7 +34,9 @@ VerboseOption = Annotated[
 SourceArgument = Annotated[
     str, typer.Argument(metavar="SOURCE", help="The folder that (copy …) takes files from.")
 ]
-IdArgument = Annotated[str, typer.Argument(metavar="ID", help="A layer's id; its first digits will do.")]
+IdArgument = Annotated[
+    str, typer.Argument(metavar="ID", help="A layer: its id, the first digits of that, or a tag.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 NetworkOption = Annotated[
     str, typer.Option("--network", metavar="host", help="What the machine may reach. [default: nothing]")

@@ -185,6 +185,8 @@ def description(layer: Description) -> Iterator[str]:
     made = time.strftime("%Y-%m-%d %H:%M", time.localtime(layer.created))
     took = f", took {layer.seconds:.1f} s" if layer.seconds is not None else ""
     yield f"layer   {layer.id}"
+    if layer.tags:
+        yield f"tags    {', '.join(layer.tags)}"
     yield f"op      {one_line(layer.op, 400)}"
     yield f"made    {made}, {ago(layer.created)} ago{took}; last used {ago(layer.used)} ago"
     yield f"size    {size(layer.size)}; with all that it stands on {size(layer.total)}"

@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import BinaryIO
 
 from obuild.errors import ObuildError
-from obuild.host import locks
+from obuild.host import failpoints, locks
 from obuild.host.regular import NotAFile, open_file, open_folder
 
 
-def replace_text(path: Path, text: str, *, mode: int = 0o644) -> None:
-    """Write a small file that appears with all of `text` or not at all. NotAFile if a folder is there."""
+def replace_text(path: Path, text: str, *, mode: int = 0o644, durable: bool = False, point: str = "") -> None:
+    """Write a small file that appears with all of `text` or not at all. NotAFile if a folder is there.
+
+    With `durable`, it is on the disk when this returns. `point` names the moment before it appears.
+    """
     import tempfile  # late: a cached build writes nothing
 
     fd, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
@@ -26,6 +29,10 @@ def replace_text(path: Path, text: str, *, mode: int = 0o644) -> None:
         with os.fdopen(fd, "w") as file:
             file.write(text)
         written.chmod(mode)
+        if durable:
+            fsync(written)
+        if point:
+            failpoints.reach(point)
         try:
             written.replace(path)
         except IsADirectoryError:
@@ -33,6 +40,8 @@ def replace_text(path: Path, text: str, *, mode: int = 0o644) -> None:
     except BaseException:
         written.unlink(missing_ok=True)
         raise
+    if durable:
+        fsync(path.parent)
 
 
 def fsync(path: Path) -> None:

@@ -90,12 +90,24 @@ def claim(path: Path, *, meanwhile: Callable[[], object] = lambda: None) -> Iter
 
 def is_free(path: Path) -> bool:
     """Whether there is a lock file at `path` that nobody holds: its holder was killed."""
+    return _held(path) is False
+
+
+def is_held(path: Path) -> bool:
+    """Whether somebody holds the lock file `path`. Nothing is written to find out."""
+    return _held(path) is True
+
+
+def _held(path: Path) -> bool | None:
+    """Whether somebody holds a lock file; None if there is none."""
     try:
         fd = open_fd(path, os.O_RDONLY)
     except (FileNotFoundError, NotAFile):
-        return False
+        return None
     try:
-        return _flock(fd, fcntl.LOCK_SH, wait=False) and _same(fd, path)
+        if not _flock(fd, fcntl.LOCK_SH, wait=False):
+            return True
+        return False if _same(fd, path) else None
     finally:
         os.close(fd)
 

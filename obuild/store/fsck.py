@@ -33,6 +33,7 @@ _CACHE = re.compile(r"c-.+", re.DOTALL)
 _OURS: tuple[tuple[str, str, Callable[[Path], bool]], ...] = (
     ("result", parts.ID.pattern, is_folder),
     ("result-tmp", parts.DRAFT.pattern, is_folder),
+    ("tags", f"{parts.TAG.pattern}|{parts.NEW_TAG.pattern}", is_file),
     ("flat", parts.ID.pattern, is_folder),
     ("cache", _CACHE.pattern, is_folder),
     ("cache-tmp", parts.COPY.pattern, is_folder),
@@ -79,6 +80,7 @@ def check(store: Store, *, read_data: bool = False) -> Iterator[Finding]:
     for finding in _layers(store, read_data=read_data):
         damaged.add(Path(finding.where).name)
         yield finding
+    yield from _tags(store)
     yield from _flats(store, read_data=read_data)
     yield from _states(store, read_data=read_data)
     yield from _rows(store, damaged)
@@ -113,7 +115,7 @@ def _layers(store: Store, *, read_data: bool) -> Iterator[Finding]:
             yield Finding(
                 f"result/{name}",
                 "; ".join(problems),
-                "remove it, and all layers that stand on it: the next build makes them again",
+                "remove it, its tags, and all layers that stand on it: the next build makes them again",
                 _remove_layer(layer.id),
             )
 
@@ -161,7 +163,8 @@ def _flats(store: Store, *, read_data: bool) -> Iterator[Finding]:
             yield Finding(
                 _shown(store, folder),
                 "; ".join(damage),
-                "remove the layer that it is a copy of, and all that stand on it: the next build makes them again",
+                "remove the layer that it is a copy of, its tags, and all layers that stand on it: "
+                "the next build makes them again",
                 _remove_layer(layer.id),
             )
 
@@ -176,12 +179,30 @@ def _flat_image(store: Store, id: LayerId) -> Iterator[str]:
 
 def _remove_layer(id: LayerId) -> Callable[[Store], None]:
     def act(store: Store) -> None:
-        if removal.delete(store, id, tell=lambda gone: None):
+        if removal.delete(store, id, tell=lambda gone: None, untag=True):
             raise ObuildError(f"a build is using {id}", hint="run fsck again when it has ended")
         with suppress(ObuildError), Index(store) as index:  # else it is looked at next
             index.count()
 
     return act
+
+
+# -- tags
+
+
+def _tags(store: Store) -> Iterator[Finding]:
+    for path in _entries(store.tags.folder):
+        if parts.NEW_TAG.fullmatch(path.name) and is_file(path) and not locks.is_held(store.tags.lock):
+            yield _unneeded(store, path, "a file that was never finished")
+        elif parts.TAG.fullmatch(path.name) and is_file(path):
+            id = store.tags.get(name := store.tags.name(path))
+            if id is None or not is_folder(store.result / id):
+                what = f"a tag of the layer {id}, which is gone" if id else "a tag that names no layer"
+                yield Finding(_shown(store, path), what, "remove it", partial(_remove_tag, name))
+
+
+def _remove_tag(name: str, store: Store) -> None:
+    store.tags.remove(name, unless=lambda id: store.find(id) is not None)
 
 
 # -- warm states

@@ -49,7 +49,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is to go, in order; what would have gone but is in use; and what then is left, in bytes.
+    """What is to go, in order; what would have gone but is in use or tagged; and what then is left, in bytes.
 
     `kept` counts layers, caches and warm states. `short` is what is still missing of what was asked for.
     """
@@ -124,11 +124,12 @@ def _choose(
     """Take from the stock whatever was not used since `before`, and more until `need` bytes are together.
 
     A layer's turn comes when nothing stands on it any more. Returns what to remove, and what was passed over
-    because it is in use.
+    because it is in use, or has a tag.
     """
     chosen: list[Item] = []
     in_use: list[Item] = []
     layers = {item.name: item for item in stock if item.kind == "layer"}
+    tagged = store.tags.by_layer()
     standing = Counter(item.stands_on for item in stock if item.stands_on in layers)
     by_age = [
         (item.used, item.kind, item.name, item)
@@ -141,6 +142,9 @@ def _choose(
         *_, item = heappop(by_age)
         if item.used >= before and need <= 0:
             break  # everything else was used later still
+        if item.kind == "layer" and item.name in tagged:
+            in_use.append(replace(item, why=f"tagged {', '.join(tagged[LayerId(item.name)])}"))
+            continue
         if STOCK[item.kind].in_use(store, item):
             in_use.append(replace(item, why="in use"))
             continue
@@ -173,7 +177,9 @@ def carry_out(store: Store, plan: Plan, tell: Callable[[Item], object]) -> list[
             tell(item)
         elif kind.used(store, item) is not None:
             stands = item.kind == "layer" and item.name in parents.values()
-            stayed.append(replace(item, why="a layer stands on it" if stands else "in use"))
+            tags = store.tags.by_layer().get(LayerId(item.name), []) if item.kind == "layer" else []
+            why = "a layer stands on it" if stands else f"tagged {', '.join(tags)}" if tags else "in use"
+            stayed.append(replace(item, why=why))
     return stayed
 
 

@@ -40,6 +40,7 @@ class Description:
     size: int
     total: int
     log_size: int
+    tags: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,7 @@ class Listed:
     seconds: float | None
     size: int
     used: float
+    tags: tuple[str, ...]
 
 
 def listing(store: Store, newest: int | None) -> tuple[list[Listed], int]:
@@ -60,12 +62,14 @@ def listing(store: Store, newest: int | None) -> tuple[list[Listed], int]:
     with Index(store) as index:
         rows = index.rows(newest)
         more = 0 if newest is None else index.count() - len(rows)
+    tags = store.tags.by_layer()
     listed = []
     for row in rows:
         with suppress(FileNotFoundError):  # it is just being removed
             used = (store.result / row.id).stat().st_mtime
             op = _op(store, row)
-            listed.append(Listed(row.id, row.parent, op, row.created, _seconds(row), row.size, used))
+            tagged = tuple(tags.get(row.id, ()))
+            listed.append(Listed(row.id, row.parent, op, row.created, _seconds(row), row.size, used, tagged))
     return listed, max(0, more)
 
 
@@ -89,6 +93,7 @@ def describe(store: Store, id: LayerId) -> Description:
             size=row.size,
             total=row.size + sum(other.size for other in below),
             log_size=layer.log.stat().st_size,
+            tags=tuple(store.tags.by_layer().get(id, ())),
         )
     except FileNotFoundError as error:
         raise StoreError(f"layer {id} was just removed from the store") from error

@@ -31,6 +31,7 @@ from obuild.store.base_images import Places
 from obuild.store.caches import Caches
 from obuild.store.flatten import Flats
 from obuild.store.saved import States
+from obuild.store.tags import Tags, checked, could_be_id
 from obuild.store.usage import storage_errors
 
 _ID_START = re.compile(r"[0-9a-f]+")
@@ -135,6 +136,7 @@ class Store:
         self.caches = Caches(root, root / "cache", self.cache_tmp, self.locks)
         self.places = Places(self.base_image, self.ssh, self.locks)
         self.states = States(root / "warm", root / "warm-tmp")
+        self.tags = Tags(root / "tags", self.locks / "tags.lock")
 
     # -- opening
 
@@ -175,6 +177,7 @@ class Store:
             with suppress(ObuildError):
                 self.drop(path)
         self.places.sweep()
+        self.tags.sweep()
 
     def unfinished(self) -> list[Path]:
         """Drafts, copies of caches, machines, what is on its way out: only there while a process owns it."""
@@ -238,11 +241,14 @@ class Store:
     def resolve(
         self, prefix: str, *, drafts: bool = False, starting: Callable[[str], Iterable[LayerId]] | None = None
     ) -> LayerId:
-        """The id of the layer (or draft) that `prefix` stands for. UsageError if none or several do.
+        """The id of the layer (or draft) that `prefix` stands for: a tag, an id, or the first digits of one.
 
+        UsageError if it stands for none, or for several.
         `starting` is asked for the layers whose ids begin so, or for more; without it result/ is listed.
         """
         folders = (self.result, self.result_tmp) if drafts else (self.result,)
+        if not could_be_id(prefix):
+            return self._tagged(prefix)
         found: list[str] = []
         if parts.ID.fullmatch(prefix):
             found = [prefix] if any(is_folder(folder / prefix) for folder in folders) else []
@@ -259,12 +265,32 @@ class Store:
             raise UsageError(f"{prefix!r} could be {len(found)} layers: {some}", hint="give more digits")
         return LayerId(found[0])
 
+    def _tagged(self, tag: str) -> LayerId:
+        """The layer that a tag names. UsageError if there is no such tag, or no layer any more."""
+        id = self.tags.get(tag)
+        if id is None:
+            hint = "`obuild ls` shows what there is"
+            if self.tags.is_there(tag):
+                hint = "its file is damaged: `obuild fsck --repair` removes it"
+            raise UsageError(f"no layer has the id or the tag {tag!r}", hint=hint)
+        if self.find(id) is None:
+            hint = f"build it again, or remove the tag: obuild tag rm {tag}"
+            raise UsageError(f"the tag {tag!r} is of the layer {id[:12]}, which is gone", hint=hint)
+        return id
+
     def log_path(self, id: LayerId) -> Path:
         """Where the log of a layer or draft is."""
         folder = self.result if is_folder(self.result / id) else self.result_tmp
         return folder / id / "log"
 
     # -- making
+
+    def tag(self, id: LayerId, name: str) -> None:
+        """Have a tag name a layer, and no other. UsageError for a bad name, StoreError if the layer is gone."""
+        with storage_errors(self.root), self.use(id) as layer:
+            if layer is None:
+                raise StoreError(f"layer {id} was removed from the store", hint="build again")
+            self.tags.put(checked(name), id)
 
     def claim(
         self, id: LayerId, *, meanwhile: Callable[[], object] = lambda: None
@@ -346,8 +372,10 @@ class Store:
                 with suppress(FileNotFoundError, NotADirectoryError):  # it is just being removed, or no layer
                     known[LayerId(name)] = Layer(LayerId(name), self.result / name).parent
 
-    def remove(self, id: LayerId, parents: dict[LayerId, LayerId | None]) -> bool:
+    def remove(self, id: LayerId, parents: dict[LayerId, LayerId | None], *, untag: bool = False) -> bool:
         """Remove a layer that has no children; False if something stands on it, it is in use, or gone already.
+
+        A layer that has tags stays, too, unless they are to go with it (`untag`).
 
         `parents` is what the caller knows of the store; layers that came since are added to it. Whoever
         builds on `id` holds a shared lock until the child is in result/, so with our exclusive lock held,
@@ -363,9 +391,13 @@ class Store:
             self.add_parents(parents)
             if any(parent == id and self.find(child) for child, parent in parents.items()):
                 return False
+            if not untag and id in self.tags.by_layer():
+                return False
             failpoints.reach("remove.locked")
             if not self.states.remove(id):  # whoever resumes it has the layer in use, so it is just being removed
                 return False
+            if untag:
+                self.tags.untag(id)
             self.flats.remove(id)
             move_out(self.result / id, self.result_tmp / id, first=_FIRST)
             failpoints.reach("remove.renamed")

@@ -41,7 +41,7 @@ def look(store: Store) -> Usage:
         _base_images(store),
         *(_part(f"{kind}s", gc.STOCK[kind].find(store, time.time())) for kind in ("layer", "cache")),
         *_unfinished(store),
-        *_folders(store, "warm states", "flattened layers"),
+        *_folders(store, "warm states", "flattened layers", "tags"),
         Part("state", 1, usage.on_disk(store.state)),
     )
     disk = shutil.disk_usage(store.root)

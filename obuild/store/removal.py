@@ -1,4 +1,4 @@
-"""Removing layers: always from the leaves, never one that a build stands on."""
+"""Removing layers: always from the leaves, never one that a build or a tag stands on."""
 
 from __future__ import annotations
 
@@ -10,25 +10,45 @@ from obuild.store.layers import Store
 Tell = Callable[[LayerId], None]
 
 
-def delete(store: Store, id: LayerId, *, tell: Tell) -> list[LayerId]:
-    """Remove a layer and all that was built on it; returns what stayed because a build is using it.
+def delete(store: Store, id: LayerId, *, tell: Tell, untag: bool = False) -> list[LayerId]:
+    """Remove a layer and all that was built on it; returns what stayed because it is in use, or has a tag.
 
-    `tell` hears of each layer as it goes.
+    With `untag` the tags go, too. `tell` hears of each layer as it goes.
     """
     parents = store.parents()
-    return _remove(store, _below(id, parents), parents, tell)
+    return _remove(store, _below(id, parents), parents, tell, untag=untag)
+
+
+def in_the_way(store: Store, id: LayerId) -> dict[str, LayerId]:
+    """The tags of a layer and of all that was built on it, each with its layer: `delete` removes nothing below."""
+    tagged = store.tags.by_layer()
+    below = _below(id, store.parents()) if tagged else []
+    return {name: layer for layer in below for name in tagged.get(layer, ())}
 
 
 def clean(store: Store, *, tell: Tell) -> list[LayerId]:
-    """Remove every layer, and every saved machine; base images and caches stay.
+    """Remove every saved machine, and every layer that no tag stands on; base images and caches stay.
 
-    Returns the layers that stayed because a build is using them.
+    Returns the layers that would have gone, and stayed because a build is using them.
     """
     for state in store.states.ids():
         store.states.remove(state)
     parents = store.parents()
     roots = [id for id, parent in parents.items() if parent not in parents]
-    return _remove(store, [id for root in roots for id in _below(root, parents)], parents, tell)
+    kept = kept_by_tags(store, parents)
+    doomed = [id for root in roots for id in _below(root, parents) if id not in kept]
+    return _remove(store, doomed, parents, tell)
+
+
+def kept_by_tags(store: Store, parents: dict[LayerId, LayerId | None]) -> set[LayerId]:
+    """The layers that have tags, and all that these stand on."""
+    kept: set[LayerId] = set()
+    for tagged in store.tags.by_layer():
+        id: LayerId | None = tagged
+        while id in parents and id not in kept:
+            kept.add(id)
+            id = parents[id]
+    return kept
 
 
 def _below(id: LayerId, parents: dict[LayerId, LayerId | None]) -> list[LayerId]:
@@ -43,10 +63,12 @@ def _below(id: LayerId, parents: dict[LayerId, LayerId | None]) -> list[LayerId]
     return found
 
 
-def _remove(store: Store, ids: list[LayerId], parents: dict[LayerId, LayerId | None], tell: Tell) -> list[LayerId]:
+def _remove(
+    store: Store, ids: list[LayerId], parents: dict[LayerId, LayerId | None], tell: Tell, *, untag: bool = False
+) -> list[LayerId]:
     stayed = []
     for id in reversed(ids):
-        if store.remove(id, parents):
+        if store.remove(id, parents, untag=untag):
             tell(id)
         elif store.find(id):
             stayed.append(id)

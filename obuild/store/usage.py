@@ -24,6 +24,7 @@ FOLDERS = {
     "warm states": "warm",
     "running machines": "warm-tmp",
     "flattened layers": "flat",
+    "tags": "tags",
     "state": "state",
 }
 

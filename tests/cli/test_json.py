@@ -25,6 +25,7 @@ from obuild.store.caches import Cache
 from obuild.store.inspect import Description, Listed, Neighbour
 from obuild.store.layers import Store
 from obuild.store.quota import Usage
+from obuild.store.tags import Tag
 
 DOCS = (Path(__file__).parents[2] / "docs" / "json.md").read_text(encoding="utf-8")
 
@@ -221,7 +222,14 @@ def test_the_manual_has_every_field_of_a_failure() -> None:
 
 @pytest.mark.parametrize(
     ("command", "record"),
-    [("plan", Outlook), ("explain", Description), ("cache ls", Cache), ("ls", Listed), ("df", Usage)],
+    [
+        ("plan", Outlook),
+        ("explain", Description),
+        ("cache ls", Cache),
+        ("ls", Listed),
+        ("df", Usage),
+        ("tag ls", Tag),
+    ],
 )
 def test_the_manual_has_every_field_of_what_commands_print(command: str, record: Any) -> None:
     assert documented(f"`obuild {command} --json`") == names(record)

@@ -53,11 +53,13 @@ MACHINE = (
 )
 
 BUILD = ("build", "--qemu-accel=tcg", "-f", "SPEC", "SOURCE")
+TAG = ("build", "--qemu-accel=tcg", "-t", "web", "-f", "SPEC", "SOURCE")
 BASE = ("base", "add", "DISK", "--name=tiny", "--force")
 CLEAN = ("clean",)
+UNTAG = ("tag", "rm", "web")
 
 #: By the kind of point that they pass; all others are passed by a build.
-COMMANDS = {"base": BASE, "store": BASE, "remove": CLEAN}
+COMMANDS = {"base": BASE, "store": BASE, "remove": CLEAN, "tag": TAG, "untag": UNTAG}
 
 
 class Victim:
@@ -115,7 +117,7 @@ def test_every_point_is_tried() -> None:
 
 @pytest.mark.parametrize("point", [point for point in failpoints.POINTS if point not in MACHINE])
 def test_killed_at_a_point(victim: Victim, point: str) -> None:
-    kind = "remove" if point == "flat.removed" else point.partition(".")[0]
+    kind = {"flat.removed": "remove", "tag.removed": "untag"}.get(point, point.partition(".")[0])
     command = COMMANDS.get(kind, BUILD)
     if kind == "store":
         shutil.rmtree(victim.root)
@@ -127,10 +129,15 @@ def test_killed_at_a_point(victim: Victim, point: str) -> None:
         assert victim.run(*CLEAN) == 0
     if command == CLEAN or point == "cache.copied":
         victim.saved.clear()
+    if command == UNTAG:
+        assert victim.run(*TAG) == 0
     assert victim.run(*command, kill_at=point) == -signal.SIGKILL, f"{point} is never reached"
     if kind != "store":  # else there is none yet
         victim.check()
-    for again in {BASE, command} if command != CLEAN else [CLEAN]:
+    if point in ("tag.writing", "tag.set"):
+        assert bool(Store(victim.root).tags.all()) == (point == "tag.set")
+    others = {CLEAN: (CLEAN,), UNTAG: (TAG, UNTAG)}
+    for again in others.get(command, (BASE, command)):
         assert victim.run(*again) == 0
     if command == CLEAN:
         assert Store(victim.root).layers() == []

@@ -377,7 +377,7 @@ def test_the_command_says_what_it_finds_and_ends_with_1_until_it_is_repaired(
     (store.base_image / "gone.toml").touch()
     done = run()
     assert done.returncode == 1
-    assert f"result/{made[-1].id}: its log is missing\n  repair: remove it, and all layers" in done.stdout
+    assert f"result/{made[-1].id}: its log is missing\n  repair: remove it, its tags" in done.stdout
     assert "--repair" in done.stderr
     listed = json.loads(run("--json").stdout)
     assert [finding["outcome"] for finding in listed["findings"]] == ["found", "found"]

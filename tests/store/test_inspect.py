@@ -77,7 +77,7 @@ def test_the_newest_layers_are_listed_and_the_others_counted(store: Store, chain
     os.utime(store.result / middle, (7.0, 7.0))
     first, second, last = listing(store, None)[0]
     assert (first.id, first.parent, first.seconds) == (root, None, 2.5)
-    assert second == Listed(middle, root, "(run …)", 2.0, 3.5, sizes[middle], 7.0)
+    assert second == Listed(middle, root, "(run …)", 2.0, 3.5, sizes[middle], 7.0, ())
     assert (last.id, last.op, last.seconds) == (leaf, "(run (shell two))", None), "nobody remembers it"
     assert listing(store, 1) == ([last], 2)
     assert listing(store, 3) == ([first, second, last], 0)

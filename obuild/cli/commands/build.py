@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,6 +21,9 @@ from obuild.cli.options import (
 )
 from obuild.errors import UsageError
 
+if TYPE_CHECKING:
+    from obuild.plan.keys import LayerId
+
 app = typer.Typer()
 
 
@@ -32,6 +35,10 @@ def build(
     store: StoreOption,
     *,
     spec: Annotated[str, typer.Option("--file", "-f", metavar="SPEC", help="The spec to build.")],
+    tag: Annotated[
+        list[str] | None,
+        typer.Option("--tag", "-t", metavar="NAME", help="Name the result; it is kept then. May be repeated."),
+    ] = None,
     secret: Annotated[
         list[str] | None, typer.Option(metavar="ID:FILE", help="A value for (secrets ID). May be repeated.")
     ] = None,
@@ -89,10 +96,12 @@ def build(
     from obuild.builder import on_failure as failing
     from obuild.events import Done, Note
     from obuild.spec import parse
+    from obuild.store.tags import checked
 
     tell = _listener(events)
     with ui.ending(tell):
         stage = parse(read_spec(Path(spec)))
+        names = [checked(name) for name in tag or []]
         settings = machine.settings(vm=vm, warm_budget=warm_budget)
         if not Path(source).is_dir():
             raise UsageError(f"there is no source directory {source}")
@@ -102,6 +111,13 @@ def build(
         values = _secrets(secret or [])
         builder = engine.Engine(Path(source), opened, settings, tell, values, jobs)
         builder.on_failure = failing.chosen(on_failure, jobs=jobs, say=lambda text: tell(Note(text)))
+
+        def name_it(id: LayerId) -> None:
+            for name in names:
+                opened.tag(id, name)
+                tell(Note(f"tagged {name}"))
+
+        builder.on_built = name_it
         if reserve or max_size:
             from obuild.store.quota import Room
 

@@ -30,7 +30,7 @@ def list_layers(
     everything: Annotated[bool, typer.Option("--all", help="All layers, however many.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """List the layers, the newest last: id, age, how long it took, size on disk, and the op that made it.
+    """List the layers, the newest last: id, age, time to make, size on disk, the op that made it, and tags.
 
     With --json, all layers are listed unless there is a --limit.
 
@@ -53,4 +53,5 @@ def list_layers(
 def _line(layer: Listed) -> str:
     took = "-" if layer.seconds is None else f"{layer.seconds:.1f} s"
     about = f"{text.ago(layer.created):>7}  {took:>9}  {text.size(layer.size):>10}"
-    return f"{layer.id[:12]}  {about}  {text.one_line(layer.op, 60)}"
+    tags = f"  [{', '.join(layer.tags)}]" if layer.tags else ""
+    return f"{layer.id[:12]}  {about}  {text.one_line(layer.op, 60)}{tags}"

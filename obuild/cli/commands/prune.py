@@ -114,8 +114,8 @@ def _carry_out(store: Store, plan: Plan) -> None:
     put(*(_line("stays", item) for item in (*plan.in_use, *stayed)), _sum("Removed", gone))
     if plan.short:
         raise ObuildError(
-            f"{units.size(plan.short)} more should go, but all that is left is in use",
-            hint="a build is running on it; try again when it has ended",
+            f"{units.size(plan.short)} more should go, but all that is left is in use or tagged",
+            hint="a build that runs lets go when it ends; `obuild tag ls` lists the tags",
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import typer
 
@@ -16,19 +17,31 @@ app = typer.Typer()
 
 @app.command()
 @guarded
-def delete(id: IdArgument, store: StoreOption) -> None:
-    """Remove a layer, and all layers that were built on it."""
+def delete(
+    id: IdArgument,
+    store: StoreOption,
+    force: Annotated[bool, typer.Option("--force", help="Remove tags that are in the way, too.")] = False,
+) -> None:
+    """Remove a layer, and all layers that were built on it. If one of them has a tag, nothing is removed."""
     from obuild.store import removal
     from obuild.store.index import resolve
 
     opened = open_store(store)
-    _stayed(removal.delete(opened, resolve(opened, id), tell=_removing))
+    layer = resolve(opened, id)
+    if not force and (tags := removal.in_the_way(opened, layer)):
+        named = ", ".join(f"{name} ({id[:12]})" for name, id in tags.items())
+        noun = "the tag" if len(tags) == 1 else "the tags"
+        raise ObuildError(
+            f"{noun} {named} would lose what {'it names' if len(tags) == 1 else 'they name'}",
+            hint=f"obuild tag rm {' '.join(tags)}, or --force to remove layers and tags",
+        )
+    _stayed(removal.delete(opened, layer, tell=_removing, untag=force))
 
 
 @app.command()
 @guarded
 def clean(store: StoreOption) -> None:
-    """Remove all layers, and the machines saved for them. Base images and caches stay."""
+    """Remove all layers, and the machines saved for them. What has a tag stays, and base images and caches."""
     from obuild.store import removal
 
     gone: list[str] = []

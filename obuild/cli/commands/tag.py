@@ -1,0 +1,88 @@
+"""Names for layers."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from typer.core import TyperGroup
+
+from obuild.cli import text
+from obuild.cli.console import guarded, open_store, put, put_json
+from obuild.cli.options import IdArgument, JsonOption, StoreOption
+from obuild.errors import ObuildError, UsageError
+
+
+class _AddByDefault(TyperGroup):
+    """`obuild tag ID NAME` is `obuild tag add ID NAME`."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        word = next((each for each in args if not each.startswith("-")), "")
+        if word and word not in self.commands:
+            args = ["add", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=_AddByDefault,
+    help="Tags: names for layers. `obuild tag ID NAME` sets one, and `prune` keeps what it names.",
+    no_args_is_help=True,
+)
+
+
+@app.command("add")
+@guarded
+def add(
+    id: IdArgument,
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="The tags to set, or to move here.")],
+    store: StoreOption,
+) -> None:
+    """Give a layer one or more tags. A tag that names another layer moves.
+
+    A tag works wherever an id does. The layer, and all that it stands on, is kept until the tag is removed.
+    `add` may be left out.
+
+    Example: obuild tag --store=qemu:/data 3f2a web web:1.2
+    """
+    from obuild.store.index import resolve
+    from obuild.store.tags import checked
+
+    names = [checked(name) for name in names]
+    opened = open_store(store)
+    layer = resolve(opened, id)
+    for name in names:
+        opened.tag(layer, name)
+
+
+@app.command("ls")
+@guarded
+def list_tags(store: StoreOption, as_json: JsonOption = False) -> None:
+    """List the tags: name, layer, and when it was set.
+
+    Example: obuild tag ls --store=qemu:/data
+    """
+    tags = open_store(store).tags.all()
+    if as_json:
+        put_json(tags)
+    else:
+        put(*(f"{tag.name:20}  {tag.id[:12]}  {text.ago(tag.set):>7}" for tag in tags))
+
+
+@app.command("rm")
+@guarded
+def remove(
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="The tags to remove.")],
+    store: StoreOption,
+) -> None:
+    """Remove tags. Their layers stay, until `prune` or `rm` removes them.
+
+    Example: obuild tag rm --store=qemu:/data web
+    """
+    opened = open_store(store)
+    unknown = [name for name in names if not opened.tags.is_there(name)]
+    if unknown:
+        known = ", ".join(tag.name for tag in opened.tags.all()[:20]) or "none"
+        raise UsageError(f"there is no tag {text.word(unknown[0])}", hint=f"there are: {known}")
+    gone = [name for name in names if not opened.tags.remove(name)]
+    if gone:
+        raise ObuildError(f"the tag {gone[0]} was removed just now, but not by this command")

@@ -1,0 +1,102 @@
+"""Tags, as a user meets them. No guest boots."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from obuild.plan.steps import Chain
+from obuild.store.layers import Store
+from tests.store.test_layers import make_all
+from tests.support import odd
+
+ChainMaker = Callable[[str], Chain]
+
+
+class Program:
+    """The program, on a store with a chain of three layers."""
+
+    def __init__(self, store: Store, ids: list[str], spec: Path) -> None:
+        self.store = store
+        self.ids = ids
+        self.spec = spec
+
+    def __call__(self, *args: str, code: int = 0) -> str:
+        """Run a command; what it says."""
+        ended, out, err = odd.run([*args, f"--store=qemu:{self.store.root}"])
+        assert "Traceback" not in err
+        assert ended == code, out + err
+        return out + err
+
+
+@pytest.fixture
+def obuild(store: Store, chain: ChainMaker, tmp_path: Path) -> Program:
+    ids = make_all(store, chain("(run (shell one)) (run (shell two))"))
+    (tmp_path / "test.spec").write_text("((from tiny) (run (shell one)))")
+    return Program(store, [str(id) for id in ids], tmp_path / "test.spec")
+
+
+def test_tags_are_set_listed_moved_and_removed(obuild: Program) -> None:
+    root, one, two = obuild.ids
+    assert obuild("tag", two[:10], "web", "team/web:1.2") == ""
+    assert obuild("tag", "add", "web", "nightly") == ""
+    assert [line.split()[:2] for line in obuild("tag", "ls").splitlines()] == [
+        ["nightly", two[:12]],
+        ["team/web:1.2", two[:12]],
+        ["web", two[:12]],
+    ]
+    obuild("tag", one, "web")
+    listed = json.loads(obuild("tag", "ls", "--json"))
+    assert {tag["name"]: tag["id"] for tag in listed} == {"nightly": two, "team/web:1.2": two, "web": one}
+    assert "[nightly, team/web:1.2]" in obuild("ls")
+    assert "tags    web" in obuild("explain", "web")
+    assert obuild("log", "web") == obuild("log", one)
+    assert "there is no tag nosuch" in obuild("tag", "rm", "web", "nosuch", code=2)
+    obuild("tag", "rm", "nightly", "team/web:1.2")
+    assert [tag["name"] for tag in json.loads(obuild("tag", "ls", "--json"))] == ["web"]
+    assert root[:12] in obuild("ls")
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["web", "x"], "no layer has the id or the tag 'web'"),
+        (["ROOT", ".."], "'..' cannot be a tag"),
+        (["ROOT", "cafe"], "looks like an id"),
+        (["ROOT", "web", "deadbeef"], "looks like an id"),
+        (["f" * 64, "web"], "no layer has the id"),
+        (["ROOT"], "NAME..."),
+    ],
+)
+def test_a_tag_that_cannot_be_sets_none(obuild: Program, args: list[str], said: str) -> None:
+    assert said in obuild("tag", *(obuild.ids[0] if arg == "ROOT" else arg for arg in args), code=2)
+    assert obuild("tag", "ls") == ""
+
+
+def test_removing_says_which_tag_is_in_the_way(obuild: Program) -> None:
+    root, _, two = obuild.ids
+    obuild("tag", two, "web")
+    said = obuild("delete", root, code=1)
+    assert f"the tag web ({two[:12]}) would lose what it names" in said
+    assert "obuild tag rm web" in said
+    assert len(obuild.store.ids()) == 3
+    assert "Removed 0 items" in obuild("clean")
+    assert "tagged web" in obuild("gc", "--keep-bytes=0", "--dry-run")
+    assert "in use or tagged" in obuild("gc", "--keep-bytes=0", code=1)
+    assert len(obuild.store.ids()) == 3
+    obuild("delete", "web", "--force")
+    assert obuild.store.ids() == [*filter(obuild.store.find, obuild.store.ids())]
+    assert len(obuild.store.ids()) == 2
+    assert obuild("tag", "ls") == ""
+
+
+def test_a_build_tags_its_result_and_checks_the_names_first(obuild: Program, tmp_path: Path) -> None:
+    argv = ("build", "--qemu-accel=tcg", "-f", str(obuild.spec), str(tmp_path))
+    assert "looks like an id" in obuild(*argv, "-t", "web", "--tag", "f00", code=2)
+    assert obuild("tag", "ls") == ""
+    told = obuild(*argv, "-t", "web", "--tag", "web:1").splitlines()
+    assert told[-3:] == ["tagged web", "tagged web:1", f'Got: "{obuild.ids[1]}"']
+    assert [str(tag.id) for tag in obuild.store.tags.all()] == [obuild.ids[1]] * 2
