@@ -25,6 +25,7 @@ from obuild.executors.qemu.shape import shape_for
 from obuild.executors.settings import Settings
 from obuild.guests import linux
 from obuild.host import qemu_img
+from obuild.host.process import CancelScope
 from obuild.store.layers import Store
 
 RUNS = 3
@@ -109,7 +110,7 @@ def main() -> None:
         overlay = Path(folder) / "overlay.qcow2"
         qemu_img.create_overlay(overlay, str(found.path))
         with (
-            machine.start(shape, overlay, network=False) as guest,
+            machine.start(shape, overlay, CancelScope(), network=False) as guest,
             ssh.connect(guest, login="root", key=catalog.key_path(store, found.card)) as connection,
         ):
             for what, make in (("5,000 small files", small_files), ("one file of 200 MB", large_file)):

@@ -36,6 +36,7 @@ from obuild.executors.qemu.shape import shape_for
 from obuild.executors.settings import Settings
 from obuild.guests import linux
 from obuild.host import qemu_img
+from obuild.host.process import CancelScope
 from obuild.plan.planner import plan
 from obuild.plan.steps import Base, Chain, Import
 from obuild.store import flatten
@@ -146,7 +147,7 @@ def guest_on(deep: Deep, chain: Chain) -> Iterator[ssh.Connection]:
         draft.lay()
         print(f"  {len(chain.steps) - 1} layers: {len(deep.store.flats.chain(last))} images, limit {deep.longest}")
         with (
-            machine.start(shape, draft.image, network=False) as running,
+            machine.start(shape, draft.image, CancelScope(), network=False) as running,
             ssh.connect(running, login="root", key=key) as connection,
         ):
             yield connection

@@ -23,6 +23,7 @@ from obuild.executors.qemu import kvm, machine, ssh
 from obuild.executors.qemu.shape import Accel, Shape, shape_for
 from obuild.executors.settings import Settings
 from obuild.host import qemu_img
+from obuild.host.process import CancelScope
 from obuild.store.layers import Store
 
 ROOT = Path(__file__).parent.parent
@@ -42,7 +43,7 @@ def bare_guest(image: Path, shape: Shape, scratch: Path) -> float:
     overlay.unlink(missing_ok=True)
     qemu_img.create_overlay(overlay, str(image))
     started = time.perf_counter()
-    with machine.start(shape, overlay, network=False) as guest:
+    with machine.start(shape, overlay, CancelScope(), network=False) as guest:
         ssh.wait_for_banner(guest, time.monotonic() + shape.boot_time).close()
         booted = time.perf_counter() - started
         started = time.perf_counter()

@@ -40,6 +40,7 @@ from obuild.executors.qemu import machine, ssh
 from obuild.executors.qemu.shape import shape_for
 from obuild.executors.settings import Settings
 from obuild.host import qemu_img
+from obuild.host.process import CancelScope
 from obuild.store.layers import Store
 
 #: What the ways are called in the plot.
@@ -159,7 +160,7 @@ class Bench:
         qemu_img.create_overlay(overlay, str(found.path))
         started = time.perf_counter()
         with (
-            machine.start(shape, overlay, network=False) as guest,
+            machine.start(shape, overlay, CancelScope(), network=False) as guest,
             ssh.connect(guest, login=found.card.login, key=catalog.key_path(store, found.card)),
         ):
             self.results.boots.append(time.perf_counter() - started)

@@ -4,7 +4,7 @@ An expected failure is always an ObuildError and is printed as `message` and `hi
 traceback. Everything else that escapes is a defect in obuild.
 
 Exit codes: 2, found wrong before anything was built; 1, a build or an action that failed;
-130, interrupted.
+130, interrupted or cancelled.
 """
 
 from __future__ import annotations
@@ -38,6 +38,12 @@ class SpecError(UsageError):
 
 class ProcessError(ObuildError):
     """Another program ended badly; `message` holds its command line and the end of its stderr."""
+
+
+class Cancelled(ObuildError):
+    """The build was told to stop."""
+
+    exit_code = 130
 
 
 class StepFailed(ObuildError):

@@ -13,8 +13,9 @@ from obuild.errors import ObuildError, StepFailed, StoreError
 from obuild.events import Hit, Listener, Note, Output, Saved, Started
 from obuild.executors.protocol import Executor, OnFailure
 from obuild.guests import profile
-from obuild.host import failpoints, process, qemu_img
+from obuild.host import failpoints, qemu_img
 from obuild.host.mask import Mask
+from obuild.host.process import CancelScope
 from obuild.plan.keys import LayerId
 from obuild.plan.steps import Base, Chain, Command, Graft, Import, Step, Transfer
 from obuild.store.layers import Draft, Store
@@ -42,14 +43,17 @@ class Builder:
     archive: Callable[[Graft], Path] = _no_archive
     make_room: Callable[[], None] = lambda: None
     on_failure: OnFailure | None = None
+    scope: CancelScope = field(default_factory=CancelScope)
 
     def build(self, chain: Chain) -> LayerId:
         """Make the layers of a chain that the store has not got, in order, and return the last one's id.
 
-        Every layer that was said to be saved stays, whatever comes after. StepFailed if a command fails.
+        Every layer that was said to be saved stays, whatever comes after. StepFailed if a command fails, Cancelled
+        if `scope` is.
         """
         with ExitStack() as tip:  # the layer we stand on: while it is held it stays, and so do those below it
             for step in chain.steps:
+                self.scope.check()
                 for heading in step.headings:
                     self.tell(Started(heading))
                 held = self._hold(step)
@@ -72,7 +76,7 @@ class Builder:
         """Make the step's layer, or find that it is there: look, lock, look again."""
         if self._hit(step):
             return
-        follower = Follower(self.store, step.id, self.tell)
+        follower = Follower(self.store, step.id, self.tell, self.scope)
         with self.store.claim(step.id, meanwhile=follower) as claim:
             follower.drain()
             if not claim.held:
@@ -87,7 +91,7 @@ class Builder:
                 with self.store.draft(step) as draft:
                     self._make(step, draft)
             except ObuildError as error:
-                if not process.stopping():  # whom we end ourselves did not fail: who waits should try
+                if not self.scope.cancelled:  # whom we end ourselves did not fail: who waits should try
                     claim.leave(failure_word(error))
                 raise
             self._remember(step, started)

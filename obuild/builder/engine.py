@@ -12,12 +12,13 @@ from obuild.bases import catalog
 from obuild.builder.chain import Builder
 from obuild.builder.extract import Extractor
 from obuild.builder.provision import Machines, as_os
-from obuild.errors import MachineError
+from obuild.errors import Cancelled, MachineError, ObuildError
 from obuild.events import Event, Listener, Note, Output, Started
 from obuild.executors.protocol import Executor, OnFailure
 from obuild.executors.settings import Settings
 from obuild.guests import rules
 from obuild.host import process
+from obuild.host.process import CancelScope
 from obuild.plan.keys import LayerId
 from obuild.plan.planner import FilesOf, everything, plan, unbuilt
 from obuild.plan.steps import Base, Built, Chain, Extract, Graft, Import
@@ -32,6 +33,7 @@ class Engine:
     """Builds specs from one source folder into one store. `secrets` are values by id.
 
     `on_built` is called with the last layer while that cannot be removed.
+    `executor` is the kind that runs the steps: a name in the table of `executors.all`.
     """
 
     source: Path
@@ -43,19 +45,41 @@ class Engine:
     make_room: Callable[[Listener], None] = lambda tell: None
     on_failure: OnFailure | None = None
     on_built: Callable[[LayerId], None] = lambda id: None
+    executor: str = "qemu"
     _bases: dict[str, Base] = field(default_factory=dict, init=False)
     _chains: dict[int, Chain] = field(default_factory=dict, init=False)  # as planned first, by id() of the stage
     _machines: Machines = field(init=False)
+    _scope: CancelScope = field(default_factory=CancelScope, init=False)  # of the build that runs
+    _cancelled: bool = field(default=False, init=False)  # for good: a scope ends with its build
     _held: ExitStack = field(default_factory=ExitStack, init=False)  # the layers that must not go before we end
 
-    def __post_init__(self) -> None:
-        self._machines = Machines(self.store, self.settings, self._say)
+    def cancel(self) -> None:
+        """End the build from another thread: `build` raises Cancelled as soon as it can, and so if called again.
+
+        Machines are killed at once. A program that works on the host, like qemu-img, is waited for.
+        Complete layers stay.
+        """
+        self._cancelled = True
+        self._scope.cancel()
 
     def build(self, stage: Stage) -> LayerId:
         """Build a stage, with those inside it, and return the id of its last layer.
 
         UsageError, before anything is built, for all that can be seen to be wrong; then as Builder.build.
         """
+        self._scope = CancelScope()
+        self._machines = Machines(self.store, self.settings, self._say, self.executor, self._scope)
+        try:
+            if self._cancelled:  # perhaps before there was this scope
+                self._scope.cancel()
+            self._scope.check()
+            return self._build(stage)
+        except ObuildError as error:
+            if self._cancelled and not isinstance(error, Cancelled):
+                raise Cancelled("the build was cancelled") from error
+            raise
+
+    def _build(self, stage: Stage) -> LayerId:
         with storage_errors(self.store.root), self._held:
             for each, builds in everything(stage):
                 self._chains[id(each)] = self._plan(each, unbuilt(builds, self._base))
@@ -65,7 +89,7 @@ class Engine:
             if self.jobs > 1 and stage.stages:
                 from obuild.builder.scheduler import Parallel
 
-                built = Parallel(self.make, self.tell, self.jobs).build(stage)
+                built = Parallel(self.make, self.tell, self.jobs, self._scope).build(stage)
             else:
                 built = self._in_order(stage, {})
             self.on_built(built.layer)
@@ -98,7 +122,10 @@ class Engine:
                 self._hold(chain)
             self._prepare(chain, room)
             executor = self._machines_of(chain.base, stack)
-            layer = Builder(self.store, executor, tell, self.secrets, archive, room, self.on_failure).build(chain)
+            builder = Builder(
+                self.store, executor, tell, self.secrets, archive, room, self.on_failure, self._scope
+            )
+            layer = builder.build(chain)
             self._hold(chain)
             return Built(layer, chain.base)
 

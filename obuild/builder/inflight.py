@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 from obuild.errors import ObuildError, StepFailed
 from obuild.events import Listener, Note, Output
-from obuild.host import process
+from obuild.host.process import CancelScope
 from obuild.host.regular import NotAFile, open_file
 from obuild.plan.keys import LayerId
 from obuild.store.layers import Store
@@ -23,7 +23,8 @@ class Follower:
     Call it again and again while waiting. `heard` says if anyone was there to be waited for.
     """
 
-    def __init__(self, store: Store, id: LayerId, tell: Listener) -> None:
+    def __init__(self, store: Store, id: LayerId, tell: Listener, scope: CancelScope) -> None:
+        self._scope = scope
         self._path = store.result_tmp / id / "log"
         self._tell = tell
         self._log: BinaryIO | None = None
@@ -32,9 +33,8 @@ class Follower:
         self.heard = False
 
     def __call__(self) -> None:
-        """Tell what is new. ObuildError if our own build is being stopped, for then nobody waits any more."""
-        if process.stopping():
-            raise ObuildError("stopped while another build was making this step")
+        """Tell what is new. Cancelled if our own build is."""
+        self._scope.check()
         if not self._looked:  # a store that is opened or tidied holds the lock for a moment, too
             self._looked = True
             return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -14,6 +13,7 @@ from obuild.executors.protocol import OpenExecutor, Setup
 from obuild.executors.settings import Settings
 from obuild.guests import profile
 from obuild.host import qemu_img
+from obuild.host.process import CancelScope
 from obuild.plan import keys
 from obuild.plan.keys import LayerId
 from obuild.plan.steps import Base
@@ -22,12 +22,16 @@ from obuild.store.layers import Layer, Store
 
 @dataclass(frozen=True, slots=True)
 class Machines:
-    """Executors by the base that their guests stand on. `say` hears what a user should know of the choice."""
+    """Executors by the base that their guests stand on, all of one kind; what they start belongs to `scope`.
+
+    `say` hears what a user should know of the choices that are made.
+    """
 
     store: Store
     settings: Settings
     say: Callable[[str], None]
     kind: str = "qemu"
+    scope: CancelScope = field(default_factory=CancelScope)
     _made: dict[str, OpenExecutor] = field(default_factory=dict, init=False)
 
     def check(self, base: Base) -> None:
@@ -37,8 +41,8 @@ class Machines:
     def of(self, base: Base) -> OpenExecutor:
         """Machines for all layers of a base. UsageError if this host cannot run them."""
         if base.name not in self._made:
-            gc.enable()  # __main__ switched it off for the short run that a cached build is
-            setup = Setup(self.store, base, catalog.key_path(self.store, base.card), self.settings, self.say)
+            key = catalog.key_path(self.store, base.card)
+            setup = Setup(self.store, base, key, self.settings, self.say, self.scope)
             self._made[base.name] = EXECUTORS[self.kind].provision(setup)
         return self._made[base.name]
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from obuild.events import Event, Listener, Note, Started
-from obuild.host import process
+from obuild.host.process import CancelScope
 from obuild.plan.steps import Built
 from obuild.spec import Stage
 
@@ -19,9 +19,10 @@ Make = Callable[[Stage, Mapping[str, Built], Listener], Built]
 
 
 class Parallel:
-    """Builds one spec. If a stage fails, or we are interrupted, all machines are ended before it is told."""
+    """Builds one spec. If a stage fails, or we are interrupted, `scope` is cancelled before it is told."""
 
-    def __init__(self, make: Make, tell: Listener, jobs: int) -> None:
+    def __init__(self, make: Make, tell: Listener, jobs: int, scope: CancelScope) -> None:
+        self._scope = scope
         self._make = make
         self._turns = Turns(tell)
         self._room = threading.Semaphore(jobs)
@@ -35,7 +36,7 @@ class Parallel:
                 return self._run(name, stage, scope, start)
             except BaseException as error:
                 failures.append(error)
-                process.stop_all()
+                self._scope.cancel()
                 raise
 
         # every stage has a thread of its own, so one that waits for others never keeps them from running
@@ -47,13 +48,11 @@ class Parallel:
             try:
                 return start("", stage, {}).result()
             except BaseException as error:
-                process.stop_all()
+                self._scope.cancel()
                 pool.shutdown(wait=True)
                 if isinstance(error, Exception) and failures:
                     raise failures[0] from error
                 raise
-            finally:
-                process.resume()
 
     def _run(
         self,

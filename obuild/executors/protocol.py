@@ -10,6 +10,7 @@ from typing import Protocol
 
 from obuild.executors.settings import Settings
 from obuild.guests.profile import Card
+from obuild.host.process import CancelScope
 from obuild.plan.steps import Base, Command, Extract, Graft, Transfer
 from obuild.store.caches import CacheCopy
 from obuild.store.layers import Draft, Store
@@ -52,7 +53,7 @@ OpenExecutor = Callable[[], AbstractContextManager[Executor]]
 class Setup:
     """What an executor is made of: the base that its guests stand on, and the private key that logs in to them.
 
-    `say` hears what a user should know of the choices that are made.
+    `say` hears what a user should know of the choices that are made. Whatever is started belongs to `scope`.
     """
 
     store: Store
@@ -60,6 +61,7 @@ class Setup:
     key: Path
     settings: Settings
     say: Callable[[str], None]
+    scope: CancelScope
 
 
 class Kind(Protocol):

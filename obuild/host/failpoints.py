@@ -43,6 +43,7 @@ POINTS = (
     "remove.done",
 )
 
+# The process is what is killed, so this belongs to the process. Nothing but tests and OBUILD_KILL_AT sets it.
 _fatal: list[tuple[str, int]] = []
 _seen: dict[str, int] = {}
 

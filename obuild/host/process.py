@@ -11,12 +11,12 @@ import shlex
 import shutil
 import signal
 import subprocess
-import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from obuild.errors import ProcessError, UsageError
+from obuild.errors import Cancelled, ProcessError, UsageError
 
 #: Debian's package for each program we call, for the message when it is missing.
 PACKAGES = {
@@ -42,9 +42,6 @@ PACKAGES = {
 STDERR_TAIL = 2000
 
 Arg = str | Path
-
-_spawned: weakref.WeakSet[subprocess.Popen[bytes]] = weakref.WeakSet()
-_stopping: list[bool] = []
 
 
 def require(program: str) -> str:
@@ -111,9 +108,7 @@ def spawn(
     """
     command = [require("setpriv"), "--pdeathsig", "KILL", "--", require(str(argv[0])), *map(str, argv[1:])]
     _tell(shown or argv)
-    if _stopping:
-        raise ProcessError(f"{argv[0]} was not started: the build is being stopped")
-    child = subprocess.Popen(
+    return subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
         stdout=stderr,
@@ -121,27 +116,56 @@ def spawn(
         pass_fds=pass_fds,
         start_new_session=True,
     )
-    _spawned.add(child)
-    if _stopping:  # stop_all may have looked just before
-        child.kill()
-    return child
 
 
-def stop_all() -> None:
-    """Kill what was spawned, and spawn nothing more until `resume`: how one thread ends what others wait for."""
-    _stopping.append(True)
-    for child in list(_spawned):
-        child.kill()
+class CancelScope:
+    """The programs that one build has running, and whether it has been told to stop.
 
+    Any thread may cancel it, at any time and for good: its programs are killed, and it starts no more.
+    """
 
-def stopping() -> bool:
-    """Whether `stop_all` was called and `resume` was not: what fails now may fail because of that."""
-    return bool(_stopping)
+    def __init__(self) -> None:
+        # Threads share these without a lock: each change is one operation of a set or of an attribute.
+        self._children: set[subprocess.Popen[bytes]] = set()
+        self._cancelled = False
 
+    @property
+    def cancelled(self) -> bool:
+        """Whether `cancel` was called. What fails from then on may fail because of that."""
+        return self._cancelled
 
-def resume() -> None:
-    """Spawn again."""
-    _stopping.clear()
+    def cancel(self) -> None:
+        self._cancelled = True
+        for child in tuple(self._children):
+            child.kill()
+
+    def check(self) -> None:
+        """Cancelled if `cancel` was called."""
+        if self._cancelled:
+            raise Cancelled("the build was cancelled")
+
+    @contextmanager
+    def spawned(
+        self,
+        argv: Sequence[Arg],
+        *,
+        stderr: IO[bytes],
+        pass_fds: Sequence[int] = (),
+        shown: Sequence[Arg] | None = None,
+    ) -> Iterator[subprocess.Popen[bytes]]:
+        """As `spawn`; on the way out the program is killed, if it still runs, and waited for."""
+        self.check()
+        child = spawn(argv, stderr=stderr, pass_fds=pass_fds, shown=shown)
+        self._children.add(child)
+        try:
+            if self._cancelled:  # perhaps `cancel` looked just before
+                child.kill()
+            yield child
+        finally:
+            self._children.discard(child)
+            if child.poll() is None:
+                child.kill()
+            child.wait()
 
 
 def terminal_name() -> str:

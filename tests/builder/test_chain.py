@@ -11,16 +11,15 @@ import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from obuild import spec
 from obuild.bases import catalog
 from obuild.builder.chain import Builder
-from obuild.errors import MachineError, ObuildError, StepFailed, StoreError
+from obuild.errors import Cancelled, MachineError, ObuildError, StepFailed, StoreError
 from obuild.events import Event, Hit, Note, Output, Saved, Started
-from obuild.host import process
+from obuild.host.process import CancelScope
 from obuild.plan.keys import LayerId
 from obuild.plan.planner import plan
 from obuild.plan.steps import Chain
@@ -387,6 +386,7 @@ class Meeting:
         self.store = store
         self.chain = chain
         self.executor, self.heard = FakeExecutor(), Heard()
+        self.scope = CancelScope()  # of the first
         self.waits = threading.Event()
         self.error: BaseException | None = None
         self.thread = threading.Thread(target=self._second)
@@ -402,7 +402,7 @@ class Meeting:
         except BaseException as error:
             self.error = error
 
-    def first(self, ending: int | BaseException) -> FakeExecutor:
+    def first(self, ending: int | BaseException, *, cancelled: bool = False) -> FakeExecutor:
         """Run the first build; its `a` prints, sees that the other has heard it, prints again, and ends so."""
 
         def act(run: Run) -> int:
@@ -410,13 +410,15 @@ class Meeting:
             self.thread.start()
             assert self.waits.wait(30)
             run.output(b"two\n")
+            if cancelled:
+                self.scope.cancel()
             if isinstance(ending, BaseException):
                 raise ending
             return ending
 
         executor = FakeExecutor({"a": act})
         try:
-            Builder(self.store, lambda: executor, Heard()).build(self.chain)
+            Builder(self.store, lambda: executor, Heard(), scope=self.scope).build(self.chain)
         except (ObuildError, KeyboardInterrupt):
             assert ending
         self.thread.join()
@@ -458,12 +460,10 @@ def test_who_waits_takes_over_from_a_build_that_is_interrupted(store: Store, cha
 
 
 def test_who_waits_for_a_stage_that_is_ended_for_another_ones_failure_takes_over(
-    store: Store, chain: ChainMaker, monkeypatch: pytest.MonkeyPatch
+    store: Store, chain: ChainMaker
 ) -> None:
     meeting = Meeting(store, chain(ABC))
-    # as if the first were being stopped, but not the second, which stands for another process
-    monkeypatch.setattr("obuild.builder.chain.process", SimpleNamespace(stopping=lambda: True))
-    meeting.first(MachineError("QEMU is gone"))
+    meeting.first(MachineError("QEMU is gone"), cancelled=True)
     assert meeting.error is None
     assert meeting.executor.seen.count("sealed") == 3
 
@@ -480,20 +480,18 @@ def test_who_waits_for_another_process_stops_when_its_own_build_is_stopped(
 
     def wait() -> None:
         try:
-            Builder(store, no_executor, tell).build(chain("(run (shell a))"))
-        except ObuildError as error:
+            Builder(store, no_executor, tell, scope=scope).build(chain("(run (shell a))"))
+        except Cancelled as error:
             errors.append(error)
 
+    scope = CancelScope()
     with store.claim(chain("(run (shell a))").steps[0].id):
         thread = threading.Thread(target=wait)
         thread.start()
         assert waits.wait(30)
-        process.stop_all()
-        try:
-            thread.join()
-        finally:
-            process.resume()
-    assert [str(error) for error in errors] == ["stopped while another build was making this step"]
+        scope.cancel()
+        thread.join()
+    assert len(errors) == 1
 
 
 # -- the index

@@ -23,6 +23,7 @@ from obuild.executors.settings import Settings
 from obuild.guests import profile
 from obuild.guests.all import GUESTS, HOMES
 from obuild.guests.profile import Card
+from obuild.host.process import CancelScope
 from obuild.plan.keys import LayerId
 from obuild.store.layers import Store
 from obuild.store.warm import Warm
@@ -52,7 +53,9 @@ def made(store: Store, id: LayerId, settings: Settings | None = None, say: Say =
     """How machines for a layer are made."""
     settings = settings or Settings(accel="tcg")
     base = Machines(store, settings, say).base_of(id)
-    return provision.configure(Setup(store, base, catalog.key_path(store, base.card), settings, say))
+    return provision.configure(
+        Setup(store, base, catalog.key_path(store, base.card), settings, say, CancelScope())
+    )
 
 
 def root(store: Store, id: LayerId) -> Path:

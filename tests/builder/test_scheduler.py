@@ -12,6 +12,7 @@ from obuild.builder.scheduler import Make, Parallel
 from obuild.errors import StepFailed
 from obuild.events import Listener, Note, Started
 from obuild.guests.profile import Card
+from obuild.host.process import CancelScope
 from obuild.plan.keys import LayerId
 from obuild.plan.steps import Base, Built
 from obuild.spec import Stage, parse
@@ -29,7 +30,7 @@ def stages(*inner: str) -> Stage:
 
 
 def run(make: Make, stage: Stage, heard: Heard, jobs: int = 4) -> LayerId:
-    return Parallel(make, heard, jobs).build(stage).layer
+    return Parallel(make, heard, jobs, CancelScope()).build(stage).layer
 
 
 def test_each_stage_gets_the_builds_that_it_copies_from() -> None:

@@ -8,11 +8,13 @@ import shutil
 import subprocess
 import tempfile
 import threading
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from obuild.errors import ProcessError, UsageError
+from obuild.errors import Cancelled, ProcessError, UsageError
 from obuild.host import process
 from tests.support.fakes import other_process
 
@@ -139,6 +141,41 @@ def test_a_spawned_program_does_not_outlive_a_killed_process() -> None:
         parent.kill()
         # its stdout is ours too: the end of the file comes when the last of them is dead
         assert parent.stdout.read() == ""
+
+
+@needs_setpriv
+def test_a_cancelled_scope_kills_its_own_programs_only_and_starts_no_more(tmp_path: Path) -> None:
+    one, other = process.CancelScope(), process.CancelScope()
+    with (tmp_path / "said").open("wb") as said:
+        with (
+            one.spawned(["sleep", "600"], stderr=said) as mine,
+            other.spawned(["sleep", "600"], stderr=said) as theirs,
+        ):
+            thread = threading.Thread(target=one.cancel)
+            thread.start()
+            thread.join()
+            assert mine.wait() == -9
+            assert theirs.poll() is None
+            assert (one.cancelled, other.cancelled) == (True, False)
+            with pytest.raises(Cancelled), one.spawned(["sleep", "600"], stderr=said):
+                pass
+        assert theirs.returncode == -9  # and waited for
+
+
+@needs_setpriv
+def test_a_program_that_starts_while_its_scope_is_cancelled_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scope = process.CancelScope()
+    spawn = process.spawn
+
+    def cancelled_just_before(argv: Sequence[process.Arg], **how: Any) -> subprocess.Popen[bytes]:
+        scope.cancel()
+        return spawn(argv, **how)
+
+    monkeypatch.setattr(process, "spawn", cancelled_just_before)
+    with (tmp_path / "said").open("wb") as said, scope.spawned(["sleep", "600"], stderr=said) as child:
+        assert child.wait() == -9
 
 
 def test_endings_are_told_in_words() -> None:

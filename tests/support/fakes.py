@@ -87,7 +87,7 @@ class FakeExecutor:
 class ScriptedGuests:
     """QEMU as an executor, as far as guests are concerned scripted: everything else is asked of this host.
 
-    `configs` is how the machines would have been made.
+    `configs` is how the machines would have been made; each has the scope that they would belong to.
     """
 
     executor: FakeExecutor

@@ -26,7 +26,7 @@ class Boots:
         gone; if it raises, QEMU is killed and the image is not to be used."""
         config = self.config
         draft.lay()
-        with machine.start(config.shape, draft.image, network=network) as running:
+        with machine.start(config.shape, draft.image, config.scope, network=network) as running:
             failpoints.reach("machine.started")
             import obuild.store.index  # noqa: F401  # needed soon: loaded now, while the guest boots
 

@@ -27,6 +27,7 @@ from obuild.executors.qemu.qmp import Qmp, QmpLost
 from obuild.executors.qemu.shape import Shape
 from obuild.host import process
 from obuild.host.fs import in_memory
+from obuild.host.process import CancelScope
 
 #: QEMU itself, without a guest, starts in well under a second; this is for a host that swaps.
 START_TIMEOUT = 60.0
@@ -248,8 +249,10 @@ class Machine:
 
 
 @contextmanager
-def start(shape: Shape, image: Path, *, network: bool, memory: Memory | None = None) -> Iterator[Machine]:
-    """A machine that boots `image`; killed on the way out unless it has powered off.
+def start(
+    shape: Shape, image: Path, scope: CancelScope, *, network: bool, memory: Memory | None = None
+) -> Iterator[Machine]:
+    """A machine that boots `image`; killed on the way out unless it has powered off, or when `scope` is cancelled.
 
     With `memory` it is held at first, and its ports are there. MachineError, with QEMU's own words, if it does not
     start.
@@ -261,24 +264,20 @@ def start(shape: Shape, image: Path, *, network: bool, memory: Memory | None = N
         with ExitStack() as others:
             qmp, *links = [f"socket,fd={others.enter_context(their).fileno()}" for _, their in pairs]
             argv = partial(qemu_argv, shape, image, network=network, memory=memory)
-            child = process.spawn(
+            spawned = scope.spawned(
                 argv(qmp=qmp, links=Links(*links) if links else None),
                 shown=argv(qmp="stdio"),  # a pasted line has no such sockets
                 stderr=stderr,
                 pass_fds=[their.fileno() for _, their in pairs],
             )
+            child = stack.enter_context(spawned)
         for port in ports:
             port.setblocking(False)
-        try:
-            pair = (ports[0], ports[1]) if ports else None
-            machine = _greet(child, Qmp(ours), stderr, shape, pair)
-            if memory:
-                machine.switch(network=network)
-            yield machine
-        finally:
-            if child.poll() is None:
-                child.kill()
-            child.wait()
+        pair = (ports[0], ports[1]) if ports else None
+        machine = _greet(child, Qmp(ours), stderr, shape, pair)
+        if memory:
+            machine.switch(network=network)
+        yield machine
 
 
 def _greet(

@@ -70,6 +70,7 @@ def configure(setup: Setup) -> Config:
         warm=Warm(store, settings.warm_budget, setup.say) if lasts else None,
         home=home,
         identity=identity(shape, home) if home else "",
+        scope=setup.scope,
     )
 
 

@@ -24,6 +24,7 @@ from obuild.executors.qemu.machine import Machine
 from obuild.executors.qemu.shape import Shape
 from obuild.guests.all import Home
 from obuild.host import process, qemu_img
+from obuild.host.process import CancelScope
 from obuild.plan.keys import LayerId
 from obuild.store.layers import Draft
 from obuild.store.warm import State
@@ -123,7 +124,7 @@ def _image_of(layer: LayerId) -> str:
 
 
 @contextmanager
-def resumed(state: State, shape: Shape, draft: Draft, folder: Path) -> Iterator[Lasting]:
+def resumed(state: State, shape: Shape, draft: Draft, folder: Path, scope: CancelScope) -> Iterator[Lasting]:
     """A saved machine on the draft's image, frozen as it was. MachineError, OSError, ValueError if that fails."""
     if state.disk.exists():
         draft.lay_copy(state.disk)
@@ -131,7 +132,7 @@ def resumed(state: State, shape: Shape, draft: Draft, folder: Path) -> Iterator[
         draft.lay()
     file = folder / "ram"
     os.link(state.ram, file)  # the state may go while we run
-    with machine.start(shape, draft.image, network=False, memory=Memory(file)) as running:
+    with machine.start(shape, draft.image, scope, network=False, memory=Memory(file)) as running:
         if state.delta.exists():
             ram.of(running.child.pid, file, shape.ram).apply(state.delta)
         _load(running, state.device)

@@ -19,7 +19,7 @@ from obuild.executors.qemu.machine import Machine
 from obuild.executors.qemu.session import Session
 from obuild.executors.qemu.snapshot import Lasting
 from obuild.guests.all import LACKING, Home
-from obuild.host import failpoints, process
+from obuild.host import failpoints
 from obuild.host.fs import discard
 from obuild.plan.keys import LayerId
 from obuild.store.layers import Draft
@@ -87,7 +87,7 @@ class WarmChain:
             try:
                 return self._go_on(live, draft, network)
             except MachineError as error:
-                if process.stopping():
+                if self.config.scope.cancelled:
                     raise
                 self.warm.note(f"the machine cannot go on ({_first_line(error)}); starting another")
         self._end()
@@ -107,14 +107,14 @@ class WarmChain:
                 return None
             try:
                 folder = self._running.enter_context(self.warm.folder(draft.id[:12]))
-                saved = snapshot.resumed(state, self.config.shape, draft, folder)
+                saved = snapshot.resumed(state, self.config.shape, draft, folder, self.config.scope)
                 self._live = self._running.enter_context(saved)
                 session = self._go_on(self._live, None, network)
                 failpoints.reach("machine.resumed")
                 return session
             except (ObuildError, OSError, ValueError) as error:
                 reason = _first_line(error)
-                if process.stopping():
+                if self.config.scope.cancelled:
                     raise
         self._end()
         self.warm.note(f"the saved machine of layer {parent[:12]} cannot be used ({reason}); booting")
@@ -129,7 +129,7 @@ class WarmChain:
             folder = self._running.enter_context(self.warm.folder(draft.id[:12]))
             draft.lay()
             booted = self._running.enter_context(
-                machine.start(self.config.shape, draft.image, network=False, memory=Memory())
+                machine.start(self.config.shape, draft.image, self.config.scope, network=False, memory=Memory())
             )
             booted.qmp.execute("cont")
             failpoints.reach("machine.started")
@@ -139,7 +139,7 @@ class WarmChain:
             try:
                 lacks = lacks or live.freeze()
             except MachineError as error:  # it has booted and let us in, so a step can still run there
-                if process.stopping():
+                if self.config.scope.cancelled:
                     raise
                 self._refuse(_first_line(error))
                 raise _NeedsBoot from error

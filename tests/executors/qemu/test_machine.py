@@ -25,6 +25,7 @@ from obuild.executors.qemu.arches import ARCHES
 from obuild.executors.qemu.argv import Memory
 from obuild.executors.qemu.machine import Machine
 from obuild.executors.qemu.shape import Kernel, Shape
+from obuild.host.process import CancelScope
 from tests.support.fakes import HALT, POWER_OFF, RESET, boot_disk, other_process
 
 pytestmark = pytest.mark.skipif(
@@ -52,8 +53,9 @@ import sys
 from pathlib import Path
 from obuild.executors.qemu import machine
 from obuild.executors.qemu.shape import Shape
+from obuild.host.process import CancelScope
 image = Path(sys.stdin.readline().strip())
-with machine.start(Shape(accel="tcg", cpus=1, memory=32 << 20), image, network=False) as m:
+with machine.start(Shape(accel="tcg", cpus=1, memory=32 << 20), image, CancelScope(), network=False) as m:
     print(m.child.pid, flush=True)
     sys.stdin.read()
 """
@@ -77,7 +79,7 @@ def image(tmp_path: Path) -> Callable[[str, bytes], Path]:
 @pytest.fixture
 def boot(image: Callable[[str, bytes], Path]) -> Boot:
     def start(then: bytes, *, says: str = "", shape: Shape = SHAPE) -> AbstractContextManager[Machine]:
-        return machine.start(shape, image(says, then), network=False)
+        return machine.start(shape, image(says, then), CancelScope(), network=False)
 
     return start
 
@@ -186,10 +188,10 @@ def test_a_guest_whose_switch_ends_qemu_has_powered_off(
     shape = Shape("riscv64", cpus=1, memory=64 << 20, kernel=Kernel(tmp_path / "kernel", None, ""))
     with (
         pytest.raises(MachineError, match=r"^the guest powered off before the step was done"),
-        machine.start(shape, image("", HALT), network=False) as guest,
+        machine.start(shape, image("", HALT), CancelScope(), network=False) as guest,
     ):
         guest.pause(60.0)
-    with machine.start(shape, image("", HALT), network=False) as guest:
+    with machine.start(shape, image("", HALT), CancelScope(), network=False) as guest:
         guest.power_off(ask=False)
 
 
@@ -234,13 +236,13 @@ def test_a_machine_that_cannot_be_started_quotes_qemu(
 ) -> None:
     with (
         pytest.raises(MachineError, match=rf"(?is)did not start.*{why}"),
-        machine.start(shape, image("", HALT), network=False),
+        machine.start(shape, image("", HALT), CancelScope(), network=False),
     ):
         pass
 
 
 def test_an_image_that_is_no_qcow2_is_not_started(raw_disk: Path) -> None:
-    with pytest.raises(MachineError, match="qcow2"), machine.start(SHAPE, raw_disk, network=False):
+    with pytest.raises(MachineError, match="qcow2"), machine.start(SHAPE, raw_disk, CancelScope(), network=False):
         pass
 
 
@@ -271,7 +273,7 @@ WARM = replace(SHAPE, warm=True)
 
 
 def test_a_machine_with_memory_of_its_own_is_held_at_first(image: Callable[[str, bytes], Path]) -> None:
-    with machine.start(WARM, image("up", POWER_OFF), network=False, memory=Memory()) as guest:
+    with machine.start(WARM, image("up", POWER_OFF), CancelScope(), network=False, memory=Memory()) as guest:
         assert guest.qmp.execute("query-status")["status"] == "prelaunch"
         assert guest.console() == ""
         guest.qmp.execute("cont")
@@ -285,7 +287,7 @@ def test_a_machine_with_memory_of_its_own_is_held_at_first(image: Callable[[str,
 def test_the_network_of_such_a_machine_can_be_switched(
     image: Callable[[str, bytes], Path], network: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with machine.start(WARM, image("", HALT), network=network, memory=Memory()) as guest:
+    with machine.start(WARM, image("", HALT), CancelScope(), network=network, memory=Memory()) as guest:
         told: list[object] = []
         ports = [guest.port]
         execute = guest.qmp.execute

@@ -22,6 +22,7 @@ from obuild.executors.qemu.machine import Machine
 from obuild.executors.qemu.shape import Kernel, Shape
 from obuild.executors.qemu.snapshot import HEAVY, Lasting
 from obuild.host import process, qemu_img
+from obuild.host.process import CancelScope
 from obuild.plan.keys import LayerId
 from obuild.store.layers import Draft
 from obuild.store.warm import State
@@ -485,7 +486,9 @@ def after(said: str) -> str:
 
 @contextmanager
 def resumed(place: Place, state: Path, id: LayerId) -> Iterator[Lasting]:
-    with snapshot.resumed(State(state), SHAPE, place.draft(id, BASE), place.folder(f"0-{id[0]}")) as live:
+    with snapshot.resumed(
+        State(state), SHAPE, place.draft(id, BASE), place.folder(f"0-{id[0]}"), CancelScope()
+    ) as live:
         live.machine.watched = False  # there is no shell in this guest
         yield live
 
@@ -496,7 +499,7 @@ def saved(counting: Place) -> tuple[Path, str]:
     draft = counting.draft(LayerId("0" * 64), BASE)
     draft.lay()
     folder = counting.folder("0-booted")
-    with machine.start(SHAPE, draft.image, network=False, memory=Memory()) as running:
+    with machine.start(SHAPE, draft.image, CancelScope(), network=False, memory=Memory()) as running:
         said = count(running)
         Lasting(running, folder, None).save(folder / "made", draft.image)
     return folder / "made", said
@@ -560,7 +563,7 @@ def test_a_machine_that_was_not_saved_well_is_an_error(
 def test_the_disks_of_a_real_machine(counting: Place) -> None:
     first, second = counting.draft(ONE, BASE), counting.draft(TWO, ONE)
     first.lay()
-    with machine.start(SHAPE, first.image, network=False, memory=Memory()) as running:
+    with machine.start(SHAPE, first.image, CancelScope(), network=False, memory=Memory()) as running:
         live = Lasting(running, counting.folder("0-machine"), None)
         live.machine.watched = False
         live.shell = cast(Resident, FakeShell())
