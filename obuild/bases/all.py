@@ -1,5 +1,6 @@
-"""The ways to make a base image: `make(recipe, out, public_key=…, say=…)` of the recipe's kind."""
+"""The kinds of recipes: a new one is a module with `parse` and `make`, and a row here."""
 
 from obuild.bases import debian
+from obuild.bases.kind import Kind
 
-KINDS = {"debian": debian.make}
+KINDS: dict[str, Kind] = {"debian": debian}

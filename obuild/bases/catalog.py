@@ -5,10 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
+from obuild.bases import record
+from obuild.bases.record import Record
 from obuild.errors import UsageError
 from obuild.guests import profile
 from obuild.guests.profile import INITRD, KERNEL, Card
@@ -20,6 +24,9 @@ from obuild.store.base_images import IMAGES
 from obuild.store.layers import Store
 from obuild.store.usage import storage_errors
 
+if TYPE_CHECKING:
+    from obuild.bases.sources import Choices
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+:-]*")
 _PIN = re.compile(r"sha256:[0-9a-f]{64}")
 
@@ -28,25 +35,37 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A base image file in the store. `size` is in bytes on disk."""
+    """A base image file in the store. `size` is in bytes on disk; `made` is None if the image was added."""
 
     name: str
     path: Path
     card: Card
     size: int
+    made: Record | None
 
 
 def find(store: Store, reference: str, *, say: Say) -> Base:
     """The base that `reference` (NAME, or NAME@sha256:HEX) names, made first if there is only a recipe for it.
 
-    UsageError, listing what there is, if there is neither; or if its content is not what the pin says.
+    UsageError, listing what there is, if there is neither; or if its content is not what the pin says. One that is
+    stale is said to be, and used.
     """
     name, _ = _split(reference)
     found = look(store, reference)
     if found is None:
         say(f"base image {name!r} is not in the store yet; making it from its recipe")
-        found = _read(store, make(store, name, say=say), reference)
+        path, _ = make(store, name, say=say)
+        return _read(store, path, reference)
+    if why := stale(found.path):
+        say(why)
     return found
+
+
+def stale(image: Path) -> str:
+    """Why a base image is not what its recipe would make now, and what to do; "" if it is."""
+    made = record.read(image)
+    why = record.changed(made) if made else ""
+    return f"base image {image.stem!r} is stale: {why} (obuild base make {image.stem} --if-changed)" if why else ""
 
 
 def look(store: Store, reference: str) -> Base | None:
@@ -55,9 +74,9 @@ def look(store: Store, reference: str) -> Base | None:
     path = image_path(store, name)
     if path is not None:
         return _read(store, path, reference)
-    from obuild.bases import recipe
+    from obuild.bases import sources
 
-    if recipe.find(name) is None:
+    if sources.find(name) is None:
         raise _unknown(store, name)
     return None
 
@@ -94,7 +113,10 @@ def beside(image: Path, about: Card) -> tuple[Beside, ...]:
 def listing(store: Store) -> list[Found]:
     """The base images in the store, by name."""
     paths = [path for name in _names(store) if (path := image_path(store, name))]
-    return [Found(path.stem, path, profile.read(_card_path(path)), path.stat().st_blocks * 512) for path in paths]
+    return [
+        Found(path.stem, path, profile.read(_card_path(path)), path.stat().st_blocks * 512, record.read(path))
+        for path in paths
+    ]
 
 
 def _names(store: Store) -> list[str]:
@@ -109,28 +131,60 @@ def image_path(store: Store, name: str) -> Path | None:
     return next((path for path in candidates if path.is_file()), None)
 
 
-def make(store: Store, name: str, *, say: Say, again: bool = False) -> Path:
-    """Make a base image from its recipe, for this store's login key. UsageError if there is no such recipe.
+def make(
+    store: Store,
+    reference: str,
+    *,
+    say: Say,
+    name: str = "",
+    choices: Choices | None = None,
+    again: Literal["no", "changed", "yes"] = "no",
+) -> tuple[Path, bool]:
+    """Make a base image from a recipe, named or in a file. Returns where it is, and whether it was made now.
 
-    If two processes want it, one makes it and the other waits.
+    It is called `name`, or like its recipe. One that is there already stays, unless `again` says otherwise:
+    "changed" makes it if its recipe would give another one now. Without `choices`, those that it was made with are
+    taken.
+    If two processes want it, one makes it and the other waits. UsageError if there is no such recipe.
     """
-    from obuild.bases import recipe
+    from obuild.bases import recipe, sources
     from obuild.bases.all import KINDS
+    from obuild.bases.kind import Making, digest
     from obuild.executors.qemu.ssh import make_key
 
-    path = recipe.find(_checked(name))
-    if path is None:
-        raise UsageError(f"no recipe for {name!r}", hint=f"there are recipes for {', '.join(recipe.names())}")
-    plan = recipe.load(path)
+    path = recipe_path(reference)
+    name = _checked(name or path.stem)
     with locks.file_lock(store.places.lock(name)):
         existing = image_path(store, name)
-        if existing and not again:
-            return existing
+        made = record.read(existing) if existing else None
+        if choices is None:
+            choices = sources.Choices(made.profile, made.values) if made else sources.Choices()
+        if existing and again == "no":
+            return existing, False
+        plan = recipe.load(path, choices, name=name)
+        if existing and again == "changed" and made and made.digest == digest(plan):
+            return existing, False
         with storage_errors(store.root), store.places.staged(name) as folder:
             out = folder / f"{name}.qcow2"
-            KINDS[plan.kind](plan, out, public_key=make_key(store_key(store)), say=say)
-            _card_path(out).write_text(profile.dump(plan.card))
-        return store.base_image / out.name
+            making = Making(store, make_key(store_key(store)), say)
+            card = KINDS[plan.kind].make(plan, out, making)
+            _card_path(out).write_text(profile.dump(card))
+            record.write(out, plan, choices, when=time.time())
+        return store.base_image / out.name, True
+
+
+def recipe_path(reference: str) -> Path:
+    """The file of a recipe: one that comes with obuild, by its name, or any file that ends in .toml."""
+    from obuild.bases import sources
+    from obuild.bases.table import nearest
+
+    if reference.endswith(".toml") or "/" in reference:
+        return Path(reference)
+    path = sources.find(_checked(reference))
+    if path is None:
+        hint = f"a file? write ./{reference}.toml; {nearest(reference, sources.names())}"
+        raise UsageError(f"there is no recipe {reference!r}", hint=hint)
+    return path
 
 
 def add(
@@ -205,10 +259,10 @@ def _checked(name: str) -> str:
 
 
 def _unknown(store: Store, name: str) -> UsageError:
-    from obuild.bases import recipe
+    from obuild.bases import sources
 
     images = _names(store)
-    recipes = [known for known in recipe.names() if known not in images]
+    recipes = [known for known in sources.names() if known not in images]
     there = f"in the store: {', '.join(images) or 'none'}; that can be made: {', '.join(recipes) or 'none'}"
     return UsageError(f"unknown base image {name!r}; {there}", hint="`obuild base add FILE --name NAME` adds one")
 

@@ -5,10 +5,10 @@ Looks and compares; boots nothing, makes no base image, writes no layer.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,19 +48,30 @@ class Outlook:
     nearest: LayerId | None = None
 
 
-def forecast(stage: Stage, *, source: Path, store: Store, secrets: Sequence[str]) -> list[Outlook]:
-    """What a build of `stage` would find and make, step by step, inner builds first. UsageError as a build."""
+def forecast(
+    stage: Stage, *, source: Path, store: Store, secrets: Sequence[str], say: catalog.Say = lambda text: None
+) -> list[Outlook]:
+    """What a build of `stage` would find and make, step by step, inner builds first. UsageError as a build.
+
+    `say` hears of each base image that is stale, once.
+    """
+    find = cache(partial(_base, store, say))
     return [
         outlook
         for each, builds in everything(stage)
-        for outlook in _forecast(each, builds, source=source, store=store, secrets=secrets)
+        for outlook in _forecast(each, builds, find, source=source, store=store, secrets=secrets)
     ]
 
 
 def _forecast(
-    stage: Stage, builds: Mapping[str, Stage], *, source: Path, store: Store, secrets: Sequence[str]
+    stage: Stage,
+    builds: Mapping[str, Stage],
+    find: Callable[[str], Base],
+    *,
+    source: Path,
+    store: Store,
+    secrets: Sequence[str],
 ) -> list[Outlook]:
-    find = partial(_base, store)
     chain = plan(stage, source=source, find_base=find, secrets=secrets, extract=unbuilt(builds, find))
     if chain.base.digest:
         with ExitStack() as stack:
@@ -69,15 +80,17 @@ def _forecast(
     return [Outlook(step.headings[-1], None, False, () if step.parent else (why,)) for step in chain.steps]
 
 
-def _base(store: Store, reference: str) -> Base:
+def _base(store: Store, say: catalog.Say, reference: str) -> Base:
     """The base as `base.find` finds it, or, if it is yet to be made, one without a digest."""
     found = catalog.look(store, reference)
     if found is not None:
+        if why := catalog.stale(found.path):
+            say(why)
         return found
-    from obuild.bases import recipe  # late: seldom needed
+    from obuild.bases import recipe, sources  # late: seldom needed
 
     name = reference.partition("@")[0]
-    path = recipe.find(name)
+    path = sources.find(name)
     assert path is not None, "base.look knows its recipe"
     return Base(name, path, "", (0, 0, 0), recipe.load(path).card)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from obuild.errors import ObuildError, SpecError
 from obuild.events import Done, Event, Hit, Note, Output, Saved, Started
+from obuild.host.units import date as date
 from obuild.host.units import size as size
 
 if TYPE_CHECKING:
@@ -182,7 +183,7 @@ def description(layer: Description) -> Iterator[str]:
     """The lines for all that is known of a layer."""
     from obuild.plan import diff
 
-    made = time.strftime("%Y-%m-%d %H:%M", time.localtime(layer.created))
+    made = date(layer.created)
     took = f", took {layer.seconds:.1f} s" if layer.seconds is not None else ""
     yield f"layer   {layer.id}"
     if layer.tags:

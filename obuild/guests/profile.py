@@ -12,13 +12,13 @@ key = "state/ssh/id_ed25519" # optional: private key, relative to the store or a
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from obuild.errors import UsageError
+from obuild.host import toml
 from obuild.host.regular import read_text
 
 OSES = ("linux", "windows", "openbsd", "freebsd")
@@ -86,7 +86,7 @@ def read(path: Path) -> Card:
 
 def parse(text: str, *, where: str) -> Card:
     """The card in `text`; `where` names it in messages. UsageError for anything it does not know."""
-    table = toml(text, where=where)
+    table = toml.loads(text, where=where)
     known = {field.name for field in fields(Card)}
     for name, value in table.items():
         if name not in known:
@@ -94,16 +94,6 @@ def parse(text: str, *, where: str) -> Card:
         if not isinstance(value, str):
             raise UsageError(f"{where}: {name} must be a string in quotes")
     return from_strings(table, where=where)
-
-
-def toml(text: str, *, where: str) -> dict[str, Any]:
-    """The table that a TOML file says. UsageError, beginning with `where`, if it is none."""
-    import tomllib
-
-    try:
-        return tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # ValueError: a number of 5,000 digits, too
-        raise UsageError(f"{where}: not a TOML file: {error}") from error
 
 
 def from_strings(table: dict[str, str], *, where: str) -> Card:
@@ -128,14 +118,9 @@ def from_strings(table: dict[str, str], *, where: str) -> Card:
 
 def dump(card: Card) -> str:
     """The card as the text that `parse` reads back."""
-    lines = [f"{name} = {_quoted(getattr(card, name))}" for name in ("os", "arch", "login", "firmware")]
+    lines = [f"{name} = {toml.quoted(getattr(card, name))}" for name in ("os", "arch", "login", "firmware")]
     lines.append(f'memory = "{card.memory >> 10}K"')
-    lines += [f"{name} = {_quoted(value)}" for name in ("key", "cmdline") if (value := getattr(card, name))]
+    lines += [f"{name} = {toml.quoted(value)}" for name in ("key", "cmdline") if (value := getattr(card, name))]
     if card.warm != "yes":
         lines.append(f'warm = "{card.warm}"')
     return "\n".join(lines) + "\n"
-
-
-def _quoted(text: str) -> str:
-    """A JSON string is a TOML string too, but for JSON's surrogate pairs."""
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhdw])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
@@ -21,6 +22,11 @@ def size(count: int) -> str:
 def count(number: int, thing: str) -> str:
     """`1 layer`, `2 layers`, for a thing whose plural ends in s."""
     return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
+def date(seconds: float) -> str:
+    """A moment, in seconds since the epoch, as this computer's clock shows it."""
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
 
 
 def duration(text: str) -> float:

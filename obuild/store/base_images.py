@@ -21,9 +21,12 @@ from obuild.host.fs import discard, fsync, replace_text
 from obuild.host.regular import is_file, is_folder, read_text
 from obuild.store import parts
 
+#: What a base image was made of, if it was made here.
+MADE = ".made"
+
 #: All that a base image may be made of, by the ends of the names. The image is last: it is what names the base.
 IMAGES = (".qcow2", ".img")
-SUFFIXES = (KERNEL, INITRD, ".key", ".toml", *IMAGES)
+SUFFIXES = (KERNEL, INITRD, ".key", ".toml", MADE, *IMAGES)
 
 _UNFINISHED = re.compile(r"\.[A-Za-z0-9][A-Za-z0-9._+:-]*\.(?:part|ready)")
 

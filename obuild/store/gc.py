@@ -11,7 +11,6 @@ goes first; the last use of a layer, a cache or a warm state is its folder's mti
 from __future__ import annotations
 
 import os
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -20,7 +19,7 @@ from heapq import heapify, heappop, heappush
 from pathlib import Path
 
 from obuild.errors import StoreError
-from obuild.host import locks
+from obuild.host import locks, units
 from obuild.host.regular import is_file, is_folder
 from obuild.plan.keys import LayerId
 from obuild.store import parts, usage, warm
@@ -137,7 +136,7 @@ def _choose(
         if item.kind != "layer" or not standing[item.name]
     ]
     heapify(by_age)
-    date = time.strftime("%Y-%m-%d %H:%M", time.localtime(before)) if before > 0 else ""
+    date = units.date(before) if before > 0 else ""
     while by_age and (limit is None or len(chosen) < limit):
         *_, item = heappop(by_age)
         if item.used >= before and need <= 0:

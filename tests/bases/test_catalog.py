@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Callable
+import time
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
-from obuild.bases import all, catalog, recipe
-from obuild.bases.recipe import Recipe
+from obuild.bases import catalog, debian, kind, recipe, record, sources
+from obuild.bases.kind import Making, Recipe
+from obuild.bases.record import Record
+from obuild.bases.sources import Choices
 from obuild.errors import UsageError
 from obuild.executors.qemu import ssh
 from obuild.executors.qemu.provision import kernel_of
@@ -23,8 +25,9 @@ from obuild.host import qemu_img
 from obuild.plan.steps import Base, Import, Step
 from obuild.store import fsck
 from obuild.store.layers import Store
+from tests.support.recipes import recipe_of
 
-RECIPE = 'kind = "debian"\nsuite = "bookworm"\nsize = "64M"\n[card]\nmemory = "512M"\n'
+RECIPE = 'kind = "debian"\nsize = "64M"\n[card]\nmemory = "512M"\n[debian]\nsuite = "bookworm"\n'
 
 
 def find(store: Store, reference: str) -> Base:
@@ -101,7 +104,7 @@ def test_a_malformed_pin_is_refused(store: Store, tiny: Path, pin: str) -> None:
 def test_an_unknown_base_is_told_with_those_that_are_known(
     store: Store, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recipe, "names", lambda: ("one", "tiny"))
+    monkeypatch.setattr(sources, "names", lambda: ("one", "tiny"))
     with pytest.raises(UsageError, match="in the store: tiny; that can be made: one") as caught:
         find(store, "tinny")
     assert "base add" in caught.value.hint
@@ -190,13 +193,14 @@ def made(tmp_path: Path, qcow2_disk: Path, monkeypatch: pytest.MonkeyPatch) -> l
     (tmp_path / "new.toml").write_text(RECIPE)
     keys: list[str] = []
 
-    def make(plan: Recipe, out: Path, *, public_key: str, say: Callable[[str], None]) -> None:
-        keys.append(public_key)
-        say(f"making {plan.name}")
+    def make(plan: Recipe, out: Path, making: Making) -> Card:
+        keys.append(making.public_key)
+        making.say(f"making {plan.name}")
         out.write_bytes(qcow2_disk.read_bytes())
+        return plan.card
 
-    monkeypatch.setattr(recipe, "FOLDERS", (tmp_path,))
-    monkeypatch.setitem(all.KINDS, "debian", make)
+    monkeypatch.setattr(sources, "FOLDERS", (tmp_path,))
+    monkeypatch.setattr(debian, "make", make)
     return keys
 
 
@@ -213,14 +217,117 @@ def test_a_base_is_made_for_the_stores_own_key_and_once(store: Store, made: list
     catalog.make(store, "new", say=lambda text: None)
     catalog.make(store, "new", say=lambda text: None)
     assert made == [ssh.make_key(catalog.store_key(store))]
-    catalog.make(store, "new", say=lambda text: None, again=True)
+    catalog.make(store, "new", say=lambda text: None, again="yes")
     assert len(made) == 2
 
 
 def test_what_has_no_recipe_cannot_be_made(store: Store, made: list[str]) -> None:
-    with pytest.raises(UsageError, match="no recipe for 'other'") as caught:
+    with pytest.raises(UsageError, match="there is no recipe 'other'") as caught:
         catalog.make(store, "other", say=lambda text: None)
     assert "new" in caught.value.hint
+
+
+def made_of(store: Store, name: str = "new") -> Record:
+    found = record.read(store.base_image / f"{name}.qcow2")
+    assert found is not None
+    return found
+
+
+def test_a_base_says_what_it_was_made_of(store: Store, made: list[str], tmp_path: Path) -> None:
+    choices = Choices("", {})
+    before = time.time()
+    catalog.make(store, "new", say=print, choices=choices)
+    kept = made_of(store)
+    assert (kept.kind, kept.recipe, kept.path) == ("debian", "new", str(tmp_path / "new.toml"))
+    assert kept.digest == kind.digest(recipe.load(tmp_path / "new.toml"))
+    assert before <= kept.when <= time.time()
+    assert kind.digest(recipe_of(kept.toml)) == kept.digest
+    assert [found.made for found in catalog.listing(store)] == [kept]
+
+
+def test_a_base_whose_recipe_changed_is_stale_and_used_all_the_same(
+    store: Store, made: list[str], tmp_path: Path
+) -> None:
+    catalog.make(store, "new", say=print)
+    found = find(store, "new")
+    (tmp_path / "new.toml").write_text(f"# a word\n{RECIPE}")
+    assert catalog.stale(found.path) == ""  # nothing that matters
+    (tmp_path / "new.toml").write_text(RECIPE.replace("64M", "128M"))
+    said: list[str] = []
+    assert catalog.find(store, "new", say=said.append) == found
+    assert len(said) == 1
+    assert "'new' is stale: its recipe, or a file that it names, has changed" in said[0]
+    assert "obuild base make new --if-changed" in said[0]
+    assert len(made) == 1
+
+
+def test_a_drop_in_makes_a_base_stale(store: Store, made: list[str], tmp_path: Path) -> None:
+    path, _ = catalog.make(store, "new", say=print)
+    (tmp_path / "new.d").mkdir()
+    assert catalog.stale(path) == ""
+    (tmp_path / "new.d" / "1.toml").write_text('size = "1G"')
+    assert "stale" in catalog.stale(path)
+
+
+def test_a_base_without_its_recipe_is_not_stale_and_with_a_broken_one_it_is(
+    store: Store, made: list[str], tmp_path: Path
+) -> None:
+    path, _ = catalog.make(store, "new", say=print)
+    (tmp_path / "new.toml").write_text("kind =")
+    assert "stale: its recipe can no longer be read" in catalog.stale(path)
+    (tmp_path / "new.toml").unlink()
+    assert catalog.stale(path) == ""
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"kind": 1}'])
+def test_a_damaged_record_is_none(store: Store, made: list[str], text: str) -> None:
+    path, _ = catalog.make(store, "new", say=print)
+    path.with_suffix(".made").write_text(text)
+    assert record.read(path) is None
+    assert catalog.stale(path) == ""
+
+
+def test_a_base_is_made_again_if_its_recipe_changed(store: Store, made: list[str], tmp_path: Path) -> None:
+    catalog.make(store, "new", say=print)
+    assert catalog.make(store, "new", say=print, again="changed")[1] is False
+    (tmp_path / "new.toml").write_text(RECIPE.replace("64M", "128M"))
+    assert catalog.make(store, "new", say=print)[1] is False
+    path, again = catalog.make(store, "new", say=print, again="changed")
+    assert again
+    assert catalog.stale(path) == ""
+    assert len(made) == 2
+
+
+def test_what_was_chosen_is_kept_and_chosen_again(store: Store, made: list[str], tmp_path: Path) -> None:
+    text = RECIPE + '[vars]\nrelease = "a"\n[profile.debug]\npackages = ["strace"]\n'
+    (tmp_path / "new.toml").write_text(text)
+    catalog.make(store, "new", say=print, choices=Choices("debug", {"release": "b"}))
+    first = made_of(store)
+    assert (first.profile, first.values) == ("debug", {"release": "b"})
+    assert catalog.make(store, "new", say=print, again="changed")[1] is False
+    assert catalog.make(store, "new", say=print, again="changed", choices=Choices())[1] is True
+    assert made_of(store).profile == ""
+
+
+def test_a_recipe_is_made_from_any_file_under_any_name(store: Store, made: list[str], tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "mine.toml").write_text('extend = "new"\nsize = "128M"\n')
+    path, _ = catalog.make(store, str(elsewhere / "mine.toml"), say=print, name="Other")
+    assert path == store.base_image / "Other.qcow2"
+    assert made_of(store, "Other").recipe == "mine"
+    assert find(store, "Other").card.memory == 512 << 20
+    with pytest.raises(UsageError, match="cannot read the recipe"):
+        catalog.make(store, "./none.toml", say=print)
+
+
+def test_an_added_image_has_no_record_of_the_one_it_replaces(
+    store: Store, made: list[str], qcow2_disk: Path
+) -> None:
+    path, _ = catalog.make(store, "new", say=print)
+    catalog.add(store, qcow2_disk, "new", about=Card(), key=None, force=True)
+    assert record.read(path) is None
+    assert list(fsck.check(store)) == []
 
 
 # -- adding and removing

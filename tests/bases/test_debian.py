@@ -6,49 +6,51 @@ import io
 import struct
 import subprocess
 import tarfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from obuild.bases import debian, recipe
-from obuild.bases.all import KINDS
-from obuild.bases.recipe import File
+from obuild.bases import debian, mbr_grub, recipe, sources
+from obuild.bases.kind import File, Making, Recipe
 from obuild.errors import ProcessError, UsageError
 from obuild.host import process
+from obuild.store.layers import Store
+from tests.support.recipes import recipe_of
 
-RECIPE = recipe.parse(
+RECIPE = recipe_of(
     """
 kind = "debian"
+size = "64M"
+[card]
+login = "builder"
+[debian]
 suite = "bookworm"
 variant = "minbase"
-size = "64M"
 packages = ["bash", "sudo"]
 cmdline = "quiet"
 script = "true"
-[card]
-login = "builder"
-[[file]]
+[[debian.file]]
 path = "/etc/hostname"
 text = "here"
-""",
-    name="mine",
-    where="mine.toml",
+"""
 )
 
-EXTRACTED = recipe.parse(
-    'kind="debian"\nsuite="bookworm"\nvariant="extract"\nsize="64M"', name="x", where="x.toml"
-)
+SMALLEST = 'kind="debian"\nsize="64M"\n[debian]\nsuite="bookworm"\n'
 
-DIRECT = recipe.parse(
-    'kind="debian"\nsuite="bookworm"\nsize="64M"\n[card]\narch="s390x"\nfirmware="kernel"',
-    name="direct",
-    where="direct.toml",
-)
+EXTRACTED = recipe_of(f'{SMALLEST}variant="extract"\n')
+
+DIRECT = recipe_of(f'arch="s390x"\n{SMALLEST}cmdline="quiet"\n[card]\nfirmware="kernel"\n')
 
 
-def test_every_kind_of_recipe_can_be_made() -> None:
-    assert set(KINDS) == set(recipe.KINDS)
+def with_options(made: Recipe, **changes: object) -> Recipe:
+    return replace(made, options=replace(made.options, **changes))
+
+
+def make(made: Recipe, folder: Path, say: Callable[[str], None] = print) -> None:
+    """Make it as far as can be without packages."""
+    debian.make(made, folder / "out.qcow2", Making(Store(folder / "store"), "ssh-ed25519 AAAA", say))
 
 
 def test_mmdebstrap_is_told_packages_and_suite_and_no_mirror() -> None:
@@ -60,7 +62,7 @@ def test_mmdebstrap_is_told_packages_and_suite_and_no_mirror() -> None:
 
 
 def test_a_recipe_may_take_its_packages_from_the_release_alone() -> None:
-    argv = debian.bootstrap_argv(replace(RECIPE, updates=False), Path("/w/hook"), root=False)
+    argv = debian.bootstrap_argv(with_options(RECIPE, updates=False), Path("/w/hook"), root=False)
     assert argv[-3:] == ["bookworm", "-", debian.MIRROR]  # with a mirror named, mmdebstrap adds no other suite
 
 
@@ -82,12 +84,12 @@ def test_the_hook_is_a_shell_script(work: Path) -> None:
     assert "grep '^builder:'" in text
 
 
-@pytest.mark.parametrize("name", recipe.names())
+@pytest.mark.parametrize("name", sources.names())
 def test_the_scripts_of_our_recipes_are_shell_scripts(name: str) -> None:
-    path = recipe.find(name)
+    path = sources.find(name)
     assert path is not None
     made = recipe.load(path)
-    for text in (made.script, *(file.text for file in made.files if file.mode & 0o111)):
+    for text in (made.options.script, *(file.text for file in made.options.files if file.mode & 0o111)):
         subprocess.run(["sh", "-n"], input=text.encode(), check=True)
 
 
@@ -112,7 +114,7 @@ def test_a_disk_whose_kernel_qemu_loads_has_a_partition_and_no_boot_loader(tmp_p
     disk = tmp_path / "disk.raw"
     with disk.open("wb") as file:
         file.truncate(64 << 20)
-    debian.make_bootable(DIRECT, disk, tmp_path)
+    mbr_grub.make_bootable(DIRECT, disk, tmp_path)
     written = disk.read_bytes()[: 1 << 20]
     assert written[510:512] == b"\x55\xaa"
     assert not any(written[:440])
@@ -122,37 +124,38 @@ def test_a_disk_whose_kernel_qemu_loads_has_a_partition_and_no_boot_loader(tmp_p
 def test_a_boot_loader_for_another_architecture_is_refused_before_anything_starts(tmp_path: Path) -> None:
     made = replace(DIRECT, card=replace(DIRECT.card, firmware="bios"))
     with pytest.raises(UsageError, match="x86_64 only"):
-        debian.make(made, tmp_path / "out.qcow2", public_key="", say=lambda _: None)
+        make(made, tmp_path)
 
 
 def test_a_tool_that_the_script_needs_is_missed_before_anything_starts(tmp_path: Path) -> None:
-    made = replace(DIRECT, tools=("no-such-tool",))
+    made = with_options(DIRECT, tools=("no-such-tool",))
     with pytest.raises(UsageError, match="no-such-tool"):
-        debian.make(made, tmp_path / "out.qcow2", public_key="", say=lambda _: None)
+        make(made, tmp_path)
 
 
 def test_the_partition_reaches_to_the_end_of_the_disk() -> None:
-    assert debian.partition_script(signature=0xAB, size=64 << 20) == (
+    assert mbr_grub.partition_script(signature=0xAB, size=64 << 20) == (
         "label: dos\nlabel-id: 0x000000ab\nunit: sectors\nstart=2048, size=129024, type=83, bootable\n"
     )
 
 
 def test_grub_loads_the_newest_kernel_from_the_root_by_its_id() -> None:
-    assert debian.grub_cfg(RECIPE) == (
-        f"linux16 /vmlinuz root=UUID={debian.disk_id(RECIPE)} rw console=ttyS0 quiet\ninitrd16 /initrd.img\nboot\n"
+    assert mbr_grub.grub_cfg(RECIPE, "quiet") == (
+        f"linux16 /vmlinuz root=UUID={mbr_grub.disk_id(RECIPE)} rw console=ttyS0 quiet\n"
+        "initrd16 /initrd.img\nboot\n"
     )
 
 
 def test_the_file_system_has_the_id_that_grub_looks_for() -> None:
-    argv = list(map(str, debian.mke2fs_argv(RECIPE, Path("/w"))))
-    assert argv[argv.index("-U") + 1] == str(debian.disk_id(RECIPE))
+    argv = list(map(str, mbr_grub.mke2fs_argv(RECIPE, Path("/w"))))
+    assert argv[argv.index("-U") + 1] == str(mbr_grub.disk_id(RECIPE))
     assert argv[-2:] == ["/w/disk.raw", "64512k"]
 
 
 def test_the_boot_loader_goes_around_the_partition_table(tmp_path: Path) -> None:
     disk = tmp_path / "disk.raw"
     disk.write_bytes(b"." * (2 << 20))
-    debian.install_grub(disk, boot=b"B" * 512, core=b"C" * 1000)
+    mbr_grub.install_grub(disk, boot=b"B" * 512, core=b"C" * 1000)
     written = disk.read_bytes()
     assert written[:440] == b"B" * 440
     assert written[440:512] == b"." * 72
@@ -164,7 +167,7 @@ def test_a_boot_loader_that_would_overwrite_the_root_is_refused(tmp_path: Path) 
     disk = tmp_path / "disk.raw"
     disk.write_bytes(b"")
     with pytest.raises(UsageError, match="does not fit"):
-        debian.install_grub(disk, boot=b"B" * 512, core=b"C" * (1 << 20))
+        mbr_grub.install_grub(disk, boot=b"B" * 512, core=b"C" * (1 << 20))
     assert disk.read_bytes() == b""
 
 
@@ -172,14 +175,14 @@ def test_a_disk_gets_one_bootable_partition_and_grub(tmp_path: Path) -> None:
     disk = tmp_path / "disk.raw"
     with disk.open("wb") as file:
         file.truncate(64 << 20)
-    debian.make_bootable(RECIPE, disk, tmp_path)
+    mbr_grub.make_bootable(RECIPE, disk, tmp_path)
     written = disk.read_bytes()[: 1 << 20]
-    assert struct.unpack("<I", written[440:444]) == (debian.disk_id(RECIPE).fields[0],)
+    assert struct.unpack("<I", written[440:444]) == (mbr_grub.disk_id(RECIPE).fields[0],)
     active, kind = written[446], written[450]
     start, length = struct.unpack("<II", written[454:462])
     assert (active, kind, start, length) == (0x80, 0x83, 2048, 129024)
     assert written[510:512] == b"\x55\xaa"
-    assert written[:3] == (debian.GRUB / "boot.img").read_bytes()[:3]
+    assert written[:3] == (mbr_grub.GRUB / "boot.img").read_bytes()[:3]
     assert any(written[512:4096])
 
 
@@ -205,7 +208,7 @@ def test_nothing_is_left_of_an_image_that_could_not_be_made(
     monkeypatch.setattr(process, "run", fail)
     told: list[str] = []
     with pytest.raises(ProcessError):
-        debian.make(RECIPE, tmp_path / "out.qcow2", public_key="ssh-ed25519 AAAA", say=told.append)
+        make(RECIPE, tmp_path, told.append)
     assert told == ["mine: installing 2 packages of Debian bookworm"]
     assert list(tmp_path.iterdir()) == []
 
@@ -216,7 +219,7 @@ def test_nothing_is_left_when_we_are_interrupted(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(process, "run", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        debian.make(RECIPE, tmp_path / "out.qcow2", public_key="ssh-ed25519 AAAA", say=lambda _: None)
+        make(RECIPE, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -225,7 +228,7 @@ def test_a_host_without_debians_keys_is_told_before_anything_starts(
 ) -> None:
     monkeypatch.setattr(debian, "KEYRING", tmp_path / "none.gpg")
     with pytest.raises(UsageError) as caught:
-        debian.make(RECIPE, tmp_path / "out.qcow2", public_key="", say=lambda _: None)
+        make(RECIPE, tmp_path)
     assert caught.value.hint == "apt install debian-archive-keyring"
 
 

@@ -7,11 +7,14 @@ import os
 import subprocess
 import sys
 import tarfile
+import tomllib
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 
+from obuild.bases import recipe, record
+from obuild.bases.sources import Choices
 from obuild.cli import main
 from obuild.plan.keys import LayerId
 from obuild.store.layers import Store
@@ -386,6 +389,78 @@ def test_a_plan_makes_no_base(based: Path) -> None:
     shown = plan(based).stdout
     assert "'micro' would be made from its recipe first" in shown
     assert not (based / "store/base-image/micro.qcow2").exists()
+
+
+RECIPE = 'kind = "debian"\nsize = "64M"\n[vars]\nname = "bookworm"\n[debian]\nsuite = "@name@"\n'
+
+
+def test_a_recipe_is_shown_with_its_digest(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(here)
+    (here / "mine.toml").write_text(RECIPE + "[profile.big]\nsize = '1G'\n")
+    shown = obuild("base", "make", "mine.toml", "--print", "--store=qemu:store", code=0).stdout
+    merged, _, digest = shown.rpartition("\n# sha256:")
+    assert tomllib.loads(merged) == {"kind": "debian", "size": "64M", "debian": {"suite": "bookworm"}}
+    assert len(digest.strip()) == 64
+    other = obuild(
+        "base", "make", "./mine.toml", "--print", "--set=name=trixie", "--profile=big", "--store=qemu:x", code=0
+    ).stdout
+    assert 'suite = "trixie"' in other
+    assert 'size = "1G"' in other
+    assert digest not in other
+    assert not (here / "store").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["none.toml"], "cannot read the recipe none.toml"),
+        (["mirco"], "there is no recipe 'mirco'"),
+        (["mine.toml", "--set", "name"], "--set name: write it like"),
+        (["mine.toml", "--set", "nmae=x"], "there is no variable 'nmae'"),
+        (["mine.toml", "--profile", "x"], "there is no profile 'x'"),
+        (["mine.toml", "--name", "../x"], "'../x' cannot be the name of a base image"),
+        (["bad.toml"], "bad.toml:2:1: unknown key 'siez'"),
+    ],
+)
+def test_a_recipe_that_cannot_be_made_is_refused(
+    here: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], said: str
+) -> None:
+    monkeypatch.chdir(here)
+    (here / "mine.toml").write_text(RECIPE)
+    (here / "bad.toml").write_text('kind = "debian"\nsiez = "64M"\n')
+    assert said in obuild("base", "make", *options, "--store=qemu:store", code=2).stderr
+
+
+def test_a_stale_base_is_told_by_ls_plan_and_build(based: Path) -> None:
+    (based / "mine.toml").write_text(RECIPE)
+    made = recipe.load(based / "mine.toml")
+    record.write(based / "store/base-image/there.qcow2", made, Choices("", {"name": "bookworm"}), when=0.0)
+    (based / "spec").write_text("((from there))")
+    look = ["base", "ls", f"--store=qemu:{based / 'store'}"]
+    listed = obuild(*look, code=0).stdout
+    assert "from mine --set name=bookworm" in listed
+    assert "stale" not in listed
+    assert "stale" not in plan(based).stderr
+    (based / "mine.toml").write_text(RECIPE.replace("64M", "65M"))
+    assert "from mine --set name=bookworm; stale" in obuild(*look, code=0).stdout
+    assert "'there' is stale" in plan(based).stderr
+    store = f"--store=qemu:{based / 'store'}"
+    assert "'there' is stale" in obuild("build", store, "-f", based / "spec", based / "src", code=0).stdout
+
+
+def test_base_ls_says_what_there_is_and_what_can_be_made(based: Path) -> None:
+    listed = obuild("base", "ls", f"--store=qemu:{based / 'store'}", code=0).stdout.splitlines()
+    assert listed[0].split() == ["NAME", "KIND", "ARCH", "SIZE", "MADE"]
+    assert listed[1].split()[:3] == ["there", "added", "x86_64"]
+    micro = next(line.split() for line in listed if line.startswith("micro "))
+    assert micro == [
+        "micro",
+        "debian",
+        "x86_64",
+        "-",
+        "-",
+        *["can", "be", "made:", "obuild", "base", "make", "micro"],
+    ]
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,11 @@ from itertools import pairwise
 from pathlib import Path
 
 from obuild import spec
-from obuild.bases import catalog, recipe
+from obuild.bases import catalog, kind
 from obuild.builder.extract import _manifest
 from obuild.errors import ObuildError, SpecError
 from obuild.guests import profile, windows_quoting
+from obuild.host import toml
 from obuild.host.marks import MarkReader
 from obuild.plan import diff
 from obuild.plan.archive import manifest_of
@@ -26,6 +27,7 @@ from obuild.plan.keys import LayerId, fields
 from obuild.spec import dockerfile, reformat, sexp
 from obuild.store import caches
 from obuild.store.layers import Layer
+from tests.support.recipes import recipe_of
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -63,7 +65,8 @@ def cards(data: bytes) -> None:
 
 
 def recipes(data: bytes) -> None:
-    recipe.digest(recipe.parse(data.decode("utf-8", "replace"), name="it", where="it"))
+    kind.digest(made := recipe_of(data.decode("utf-8", "replace")))
+    kind.digest(recipe_of(toml.dumps(made.table)))
 
 
 def keys(data: bytes) -> None:

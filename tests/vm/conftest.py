@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from obuild.bases import catalog, recipe
+from obuild.bases import catalog, kind, recipe, sources
 from obuild.executors.qemu.arches import ARCHES
 from obuild.store.layers import Store
 
@@ -57,7 +57,7 @@ class Program:
 
 def base_images(*names: str) -> Path:
     """A folder with these base images and their login key, made once for each state of their recipes."""
-    stamp = "-".join(recipe.digest(recipe.load(path))[:12] for name in names if (path := recipe.find(name)))
+    stamp = "-".join(kind.digest(recipe.load(path))[:12] for name in names if (path := sources.find(name)))
     kept = ROOT / ".cache" / "test-bases" / f"{'-'.join(names)}-{stamp}"
     store = Store.open(kept)
     for name in names:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,25 +12,72 @@ from obuild.cli.console import guarded, open_store, put, say
 from obuild.cli.options import StoreOption, VerboseOption
 from obuild.errors import UsageError
 
+if TYPE_CHECKING:
+    from obuild.bases.catalog import Found
+
 app = typer.Typer(help="Base images: what `(from NAME)` starts from.", no_args_is_help=True)
 
 
 @app.command("make")
 @guarded
 def base_make(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="The recipe; `obuild base ls` shows them.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(metavar="NAME|FILE.toml", help="The recipe; `obuild base ls` shows those that are there."),
+    ],
     store: StoreOption,
+    profile: Annotated[str, typer.Option(metavar="P", help="Add what the recipe says under [profile.P].")] = "",
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Give a variable of the recipe another value."),
+    ] = None,
+    name: Annotated[
+        str, typer.Option(metavar="NAME", help="What specs call it. [default: the recipe's name]")
+    ] = "",
+    if_changed: Annotated[
+        bool,
+        typer.Option("--if-changed", help="Make it again if its recipe or its inputs are others than they were."),
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Make it again if it is there.")] = False,
+    print_: Annotated[
+        bool, typer.Option("--print", help="Make nothing; show the whole recipe and the digest of all inputs.")
+    ] = False,
     verbose: VerboseOption = False,
 ) -> None:
     """Make a base image from its recipe, unattended."""
     from obuild.bases import catalog
+    from obuild.bases.sources import Choices
 
-    opened = open_store(store, create=True)
-    if not force and catalog.image_path(opened, name):
-        put(f"{name} is there already; --force makes it again")
+    values = dict(_assignment(each) for each in set_ or ())
+    choices = Choices(profile, values) if profile or values else None
+    if print_:
+        from obuild.bases import kind
+        from obuild.bases import recipe as recipes
+
+        merged = recipes.load(catalog.recipe_path(recipe), choices)
+        put(f"{recipes.show(merged)}\n# sha256:{kind.digest(merged)}")
         return
-    put(f"made {catalog.make(opened, name, say=say, again=force)}")
+    path, made = catalog.make(
+        open_store(store, create=True),
+        recipe,
+        say=say,
+        name=name,
+        choices=choices,
+        again="yes" if force else "changed" if if_changed else "no",
+    )
+    if made:
+        put(f"made {path}")
+    elif if_changed:
+        put(f"{path.stem} is there already, and its recipe is the same")
+    else:
+        put(f"{path.stem} is there already; --if-changed or --force makes it again")
+
+
+def _assignment(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UsageError(f"--set {text}: write it like --set release=trixie")
+    return key, value
 
 
 @app.command("add")
@@ -81,14 +128,46 @@ def base_add(
 @guarded
 def base_list(store: StoreOption) -> None:
     """List the base images in the store, and the recipes that more can be made from."""
-    from obuild.bases import catalog, recipe
+    from obuild.bases import catalog, sources
 
     there = catalog.listing(open_store(store))
-    for found in there:
-        put(f"{found.name:20}  {text.size(found.size):>10}  {found.card.os} {found.card.arch}")
-    for name in recipe.names():
+    rows = [_made_row(found) for found in there]
+    for name in sources.names():
         if name not in {found.name for found in there}:
-            put(f"{name:20}  {'-':>10}  can be made: obuild base make {name}")
+            rows.append(_recipe_row(name))
+    if not rows:
+        return
+    rows.insert(0, ("NAME", "KIND", "ARCH", "SIZE", "MADE", ""))
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    for row in rows:
+        put("  ".join(cell.ljust(width) for cell, width in zip(row, [*widths, 0], strict=True)).rstrip())
+
+
+def _made_row(found: Found) -> tuple[str, ...]:
+    from obuild.bases import catalog
+
+    made = found.made
+    if made is None:
+        kind, when, note = "added", "", ""
+    else:
+        kind, when = made.kind, text.date(made.when)
+        chosen = [f"--profile {made.profile}"] if made.profile else []
+        chosen += [f"--set {key}={value}" for key, value in made.values.items()]
+        note = " ".join([f"from {made.recipe}", *chosen])
+        if catalog.stale(found.path):
+            note += "; stale: --if-changed makes it again"
+    return found.name, kind, found.card.arch, text.size(found.size), when, note
+
+
+def _recipe_row(name: str) -> tuple[str, ...]:
+    from obuild.bases import catalog, recipe
+
+    try:
+        plan = recipe.load(catalog.recipe_path(name))
+    except UsageError as error:
+        return name, "?", "?", "-", "-", f"its recipe cannot be read: {error.message}"
+    untried = "" if plan.tried else "; nobody has tried it yet"
+    return name, plan.kind, plan.card.arch, "-", "-", f"can be made: obuild base make {name}{untried}"
 
 
 @app.command("rm")

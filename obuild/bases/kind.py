@@ -1,0 +1,93 @@
+"""What the kinds of recipes share: a recipe as they get it, and what they are given to make an image with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from obuild.bases.sources import Sources
+from obuild.bases.table import Table
+from obuild.guests.profile import Card
+from obuild.store.layers import Store
+
+Say = Callable[[str], None]
+
+_MODE = re.compile(r"[0-7]{3,4}")
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How to make the base image `name`. `size` is in bytes and a multiple of 1 MiB.
+
+    `options` is the kind's own dataclass. `tried` says whether those who ship the recipe have made it. `table` is
+    what was read, merged, and `files` is all that it was read from.
+    """
+
+    name: str
+    kind: str
+    size: int
+    card: Card
+    options: Any
+    tried: bool
+    path: Path
+    table: Table
+    files: tuple[Path, ...]
+
+
+def digest(recipe: Recipe) -> str:
+    """sha256 of all that the image is made from. The name does not count, nor does the day's package archive."""
+    inputs = [recipe.kind, recipe.size, asdict(recipe.card), asdict(recipe.options)]
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Making:
+    """What a kind makes an image with: the store, the key that shall open the guest, and whom to tell."""
+
+    store: Store
+    public_key: str
+    say: Say
+
+
+class Kind(Protocol):
+    """A module that makes base images of one kind."""
+
+    def parse(self, table: Table, sources: Sources, card: Card) -> Any:
+        """The kind's options, a frozen dataclass, from its table. UsageError for anything it does not know."""
+        ...
+
+    def make(self, recipe: Recipe, out: Path, making: Making) -> Card:
+        """Make the image at `out`, a qcow2 that `making.public_key`'s owner can log in to, and say what it is.
+
+        What belongs to it is laid beside, with other suffixes. `out` appears complete or not at all; whatever else
+        was written is gone afterwards, however it ends.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file to put into the guest, owned by root. `path` is absolute; `mode` are permission bits."""
+
+    path: str
+    mode: int
+    text: str
+
+
+def files(table: Table) -> tuple[File, ...]:
+    """The files that a kind's table says: [[KIND.file]]."""
+    return tuple(map(_file, table.tables("file")))
+
+
+def _file(entry: Table) -> File:
+    entry.only("path", "mode", "text")
+    path = entry.text("path")
+    if not path.startswith("/") or path.endswith("/") or ".." in path.split("/"):
+        raise entry.error("path", f"path {path!r} is not a file's absolute path")
+    mode = entry.match("mode", _MODE, hint='write it like "644" or "755"', default="644")
+    return File(path, int(mode, 8), entry.text("text"))

@@ -1,0 +1,137 @@
+"""The disk of a base image made from packages: an MBR, GRUB if it is to boot by itself, and one ext4 partition.
+
+GRUB goes where the partition leaves room, so nothing is ever mounted or attached to a loop device. It is there for
+x86_64 only. Other machines have their kernel loaded by QEMU (firmware = "kernel" in the card).
+
+    byte 0          boot.img, GRUB's 440 bytes of the MBR; it loads sector 1
+    byte 440        disk signature and partition table, by sfdisk
+    byte 512        core.img: GRUB's own drivers; loads /boot/grub/grub.cfg
+    byte 1 MiB      the one partition: ext4
+"""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+
+from obuild.bases.kind import Recipe, digest
+from obuild.errors import UsageError
+from obuild.host import process
+
+SECTOR = 512
+PARTITION_START = 1 << 20
+
+#: The part of the MBR that is code; the disk's signature and the partition table follow.
+BOOT_CODE = 440
+
+GRUB = Path("/usr/lib/grub/i386-pc")
+GRUB_MODULES = ("biosdisk", "part_msdos", "ext2", "linux16", "normal")
+
+#: What every mke2fs shall make: no feature that GRUB 2.06, an older kernel or an older e2fsck does not know.
+MKE2FS_CONFIG = """\
+[defaults]
+	base_features = sparse_super,large_file,filetype,resize_inode,dir_index,ext_attr
+	blocksize = 4096
+	inode_size = 256
+	inode_ratio = 16384
+[fs_types]
+	ext4 = {
+		features = has_journal,extent,huge_file,flex_bg,metadata_csum,64bit,dir_nlink,extra_isize
+	}
+"""
+
+
+#: Ids of a disk are made from what it is made of, so that two runs differ in as little as possible.
+_NAMESPACE = uuid.UUID("5f0f4f0c-9d0b-4b43-8d1f-0b1d3e6d9a11")
+
+
+def disk_id(recipe: Recipe) -> uuid.UUID:
+    """The id of the root file system; its first 32 bits are also the disk's signature."""
+    return uuid.uuid5(_NAMESPACE, digest(recipe))
+
+
+def check_host(recipe: Recipe) -> None:
+    """UsageError if the disk cannot be made here, or what makes it is not installed."""
+    grub = recipe.card.firmware == "bios"
+    if grub and recipe.card.arch != "x86_64":
+        raise UsageError(
+            f"{recipe.name}: a boot loader can be put on a disk for x86_64 only",
+            hint='write firmware = "kernel" under [card]: then QEMU loads the kernel',
+        )
+    for program in ("mke2fs", "sfdisk", *(["grub-mkimage"] if grub else [])):
+        process.require(program)
+    if grub:
+        process.require_file(GRUB / "boot.img", "grub-pc-bin")
+
+
+def mke2fs_argv(recipe: Recipe, work: Path) -> list[str | Path]:
+    """The command that makes the root file system in its place on the disk."""
+    identity = disk_id(recipe)
+    extended = (
+        f"offset={PARTITION_START}",
+        # Written now, where it costs nothing: else the guest's kernel does it, again in every layer.
+        "lazy_itable_init=0,lazy_journal_init=0",
+        f"hash_seed={identity}",
+    )
+    return [
+        *("env", f"MKE2FS_CONFIG={work}/mke2fs.conf", "mke2fs", "-q", "-F"),
+        *("-t", "ext4"),
+        *("-L", "root"),
+        *("-U", str(identity)),
+        *("-m", "1"),
+        *("-E", ",".join(extended)),
+        *("-d", work / "bare"),
+        work / "disk.raw",
+        f"{(recipe.size - PARTITION_START) // 1024}k",
+    ]
+
+
+def partition_script(*, signature: int, size: int) -> str:
+    """What sfdisk reads: one bootable Linux partition up to the end of a disk of `size` bytes."""
+    start = PARTITION_START // SECTOR
+    return (
+        f"label: dos\nlabel-id: {signature:#010x}\nunit: sectors\n"
+        f"start={start}, size={size // SECTOR - start}, type=83, bootable\n"
+    )
+
+
+def grub_cfg(recipe: Recipe, cmdline: str) -> str:
+    """GRUB's configuration: no menu, no wait. /vmlinuz and /initrd.img are links to the newest kernel."""
+    return f"linux16 /vmlinuz root=UUID={disk_id(recipe)} rw console=ttyS0 {cmdline}\ninitrd16 /initrd.img\nboot\n"
+
+
+def grub_argv(core: Path) -> list[str | Path]:
+    """The command that makes GRUB's core image, with all the drivers it needs to read its configuration."""
+    return [
+        *("grub-mkimage", "--format=i386-pc", f"--directory={GRUB}"),
+        # The first partition of whichever disk the BIOS started.
+        "--prefix=(,msdos1)/boot/grub",
+        f"--output={core}",
+        *GRUB_MODULES,
+    ]
+
+
+def install_grub(disk: Path, *, boot: bytes, core: bytes) -> None:
+    """Write GRUB around the partition table of `disk`.
+
+    Nothing in either image needs patching: boot.img loads sector 1 of the disk it was started from, and
+    the first sector of core.img expects the rest behind itself.
+    """
+    if SECTOR + len(core) > PARTITION_START:
+        raise UsageError(f"GRUB's core image has {len(core)} bytes and does not fit before the partition")
+    with disk.open("r+b") as file:
+        file.write(boot[:BOOT_CODE])
+        file.seek(SECTOR)
+        file.write(core)
+
+
+def make_bootable(recipe: Recipe, disk: Path, work: Path) -> None:
+    """Give `disk` a partition table, and GRUB if it is to boot by itself; the partition stays as it is."""
+    script = partition_script(signature=disk_id(recipe).fields[0], size=disk.stat().st_size)
+    # Never wipe: sfdisk would take the file system for a leftover of an older disk.
+    process.run(["sfdisk", "--quiet", "--wipe=never", "--wipe-partitions=never", disk], input=script.encode())
+    if recipe.card.firmware != "bios":
+        return
+    core = work / "core.img"
+    process.run(grub_argv(core))
+    install_grub(disk, boot=(GRUB / "boot.img").read_bytes(), core=core.read_bytes())

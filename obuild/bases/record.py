@@ -1,0 +1,111 @@
+"""What a base image was made of, kept beside it as NAME.made, and whether that has changed since.
+
+Looking is cheap while the files of the recipe are the same: nothing is parsed then.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from obuild.errors import UsageError
+from obuild.host.regular import read_text
+from obuild.store.base_images import MADE
+
+if TYPE_CHECKING:
+    from obuild.bases.kind import Recipe
+    from obuild.bases.sources import Choices
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """`digest` is that of all inputs, `when` is in seconds since the epoch, `inputs` are files with their stamps.
+
+    `profile` and `values` are what the user chose, `toml` is the merged recipe.
+    """
+
+    kind: str
+    recipe: str
+    path: str
+    digest: str
+    when: float
+    tried: bool
+    profile: str
+    values: dict[str, str]
+    inputs: list[tuple[str, list[int]]]
+    toml: str
+
+
+def write(path: Path, recipe: Recipe, choices: Choices, *, when: float) -> None:
+    """Keep what the image in `path` was made of."""
+    from obuild.bases.kind import digest
+    from obuild.host import toml
+
+    record = Record(
+        kind=recipe.kind,
+        recipe=recipe.path.stem,
+        path=str(recipe.path.resolve()),
+        digest=digest(recipe),
+        when=when,
+        tried=recipe.tried,
+        profile=choices.profile,
+        values=dict(choices.values),
+        inputs=[(str(file.resolve()), _stamp(file)) for file in dict.fromkeys(recipe.files)],
+        toml=toml.dumps(recipe.table),
+    )
+    path.with_suffix(MADE).write_text(json.dumps(asdict(record), indent=1) + "\n", encoding="utf-8")
+
+
+def read(image: Path) -> Record | None:
+    """What the base image in a file was made of; None if it was added, or if what was kept is damaged."""
+    try:
+        kept: dict[str, Any] = json.loads(read_text(image.with_suffix(MADE)))
+        record = Record(**kept)
+        known = Record.__dataclass_fields__
+        kinds = {"str": str, "float": float, "bool": bool, "dict[str, str]": dict}
+        sound = all(isinstance(kept[name], kinds.get(str(known[name].type), list)) for name in known)
+        return record if sound and all(isinstance(value, str) for value in record.values.values()) else None
+    except (OSError, ValueError, TypeError, RecursionError):
+        return None
+
+
+def changed(record: Record) -> str:
+    """What has happened to the recipe since a base was made from it, in words; "" if nothing that matters.
+
+    A recipe that is gone says nothing: the base stays good without it.
+    """
+    try:
+        if all(_stamp(Path(file)) == stamp for file, stamp in record.inputs):
+            return ""
+    except (TypeError, ValueError):  # a damaged record
+        pass
+    from obuild.bases import recipe, sources
+    from obuild.bases.kind import digest
+
+    path = origin(record)
+    if path is None:
+        return ""
+    try:
+        now = recipe.load(path, sources.Choices(record.profile, record.values))
+    except UsageError as error:
+        return f"its recipe can no longer be read: {error.message}"
+    return "" if digest(now) == record.digest else "its recipe, or a file that it names, has changed since"
+
+
+def origin(record: Record) -> Path | None:
+    """Where the recipe of a base is now: its file, or the one of that name that comes with obuild."""
+    from obuild.bases import sources
+
+    path = Path(record.path)
+    return path if path.is_file() else sources.find(record.recipe)
+
+
+def _stamp(path: Path) -> list[int]:
+    """Changes with a file's content, and with a folder's names; empty if there is nothing."""
+    try:
+        status = path.stat()
+    except OSError:
+        return []
+    return [status.st_ino, status.st_size, status.st_mtime_ns]

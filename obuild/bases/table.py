@@ -1,0 +1,165 @@
+"""A TOML table that remembers where each key was written, so that every complaint names file, line and column."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from obuild.errors import UsageError
+from obuild.guests import profile
+from obuild.host import toml
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A file that was read. `shown` is what messages call it."""
+
+    shown: str
+    text: str
+    folder: Path
+
+    def place(self, path: toml.KeyPath) -> str:
+        """FILE:LINE:COLUMN of a key."""
+        found = toml.position(self.text, path)
+        return f"{self.shown}:{found[0]}:{found[1]}" if found else self.shown
+
+
+class Table(dict[str, Any]):
+    """A table, or several that were merged. `where` is how messages about what is missing begin.
+
+    The readers below take a key and raise UsageError, with the key's place, if its value is not what it must be.
+    """
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.where = where
+        self.origin: dict[str, tuple[Source, toml.KeyPath]] = {}
+
+    def error(self, key: str, message: str, *, hint: str = "") -> UsageError:
+        """A UsageError about a key, or about its absence."""
+        if key not in self.origin:
+            return UsageError(f"{self.where}: {message}", hint=hint)
+        source, path = self.origin[key]
+        return UsageError(f"{source.place(path)}: {message}", hint=hint)
+
+    def only(self, *known: str, what: str = "key") -> None:
+        """UsageError, with the nearest known key, if there is any other."""
+        for key in self:
+            if key not in known:
+                raise self.error(key, f"unknown {what} {key!r}", hint=nearest(key, known))
+
+    def text(self, key: str, *, default: str | None = None) -> str:
+        value = self.get(key, default)
+        if value is None:
+            raise self.error(key, f"{key} is missing", hint=f'add a line: {key} = "..."')
+        if not isinstance(value, str):
+            raise self.error(key, f"{key} must be a string in quotes")
+        return value
+
+    def line(self, key: str) -> str:
+        """One line of text, "" if there is none."""
+        text = self.text(key, default="").strip()
+        if not text.isprintable():
+            raise self.error(key, f"{key} must be one line of printable text")
+        return text
+
+    def choice(self, key: str, allowed: Iterable[str], *, default: str | None = None) -> str:
+        value = self.text(key, default=default)
+        if value not in (names := tuple(allowed)):
+            raise self.error(key, f"{key} is {value!r}", hint=nearest(value, names))
+        return value
+
+    def match(self, key: str, pattern: re.Pattern[str], *, hint: str, default: str | None = None) -> str:
+        value = self.text(key, default=default)
+        if not pattern.fullmatch(value):
+            raise self.error(key, f"{key} is {value!r}", hint=hint)
+        return value
+
+    def flag(self, key: str, *, default: bool) -> bool:
+        value = self.get(key, default)
+        if not isinstance(value, bool):
+            raise self.error(key, f"{key} must be true or false, without quotes")
+        return value
+
+    def size(self, key: str, *, smallest: int) -> int:
+        """A number of bytes, in whole MiB."""
+        hint = "write it like 4G or 512M"
+        try:
+            size = profile.parse_size(self.text(key))
+        except ValueError as error:
+            raise self.error(key, f"{key}: {error}", hint=hint) from error
+        if size < smallest or size % (1 << 20) or size > 1 << 50:
+            raise self.error(key, f"{key} must be whole MiB, and at least {smallest >> 20}M", hint=hint)
+        return size
+
+    def strings(self, key: str) -> tuple[str, ...]:
+        values = self.get(key, [])
+        if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+            raise self.error(key, f"{key} must be a list of strings", hint='write it like ["sudo", "tar"]')
+        return tuple(values)
+
+    def table(self, key: str) -> Table:
+        value = self.get(key, Table(f"{self.where}: [{key}]"))
+        if not isinstance(value, Table):
+            raise self.error(key, f"{key} must be a table", hint=f"write it under a line [{key}]")
+        return value
+
+    def tables(self, key: str) -> list[Table]:
+        value = self.get(key, [])
+        if not isinstance(value, list) or not all(isinstance(item, Table) for item in value):
+            raise self.error(key, f"{key} must be tables", hint=f"write each under a line [[{key}]]")
+        return value
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A hint: the known word that was probably meant, or all of them."""
+    names = tuple(known)
+    close = difflib.get_close_matches(word, names, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names)}"
+
+
+def placed(source: Source, values: Mapping[str, Any], path: toml.KeyPath = ()) -> Table:
+    """What was read from `source`, with the origin of each key."""
+    keys = [str(key) for key in path if isinstance(key, str)]
+    table = Table(f"{source.place(path)}: [{'.'.join(keys)}]" if keys else source.shown)
+    for key, value in values.items():
+        table.origin[key] = (source, (*path, key))
+        table[key] = _placed_value(source, value, (*path, key))
+    return table
+
+
+def _placed_value(source: Source, value: Any, path: toml.KeyPath) -> Any:
+    if isinstance(value, dict):
+        return placed(source, value, path)
+    if isinstance(value, list):
+        return [_placed_value(source, item, (*path, index)) for index, item in enumerate(value)]
+    return value
+
+
+def merged(below: Table, above: Table, *, add: bool) -> Table:
+    """One table on top of another: a key replaces a key, tables are merged, lists of tables are added.
+
+    With `add`, all lists are added, and so is a kernel's `cmdline`.
+    """
+    table = Table(above.where)
+    table.update(below)
+    table.origin = {**below.origin, **above.origin}
+    for key, value in above.items():
+        old = below.get(key)
+        if isinstance(old, Table) and isinstance(value, Table):
+            table[key] = merged(old, value, add=add)
+        elif isinstance(old, list) and isinstance(value, list) and (add or _are_tables(old + value)):
+            table[key] = old + value
+        elif add and key == "cmdline" and isinstance(old, str) and isinstance(value, str):
+            table[key] = f"{old} {value}".strip()
+        else:
+            table[key] = value
+    return table
+
+
+def _are_tables(values: list[Any]) -> bool:
+    return all(isinstance(value, Table) for value in values)
