@@ -101,7 +101,7 @@ def step_seconds(deep: Deep, ops: str) -> float:
     times: list[float] = []
 
     def tell(event: Event) -> None:
-        match event:
+        match event.what:
             case Started():
                 times.append(time.perf_counter())
             case Saved():

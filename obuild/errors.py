@@ -9,11 +9,17 @@ Exit codes: 2, found wrong before anything was built; 1, a build or an action th
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from obuild.events import Place
+
 
 class ObuildError(Exception):
-    """A failure of a build or an action."""
+    """A failure of a build or an action. `place` is where in a build it happened, if it was in a stage."""
 
     exit_code = 1
+    place: Place | None = None
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)

@@ -111,7 +111,7 @@ def test_only_the_table_of_executors_knows_how_one_works() -> None:
         ("typer", CONSOLE),
         ("gc", {"__main__"}),  # what a program does to its own memory is no business of a library
         ("fcntl", {"host.locks"}),
-        ("threading", {"builder.scheduler"}),
+        ("threading", {"builder.scheduler", "builder.listener"}),
         ("multiprocessing", set()),
         ("concurrent", {"builder.scheduler"}),
         ("asyncio", set()),

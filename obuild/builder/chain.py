@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 
 from obuild.builder.inflight import Follower, failure, failure_word
 from obuild.errors import ObuildError, StepFailed, StoreError
-from obuild.events import Hit, Listener, Note, Output, Saved, Started
+from obuild.events import Hit, Output, Place, Planned, PlannedStep, Saved, Started, Teller
 from obuild.executors.protocol import Executor, OnFailure
 from obuild.guests import profile
 from obuild.host import failpoints, qemu_img
@@ -30,7 +31,7 @@ def _no_archive(action: Graft) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Builder:
-    """What a build works with. `executor` gives machines, and is asked once one is needed.
+    """What a build of one stage works with. `executor` gives machines, and is asked once one is needed.
 
     `make_room` is called before a layer is made, and raises a StoreError if there is no room for one; `on_failure`
     in the machine in which a command has failed.
@@ -38,7 +39,7 @@ class Builder:
 
     store: Store
     executor: Callable[[], Executor]
-    tell: Listener
+    tell: Teller
     secrets: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     archive: Callable[[Graft], Path] = _no_archive
     make_room: Callable[[], None] = lambda: None
@@ -51,85 +52,91 @@ class Builder:
         Every layer that was said to be saved stays, whatever comes after. StepFailed if a command fails, Cancelled
         if `scope` is.
         """
+        op = 0
         with ExitStack() as tip:  # the layer we stand on: while it is held it stays, and so do those below it
             for step in chain.steps:
                 self.scope.check()
-                for heading in step.headings:
-                    self.tell(Started(heading))
-                held = self._hold(step)
+                for heading in step.headings[:-1]:
+                    op += 1
+                    self.tell.of_op(op)(Started(heading))
+                op += 1
+                tell = self.tell.of_op(op, step.id)
+                tell(Started(step.headings[-1]))
+                with located(tell.place):
+                    held = self._hold(step, tell)
                 tip.pop_all().close()
                 tip.push(held)
         for heading in chain.tail:
-            self.tell(Started(heading))
+            op += 1
+            self.tell.of_op(op)(Started(heading))
         return chain.steps[-1].id
 
-    def _hold(self, step: Step) -> ExitStack:
-        """Make sure that the step's layer is there, and keep it from being removed until the stack closes."""
-        while True:
-            self._ensure(step)
-            with ExitStack() as stack:
-                if stack.enter_context(self.store.use(step.id)) is not None:
-                    return stack.pop_all()
-            self.tell(Note(f"layer {step.id} was removed just now; making it again"))
-
-    def _ensure(self, step: Step) -> None:
-        """Make the step's layer, or find that it is there: look, lock, look again."""
-        if self._hit(step):
-            return
-        follower = Follower(self.store, step.id, self.tell, self.scope)
-        with self.store.claim(step.id, meanwhile=follower) as claim:
+    def _hold(self, step: Step, tell: Teller) -> ExitStack:
+        """Find the step's layer or make it: look, lock, look again. It stays until the stack closes."""
+        if held := self._found(step, tell):
+            return held
+        with (
+            Follower(self.store, step.id, tell, self.scope) as follower,
+            self.store.claim(step.id, meanwhile=follower) as claim,
+        ):
             follower.drain()
             if not claim.held:
                 raise failure(claim.word)
-            if self._hit(step, follower):
-                return
+            if held := self._found(step, tell, follower):
+                return held
             if follower.heard:
-                self.tell(Note("that build was interrupted; this one makes the step"))
+                tell.note("that build was interrupted; this one makes the step")
             self.make_room()
-            started = time.time()
+            began = time.time()
             try:
-                with self.store.draft(step) as draft:
-                    self._make(step, draft)
+                self._make(step, tell)
             except ObuildError as error:
                 if not self.scope.cancelled:  # whom we end ourselves did not fail: who waits should try
                     claim.leave(failure_word(error))
                 raise
-            self._remember(step, started)
-            self.tell(Saved(step.id))
+            self._remember(step, began, tell)
+            tell(Saved(step.id, time.time() - began))
+            with ExitStack() as stack:  # nobody removes it as long as the claim is ours
+                if stack.enter_context(self.store.use(step.id)) is None:
+                    raise StoreError(f"layer {step.id} was just removed from the store", hint="build again")
+                return stack.pop_all()
 
-    def _hit(self, step: Step, follower: Follower | None = None) -> bool:
-        layer = self.store.find(step.id)
-        if layer is None:
-            return False
-        log = None
-        with suppress(FileNotFoundError):  # then there is more to say of it
-            log = b"" if follower and follower.told(layer.log) else None
-        if log is None and (log := layer.read_log()) is None:
-            return False
-        self.tell(Hit(layer.id, log))
-        return True
+    def _found(self, step: Step, tell: Teller, follower: Follower | None = None) -> ExitStack | None:
+        """Tell that the step's layer is there, and keep it there until the stack closes; None if it is not."""
+        with ExitStack() as stack:
+            layer = stack.enter_context(self.store.use(step.id))
+            if layer is None:
+                return None
+            layer.open_log().close()
+            tell(Hit(layer.id, layer.log, told=bool(follower and follower.told(layer.log))))
+            return stack.pop_all()
 
-    def _make(self, step: Step, draft: Draft) -> None:
-        """Fill the draft with the step's result, and leave it sealed."""
-        match step.action:
-            case Import(base):
-                self._import(base, draft)
-            case Command() as command:
-                self._run(command, draft)
-            case Transfer() as transfer:
-                with self.executor().open(draft, network=False) as session:
-                    session.send(transfer)
-            case Graft() as graft:
-                archive = self.archive(graft)
-                with self.executor().open(draft, network=False) as session:
-                    session.graft(graft, archive)
+    def _make(self, step: Step, tell: Teller) -> None:
+        """Fill a draft with the step's result, and make it the step's layer."""
+        with ExitStack() as stack:
+            draft = stack.enter_context(self.store.draft(step))
+            match step.action:
+                case Import(base):
+                    with tell.phase("importing", str(base.path)):
+                        self._import(base, draft, tell)
+                case Command() as command:
+                    self._run(command, draft, tell)
+                case Transfer() as transfer:
+                    with self.executor().open(draft, network=False) as session:
+                        session.send(transfer)
+                case Graft() as graft:
+                    archive = self.archive(graft)
+                    with self.executor().open(draft, network=False) as session:
+                        session.graft(graft, archive)
+            with tell.phase("committing"):
+                stack.close()
 
-    def _import(self, base: Base, draft: Draft) -> None:
+    def _import(self, base: Base, draft: Draft, tell: Teller) -> None:
         """Take in a copy of the base, so that replacing its file changes nothing that was built on it.
 
         Its card goes in, too: it says how to boot what stands on it, long after the base's own file is gone.
         """
-        self.tell(Note(f"importing {base.path}"))
+        tell.note(f"importing {base.path}")
         qemu_img.import_image(qemu_img.inspect(base.path), draft.image)
         for file in base.beside:
             qemu_img.copy(file.path, draft.image.with_name(file.name))
@@ -138,11 +145,11 @@ class Builder:
             if qemu_img.stamp(path) != stamp:
                 raise ObuildError(f"{path} changed while it was imported", hint="build again when it is complete")
 
-    def _run(self, command: Command, draft: Draft) -> None:
+    def _run(self, command: Command, draft: Draft, tell: Teller) -> None:
         def output(data: bytes) -> None:
             draft.log.write(data)
             draft.log.flush()
-            self.tell(Output(data))
+            tell(Output(data))
 
         with ExitStack() as stack:
             copies = [stack.enter_context(self.store.caches.borrow(cache.name)) for cache in command.caches]
@@ -155,18 +162,36 @@ class Builder:
                     self.on_failure(session, command, status)
                 raise StepFailed(f"{_quote(command.argv[-1])} failed with exit status {status}")
 
-    def _remember(self, step: Step, started: float) -> None:
+    def _remember(self, step: Step, began: float, tell: Teller) -> None:
         """Add the layer to the index. That is only for looking, and whoever looks adds what it lacks."""
         from obuild.store.index import Index  # late: a cached build needs no database
 
         try:
             with Index(self.store, wait=INDEX_WAIT) as index:
-                index.add(step.id, step.parent, step.headings[-1], started, time.time() - started)
+                index.add(step.id, step.parent, step.headings[-1], began, time.time() - began)
         except StoreError as error:
-            self.tell(Note(f"the layer is there, but not in the index yet: {error.message}"))
+            tell.note(f"the layer is there, but not in the index yet: {error.message}")
         failpoints.reach("row.added")
 
 
 def _quote(command: str) -> str:
     shown = command if len(command) <= 200 else command[:200] + "…"
     return f'"{shown}"'
+
+
+def planned(chain: Chain) -> Planned:
+    """A chain as an event."""
+    ops = accumulate(len(step.headings) for step in chain.steps)
+    return Planned(
+        tuple(PlannedStep(op, step.id, step.headings[-1]) for op, step in zip(ops, chain.steps, strict=True))
+    )
+
+
+@contextmanager
+def located(place: Place) -> Iterator[None]:
+    """Write down in an error where in the build it happened, unless that is known more closely."""
+    try:
+        yield
+    except ObuildError as error:
+        error.place = error.place or place
+        raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -9,11 +10,13 @@ from functools import partial
 from pathlib import Path
 
 from obuild.bases import catalog
-from obuild.builder.chain import Builder
+from obuild.builder.chain import Builder, located, planned
 from obuild.builder.extract import Extractor
+from obuild.builder.listener import Guarded, ListenerFailed
 from obuild.builder.provision import Machines, as_os
+from obuild.builder.stages import inside
 from obuild.errors import Cancelled, MachineError, ObuildError
-from obuild.events import Event, Listener, Note, Output, Started
+from obuild.events import Done, Event, Listener, Output, Teller
 from obuild.executors.protocol import Executor, OnFailure
 from obuild.executors.settings import Settings
 from obuild.guests import rules
@@ -30,7 +33,7 @@ from obuild.store.usage import storage_errors
 
 @dataclass
 class Engine:
-    """Builds specs from one source folder into one store. `secrets` are values by id.
+    """Builds specs from one source folder into one store, and tells `listener`. `secrets` are values by id.
 
     `on_built` is called with the last layer while that cannot be removed.
     `executor` is the kind that runs the steps: a name in the table of `executors.all`.
@@ -39,16 +42,17 @@ class Engine:
     source: Path
     store: Store
     settings: Settings
-    tell: Listener
+    listener: Listener
     secrets: Mapping[str, bytes] = field(default_factory=dict)
     jobs: int = 1
-    make_room: Callable[[Listener], None] = lambda tell: None
+    make_room: Callable[[Teller], None] = lambda tell: None
     on_failure: OnFailure | None = None
-    on_built: Callable[[LayerId], None] = lambda id: None
+    on_built: Callable[[LayerId, Teller], None] = lambda id, tell: None
     executor: str = "qemu"
     _bases: dict[str, Base] = field(default_factory=dict, init=False)
     _chains: dict[int, Chain] = field(default_factory=dict, init=False)  # as planned first, by id() of the stage
     _machines: Machines = field(init=False)
+    _tell: Teller = field(init=False)
     _scope: CancelScope = field(default_factory=CancelScope, init=False)  # of the build that runs
     _cancelled: bool = field(default=False, init=False)  # for good: a scope ends with its build
     _held: ExitStack = field(default_factory=ExitStack, init=False)  # the layers that must not go before we end
@@ -65,15 +69,22 @@ class Engine:
     def build(self, stage: Stage) -> LayerId:
         """Build a stage, with those inside it, and return the id of its last layer.
 
-        UsageError, before anything is built, for all that can be seen to be wrong; then as Builder.build.
+        UsageError, before anything is built, for all that can be seen to be wrong; then as Builder.build. What the
+        listener raises ends the build, and is raised.
         """
+        began = time.monotonic()
+        self._tell = Teller(Guarded(self.listener, threads=self.jobs > 1))
         self._scope = CancelScope()
-        self._machines = Machines(self.store, self.settings, self._say, self.executor, self._scope)
+        self._machines = Machines(self.store, self.settings, self._tell.note, self.executor, self._scope)
         try:
             if self._cancelled:  # perhaps before there was this scope
                 self._scope.cancel()
             self._scope.check()
-            return self._build(stage)
+            last = self._build(stage)
+            self._tell(Done(last, time.monotonic() - began))
+            return last
+        except ListenerFailed as lost:
+            raise lost.error from None
         except ObuildError as error:
             if self._cancelled and not isinstance(error, Cancelled):
                 raise Cancelled("the build was cancelled") from error
@@ -89,23 +100,23 @@ class Engine:
             if self.jobs > 1 and stage.stages:
                 from obuild.builder.scheduler import Parallel
 
-                built = Parallel(self.make, self.tell, self.jobs, self._scope).build(stage)
+                built = Parallel(self.make, self._tell, self.jobs, self._scope).build(stage)
             else:
-                built = self._in_order(stage, {})
-            self.on_built(built.layer)
+                built = self._in_order("", "", stage, {})
+            self.on_built(built.layer, self._tell)
             return built.layer
 
-    def _in_order(self, stage: Stage, scope: Mapping[str, Built]) -> Built:
+    def _in_order(self, path: str, name: str, stage: Stage, scope: Mapping[str, Built]) -> Built:
         scope = dict(scope)
-        for name, inner in stage.stages:
-            self.tell(Started(f'(build "{name}" …)'))
-            scope[name] = self._in_order(inner, scope)
-            self.tell(Note(f'--> finished "{name}"'))
-        return self.make(stage, scope, self.tell)
+        tell = self._tell.of_stage(path)
+        with tell.stage(name):
+            for inner_path, inner_name, inner in inside(path, stage):
+                scope[inner_name] = self._in_order(inner_path, inner_name, inner, scope)
+            return self.make(stage, scope, tell)
 
-    def make(self, stage: Stage, scope: Mapping[str, Built], tell: Listener) -> Built:
+    def make(self, stage: Stage, scope: Mapping[str, Built], tell: Teller) -> Built:
         """Make the chain of one stage; `scope` has the builds that it may copy from."""
-        with ExitStack() as stack:
+        with located(tell.place), ExitStack() as stack:
             sources = {name: self._extractor(built, stack) for name, built in scope.items()}
 
             def extract(request: Extract) -> tuple[LayerId, Manifest]:
@@ -120,6 +131,7 @@ class Engine:
             if any(isinstance(step.action, Graft) for step in chain.steps):
                 chain = self._plan(stage, extract)
                 self._hold(chain)
+            tell(planned(chain))
             self._prepare(chain, room)
             executor = self._machines_of(chain.base, stack)
             builder = Builder(
@@ -142,7 +154,9 @@ class Engine:
         for step in chain.steps:
             layer = self.store.find(step.id)
             if layer and not layer.log.is_file():
-                layer.read_log()
+                with self.store.use(step.id) as held:  # it may just have been removed
+                    if held:
+                        held.open_log().close()
 
     def _plan(self, stage: Stage, extract: FilesOf) -> Chain:
         secrets = tuple(self.secrets)
@@ -150,7 +164,7 @@ class Engine:
 
     def _base(self, reference: str) -> Base:
         if reference not in self._bases:
-            found = catalog.find(self.store, reference, say=self._say)
+            found = catalog.find(self.store, reference, say=self._tell.note)
             self._bases[reference] = as_os(found, self.settings.os)
         return self._bases[reference]
 
@@ -178,9 +192,6 @@ class Engine:
         if not all(isinstance(step.action, Import) for step in missing):
             self._machines.of(chain.base)
 
-    def _say(self, text: str) -> None:
-        self.tell(Note(text))
-
 
 def healthcheck(store: Store, *, base_name: str, settings: Settings, tell: Listener) -> None:
     """Run one command on a base image, really, and remove its layer again. ObuildError if anything fails."""
@@ -188,19 +199,22 @@ def healthcheck(store: Store, *, base_name: str, settings: Settings, tell: Liste
 
     from obuild.store import removal
 
-    said = b""
+    word = b"healthcheck"
+    heard, end = False, b""
 
     def listen(event: Event) -> None:
-        nonlocal said
-        if isinstance(event, Output):
-            said += event.data
-        tell(event)
+        nonlocal heard, end
+        if isinstance(event.what, Output):
+            heard = heard or word in end + event.what.data
+            end = (end + event.what.data)[-len(word) :]
+        if not isinstance(event.what, Done):
+            tell(event)
 
     # no two checks are the same step, so that none is ever found in the store
-    os_name = settings.os or catalog.find(store, base_name, say=lambda text: tell(Note(text))).card.os
+    os_name = settings.os or catalog.find(store, base_name, say=Teller(tell).note).card.os
     shell = () if os_name == "windows" else (Shell(("/bin/sh", "-c")),)
     stage = Stage(base_name, (*shell, Run(f"echo healthcheck # {uuid4()}")))
     made = Engine(Path(), store, settings, listen).build(stage)
     removal.delete(store, made, tell=lambda id: None)
-    if b"healthcheck" not in said:
+    if not heard:
         raise MachineError("the guest ran the command but its output did not arrive")

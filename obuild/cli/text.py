@@ -6,11 +6,24 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from obuild.errors import ObuildError, SpecError
-from obuild.events import Done, Event, Hit, Note, Output, Saved, Started
+from obuild.events import (
+    Done,
+    Event,
+    Hit,
+    Note,
+    Output,
+    Place,
+    Saved,
+    StageEnded,
+    StageStarted,
+    Started,
+)
+from obuild.host.regular import open_file
 from obuild.host.units import date as date
 from obuild.host.units import size as size
 
@@ -20,6 +33,9 @@ if TYPE_CHECKING:
 
 #: The longest error that is shown, in characters: twenty lines of a console, and what is said of them.
 LONGEST = 6000
+
+#: How much of a log is read at once, in bytes.
+_CHUNK = 1 << 16
 
 #: Control characters, which a guest may have put into what an error says of it; not newline and tab.
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *range(127, 160))}
@@ -36,11 +52,15 @@ class Lines:
         self._midline = False
 
     def __call__(self, event: Event) -> None:
-        match event:
+        match event.what:
+            case StageStarted(name) if name:
+                self._line(f'(build "{name}" …)', _BLUE)
             case Started(text):
                 self._line(text, _BLUE)
-            case Hit(id, log):
-                self._raw(log)
+            case Hit(id, log, told):
+                if not told:
+                    with open_file(log) as file:
+                        self.copy(file)
                 self._line(f'---> using "{id}" from cache', _YELLOW)
             case Output(data):
                 self._raw(data)
@@ -48,8 +68,25 @@ class Lines:
                 self._line(f'---> saved as "{id}"', _YELLOW)
             case Note(text):
                 self._line(text, b"")
+            case StageEnded(name, failed=False) if name:
+                self._line(f'--> finished "{name}"', b"")
             case Done(id):
                 self._line(f'Got: "{id}"', b"")
+
+    def to(self, out: BinaryIO) -> Lines:
+        """Such lines in another place."""
+        return Lines(out, colour=self._colour)
+
+    def copy(self, file: BinaryIO) -> None:
+        """Write what a file holds from where it stands."""
+        while data := file.read(_CHUNK):
+            self._raw(data)
+
+    def end_line(self) -> None:
+        """Begin a new line, unless one has just begun."""
+        if self._midline:
+            self._out.write(b"\n")
+            self._midline = False
 
     def _raw(self, data: bytes) -> None:
         if data:
@@ -58,9 +95,7 @@ class Lines:
             self._midline = not data.endswith(b"\n")
 
     def _line(self, text: str, colour: bytes) -> None:
-        if self._midline:
-            self._out.write(b"\n")
-            self._midline = False
+        self.end_line()
         encoded = text.encode("utf-8", "surrogateescape")
         painted = colour + encoded + _OFF if colour and self._colour else encoded
         self._out.write(painted + b"\n")
@@ -70,6 +105,8 @@ class Lines:
 class JsonLines:
     """Writes events to `out`, each as one JSON object on a line of its own; docs/json.md says what is in them.
 
+    The event's place and time come first, then the fields of the record.
+
     A field that is not UTF-8 comes as base64, under its name with `_base64` after it, so no byte is lost.
     """
 
@@ -77,8 +114,7 @@ class JsonLines:
         self._out = out
 
     def __call__(self, event: Event) -> None:
-        values = {field.name: getattr(event, field.name) for field in fields(event)}
-        self._put(type(event).__name__.lower(), values)
+        self._put(_snake(type(event.what).__name__), event.place, event.time, asdict(event.what))
 
     def failed(self, error: BaseException) -> None:
         """Say how the build ended, for who reads nothing but this."""
@@ -88,17 +124,31 @@ class JsonLines:
             message, code = "interrupted", 130
         line, column = (error.line, error.column) if isinstance(error, SpecError) else (0, 0)
         values = {"message": message, "hint": hint, "exit_code": code, "line": line, "column": column}
-        self._put("failed", values)
+        place = error.place if isinstance(error, ObuildError) else None
+        self._put("failed", place or Place(), time.time(), values)
 
-    def _put(self, name: str, values: dict[str, object]) -> None:
+    def _put(self, name: str, place: Place, moment: float, values: dict[str, object]) -> None:
         import json  # late: seldom needed
 
-        record = {"event": name, **dict(_json_field(*item) for item in values.items())}
+        record = {"event": name, **_json_object(asdict(place)), "time": moment, **_json_object(values)}
         self._out.write(json.dumps(record).encode("ascii") + b"\n")
         self._out.flush()
 
 
+def _snake(name: str) -> str:
+    """`StageStarted` as `stage_started`."""
+    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name).removeprefix("_")
+
+
+def _json_object(values: dict[str, object]) -> dict[str, object]:
+    return dict(_json_field(*item) for item in values.items())
+
+
 def _json_field(name: str, value: object) -> tuple[str, object]:
+    if isinstance(value, tuple):
+        return name, [_json_object(each) for each in value]
+    if isinstance(value, Path):
+        value = str(value)
     if isinstance(value, str):
         value = value.encode("utf-8", "surrogateescape")
     if not isinstance(value, bytes):

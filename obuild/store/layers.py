@@ -55,21 +55,15 @@ class Layer:
     def log(self) -> Path:
         return self.path / "log"
 
-    def read_log(self) -> bytes | None:
-        """What the step printed; None if the layer is just being removed. StoreError if the layer has no log."""
-        for last in (False, True):  # it may have been removed and made again in between
-            try:
-                with open_file(self.log) as file:
-                    return file.read()
-            except OSError as error:
-                if not self.path.is_dir():
-                    return None
-                if last:
-                    raise StoreError(
-                        f"layer {self.id} is damaged: its log cannot be read: {error.strerror}",
-                        hint="`obuild fsck --repair` removes it with all that stands on it; build again then",
-                    ) from error
-        return None
+    def open_log(self) -> BinaryIO:
+        """What the step printed, to be read. StoreError if that cannot be: the caller has the layer in use."""
+        try:
+            return open_file(self.log)
+        except OSError as error:
+            raise StoreError(
+                f"layer {self.id} is damaged: its log cannot be read: {error.strerror}",
+                hint="`obuild fsck --repair` removes it with all that stands on it; build again then",
+            ) from error
 
     @property
     def key(self) -> str:
@@ -343,6 +337,11 @@ class Store:
                 raise StoreError(f"layer {id} was removed from the store", hint="build again")
             (folder / "rootfs").mkdir()
             yield Draft(id, folder, log, id, f"../../../{self.flats.below(id)}", scratch=True)
+
+    def spool(self) -> BinaryIO:
+        """A file without a name, for what is too much for memory; it is gone when it is closed or we die."""
+        with storage_errors(self.root), owned_folder(self.cache_tmp, "spool") as folder:
+            return (folder / "spool").open("w+b")
 
     def _commit(self, id: LayerId) -> None:
         """fsync what is in it, rename it, fsync both folders: after the rename the layer is there for good."""

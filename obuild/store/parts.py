@@ -29,8 +29,8 @@ _SIGNS = ("result", "result-tmp", "state/locks")
 ID = re.compile(r"[0-9a-f]{64}")
 #: A draft of a layer or of a flattened copy, in result-tmp/.
 DRAFT = re.compile(r"(?:flat-)?[0-9a-f]{64}")
-#: A copy of a cache or a draft that is thrown away, in cache-tmp/.
-COPY = re.compile(r"[0-9]+-(?:c-.+|scratch-[0-9a-f]{12})", re.DOTALL)
+#: A copy of a cache, a draft that is thrown away, or where a file begins that has no name, in cache-tmp/.
+COPY = re.compile(r"[0-9]+-(?:c-.+|scratch-[0-9a-f]{12}|spool)", re.DOTALL)
 #: A machine that runs, or a saved one on its way out, in warm-tmp/.
 MACHINE = re.compile(r"[0-9]+-.+|gone-[0-9]+", re.DOTALL)
 #: What is known of files in a layer, in state/manifests/; or the same half written.

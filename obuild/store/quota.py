@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from obuild.errors import StoreError
-from obuild.events import Listener, Note
+from obuild.events import Teller
 from obuild.host import locks, units
 from obuild.store import gc, usage
 from obuild.store.layers import Store
@@ -88,7 +88,7 @@ class Room:
     reserve: int = 0
     max_size: int | None = None
 
-    def make(self, tell: Listener) -> None:
+    def make(self, tell: Teller) -> None:
         """Remove what was not used for the longest time, if there is need; `tell` hears how much went.
 
         What builds stand on stays. StoreError if that is not enough; if that can be foreseen, nothing is removed.
@@ -104,7 +104,7 @@ class Room:
                     gc.carry_out(self.store, plan, gone.append)
                 if not gone:
                     raise self._no_room()
-                tell(Note(f"removed {_words(gone)}, to make room for the next step"))
+                tell.note(f"removed {_words(gone)}, to make room for the next step")
                 if self._missing() > 0:
                     os.sync()  # some file systems say only then what has become free
 

@@ -24,7 +24,7 @@ OPS = "(run (shell a)) (run (shell b))"
 
 
 def build(store: Store, chain: Chain) -> list[LayerId]:
-    Builder(store, FakeExecutor, Heard()).build(chain)
+    Builder(store, FakeExecutor, Heard().tell).build(chain)
     return [step.id for step in chain.steps]
 
 

@@ -16,9 +16,9 @@ import pytest
 
 from obuild import spec
 from obuild.bases import catalog
-from obuild.builder.chain import Builder
+from obuild.builder.chain import Builder, planned
 from obuild.errors import Cancelled, MachineError, ObuildError, StepFailed, StoreError
-from obuild.events import Event, Hit, Note, Output, Saved, Started
+from obuild.events import Event, Hit, Note, Output, Place, Planned, PlannedStep, Saved, Started, Teller
 from obuild.host.process import CancelScope
 from obuild.plan.keys import LayerId
 from obuild.plan.planner import plan
@@ -36,7 +36,7 @@ def build(
     store: Store, chain: Chain, script: dict[str, Act] | None = None, secrets: dict[str, bytes] | None = None
 ) -> tuple[FakeExecutor, Heard]:
     executor, heard = FakeExecutor(script or {}), Heard()
-    assert Builder(store, lambda: executor, heard, secrets or {}).build(chain) == chain.steps[-1].id
+    assert Builder(store, lambda: executor, heard.tell, secrets or {}).build(chain) == chain.steps[-1].id
     return executor, heard
 
 
@@ -53,7 +53,7 @@ def test_a_first_build_makes_every_step_in_order(store: Store, chain: ChainMaker
     steps = chain(ABC).steps
     executor, heard = build(store, chain(ABC))
     assert executor.seen == ["open", "a", "sealed", "open", "b", "sealed", "open", "c", "sealed"]
-    assert heard.of(Saved) == [Saved(step.id) for step in steps]
+    assert [saved.id for saved in heard.of(Saved)] == [step.id for step in steps]
     assert drafts(store) == []
 
 
@@ -61,16 +61,31 @@ def test_a_build_tells_what_it_does_in_order(store: Store, chain: ChainMaker) ->
     made = chain("(env A 1) (run (shell a)) (comment bye)")
     root, step = made.steps
     _, heard = build(store, made)
+    saved = heard.of(Saved)
     assert heard == [
         Started("(from tiny)"),
         Note(f"importing {made.base.path}"),
-        Saved(root.id),
+        Saved(root.id, saved[0].seconds),
         Started("/: (env A 1)"),
         Started("/: (run (shell a))"),
         Output(b"a\n"),
-        Saved(step.id),
+        Saved(step.id, saved[1].seconds),
         Started("/: (comment bye)"),
     ]
+    assert heard.at(Started) == [Place("", root.id, 1), Place("", "", 2), Place("", step.id, 3), Place("", "", 4)]
+    assert heard.at(Saved) == [Place("", root.id, 1), Place("", step.id, 3)]
+    assert heard.at(Output) == [Place("", step.id, 3)]
+
+
+def test_a_plan_says_of_each_step_its_op_and_its_id(chain: ChainMaker) -> None:
+    made = chain("(env A 1) (run (shell a)) (workdir /w) (run (shell b))")
+    assert planned(made) == Planned(
+        (
+            PlannedStep(1, made.steps[0].id, "(from tiny)"),
+            PlannedStep(3, made.steps[1].id, "/: (run (shell a))"),
+            PlannedStep(5, made.steps[2].id, "/w: (run (shell b))"),
+        )
+    )
 
 
 def test_a_second_build_runs_nothing_and_shows_the_old_logs(store: Store, chain: ChainMaker) -> None:
@@ -79,7 +94,8 @@ def test_a_second_build_runs_nothing_and_shows_the_old_logs(store: Store, chain:
     assert executor.seen == []
     steps = chain(ABC).steps
     logs = [b"", b"a\n", b"b\n", b"c\n"]
-    assert heard.of(Hit) == [Hit(step.id, log) for step, log in zip(steps, logs, strict=True)]
+    assert [hit.id for hit in heard.of(Hit)] == [step.id for step in steps]
+    assert heard.printed == logs
     assert heard.of(Saved) == []
 
 
@@ -156,7 +172,7 @@ def test_a_step_that_raises_leaves_nothing_and_ends_its_machine(
 
     executor = FakeExecutor({"b": act})
     with pytest.raises((type(error), StoreError)):
-        Builder(store, lambda: executor, Heard()).build(chain(ABC))
+        Builder(store, lambda: executor, Heard().tell).build(chain(ABC))
     assert executor.seen == ["open", "a", "sealed", "open", "b", "killed"]
     assert {layer.id for layer in store.layers()} == {step.id for step in chain(ABC).steps[:2]}
     assert drafts(store) == []
@@ -302,25 +318,6 @@ def test_what_a_build_has_found_cannot_be_removed_while_it_goes_on(store: Store,
     assert stayed == ids[::-1]
 
 
-def test_a_layer_that_is_removed_while_it_is_found_is_made_anew(
-    store: Store, chain: ChainMaker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = chain("(run (shell a))")
-    build(store, made)
-    find = store.find
-
-    def slow(id: LayerId) -> object:
-        layer = find(id)
-        if layer is not None and id == made.steps[-1].id:
-            monkeypatch.setattr(store, "find", find)
-            removal.delete(store, id, tell=lambda id: None)
-        return layer
-
-    monkeypatch.setattr(store, "find", slow)
-    executor, _ = build(store, made)
-    assert executor.seen == ["open", "a", "sealed"]
-
-
 def no_executor() -> FakeExecutor:
     raise AssertionError("no machine is needed")
 
@@ -328,11 +325,11 @@ def no_executor() -> FakeExecutor:
 def test_no_machine_is_asked_for_while_layers_are_found(store: Store, chain: ChainMaker) -> None:
     build(store, chain(ABC))
     heard = Heard()
-    Builder(store, no_executor, heard).build(chain(ABC))
+    Builder(store, no_executor, heard.tell).build(chain(ABC))
     assert len(heard.of(Hit)) == 4
 
 
-def test_a_layer_that_is_removed_between_finding_and_using_it_is_made_again(
+def test_a_layer_that_is_removed_just_before_it_is_used_is_made_again(
     store: Store, chain: ChainMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = chain(ABC)
@@ -346,10 +343,26 @@ def test_a_layer_that_is_removed_between_finding_and_using_it_is_made_again(
         return use(id)
 
     monkeypatch.setattr(store, "use", slow)
-    executor, heard = build(store, made)
+    executor, _ = build(store, made)
     assert executor.seen == ["open", "c", "sealed"]
-    assert "removed" in str(heard.of(Note))
     assert store.find(made.steps[-1].id)
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_nobody_can_remove_a_layer_while_the_listener_reads_its_log(
+    store: Store, chain: ChainMaker, found: bool
+) -> None:
+    made = chain("(run (shell a))")
+    if found:
+        build(store, made)
+    stayed: list[list[LayerId]] = []
+
+    def tell(event: Event) -> None:
+        if isinstance(event.what, Hit | Saved):
+            stayed.append(removal.delete(store, made.steps[0].id, tell=lambda id: None))
+
+    Builder(store, FakeExecutor, Teller(tell)).build(made)
+    assert [bool(each) for each in stayed] == [True, True]
 
 
 def test_a_damaged_layer_is_not_built_on(store: Store, chain: ChainMaker) -> None:
@@ -370,7 +383,7 @@ def test_a_layer_without_its_log_is_said_to_be_damaged(store: Store, chain: Chai
     (store.result / id / "log").unlink()
     executor = FakeExecutor()
     with pytest.raises(StoreError, match=rf"layer {id} is damaged: its log cannot be read: No such") as caught:
-        Builder(store, lambda: executor, Heard()).build(chain(ABC))
+        Builder(store, lambda: executor, Heard().tell).build(chain(ABC))
     assert "obuild fsck --repair" in caught.value.hint
     assert executor.seen == []
     assert drafts(store) == []
@@ -394,11 +407,11 @@ class Meeting:
     def _second(self) -> None:
         def tell(event: Event) -> None:
             self.heard(event)
-            if isinstance(event, Output):
+            if isinstance(event.what, Output):
                 self.waits.set()
 
         try:
-            Builder(Store(self.store.root), lambda: self.executor, tell).build(self.chain)
+            Builder(Store(self.store.root), lambda: self.executor, Teller(tell)).build(self.chain)
         except BaseException as error:
             self.error = error
 
@@ -418,7 +431,7 @@ class Meeting:
 
         executor = FakeExecutor({"a": act})
         try:
-            Builder(self.store, lambda: executor, Heard(), scope=self.scope).build(self.chain)
+            Builder(self.store, lambda: executor, Heard().tell, scope=self.scope).build(self.chain)
         except (ObuildError, KeyboardInterrupt):
             assert ending
         self.thread.join()
@@ -435,7 +448,8 @@ def test_two_builds_of_the_same_steps_make_each_once(store: Store, chain: ChainM
     runs = [seen for seen in [*first.seen, *meeting.executor.seen] if len(seen) == 1]
     assert sorted(runs) == ["a", "b", "c"]
     assert meeting.log.startswith(b"one\ntwo\n")
-    assert Hit(chain(ABC).steps[1].id, b"") in meeting.heard  # its log was told already
+    told = {hit.id: hit.told for hit in meeting.heard.of(Hit)}
+    assert told[chain(ABC).steps[1].id], "its log came as output"
     assert meeting.error is None
 
 
@@ -475,12 +489,12 @@ def test_who_waits_for_another_process_stops_when_its_own_build_is_stopped(
     waits = threading.Event()
 
     def tell(event: Event) -> None:
-        if isinstance(event, Note) and "another build" in event.text:
+        if isinstance(event.what, Note) and "another build" in event.what.text:
             waits.set()
 
     def wait() -> None:
         try:
-            Builder(store, no_executor, tell, scope=scope).build(chain("(run (shell a))"))
+            Builder(store, no_executor, Teller(tell), scope=scope).build(chain("(run (shell a))"))
         except Cancelled as error:
             errors.append(error)
 

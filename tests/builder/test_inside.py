@@ -25,7 +25,7 @@ USER = '(user (uid 7) (gid 8)) (workdir "/a b") (env B "1\\n2") (env A é)'
 def build(store: Store, chain: Plan) -> Callable[[str], Chain]:
     def run(ops: str) -> Chain:
         made = chain(ops)
-        Builder(store, FakeExecutor, Heard()).build(made)
+        Builder(store, FakeExecutor, Heard().tell).build(made)
         return made
 
     return run

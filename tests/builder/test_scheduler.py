@@ -10,7 +10,7 @@ import pytest
 
 from obuild.builder.scheduler import Make, Parallel
 from obuild.errors import StepFailed
-from obuild.events import Listener, Note, Started
+from obuild.events import Place, StageEnded, StageStarted, Teller
 from obuild.guests.profile import Card
 from obuild.host.process import CancelScope
 from obuild.plan.keys import LayerId
@@ -30,13 +30,13 @@ def stages(*inner: str) -> Stage:
 
 
 def run(make: Make, stage: Stage, heard: Heard, jobs: int = 4) -> LayerId:
-    return Parallel(make, heard, jobs, CancelScope()).build(stage).layer
+    return Parallel(make, heard.tell, jobs, CancelScope()).build(stage).layer
 
 
 def test_each_stage_gets_the_builds_that_it_copies_from() -> None:
     seen = {}
 
-    def make(stage: Stage, scope: Mapping[str, Built], tell: Listener) -> Built:
+    def make(stage: Stage, scope: Mapping[str, Built], tell: Teller) -> Built:
         seen[stage.base] = {name: found.layer for name, found in scope.items()}
         return built(f"made-{stage.base}")
 
@@ -54,7 +54,7 @@ def test_independent_stages_run_at_once_but_no_more_than_may() -> None:
     running: list[str] = []
     most = []
 
-    def make(stage: Stage, scope: Mapping[str, Built], tell: Listener) -> Built:
+    def make(stage: Stage, scope: Mapping[str, Built], tell: Teller) -> Built:
         running.append(stage.base)
         most.append(len(running))
         if stage.base != "top":
@@ -67,31 +67,32 @@ def test_independent_stages_run_at_once_but_no_more_than_may() -> None:
     assert max(most) == 2
 
 
-def test_what_stages_say_is_not_mixed() -> None:
-    first, second = threading.Event(), threading.Event()
-
-    def make(stage: Stage, scope: Mapping[str, Built], tell: Listener) -> Built:
-        if stage.base == "a":
-            tell(Note("a1"))
-            first.set()
-            assert second.wait(30)
-            tell(Note("a2"))
-        elif stage.base == "b":
-            assert first.wait(30)
-            tell(Note("b1"))
-            second.set()
+def test_events_say_which_stage_they_are_of_and_when_it_ends() -> None:
+    def make(stage: Stage, scope: Mapping[str, Built], tell: Teller) -> Built:
         return built(stage.base)
 
     heard = Heard()
-    run(make, stages("(build a ((from a)))", "(build b ((from b)))"), heard)
-    texts = [event.text for event in heard if isinstance(event, Note | Started)]
-    a = ['(build "a" …)', "a1", "a2", '--> finished "a"']
-    b = ['(build "b" …)', "b1", '--> finished "b"']
-    assert texts in (a + b, b + a)
+    run(make, stages("(build x ((build y ((from a))) (from b)))"), heard)
+    assert heard.at(StageStarted) == heard.at(StageEnded) == [Place("x/y"), Place("x"), Place("")]
+    assert [(ended.name, ended.failed) for ended in heard.of(StageEnded)] == [
+        ("y", False),
+        ("x", False),
+        ("", False),
+    ]
+
+
+def test_a_stage_that_fails_has_ended_too() -> None:
+    def make(stage: Stage, scope: Mapping[str, Built], tell: Teller) -> Built:
+        raise StepFailed("no")
+
+    heard = Heard()
+    with pytest.raises(StepFailed):
+        run(make, stages("(build x ((from a)))"), heard)
+    assert [(ended.name, ended.failed) for ended in heard.of(StageEnded)] == [("x", True)]
 
 
 def test_the_first_failure_is_the_one_that_is_raised() -> None:
-    def make(stage: Stage, scope: Mapping[str, Built], tell: Listener) -> Built:
+    def make(stage: Stage, scope: Mapping[str, Built], tell: Teller) -> Built:
         raise StepFailed(f"{stage.base} failed")
 
     with pytest.raises(StepFailed, match="a failed"):

@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
@@ -18,8 +19,26 @@ import pytest
 
 from obuild.builder.preview import Outlook
 from obuild.cli import text
-from obuild.errors import ObuildError, SpecError, UsageError
-from obuild.events import Done, Event, Hit, Note, Output, Saved, Started
+from obuild.errors import ObuildError, SpecError, StepFailed, UsageError
+from obuild.events import (
+    Done,
+    Event,
+    Hit,
+    Note,
+    Output,
+    PhaseEnded,
+    PhaseName,
+    PhaseStarted,
+    Place,
+    Planned,
+    PlannedStep,
+    Progress,
+    Saved,
+    StageEnded,
+    StageStarted,
+    Started,
+    What,
+)
 from obuild.store import gc
 from obuild.store.caches import Cache
 from obuild.store.inspect import Description, Listed, Neighbour
@@ -30,11 +49,16 @@ from obuild.store.tags import Tag
 DOCS = (Path(__file__).parents[2] / "docs" / "json.md").read_text(encoding="utf-8")
 
 
-def records(*events: Event) -> list[dict[str, Any]]:
+#: What every record has besides its own fields.
+COMMON = {"stage": "dev", "step": "abc", "op": 3, "time": 1.5}
+NOWHERE = {"stage": "", "step": "", "op": 0}
+
+
+def records(*said: What) -> list[dict[str, Any]]:
     out = io.BytesIO()
     tell = text.JsonLines(out)
-    for event in events:
-        tell(event)
+    for what in said:
+        tell(Event(what, Place("dev", "abc", 3), 1.5))
     assert out.getvalue().isascii()
     return [json.loads(line) for line in out.getvalue().splitlines()]
 
@@ -43,20 +67,44 @@ def records(*events: Event) -> list[dict[str, Any]]:
     ("event", "record"),
     [
         (Started("/: (run (shell x))"), {"event": "started", "text": "/: (run (shell x))"}),
-        (Hit("abc", b"log\n"), {"event": "hit", "id": "abc", "log": "log\n"}),
-        (Hit("abc", b"\xff"), {"event": "hit", "id": "abc", "log_base64": "/w=="}),
+        (StageStarted("dev"), {"event": "stage_started", "name": "dev"}),
+        (
+            Planned((PlannedStep(1, "abc", "(from a)"), PlannedStep(3, "", "/\udcff: (run)"))),
+            {
+                "event": "planned",
+                "steps": [
+                    {"op": 1, "id": "abc", "text": "(from a)"},
+                    {"op": 3, "id": "", "text_base64": base64.b64encode(b"/\xff: (run)").decode()},
+                ],
+            },
+        ),
+        (Hit("abc", Path("/s/log")), {"event": "hit", "id": "abc", "log": "/s/log", "told": False}),
+        (
+            Hit("abc", Path("/\udcff"), told=True),
+            {"event": "hit", "id": "abc", "log_base64": "L/8=", "told": True},
+        ),
+        (PhaseStarted("booting"), {"event": "phase_started", "phase": "booting", "subject": "", "total": 0}),
+        (
+            Progress("sending", "cache", 1, 2),
+            {"event": "progress", "phase": "sending", "subject": "cache", "done": 1, "total": 2},
+        ),
+        (
+            PhaseEnded("sending", "cache", 0.5),
+            {"event": "phase_ended", "phase": "sending", "subject": "cache", "seconds": 0.5},
+        ),
+        (StageEnded("dev", 0.5), {"event": "stage_ended", "name": "dev", "seconds": 0.5, "failed": False}),
         (Output(b"a\nb"), {"event": "output", "data": "a\nb"}),
         (Output(b"\0\x1b[1m"), {"event": "output", "data": "\0\x1b[1m"}),
         (Output("é".encode()), {"event": "output", "data": "é"}),
         (Output(b"\xc3"), {"event": "output", "data_base64": "ww=="}),
-        (Saved("abc"), {"event": "saved", "id": "abc"}),
+        (Saved("abc", 0.5), {"event": "saved", "id": "abc", "seconds": 0.5}),
         (Note("by the\nway"), {"event": "note", "text": "by the\nway"}),
         (Note("bytes \udcff"), {"event": "note", "text_base64": base64.b64encode(b"bytes \xff").decode()}),
-        (Done("abc"), {"event": "done", "id": "abc"}),
+        (Done("abc", 0.5), {"event": "done", "id": "abc", "seconds": 0.5}),
     ],
 )
-def test_each_event_is_one_record(event: Event, record: dict[str, Any]) -> None:
-    assert records(event) == [record]
+def test_each_event_is_one_record(event: What, record: dict[str, Any]) -> None:
+    assert records(event) == [{**record, **COMMON}]
 
 
 def test_every_byte_of_an_output_can_be_had_back_wherever_it_was_cut() -> None:
@@ -87,7 +135,17 @@ def test_a_failure_is_the_last_record_and_goes_on(error: BaseException, record: 
     with pytest.raises(type(error)), text.ending(text.JsonLines(out)):
         raise error
     names = ("message", "hint", "exit_code", "line", "column")
-    assert json.loads(out.getvalue()) == {"event": "failed", **dict(zip(names, record, strict=True))}
+    told = json.loads(out.getvalue())
+    assert told == {"event": "failed", **NOWHERE, "time": told["time"], **dict(zip(names, record, strict=True))}
+
+
+def test_a_failure_says_where_in_the_build_it_was() -> None:
+    error = StepFailed("no")
+    error.place = Place("dev", "abc", 3)
+    out = io.BytesIO()
+    text.JsonLines(out).failed(error)
+    told = json.loads(out.getvalue())
+    assert {name: told[name] for name in NOWHERE} == {"stage": "dev", "step": "abc", "op": 3}
 
 
 def test_lines_for_people_say_nothing_of_a_failure_that_stderr_says() -> None:
@@ -125,32 +183,35 @@ def test_a_build_is_told_in_exactly_these_records(here: Path) -> None:
     id = told[-1]["id"]
     assert re.fullmatch("[0-9a-f]{64}", id)
     assert said == ""
-    base = here / "store" / "base-image" / "there.qcow2"
-    first = [
-        {"event": "started", "text": '(build "in" …)'},
-        {"event": "started", "text": "(from there)"},
-        {"event": "note", "text": f"importing {base}"},
-        {"event": "saved", "id": id},
-        {"event": "note", "text": '--> finished "in"'},
+    base = str(here / "store" / "base-image" / "there.qcow2")
+    log = str(here / "store" / "result" / id / "log")
+    steps = [{"op": 1, "id": id, "text": "(from there)"}]
+    expected: list[tuple[str, str, int, dict[str, Any]]] = [  # event, stage, op, its own fields
+        ("stage_started", "", 0, {"name": ""}),
+        ("stage_started", "in", 0, {"name": "in"}),
+        ("planned", "in", 0, {"steps": steps}),
+        ("started", "in", 1, {"text": "(from there)"}),
+        ("phase_started", "in", 1, {"phase": "importing", "subject": base, "total": 0}),
+        ("note", "in", 1, {"text": f"importing {base}"}),
+        ("phase_ended", "in", 1, {"phase": "importing", "subject": base}),
+        ("phase_started", "in", 1, {"phase": "committing", "subject": "", "total": 0}),
+        ("phase_ended", "in", 1, {"phase": "committing", "subject": ""}),
+        ("saved", "in", 1, {"id": id}),
+        ("stage_ended", "in", 0, {"name": "in", "failed": False}),
+        ("planned", "", 0, {"steps": steps}),
+        ("started", "", 1, {"text": "(from there)"}),
+        ("hit", "", 1, {"id": id, "log": log, "told": False}),
+        ("started", "", 2, {"text": "/: (workdir /a)"}),
+        ("stage_ended", "", 0, {"name": "", "failed": False}),
+        ("done", "", 0, {"id": id}),
     ]
-    rest = [
-        {"event": "started", "text": "(from there)"},
-        {"event": "hit", "id": id, "log": ""},
-        {"event": "started", "text": "/: (workdir /a)"},
-        {"event": "done", "id": id},
+    for record in told:
+        assert 0 < record.pop("time") <= time.time()
+        assert record.pop("seconds", 0.0) >= 0
+    assert told == [
+        {"event": event, "stage": stage, "step": id if op == 1 else "", "op": op, **own}
+        for event, stage, op, own in expected
     ]
-    assert told == [*first, *rest]
-
-
-def test_a_log_is_replayed_whole_on_a_hit(here: Path) -> None:
-    told, _ = build(here, code=0)
-    log = here / "store" / "result" / told[-1]["id"] / "log"
-    log.chmod(0o644)
-    log.write_bytes(b"bytes \xff\n" * 3)
-    again, _ = build(here, code=0)
-    assert [base64.b64decode(each["log_base64"]) for each in again if each["event"] == "hit"] == [
-        b"bytes \xff\n" * 3
-    ] * 2
 
 
 @pytest.mark.parametrize(
@@ -209,15 +270,26 @@ def names(record: Any) -> set[str]:
     return {field.name for field in fields(record)}
 
 
-@pytest.mark.parametrize("event", get_args(Event))
-def test_the_manual_has_every_field_of_every_event(event: type[Event]) -> None:
-    assert documented(f"`{event.__name__.lower()}`") == names(event)
+@pytest.mark.parametrize("event", get_args(What))
+def test_the_manual_has_every_field_of_every_event(event: type[What]) -> None:
+    inner = names(PlannedStep) if event is Planned else set()
+    assert documented(f"`{text._snake(event.__name__)}`") == names(event) | inner
+
+
+def test_the_manual_has_what_all_events_have() -> None:
+    assert documented("In every record") == {"event", "time", *names(Place)}
+
+
+def test_the_manual_names_every_phase() -> None:
+    found = re.search(r"^### `phase_started`\n(.*?)(?=^##)", DOCS, re.MULTILINE | re.DOTALL)
+    assert found
+    assert set(re.findall(r"^- `([a-z ]+)`", found[1], re.MULTILINE)) == set(get_args(PhaseName))
 
 
 def test_the_manual_has_every_field_of_a_failure() -> None:
     out = io.BytesIO()
     text.JsonLines(out).failed(ObuildError("no"))
-    assert documented("`failed`") == json.loads(out.getvalue()).keys() - {"event"}
+    assert documented("`failed`") == json.loads(out.getvalue()).keys() - {"event", "time", *NOWHERE}
 
 
 @pytest.mark.parametrize(

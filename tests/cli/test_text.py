@@ -4,19 +4,37 @@ from __future__ import annotations
 
 import io
 import time
+from pathlib import Path
 
 import pytest
 
 from obuild.cli import text as ui
 from obuild.errors import ObuildError, SpecError, UsageError
-from obuild.events import Done, Event, Hit, Note, Output, Saved, Started
+from obuild.events import (
+    Done,
+    Event,
+    Hit,
+    Note,
+    Output,
+    PhaseEnded,
+    PhaseStarted,
+    Place,
+    Planned,
+    PlannedStep,
+    Progress,
+    Saved,
+    StageEnded,
+    StageStarted,
+    Started,
+    What,
+)
 
 
-def lines(*events: Event, colour: bool = False) -> str:
+def lines(*said: What, colour: bool = False) -> str:
     out = io.BytesIO()
     show = ui.Lines(out, colour=colour)
-    for event in events:
-        show(event)
+    for what in said:
+        show(Event(what, Place(), 0.0))
     return out.getvalue().decode("utf-8", "surrogateescape")
 
 
@@ -24,33 +42,48 @@ def lines(*events: Event, colour: bool = False) -> str:
     ("event", "line"),
     [
         (Started("/: (run (shell x))"), "/: (run (shell x))\n"),
-        (Hit("abc", b"log\n"), 'log\n---> using "abc" from cache\n'),
-        (Hit("abc", b""), '---> using "abc" from cache\n'),
+        (StageStarted("dev"), '(build "dev" …)\n'),
+        (StageStarted(""), ""),
+        (Planned((PlannedStep(1, "abc", "(from tiny)"),)), ""),
+        (PhaseStarted("booting"), ""),
+        (Progress("sending", "/d", 1, 2), ""),
+        (PhaseEnded("booting", "", 1.5), ""),
         (Output(b"text\n"), "text\n"),
         (Output(b""), ""),
-        (Saved("abc"), '---> saved as "abc"\n'),
+        (Saved("abc", 1.5), '---> saved as "abc"\n'),
         (Note("by the way"), "by the way\n"),
-        (Done("abc"), 'Got: "abc"\n'),
+        (StageEnded("dev", 1.5), '--> finished "dev"\n'),
+        (StageEnded("", 1.5), ""),
+        (StageEnded("dev", 1.5, failed=True), ""),
+        (Done("abc", 1.5), 'Got: "abc"\n'),
         (Started("bytes \udcff"), "bytes \udcff\n"),
     ],
 )
-def test_each_event_is_a_line_as_obuilder_prints_it(event: Event, line: str) -> None:
+def test_each_event_is_a_line_as_obuilder_prints_it(event: What, line: str) -> None:
     assert lines(event) == line
 
 
+@pytest.mark.parametrize("log", [b"", b"log\n", b"long\n" * ui._CHUNK])
+def test_a_hit_shows_its_log_unless_that_was_shown(tmp_path: Path, log: bytes) -> None:
+    (tmp_path / "log").write_bytes(log)
+    end = '---> using "abc" from cache\n'
+    assert lines(Hit("abc", tmp_path / "log")) == log.decode() + end
+    assert lines(Hit("abc", tmp_path / "log", told=True)) == end
+
+
 def test_output_that_ends_within_a_line_does_not_swallow_the_next() -> None:
-    assert lines(Output(b"a"), Output(b"b"), Saved("x")) == 'ab\n---> saved as "x"\n'
-    assert lines(Output(b"a"), Output(b"\n"), Saved("x")) == 'a\n---> saved as "x"\n'
+    assert lines(Output(b"a"), Output(b"b"), Saved("x", 1.5)) == 'ab\n---> saved as "x"\n'
+    assert lines(Output(b"a"), Output(b"\n"), Saved("x", 1.5)) == 'a\n---> saved as "x"\n'
 
 
 def test_output_is_shown_byte_for_byte_and_at_once() -> None:
     out = io.BytesIO()
-    ui.Lines(out, colour=True)(Output(b"\x00\xff\x1b[1m"))
+    ui.Lines(out, colour=True)(Event(Output(b"\x00\xff\x1b[1m"), Place(), 0.0))
     assert out.getvalue() == b"\x00\xff\x1b[1m"
 
 
 def test_colour_is_put_around_our_own_lines_only() -> None:
-    shown = lines(Started("op"), Output(b"text\n"), Saved("x"), Note("note"), colour=True).splitlines()
+    shown = lines(Started("op"), Output(b"text\n"), Saved("x", 1.5), Note("note"), colour=True).splitlines()
     assert [line.startswith("\x1b[") and line.endswith("\x1b[0m") for line in shown] == [True, False, True, False]
 
 

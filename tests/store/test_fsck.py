@@ -35,7 +35,7 @@ def made(store: Store, chain: ChainMaker, monkeypatch: pytest.MonkeyPatch) -> li
     """The layers of a chain, with rows in the index; its later ones stand on flattened copies."""
     monkeypatch.setattr(flatten, "LONGEST", 3)
     built = chain(OPS)
-    Builder(store, FakeExecutor, Heard()).build(built)
+    Builder(store, FakeExecutor, Heard().tell).build(built)
     assert list(fsck.check(store, read_data=True)) == []
     return [Layer(step.id, store.result / step.id) for step in built.steps]
 
@@ -117,7 +117,7 @@ def test_a_damaged_layer_goes_with_all_that_stands_on_it(
     assert what in line
     assert "repaired" in mend(store)
     assert {layer.id for layer in store.layers()} == {layer.id for layer in made[:2]}
-    Builder(store, FakeExecutor, Heard()).build(chain(OPS))
+    Builder(store, FakeExecutor, Heard().tell).build(chain(OPS))
     assert found(store, read_data=True) == []
 
 

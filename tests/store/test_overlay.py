@@ -34,14 +34,14 @@ def made(store: Store, chain: ChainMaker, monkeypatch: pytest.MonkeyPatch) -> Ch
     """A chain in the store, some of it flattened, with a saved machine on its end."""
     monkeypatch.setattr(flatten, "LONGEST", 3)
     built = chain(OPS)
-    Builder(store, FakeExecutor, Heard()).build(built)
+    Builder(store, FakeExecutor, Heard().tell).build(built)
     assert save(Warm(store, PLENTY, print), built.steps[-1].id)
     return built
 
 
 def build(store: Store, chain: Chain) -> list[str]:
     executor = FakeExecutor()
-    Builder(store, lambda: executor, Heard()).build(chain)
+    Builder(store, lambda: executor, Heard().tell).build(chain)
     return [word for word in executor.seen if word not in ("open", "sealed")]
 
 

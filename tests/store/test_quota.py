@@ -13,7 +13,7 @@ import pytest
 from obuild.builder.chain import Builder
 from obuild.builder.engine import Engine
 from obuild.errors import StoreError
-from obuild.events import Hit, Note, Saved
+from obuild.events import Event, Hit, Note, Saved
 from obuild.executors.settings import Settings
 from obuild.plan.keys import LayerId
 from obuild.plan.steps import Chain
@@ -108,7 +108,7 @@ def test_the_sum_is_what_the_folders_take(store: Store, chain: ChainMaker) -> No
 def test_with_room_enough_nothing_goes(store: Store, chain: ChainMaker) -> None:
     make_all(store, chain("(run (shell a))"))
     heard = Heard()
-    Room(store, reserve=1 << 20, max_size=CAPACITY).make(heard)
+    Room(store, reserve=1 << 20, max_size=CAPACITY).make(heard.tell)
     assert heard == []
     assert len(store.layers()) == 2
 
@@ -118,7 +118,7 @@ def test_the_reserve_is_made_free_from_the_oldest_on(store: Store) -> None:
     for days, name in enumerate(("new", "old", "older")):
         fat_cache(store, name, days)
     heard = Heard()
-    Room(store, reserve=free(store) + 1).make(heard)
+    Room(store, reserve=free(store) + 1).make(heard.tell)
     assert list(store.caches.archives()) == ["new", "old"]
     (said,) = heard
     assert isinstance(said, Note)
@@ -131,7 +131,7 @@ def test_a_store_that_is_too_large_shrinks(store: Store, chain: ChainMaker) -> N
     ids = make_all(store, chain("(run (shell a))"))
     fat_cache(store, "c", 1)
     heard = Heard()
-    Room(store, max_size=quota.look(store).total - FAT - 1000).make(heard)
+    Room(store, max_size=quota.look(store).total - FAT - 1000).make(heard.tell)
     assert [event.text.split(",")[0] for event in heard if isinstance(event, Note)] in (
         ["removed 1 cache"],
         ["removed 1 cache and 1 layer"],
@@ -152,7 +152,7 @@ def test_what_frees_less_than_it_seemed_to_is_followed_by_more(
         shutil, "disk_usage", lambda path: Disk(0, 0, asked - len(store.caches.archives()) * FAT + FAT)
     )
     heard = Heard()
-    Room(store, reserve=asked).make(heard)
+    Room(store, reserve=asked).make(heard.tell)
     assert len(heard) == 2
     assert list(store.caches.archives()) == ["new"]
 
@@ -174,7 +174,7 @@ def test_warm_states_count_and_can_go(store: Store, chain: ChainMaker, option: s
     max_size = quota.look(store).total - wanted
     heard = Heard()
     policy = Room(store, reserve=reserve) if option == "--reserve" else Room(store, max_size=max_size)
-    policy.make(heard)
+    policy.make(heard.tell)
     assert [event.text.split(",")[0] for event in heard if isinstance(event, Note)] == ["removed 1 warm state"] * 2
     assert store.states.ids() == []
     assert len(store.layers()) == 3
@@ -186,7 +186,7 @@ def test_if_room_cannot_be_made_it_is_told_and_nothing_goes(store: Store, chain:
     make_all(store, chain("(run (shell a))"))
     policy = Room(store, reserve=CAPACITY) if option == "--reserve" else Room(store, max_size=0)
     with pytest.raises(StoreError, match=f"no room for the next step.*{option}") as caught:
-        policy.make(Heard())
+        policy.make(Heard().tell)
     assert "in the store: " in caught.value.hint
     assert len(store.layers()) == 2
 
@@ -195,7 +195,7 @@ def test_a_step_that_is_there_asks_for_no_room_and_one_that_is_made_does(store: 
     asked: list[int] = []
     ops = "(run (shell a)) (run (shell b))"
     for _ in range(2):
-        builder = Builder(store, FakeExecutor, Heard(), make_room=lambda: asked.append(len(store.layers())))
+        builder = Builder(store, FakeExecutor, Heard().tell, make_room=lambda: asked.append(len(store.layers())))
         builder.build(chain(ops))
     assert asked == [0, 1, 2]
 
@@ -206,7 +206,7 @@ def test_without_room_a_step_is_not_begun(store: Store, chain: ChainMaker) -> No
 
     executor = FakeExecutor()
     with pytest.raises(StoreError, match="no room"):
-        Builder(store, lambda: executor, Heard(), make_room=full).build(chain("(run (shell a))"))
+        Builder(store, lambda: executor, Heard().tell, make_room=full).build(chain("(run (shell a))"))
     assert executor.seen == []
     assert [*os.listdir(store.result_tmp), *os.listdir(store.locks)] == []
 
@@ -252,9 +252,9 @@ def test_a_store_that_is_cleaned_all_through_a_build_ends_with_its_layers(
             return 0
 
         class CleaningHeard(Heard):
-            def __call__(self, event: object) -> None:
-                super().__call__(event)  # type: ignore[arg-type]  # whatever it is
-                if isinstance(event, Hit | Note):
+            def __call__(self, event: Event) -> None:
+                super().__call__(event)
+                if isinstance(event.what, Hit | Note):
                     clean()
 
         spec = "((from tiny) (run (shell a)) (run (cache (c (target /c))) (shell b)) (run (shell c)))"

@@ -11,9 +11,10 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
+from typing import TypeVar
 
 from obuild.errors import MachineError
-from obuild.events import Event
+from obuild.events import Event, Hit, Output, PhaseEnded, PhaseStarted, Place, Progress, Teller, What
 from obuild.executors.protocol import OpenExecutor, Setup
 from obuild.executors.qemu import provision
 from obuild.executors.qemu.config import Config
@@ -154,15 +155,46 @@ def _echo(run: Run) -> int:
     return 0
 
 
-class Heard(list[Event]):
-    """A listener that remembers."""
+Kind = TypeVar("Kind")
+
+
+class Heard(list[What]):
+    """A listener that remembers: all `events`, and as a list what they say, phases and progress left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.events: list[Event] = []
 
     def __call__(self, event: Event) -> None:
-        self.append(event)
+        self.events.append(event)
+        if not isinstance(event.what, PhaseStarted | Progress | PhaseEnded):
+            self.append(event.what)
 
-    def of(self, kind: type[Event]) -> list[Event]:
-        """The events of one kind."""
-        return [event for event in self if isinstance(event, kind)]
+    def clear(self) -> None:
+        super().clear()
+        self.events.clear()
+
+    @property
+    def tell(self) -> Teller:
+        return Teller(self)
+
+    def of(self, kind: type[Kind]) -> list[Kind]:
+        """What was said of one kind."""
+        return [event.what for event in self.events if isinstance(event.what, kind)]
+
+    def at(self, kind: type[What]) -> list[Place]:
+        """Where what was said of one kind."""
+        return [event.place for event in self.events if isinstance(event.what, kind)]
+
+    @property
+    def printed(self) -> list[bytes]:
+        """What commands have printed, and at a hit the whole log, unless it was printed before."""
+        said = [event.what for event in self.events]
+        return [
+            what.data if isinstance(what, Output) else what.log.read_bytes()
+            for what in said
+            if isinstance(what, Output) or (isinstance(what, Hit) and not what.told)
+        ]
 
 
 @dataclass

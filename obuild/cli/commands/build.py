@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,7 +23,9 @@ from obuild.cli.options import (
 from obuild.errors import UsageError
 
 if TYPE_CHECKING:
+    from obuild.events import Listener
     from obuild.plan.keys import LayerId
+    from obuild.store.layers import Store
 
 app = typer.Typer()
 
@@ -94,7 +97,7 @@ def build(
     """
     from obuild.builder import engine
     from obuild.builder import on_failure as failing
-    from obuild.events import Done, Note
+    from obuild.events import Teller
     from obuild.spec import parse
     from obuild.store.tags import checked
 
@@ -109,26 +112,36 @@ def build(
         most = parse_bytes("--max-size", max_size) if max_size else None
         opened = open_store(store, create=True)
         values = _secrets(secret or [])
-        builder = engine.Engine(Path(source), opened, settings, tell, values, jobs)
-        builder.on_failure = failing.chosen(on_failure, jobs=jobs, say=lambda text: tell(Note(text)))
 
-        def name_it(id: LayerId) -> None:
+        def name_it(id: LayerId, tell: Teller) -> None:
             for name in names:
                 opened.tag(id, name)
-                tell(Note(f"tagged {name}"))
+                tell.note(f"tagged {name}")
 
-        builder.on_built = name_it
-        if reserve or max_size:
-            from obuild.store.quota import Room
+        with _in_turn(tell, opened, jobs) as listener:
+            builder = engine.Engine(Path(source), opened, settings, listener, values, jobs)
+            builder.on_failure = failing.chosen(on_failure, jobs=jobs, say=Teller(listener).note)
+            builder.on_built = name_it
+            if reserve or max_size:
+                from obuild.store.quota import Room
 
-            builder.make_room = Room(opened, reserved, most).make
-        tell(Done(builder.build(stage)))
+                builder.make_room = Room(opened, reserved, most).make
+            builder.build(stage)
 
 
 def _listener(events: str) -> ui.Lines | ui.JsonLines:
     if events not in ("lines", "json"):
         raise UsageError(f"--events {events}: it can be lines or json")
     return ui.JsonLines(sys.stdout.buffer) if events == "json" else lines()
+
+
+def _in_turn(tell: ui.Lines | ui.JsonLines, store: Store, jobs: int) -> AbstractContextManager[Listener]:
+    """A listener that keeps the lines of stages apart, if several are built at once."""
+    if jobs == 1 or not isinstance(tell, ui.Lines):
+        return nullcontext(tell)
+    from obuild.cli.turns import Turns  # late: seldom needed
+
+    return Turns(tell, store)
 
 
 def _secrets(given: list[str]) -> dict[str, bytes]:
