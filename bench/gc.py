@@ -35,7 +35,7 @@ def fill(store: Store, count: int) -> None:
 
 
 def layer(store: Store, name: str, parent: str | None) -> str:
-    key = f"((format 1)(executor qemu){f'(parent {parent})' if parent else ''}(name {name}))"
+    key = f"((format 2){f'(parent {parent})' if parent else ''}(name {name}))"
     id = hashlib.sha256(key.encode()).hexdigest()
     folder = store.result / id
     (folder / "rootfs").mkdir(parents=True)

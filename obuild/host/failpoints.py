@@ -11,6 +11,7 @@ import signal
 #: All points, in the order in which a build that has everything to do passes them.
 POINTS = (
     "store.making",
+    "store.formatting",
     "base.placing",
     "base.placed",
     "draft.made",

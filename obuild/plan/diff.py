@@ -147,6 +147,13 @@ def _parent(old: Sexp, new: Sexp) -> Iterator[str]:
     yield "parent changed"
 
 
+def _executor(old: Sexp, new: Sexp) -> Iterator[str]:
+    if old and new:
+        yield from _named("the executor")(old, new)
+    else:
+        yield f"the executor is {'now' if new else 'no longer'} part of the key"
+
+
 def _run(old: Sexp, new: Sexp) -> Iterator[str]:
     before, after = _argv(old), _argv(new)
     if before[:-1] != after[:-1]:
@@ -237,7 +244,7 @@ _WORDS: dict[str, Callable[[Sexp, Sexp], Iterator[str]]] = {
     "user": _named("the user"),
     "network": _named("the network"),
     "copy": _named("the destination"),
-    "executor": _named("the executor"),
+    "executor": _executor,
     "format": _named("the format of keys"),
 }
 

@@ -20,13 +20,17 @@ Fields = dict[str, Sexp]
 
 User = UnixUser | WindowsUser
 
+#: The format of the keys that are written. Format 1, which development versions wrote, named the executor in every
+#: key, and before the parent. Its layers can be looked into and removed; nothing is built on them any more.
+FORMAT = "2"
+
 #: How many bytes of a key `parent` needs. A whole key may list 100,000 files.
 HEAD = 200
 
 #: How many lists may be inside each other in a field. A manifest has two.
 DEEPEST = 20
 
-_PARENT = re.compile(r"\(\(format 1\)\(executor \w+\)\(parent ([0-9a-f]{64})\)")
+_PARENT = re.compile(r"\(\(format (?:2|1\)\(executor \w+)\)\(parent ([0-9a-f]{64})\)")
 _COPY = re.compile(_PARENT.pattern + r"\(copy ")
 
 
@@ -40,12 +44,13 @@ def layer_id(key: str) -> LayerId:
 
 def of_base(digest: str) -> str:
     """The key of a base's layer. `digest` is the sha256 of the image's content, in hex."""
-    return _write(None, ("base", f"sha256:{digest}"))
+    return _write(("base", f"sha256:{digest}"))
 
 
 def of_command(
     parent: LayerId,
     *,
+    executor: str,
     workdir: str,
     user: User,
     env: tuple[tuple[str, str], ...],
@@ -53,9 +58,13 @@ def of_command(
     network: bool,
     secrets: tuple[tuple[str, str], ...],
 ) -> str:
-    """The key of a command. `secrets` are names and targets: what a secret says never reaches a key."""
+    """The key of a command. It names the executor, for the result may depend on the kernel that it ran on.
+
+    `secrets` are names and targets: the value of a secret never reaches a key.
+    """
     return _write(
-        parent,
+        ("parent", parent),
+        ("executor", executor),
         ("workdir", workdir),
         ("user", _user_text(user)),
         ("env", env),
@@ -67,12 +76,11 @@ def of_command(
 
 def of_copy(parent: LayerId, *, dest: str, user: User, files: tuple[tuple[str, ...], ...]) -> str:
     """The key of a copy. The same files give the same key, wherever they come from."""
-    return _write(parent, ("copy", dest), ("user", _user_text(user)), ("files", files))
+    return _write(("parent", parent), ("copy", dest), ("user", _user_text(user)), ("files", files))
 
 
-def _write(parent: LayerId | None, *fields: tuple[str, Sexp]) -> str:
-    stands = () if parent is None else (("parent", str(parent)),)
-    return sexp.dumps((("format", "1"), ("executor", "qemu"), *stands, *fields))
+def _write(*fields: tuple[str, Sexp]) -> str:
+    return sexp.dumps((("format", FORMAT), *fields))
 
 
 def _user_text(user: User) -> Sexp:

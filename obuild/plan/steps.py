@@ -58,7 +58,7 @@ class Import:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """Run `argv` in the guest. `network` is true if it may reach the outside."""
+    """Run `argv` in the guest. `network` is true if it may reach the outside; `executor` is where it runs."""
 
     argv: tuple[str, ...]
     cwd: str
@@ -67,6 +67,7 @@ class Command:
     network: bool
     caches: tuple[Cache, ...] = ()
     secrets: tuple[Secret, ...] = ()
+    executor: str = "qemu"
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +129,7 @@ class Step:
             case Command():
                 return keys.of_command(
                     self.parent,
+                    executor=action.executor,
                     workdir=action.cwd,
                     user=action.user,
                     env=action.env,

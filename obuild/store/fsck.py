@@ -22,7 +22,7 @@ from obuild.host import locks, qemu_img
 from obuild.host.fs import discard
 from obuild.host.regular import is_file, is_folder, kind, read_bytes
 from obuild.plan.keys import LayerId
-from obuild.store import caches, mtree, parts, removal, warm
+from obuild.store import caches, format, mtree, parts, removal, warm
 from obuild.store.base_images import IMAGES, SUFFIXES
 from obuild.store.index import Index
 from obuild.store.layers import Layer, Store
@@ -353,6 +353,9 @@ def _memos(store: Store) -> Iterator[Finding]:
         for path in _entries(folder):
             if is_file(path) and path.name.startswith("."):
                 yield _unneeded(store, path, "a file that was never finished")
+    for path in _entries(store.root):
+        if is_file(path) and path.name.startswith(f".{format.NAME}."):
+            yield _unneeded(store, path, "a file that was never finished")
 
 
 def _entries(folder: Path) -> Iterable[Path]:

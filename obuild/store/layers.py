@@ -26,7 +26,7 @@ from obuild.host.regular import NotAFile, is_file, is_folder, kind, open_file, r
 from obuild.plan import keys
 from obuild.plan.keys import LayerId
 from obuild.plan.steps import Step
-from obuild.store import mtree, parts
+from obuild.store import format, mtree, parts
 from obuild.store.base_images import Places
 from obuild.store.caches import Caches
 from obuild.store.flatten import Flats
@@ -138,8 +138,9 @@ class Store:
     def open(cls, root: Path, *, create: bool = True, sweep: bool = True) -> Store:
         """Open a store, making it if it is new and `create`; rubbish that a crash left is removed if `sweep`.
 
-        UsageError if it cannot be made or written to, if one of its parts is not a folder, and if it is no store
-        and not to be made, or holds other things. `root` may lead there through symlinks.
+        UsageError if it cannot be made or written to, if one of its parts is not a folder, if it has a newer
+        format, and if it is no store and not to be made, or holds other things. `root` may lead there through
+        symlinks.
         """
         try:
             store = cls(_resolved(root))
@@ -147,8 +148,11 @@ class Store:
                 if not create:
                     raise UsageError(f"{root} is not a store", hint="a first `obuild build` makes it")
                 parts.begin(store.root)
+            format.check(store.root)
             parts.make(store.root)
             store._see_writable()
+            if create:
+                format.mark(store.root, store._lock_file("format"))
             if sweep:
                 store.sweep()
         except OSError as error:

@@ -70,7 +70,7 @@ def rekey(store: Store, id: LayerId, key: str) -> None:
     path.write_text(key)
 
 
-HEAD = f"((format 1)(executor qemu)(parent {'0' * 64})"
+HEAD = f"((format 2)(parent {'0' * 64})(executor qemu)"
 
 
 def test_a_user_may_have_a_name(store: Store, build: Plan) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from obuild.guests.profile import Card
 from obuild.plan import keys
 from obuild.plan.keys import LayerId
 from obuild.plan.planner import plan
-from obuild.plan.steps import Base, Step
+from obuild.plan.steps import Base, Command, Extract, Graft, Step
 from obuild.spec import Run, Stage, UnixUser, WindowsUser, sexp
 
 BASE = Base("b", Path("/nowhere"), "d" * 64, (1, 2, 3), Card())
@@ -42,16 +43,16 @@ def test_the_ids_of_a_spec_do_not_change_by_themselves(tmp_path: Path) -> None:
     ops = """(env A 1) (user (uid 1) (gid 2)) (workdir /w) (run (network host) (shell "make"))
              (copy (src a) (dst b/))"""
     imported, command, transfer = make(ops, tmp_path)
-    assert imported.key == f"((format 1)(executor qemu)(base sha256:{BASE.digest}))"
+    assert imported.key == f"((format 2)(base sha256:{BASE.digest}))"
     assert command.key == (
-        f"((format 1)(executor qemu)(parent {imported.id})(workdir /w)(user(1 2))(env((A 1)))"
+        f"((format 2)(parent {imported.id})(executor qemu)(workdir /w)(user(1 2))(env((A 1)))"
         "(run(bash -c make))(network host)(secrets()))"
     )
     assert transfer.key == (
-        f"((format 1)(executor qemu)(parent {command.id})(copy /w/b)(user(1 2))(files((file a 644 "
+        f"((format 2)(parent {command.id})(copy /w/b)(user(1 2))(files((file a 644 "
         "ca978112ca1bbdcafac231b39a23dc4da786eff8147c4e72b9807785afee48bb))))"
     )
-    assert imported.id == "1dc8e0c2acdd6f35f7773199de66529b362226986b944a42d2a2e3b2749d51ab"
+    assert imported.id == "789bb3f36977d9c7be1ad454948cad3ebe716824b657c23727acc2e691e84249"
 
 
 def test_the_parent_is_read_from_the_beginning_of_a_key() -> None:
@@ -62,7 +63,17 @@ def test_the_parent_is_read_from_the_beginning_of_a_key() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "(", "((format 1))", f"((format 1)(executor q)(parent {'0' * 63}))", "\udcff"]
+    "text",
+    [
+        "",
+        "(",
+        "((format 2))",
+        f"((format 2)(parent {'0' * 63}))",
+        f"((format 1)(parent {'0' * 64}))",
+        f"((format 3)(parent {'0' * 64}))",
+        f"((executor q)(format 1)(parent {'0' * 64}))",
+        "\udcff",
+    ],
 )
 def test_what_is_no_key_has_no_parent(text: str) -> None:
     assert keys.parent(text.encode("utf-8", "surrogateescape")) is None
@@ -77,7 +88,14 @@ def test_a_copy_is_told_from_a_command_by_its_beginning(tmp_path: Path) -> None:
 @pytest.mark.parametrize("user", [UnixUser(7, 8), WindowsUser("Admin")])
 def test_where_a_command_ran_is_read_back(user: UnixUser | WindowsUser) -> None:
     text = keys.of_command(
-        PARENT, workdir="/a b", user=user, env=(("A", "1\n2"),), argv=("x",), network=True, secrets=()
+        PARENT,
+        executor="qemu",
+        workdir="/a b",
+        user=user,
+        env=(("A", "1\n2"),),
+        argv=("x",),
+        network=True,
+        secrets=(),
     )
     key = keys.fields(text)
     assert (keys.workdir(key), keys.user(key), keys.env(key)) == ("/a b", user, (("A", "1\n2"),))
@@ -91,3 +109,25 @@ def test_the_digest_of_a_base_is_read_back() -> None:
 def test_a_field_that_is_nested_beyond_reason_is_a_text() -> None:
     deep = "(" * 50 + ")" * 50
     assert keys.fields(f"((format 1)(odd {deep}))")["odd"] == deep
+
+
+def test_the_keys_of_development_versions_can_be_read() -> None:
+    command = f"((format 1)(executor qemu)(parent {PARENT})(workdir /w)(user(1 2))(env((A 1)))(run(sh)))"
+    copy = f"((format 1)(executor qemu)(parent {PARENT})(copy /w/b)(user(1 2))(files()))"
+    base = f"((format 1)(executor qemu)(base sha256:{BASE.digest}))"
+    assert [keys.parent(key.encode()) for key in (command, copy, base)] == [PARENT, PARENT, None]
+    assert [keys.is_copy(key) for key in (command, copy, base)] == [False, True, False]
+    read = keys.fields(command)
+    assert (keys.workdir(read), keys.user(read), keys.env(read)) == ("/w", UnixUser(1, 2), (("A", "1"),))
+    assert keys.base_digest(keys.fields(base)) == BASE.digest
+
+
+def test_only_the_key_of_a_command_names_its_executor(tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
+    imported, run, copy = make("(run (shell a)) (copy (src a) (dst /b))", tmp_path)
+    assert isinstance(run.action, Command)
+    elsewhere = replace(run, action=replace(run.action, executor="native"))
+    assert elsewhere.id != run.id
+    assert [("executor" in keys.fields(step.key)) for step in (imported, run, copy)] == [False, True, False]
+    graft = Graft(Extract("dev", ("a",), (), None, UnixUser(0, 0)), PARENT, (), "/b")
+    assert "executor" not in keys.fields(Step(PARENT, graft).key)

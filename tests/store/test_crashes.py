@@ -144,6 +144,18 @@ def test_killed_at_a_point(victim: Victim, point: str) -> None:
     victim.check()
 
 
+def test_killed_while_a_new_store_is_given_its_format(victim: Victim) -> None:
+    shutil.rmtree(victim.root)
+    assert victim.run(*BASE, kill_at="store.formatting") == -signal.SIGKILL
+    assert not (victim.root / "format").exists()
+    (left,) = [found.where for found in fsck.check(Store(victim.root)) if found.where.startswith(".format.")]
+    victim.check()
+    assert not (victim.root / left).exists()
+    assert victim.run(*BASE) == 0
+    assert (victim.root / "format").read_text() == "1\n"
+    victim.check()
+
+
 @pytest.mark.parametrize("seed", range(int(os.environ.get("OBUILD_TEST_KILLS", "3"))))
 def test_killed_at_any_moment(victim: Victim, seed: int) -> None:
     """Two builds, a gc and a clean at once on one store; each is killed at a moment of its own."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,7 @@ from obuild.store import fsck, parts
 from obuild.store.layers import Store
 from obuild.store.usage import no_space
 from tests.support import odd
+from tests.support.snapshots import looks
 
 ID = "a" * 64
 
@@ -57,20 +57,6 @@ MAKE = (
 
 #: All that a store has in its root or below it that is a folder of ours.
 FOLDERS = (*parts.PARTS, *parts.LATER)
-
-
-def looks(root: Path) -> dict[str, tuple[int, int, bytes | str]]:
-    """All below a folder: kind and mode, time of change, content. Nothing in it may have changed."""
-    found: dict[str, tuple[int, int, bytes | str]] = {}
-    for path in sorted([root, *root.rglob("*")]):
-        status = path.lstat()
-        content: bytes | str = ""
-        if stat.S_ISREG(status.st_mode):
-            content = path.read_bytes()
-        elif stat.S_ISLNK(status.st_mode):
-            content = str(path.readlink())
-        found[str(path.relative_to(root))] = (status.st_mode, status.st_mtime_ns, content)
-    return found
 
 
 @pytest.fixture
@@ -342,6 +328,7 @@ def yard(tmp_path_factory: pytest.TempPathFactory) -> odd.Yard:
 #: all commands.
 PLACES = (
     "README",
+    "format",
     "base-image/tiny.img",
     "base-image/tiny.toml",
     "cache/c-c/cache.tar",

@@ -324,7 +324,8 @@ def unrepaired(yard: Yard, place: str, damage: Damage) -> list[str]:
     yard.command(store, ("fsck", "--repair", "--read-data"))
     what = f"{place} is {damage.__name__}: after a repair"
     code, out, said = yard.command(store, ("fsck", "--read-data"))
-    told = code and "must be a folder" not in said and "base-image/" not in out
+    refused = "must be a folder" in said or "cannot tell the format" in said  # the user has to act
+    told = code and not refused and "base-image/" not in out
     found = [f"{what}: {out}{said}"] if told else []
     if not code:
         code, out, said = yard.command(store, BUILD)

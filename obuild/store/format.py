@@ -1,0 +1,63 @@
+"""The format of a store: the number in STORE/format.
+
+A store of a newer format may hold what this version would take for rubbish, or would damage, so it is refused
+before anything in it is swept or changed. A store without the file was made by a development version: its layers
+have keys of format 1, and all else in it is as in format 1.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from obuild.errors import UsageError
+from obuild.host import locks
+from obuild.host.fs import replace_text
+from obuild.host.regular import open_file
+
+#: The newest format that this version can use, and the one that it writes.
+FORMAT = 1
+
+NAME = "format"
+
+_NUMBER = re.compile(rb"([1-9][0-9]{0,8})\n?")
+
+
+def check(root: Path) -> None:
+    """UsageError if the store is of a newer format, or if its format cannot be read. Changes nothing."""
+    path = root / NAME
+    try:
+        with open_file(path) as file:
+            found = _NUMBER.fullmatch(file.read(100))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise _unknown(path, error.strerror or "") from error
+    if found is None:
+        raise _unknown(path, "it holds no number")
+    if int(found[1]) > FORMAT:
+        raise UsageError(
+            f"the store {root} has format {int(found[1])}, and this version of obuild only knows format {FORMAT}",
+            hint="use a newer version of obuild, or another store: --store=qemu:FOLDER",
+        )
+
+
+def mark(root: Path, lock: Path) -> None:
+    """Write the format of this version into a store that has none. Errors as for `check`.
+
+    `lock` keeps two versions from writing at once: the older one could else replace what the newer one wrote.
+    """
+    path = root / NAME
+    if path.exists():
+        return
+    with locks.file_lock(lock):
+        check(root)
+        if not path.exists():
+            replace_text(path, f"{FORMAT}\n", durable=True, point="store.formatting")
+
+
+def _unknown(path: Path, why: str) -> UsageError:
+    return UsageError(
+        f"cannot tell the format of the store: {path}: {why}",
+        hint="if no newer obuild has used this store, move the file away: the next build writes it again",
+    )
