@@ -60,7 +60,8 @@ class Deep:
 
     def chain(self, ops: str) -> Chain:
         """Plan ops on `micro`."""
-        return plan(spec.parse(f"((from micro) {ops})".encode()), source=Path(), find_base=self.base)
+        stage = spec.parse(f"((from micro) {ops})".encode())
+        return plan(stage, source=Path(), bases={"micro": self.base("micro")}).chain()
 
     def base(self, name: str) -> Base:
         return catalog.find(self.store, name, say=print)

@@ -14,7 +14,7 @@ from obuild import spec
 from obuild.bases import catalog
 from obuild.executors.all import EXECUTORS
 from obuild.plan.planner import plan
-from obuild.plan.steps import Base, Chain
+from obuild.plan.steps import Chain
 from obuild.store.layers import Store
 from tests.support.fakes import POWER_OFF, FakeExecutor, ScriptedGuests, boot_disk
 
@@ -71,11 +71,9 @@ def chain(store: Store, tiny: Path, tmp_path: Path) -> Callable[[str], Chain]:
     source = tmp_path / "source"
     source.mkdir()
 
-    def find(name: str) -> Base:
-        return catalog.find(store, name, say=lambda text: None)
-
     def make(ops: str) -> Chain:
-        return plan(spec.parse(f"((from tiny) {ops})".encode()), source=source, find_base=find)
+        stage = spec.parse(f"((from tiny) {ops})".encode())
+        return plan(stage, source=source, bases={"tiny": catalog.find(store, "tiny", say=print)}).chain()
 
     return make
 

@@ -175,3 +175,35 @@ def test_only_one_module_calls_qemu_img() -> None:
         return bool(argv) and isinstance(argv[0], ast.Constant) and argv[0].value == "qemu-img"
 
     assert where(calls) == {"host.qemu_img"}
+
+
+#: They read the files of copies.
+READERS = {"plan.tree", "plan.archive"}
+
+
+def test_planning_reads_the_files_of_copies_and_does_nothing_else_outside() -> None:
+    """So a plan is what its arguments say, and looking at one changes nothing."""
+    plans = {module for module in MODULES if module.startswith("plan.")}
+    assert plans > READERS
+    outside = {"io", "os", "shutil", "socket", "subprocess", "tempfile", "threading", "time", "urllib"}
+    inside = {"host", "store", "bases", "executors"}
+    for module in plans - READERS:
+        assert not {name.split(".")[0] for name in imports(module)} & outside, module
+        assert not {name.split(".")[0] for name in own(module)} & inside, module
+
+    def opens(node: ast.AST) -> bool:
+        path = {"open", "read_text", "read_bytes", "stat", "lstat", "exists", "is_file", "is_dir", "iterdir"}
+        return (isinstance(node, ast.Name) and node.id == "open") or (
+            isinstance(node, ast.Attribute) and node.attr in path
+        )
+
+    assert where(opens) & plans <= READERS
+
+
+def test_nothing_is_told_apart_by_where_it_is_in_memory() -> None:
+    """Of two equal stages, a table by id() knows one or the other, as the garbage collector has it."""
+
+    def takes_id(node: ast.AST) -> bool:
+        return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "id"
+
+    assert where(takes_id) == set()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,7 +14,7 @@ from obuild.builder.chain import Builder, located, planned
 from obuild.builder.extract import Extractor
 from obuild.builder.listener import Guarded, ListenerFailed
 from obuild.builder.provision import Machines, as_os
-from obuild.builder.stages import inside
+from obuild.builder.stages import PlannedStage, plan_stages
 from obuild.errors import Cancelled, MachineError, ObuildError
 from obuild.events import Done, Event, Listener, Output, Teller
 from obuild.executors.protocol import Executor, OnFailure
@@ -23,8 +23,8 @@ from obuild.guests import rules
 from obuild.host import process
 from obuild.host.process import CancelScope
 from obuild.plan.keys import LayerId
-from obuild.plan.planner import FilesOf, everything, plan, unbuilt
-from obuild.plan.steps import Base, Built, Chain, Extract, Graft, Import
+from obuild.plan.planner import Plan, bases_of, plan
+from obuild.plan.steps import Base, Built, Chain, Extract, Graft, Import, Step
 from obuild.plan.tree import Manifest
 from obuild.spec import Run, Shell, Stage
 from obuild.store.layers import Store
@@ -49,8 +49,6 @@ class Engine:
     on_failure: OnFailure | None = None
     on_built: Callable[[LayerId, Teller], None] = lambda id, tell: None
     executor: str = "qemu"
-    _bases: dict[str, Base] = field(default_factory=dict, init=False)
-    _chains: dict[int, Chain] = field(default_factory=dict, init=False)  # as planned first, by id() of the stage
     _machines: Machines = field(init=False)
     _tell: Teller = field(init=False)
     _scope: CancelScope = field(default_factory=CancelScope, init=False)  # of the build that runs
@@ -92,29 +90,49 @@ class Engine:
 
     def _build(self, stage: Stage) -> LayerId:
         with storage_errors(self.store.root), self._held:
-            for each, builds in everything(stage):
-                self._chains[id(each)] = self._plan(each, unbuilt(builds, self._base))
-                self._machines.check(self._base(each.base))
-                self._hold(self._chains[id(each)])
-                self._see_logs(self._chains[id(each)])
-            if self.jobs > 1 and stage.stages:
+            planned = self._plan(stage)
+            for each in planned.all():
+                self._hold(each.plan.known)
+                self._see_logs(each.plan.known)
+            if self.jobs > 1 and planned.inner:
                 from obuild.builder.scheduler import Parallel
 
-                built = Parallel(self.make, self._tell, self.jobs, self._scope).build(stage)
+                built = Parallel(self.make, self._tell, self.jobs, self._scope).build(planned)
             else:
-                built = self._in_order("", "", stage, {})
+                built = self._in_order(planned, {})
             self.on_built(built.layer, self._tell)
             return built.layer
 
-    def _in_order(self, path: str, name: str, stage: Stage, scope: Mapping[str, Built]) -> Built:
+    def _plan(self, stage: Stage) -> PlannedStage:
+        """Have the bases of all stages, made where they are missing; then plan, which boots and makes nothing."""
+        bases = {name: self._base(name) for name in bases_of(stage)}
+
+        def one(stage: Stage, builds: Mapping[str, Stage]) -> Plan:
+            return plan(
+                stage,
+                source=self.source,
+                bases=bases,
+                builds=builds,
+                secrets=tuple(self.secrets),
+                executor=self.executor,
+            )
+
+        return plan_stages(stage, one)
+
+    def _base(self, reference: str) -> Base:
+        found = as_os(catalog.find(self.store, reference, say=self._tell.note), self.settings.os)
+        self._machines.check(found)
+        return found
+
+    def _in_order(self, stage: PlannedStage, scope: Mapping[str, Built]) -> Built:
         scope = dict(scope)
-        tell = self._tell.of_stage(path)
-        with tell.stage(name):
-            for inner_path, inner_name, inner in inside(path, stage):
-                scope[inner_name] = self._in_order(inner_path, inner_name, inner, scope)
+        tell = self._tell.of_stage(stage.path)
+        with tell.stage(stage.name):
+            for inner in stage.inner:
+                scope[inner.name] = self._in_order(inner, scope)
             return self.make(stage, scope, tell)
 
-    def make(self, stage: Stage, scope: Mapping[str, Built], tell: Teller) -> Built:
+    def make(self, stage: PlannedStage, scope: Mapping[str, Built], tell: Teller) -> Built:
         """Make the chain of one stage; `scope` has the builds that it may copy from."""
         with located(tell.place), ExitStack() as stack:
             sources = {name: self._extractor(built, stack) for name, built in scope.items()}
@@ -126,11 +144,10 @@ class Engine:
             def archive(graft: Graft) -> Path:
                 return sources[graft.extract.origin].checked_archive(graft)
 
-            chain = self._chains[id(stage)]
+            chain = stage.plan.chain(extract)
+            if stage.plan.origins:
+                self._hold(chain.steps)
             room = partial(self.make_room, tell)
-            if any(isinstance(step.action, Graft) for step in chain.steps):
-                chain = self._plan(stage, extract)
-                self._hold(chain)
             tell(planned(chain))
             self._prepare(chain, room)
             executor = self._machines_of(chain.base, stack)
@@ -138,35 +155,25 @@ class Engine:
                 self.store, executor, tell, self.secrets, archive, room, self.on_failure, self._scope
             )
             layer = builder.build(chain)
-            self._hold(chain)
+            self._hold(chain.steps)
             return Built(layer, chain.base)
 
-    def _hold(self, chain: Chain) -> None:
+    def _hold(self, steps: Sequence[Step]) -> None:
         """Keep what there is of a chain from being removed, by others or to make room, until the build ends."""
-        for step in reversed(chain.steps):
+        for step in reversed(steps):
             with ExitStack() as stack:
                 if stack.enter_context(self.store.use(step.id)) is not None:
                     self._held.push(stack.pop_all())
                     return
 
-    def _see_logs(self, chain: Chain) -> None:
+    def _see_logs(self, steps: Sequence[Step]) -> None:
         """StoreError if the log of a layer is gone: else that would be found when others are made already."""
-        for step in chain.steps:
+        for step in steps:
             layer = self.store.find(step.id)
             if layer and not layer.log.is_file():
                 with self.store.use(step.id) as held:  # it may just have been removed
                     if held:
                         held.open_log().close()
-
-    def _plan(self, stage: Stage, extract: FilesOf) -> Chain:
-        secrets = tuple(self.secrets)
-        return plan(stage, source=self.source, find_base=self._base, secrets=secrets, extract=extract)
-
-    def _base(self, reference: str) -> Base:
-        if reference not in self._bases:
-            found = catalog.find(self.store, reference, say=self._tell.note)
-            self._bases[reference] = as_os(found, self.settings.os)
-        return self._bases[reference]
 
     def _extractor(self, built: Built, stack: ExitStack) -> Extractor:
         pax = built.base.card.os in rules.PAX

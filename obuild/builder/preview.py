@@ -5,18 +5,19 @@ Looks and compares; boots nothing, makes no base image, writes no layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from functools import cache, cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from obuild.bases import catalog
+from obuild.builder.stages import plan_stages
 from obuild.plan import diff, keys
 from obuild.plan.keys import Fields, LayerId
-from obuild.plan.planner import everything, plan, unbuilt
-from obuild.plan.steps import Base, Chain, Graft, Import, Step
+from obuild.plan.planner import PendingGraft, Plan, bases_of, plan
+from obuild.plan.steps import Base, Import, Step
 from obuild.spec import Stage
 from obuild.store.layers import Layer, Store
 
@@ -55,29 +56,21 @@ def forecast(
 
     `say` hears of each base image that is stale, once.
     """
-    find = cache(partial(_base, store, say))
-    return [
-        outlook
-        for each, builds in everything(stage)
-        for outlook in _forecast(each, builds, find, source=source, store=store, secrets=secrets)
-    ]
+    bases = {name: _base(store, say, name) for name in bases_of(stage)}
+
+    def one(stage: Stage, builds: Mapping[str, Stage]) -> Plan:
+        return plan(stage, source=source, bases=bases, builds=builds, secrets=secrets)
+
+    return [outlook for each in plan_stages(stage, one).all() for outlook in _forecast(each.plan, store)]
 
 
-def _forecast(
-    stage: Stage,
-    builds: Mapping[str, Stage],
-    find: Callable[[str], Base],
-    *,
-    source: Path,
-    store: Store,
-    secrets: Sequence[str],
-) -> list[Outlook]:
-    chain = plan(stage, source=source, find_base=find, secrets=secrets, extract=unbuilt(builds, find))
-    if chain.base.digest:
+def _forecast(plan: Plan, store: Store) -> list[Outlook]:
+    if plan.base.digest:
         with ExitStack() as stack:
-            return list(_Forecaster(store, stack).chain(chain))
-    why = f"the base image {chain.base.name!r} would be made from its recipe first; ids are known only then"
-    return [Outlook(step.headings[-1], None, False, () if step.parent else (why,)) for step in chain.steps]
+            return list(_Forecaster(store, stack).steps(plan))
+    why = f"the base image {plan.base.name!r} would be made from its recipe first; ids are known only then"
+    first, *others = (each.headings[-1] for each in plan.actions)
+    return [Outlook(first, None, False, (why,)), *(Outlook(op, None, False) for op in others)]
 
 
 def _base(store: Store, say: catalog.Say, reference: str) -> Base:
@@ -102,16 +95,19 @@ class _Forecaster:
         self.store = store
         self.stack = stack
 
-    def chain(self, chain: Chain) -> Iterator[Outlook]:
+    def steps(self, plan: Plan) -> Iterator[Outlook]:
+        known = plan.known
+        yield from self.known(known)
+        for each in plan.actions[len(known) :]:
+            why = ""
+            if isinstance(each.action, PendingGraft):
+                why = f"what it copies is known once the build {each.action.extract.origin!r} is made"
+            yield Outlook(each.headings[-1], None, False, (why,) if why else ())
+
+    def known(self, steps: Iterable[Step]) -> Iterator[Outlook]:
         stood: LayerId | None = None  # at the place of the step before: its layer, or the nearest to it
-        steps = iter(chain.steps)
         for step in steps:
             op = step.headings[-1]
-            if isinstance(step.action, Graft):
-                origin = step.action.extract.origin
-                yield Outlook(op, None, False, (f"what it copies is known once the build {origin!r} is made",))
-                yield from (Outlook(later.headings[-1], None, False) for later in steps)
-                return
             if self.store.find(step.id):
                 stood = step.id
                 yield Outlook(op, step.id, True)

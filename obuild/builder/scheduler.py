@@ -10,15 +10,14 @@ import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from obuild.builder.stages import inside
+from obuild.builder.stages import PlannedStage
 from obuild.events import Teller
 from obuild.host.process import CancelScope
 from obuild.plan.steps import Built
-from obuild.spec import Stage
 
-Make = Callable[[Stage, Mapping[str, Built], Teller], Built]
+Make = Callable[[PlannedStage, Mapping[str, Built], Teller], Built]
 Futures = dict[str, Future[Built]]
-Start = Callable[[str, str, Stage, Futures], Future[Built]]
+Start = Callable[[PlannedStage, Futures], Future[Built]]
 
 
 class Parallel:
@@ -30,26 +29,26 @@ class Parallel:
         self._tell = tell
         self._room = threading.Semaphore(jobs)
 
-    def build(self, stage: Stage) -> Built:
+    def build(self, stage: PlannedStage) -> Built:
         """Build a stage with those inside it; raises what the first failing stage has raised."""
         failures: list[BaseException] = []
 
-        def run(path: str, name: str, stage: Stage, scope: Futures) -> Built:
+        def run(stage: PlannedStage, scope: Futures) -> Built:
             try:
-                return self._run(path, name, stage, scope, start)
+                return self._run(stage, scope, start)
             except BaseException as error:
                 failures.append(error)
                 self._scope.cancel()
                 raise
 
         # every stage has a thread of its own, so one that waits for others never keeps them from running
-        with ThreadPoolExecutor(max_workers=_count(stage)) as pool:
+        with ThreadPoolExecutor(max_workers=len(list(stage.all()))) as pool:
 
-            def start(path: str, name: str, stage: Stage, scope: Futures) -> Future[Built]:
-                return pool.submit(run, path, name, stage, scope)
+            def start(stage: PlannedStage, scope: Futures) -> Future[Built]:
+                return pool.submit(run, stage, scope)
 
             try:
-                return start("", "", stage, {}).result()
+                return start(stage, {}).result()
             except BaseException as error:
                 self._scope.cancel()
                 pool.shutdown(wait=True)
@@ -57,24 +56,15 @@ class Parallel:
                     raise failures[0] from error
                 raise
 
-    def _run(self, path: str, name: str, stage: Stage, scope: Futures, start: Start) -> Built:
+    def _run(self, stage: PlannedStage, scope: Futures, start: Start) -> Built:
         scope = dict(scope)
         inner = []
-        for inner_path, inner_name, inner_stage in inside(path, stage):
-            scope[inner_name] = start(inner_path, inner_name, inner_stage, dict(scope))
-            inner.append(scope[inner_name])
+        for each in stage.inner:
+            scope[each.name] = start(each, dict(scope))
+            inner.append(scope[each.name])
         for future in inner:
             future.result()
-        built = {known: future.result() for known, future in scope.items() if known in _origins(stage)}
-        tell = self._tell.of_stage(path)
-        with self._room, tell.stage(name):
+        built = {known: future.result() for known, future in scope.items() if known in stage.plan.origins}
+        tell = self._tell.of_stage(stage.path)
+        with self._room, tell.stage(stage.name):
             return self._make(stage, built, tell)
-
-
-def _count(stage: Stage) -> int:
-    return 1 + sum(_count(inner) for _, inner in stage.stages)
-
-
-def _origins(stage: Stage) -> set[str]:
-    """The builds that a stage copies from."""
-    return {origin for op in stage.ops if (origin := getattr(op, "origin", None)) is not None}

@@ -1,13 +1,54 @@
-"""What stages are called in events: by a path, so that no two of a build have the same."""
+"""The stages of a spec, planned: a tree, of which each stage has a path that no other one has."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
+from obuild.plan.planner import Plan
 from obuild.spec import Stage
 
 
-def inside(path: str, stage: Stage) -> Iterator[tuple[str, str, Stage]]:
+@dataclass(frozen=True, slots=True)
+class PlannedStage:
+    """A stage of a build, with the builds directly inside it, in the order of the spec.
+
+    `path` is what events call the stage; `name` is what copies call it, and "" for the stage around all others.
+    """
+
+    path: str
+    name: str
+    plan: Plan
+    inner: tuple[PlannedStage, ...] = ()
+
+    def all(self) -> Iterator[PlannedStage]:
+        """This stage and all inside it, in the order in which they are built."""
+        for stage in self.inner:
+            yield from stage.all()
+        yield self
+
+
+def plan_stages(stage: Stage, plan: Callable[[Stage, Mapping[str, Stage]], Plan]) -> PlannedStage:
+    """Plan a stage and all inside it; `plan` gets each with the builds that it may copy from."""
+    return _planned("", "", stage, {}, plan)
+
+
+def _planned(
+    path: str,
+    name: str,
+    stage: Stage,
+    builds: Mapping[str, Stage],
+    plan: Callable[[Stage, Mapping[str, Stage]], Plan],
+) -> PlannedStage:
+    builds = dict(builds)
+    inner = []
+    for inner_path, inner_name, inside in _inside(path, stage):
+        inner.append(_planned(inner_path, inner_name, inside, builds, plan))
+        builds[inner_name] = inside
+    return PlannedStage(path, name, plan(stage, builds), tuple(inner))
+
+
+def _inside(path: str, stage: Stage) -> Iterator[tuple[str, str, Stage]]:
     """The path, the name and the stage of each build directly inside the stage at `path`.
 
     A spec may use one name several times in a stage: the second is NAME#2.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,68 +67,123 @@ class Context:
         return tuple(sorted(found.items()))
 
 
-def unbuilt(builds: Mapping[str, Stage], find_base: Callable[[str], Base]) -> FilesOf:
-    """Stands for the files of builds that are yet to be made. UsageError if one could not be asked for them."""
-
-    def files(extract: Extract) -> tuple[LayerId, tree.Manifest]:
-        os = find_base(builds[extract.origin].base).card.os
-        rules.check_sources(os, extract.src, extract.exclude, extract.rename)
-        return LayerId(""), ()
-
-    return files
+def _no_files(extract: Extract) -> tuple[LayerId, tree.Manifest]:
+    raise AssertionError(f"nobody knows the files of {extract.origin!r}")
 
 
-def everything(
-    stage: Stage, builds: Mapping[str, Stage] | None = None
-) -> Iterator[tuple[Stage, Mapping[str, Stage]]]:
-    """A stage and all stages inside it, in the order in which they are built, with those it may copy from."""
-    builds = dict(builds or {})
-    for name, inner in stage.stages:
-        yield from everything(inner, builds)
-        builds[name] = inner
-    yield stage, builds
+@dataclass(frozen=True, slots=True)
+class PendingGraft:
+    """A copy from a build, as far as it is known before that is made. `op` is what the spec says."""
+
+    extract: Extract
+    dest: str
+    op: Copy
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """What one op has become. `headings` are those of the step that it will be."""
+
+    action: Action | PendingGraft
+    headings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One stage, checked: all that is known of it before the builds that it copies from are made."""
+
+    base: Base
+    actions: tuple[Planned, ...]
+    tail: tuple[str, ...] = ()
+
+    @property
+    def origins(self) -> frozenset[str]:
+        """The builds that the stage copies from."""
+        pending = (each.action for each in self.actions if isinstance(each.action, PendingGraft))
+        return frozenset(graft.extract.origin for graft in pending)
+
+    @cached_property
+    def known(self) -> tuple[Step, ...]:
+        """The steps before the first copy from a build: their ids are known already."""
+        steps: list[Step] = []
+        for each in self.actions:
+            if isinstance(each.action, PendingGraft):
+                break
+            steps.append(Step(steps[-1].id if steps else None, each.action, each.headings))
+        return tuple(steps)
+
+    def chain(self, files: FilesOf = _no_files) -> Chain:
+        """All steps. `files` is asked for the files of each copy from a build; without such copies none is needed.
+
+        SpecError, with the op's line, for a UsageError that it raises.
+        """
+        steps = list(self.known)
+        for each in self.actions[len(steps) :]:
+            action = each.action
+            if isinstance(action, PendingGraft):
+                with _blame(action.op):
+                    action = Graft(action.extract, *files(action.extract), action.dest)
+            steps.append(Step(steps[-1].id, action, each.headings))
+        return Chain(tuple(steps), self.base, self.tail)
+
+
+def bases_of(stage: Stage) -> list[str]:
+    """What stands after `from` in a stage and in those inside it, each once, in the order of building."""
+    inner = [name for _, each in stage.stages for name in bases_of(each)]
+    return list(dict.fromkeys([*inner, stage.base]))
 
 
 def plan(
     stage: Stage,
     *,
     source: Path,
-    find_base: Callable[[str], Base],
+    bases: Mapping[str, Base],
+    builds: Mapping[str, Stage] | None = None,
     secrets: Sequence[str] = (),
-    extract: FilesOf | None = None,
-) -> Chain:
-    """The steps of one stage. UsageError, with the op's line, for what can be seen to be wrong in it.
+    executor: str = "qemu",
+) -> Plan:
+    """What has to be done for one stage. SpecError, with the op's line, for what can be seen to be wrong in it.
 
-    `find_base` turns the name after `from` into a Base; `secrets` are the ids that have a value. `extract` is
-    asked for the files of a copy from another build; without it (as with `unbuilt`), ids from such a copy on mean
-    nothing.
+    `bases` has the base of each name that stands after `from`. `builds` are those that the stage may copy from, if
+    these are others than the ones inside it. `secrets` are the ids that have a value.
     """
-    base = find_base(stage.base)
-    steps = [Step(None, Import(base), (f"(from {sexp.dumps(stage.base)})",))]
+    base = bases[stage.base]
+    actions = [Planned(Import(base), (f"(from {sexp.dumps(stage.base)})",))]
     headings: list[str] = []
-    extract = extract or unbuilt(dict(stage.stages), find_base)
+    scope = _Scope(source, secrets, executor, bases, dict(stage.stages) if builds is None else builds)
     start = rules.start(base.card.os)
     context = Context(base.card, start.workdir, start.user, start.shell)
     for op in stage.ops:
         place = f"{context.workdir}: "
         headings.append(f"{place}{format_op(op, column=len(place))}")
         with _blame(op):
-            action = _action(op, context, source, secrets, extract)
+            action = _action(op, context, scope)
             context = _fold(op, context)
         if action is not None:
-            steps.append(Step(steps[-1].id, action, tuple(headings)))
+            actions.append(Planned(action, tuple(headings)))
             headings = []
-    return Chain(tuple(steps), base, tuple(headings))
+    return Plan(base, tuple(actions), tuple(headings))
 
 
-def _action(op: Op, context: Context, source: Path, secrets: Sequence[str], extract: FilesOf) -> Action | None:
+@dataclass(frozen=True, slots=True)
+class _Scope:
+    """What is the same for all ops of a stage."""
+
+    source: Path
+    secrets: Sequence[str]
+    executor: str
+    bases: Mapping[str, Base]
+    builds: Mapping[str, Stage]
+
+
+def _action(op: Op, context: Context, scope: _Scope) -> Action | PendingGraft | None:
     match op:
         case Run():
-            return _command(op, context, secrets)
+            return _command(op, context, scope)
         case Copy(origin=None):
-            return _transfer(op, context, source)
+            return _transfer(op, context, scope.source)
         case Copy():
-            return _graft(op, context, extract)
+            return _graft(op, context, scope)
         case _:
             return None
 
@@ -149,9 +205,9 @@ def _fold(op: Op, context: Context) -> Context:
             return context
 
 
-def _command(op: Run, context: Context, secrets: Sequence[str]) -> Command:
+def _command(op: Run, context: Context, scope: _Scope) -> Command:
     for secret in op.secrets:
-        if secret.name not in secrets:
+        if secret.name not in scope.secrets:
             raise UsageError(f"no value for the secret {secret.name!r}", hint=f"add --secret {secret.name}:FILE")
     for target in _targets(op.caches, op.secrets):
         _no_nul(target, "target")
@@ -165,6 +221,7 @@ def _command(op: Run, context: Context, secrets: Sequence[str]) -> Command:
             [replace(cache, target=_join(context, cache.target)) for cache in op.caches]
         ),
         secrets=tuple(replace(secret, target=_join(context, secret.target)) for secret in op.secrets),
+        executor=scope.executor,
     )
     paths = (command.cwd, *_targets(command.caches, command.secrets))
     rules.check_command(context.card.os, command.argv, command.env, paths)
@@ -176,13 +233,15 @@ def _targets(caches: Sequence[Cache], secrets: Sequence[Secret]) -> list[str]:
     return [*(cache.target for cache in caches), *(secret.target for secret in secrets)]
 
 
-def _graft(op: Copy, context: Context, extract: FilesOf) -> Graft:
+def _graft(op: Copy, context: Context, scope: _Scope) -> PendingGraft:
     dest, into = _destination(op, context)
     rename = None
     if not into and not tree.is_root(op.src[0]):
         dest, rename = _split(dest, else_there="end dst with a slash")
-    request = Extract(op.origin or "", op.src, op.exclude, rename or None, context.user)
-    return Graft(request, *extract(request), dest)
+    extract = Extract(op.origin or "", op.src, op.exclude, rename or None, context.user)
+    os = scope.bases[scope.builds[extract.origin].base].card.os
+    rules.check_sources(os, extract.src, extract.exclude, extract.rename)
+    return PendingGraft(extract, dest, op)
 
 
 def _destination(op: Copy, context: Context) -> tuple[str, bool]:

@@ -280,9 +280,9 @@ def test_the_value_of_a_secret_reaches_the_step_and_nothing_that_is_kept(
     made = plan(
         spec.parse(ops.encode()),
         source=tmp_path,
-        find_base=lambda name: catalog.find(store, name, say=lambda text: None),
+        bases={"tiny": catalog.find(store, "tiny", say=print)},
         secrets=("s",),
-    )
+    ).chain()
     _, heard = build(store, made, {"x": act}, {"s": value})
     said = b"".join(event.data for event in heard if isinstance(event, Output))
     assert said == b"it is: ***\n"
@@ -523,7 +523,7 @@ def test_each_new_layer_is_remembered_with_its_op(store: Store, chain: ChainMake
 
 def test_an_op_that_is_no_text_is_remembered(store: Store, tiny: Path, tmp_path: Path) -> None:
     stage = spec.Stage("tiny", (spec.Workdir("/\udcff"), spec.Run("a\udcff")))
-    made = plan(stage, source=tmp_path, find_base=lambda name: catalog.find(store, name, say=print))
+    made = plan(stage, source=tmp_path, bases={"tiny": catalog.find(store, "tiny", say=print)}).chain()
     build(store, made, {"a\udcff": lambda run: 0})
     with Index(store) as index:
         assert [row.op for row in index.rows()][1] == '/\\xff: (run (shell "a\\255"))'

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from obuild import spec
+from obuild.bases import catalog
 from obuild.builder import engine
 from obuild.errors import MachineError, StepFailed, StoreError, UsageError
 from obuild.events import Hit, Note, Output, Saved
@@ -21,7 +22,9 @@ from obuild.executors.qemu.arches import ARCHES
 from obuild.executors.settings import Settings
 from obuild.guests.all import GUESTS
 from obuild.host.locks import Claim
+from obuild.plan import tree
 from obuild.plan.keys import LayerId
+from obuild.plan.steps import Base
 from obuild.store import removal
 from obuild.store.layers import Store
 from tests.support.fakes import FakeExecutor, Heard, Run, ScriptedGuests
@@ -245,6 +248,37 @@ def test_a_copy_from_a_build_looks_into_its_layer_once(
     assert stages("one") == last
     assert executor.seen == []
     assert not any(store.cache_tmp.iterdir())
+
+
+def test_each_stage_is_planned_once_and_each_base_is_looked_for_once(
+    store: Store,
+    executor: FakeExecutor,
+    heard: Heard,
+    tiny: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    executor.files = {"out": b"result"}
+    (tmp_path / "file").touch()
+    walked, found = [], []
+    walk, find = tree.walk, catalog.find
+
+    def counted_walk(
+        root: Path, sources: Sequence[str], *, exclude: Sequence[str], rename: str | None
+    ) -> tree.Tree:
+        walked.append(sources)
+        return walk(root, sources, exclude=exclude, rename=rename)
+
+    def counted_find(store: Store, reference: str, *, say: catalog.Say) -> Base:
+        found.append(reference)
+        return find(store, reference, say=say)
+
+    monkeypatch.setattr(tree, "walk", counted_walk)
+    monkeypatch.setattr(catalog, "find", counted_find)
+    text = STAGES.replace("(copy (from", "(copy (src file) (dst /x)) (copy (from").format(made="one")
+    engine.Engine(tmp_path, store, Settings(accel="tcg"), heard).build(spec.parse(text.encode()))
+    assert walked == [("file",)]
+    assert found == ["tiny"]
 
 
 def test_files_come_out_of_a_build_of_another_system(

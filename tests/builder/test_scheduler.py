@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from obuild.builder.scheduler import Make, Parallel
+from obuild.builder.stages import PlannedStage, plan_stages
 from obuild.errors import StepFailed
 from obuild.events import Place, StageEnded, StageStarted, Teller
 from obuild.guests.profile import Card
 from obuild.host.process import CancelScope
 from obuild.plan.keys import LayerId
+from obuild.plan.planner import Plan, plan
 from obuild.plan.steps import Base, Built
 from obuild.spec import Stage, parse
 from tests.support.fakes import Heard
@@ -25,20 +28,26 @@ def built(name: str) -> Built:
     return Built(LayerId(name), BASE)
 
 
-def stages(*inner: str) -> Stage:
-    return parse(f"({' '.join(inner)} (from top))".encode())
+def stages(*inner: str) -> PlannedStage:
+    """Stages on bases that are named in the spec, and need not be there."""
+
+    def one(stage: Stage, builds: Mapping[str, Stage]) -> Plan:
+        names = {stage.base, *(build.base for build in builds.values())}
+        return plan(stage, source=Path(), bases={name: replace(BASE, name=name) for name in names}, builds=builds)
+
+    return plan_stages(parse(f"({' '.join(inner)} (from top))".encode()), one)
 
 
-def run(make: Make, stage: Stage, heard: Heard, jobs: int = 4) -> LayerId:
+def run(make: Make, stage: PlannedStage, heard: Heard, jobs: int = 4) -> LayerId:
     return Parallel(make, heard.tell, jobs, CancelScope()).build(stage).layer
 
 
 def test_each_stage_gets_the_builds_that_it_copies_from() -> None:
     seen = {}
 
-    def make(stage: Stage, scope: Mapping[str, Built], tell: Teller) -> Built:
-        seen[stage.base] = {name: found.layer for name, found in scope.items()}
-        return built(f"made-{stage.base}")
+    def make(stage: PlannedStage, scope: Mapping[str, Built], tell: Teller) -> Built:
+        seen[stage.plan.base.name] = {name: found.layer for name, found in scope.items()}
+        return built(f"made-{stage.plan.base.name}")
 
     spec = stages(
         "(build x ((from a)))",
@@ -54,13 +63,13 @@ def test_independent_stages_run_at_once_but_no_more_than_may() -> None:
     running: list[str] = []
     most = []
 
-    def make(stage: Stage, scope: Mapping[str, Built], tell: Teller) -> Built:
-        running.append(stage.base)
+    def make(stage: PlannedStage, scope: Mapping[str, Built], tell: Teller) -> Built:
+        running.append(stage.plan.base.name)
         most.append(len(running))
-        if stage.base != "top":
+        if stage.plan.base.name != "top":
             meeting.wait()
-        running.remove(stage.base)
-        return built(stage.base)
+        running.remove(stage.plan.base.name)
+        return built(stage.plan.base.name)
 
     inner = [f"(build {name} ((from {name})))" for name in ("a", "b", "c", "d")]
     run(make, stages(*inner), Heard(), jobs=2)
@@ -68,8 +77,8 @@ def test_independent_stages_run_at_once_but_no_more_than_may() -> None:
 
 
 def test_events_say_which_stage_they_are_of_and_when_it_ends() -> None:
-    def make(stage: Stage, scope: Mapping[str, Built], tell: Teller) -> Built:
-        return built(stage.base)
+    def make(stage: PlannedStage, scope: Mapping[str, Built], tell: Teller) -> Built:
+        return built(stage.plan.base.name)
 
     heard = Heard()
     run(make, stages("(build x ((build y ((from a))) (from b)))"), heard)
@@ -82,7 +91,7 @@ def test_events_say_which_stage_they_are_of_and_when_it_ends() -> None:
 
 
 def test_a_stage_that_fails_has_ended_too() -> None:
-    def make(stage: Stage, scope: Mapping[str, Built], tell: Teller) -> Built:
+    def make(stage: PlannedStage, scope: Mapping[str, Built], tell: Teller) -> Built:
         raise StepFailed("no")
 
     heard = Heard()
@@ -92,8 +101,8 @@ def test_a_stage_that_fails_has_ended_too() -> None:
 
 
 def test_the_first_failure_is_the_one_that_is_raised() -> None:
-    def make(stage: Stage, scope: Mapping[str, Built], tell: Teller) -> Built:
-        raise StepFailed(f"{stage.base} failed")
+    def make(stage: PlannedStage, scope: Mapping[str, Built], tell: Teller) -> Built:
+        raise StepFailed(f"{stage.plan.base.name} failed")
 
     with pytest.raises(StepFailed, match="a failed"):
         run(make, stages("(build x ((build y ((from a))) (from b)))"), Heard())

@@ -22,7 +22,7 @@ CMD = (r"C:\Windows\System32\cmd.exe", "/S", "/C")
 def last(ops: str, os: str, source: Path = Path()) -> Any:
     base = Base("b", Path("/nowhere"), "d" * 64, (1, 2, 3), Card(os=os, login="Administrator"))
     stage = spec.parse(f"((from b)\n{ops})".encode())
-    return plan(stage, source=source, find_base=lambda name: base, secrets=("s",)).steps[-1].action
+    return plan(stage, source=source, bases={"b": base}, secrets=("s",)).actions[-1].action
 
 
 def test_there_is_a_guest_for_every_system_that_a_card_may_name() -> None:
@@ -149,11 +149,9 @@ def test_the_administrator_is_known_by_its_login_too() -> None:
 def grafted(op: str, *, origin: str, os: str = "linux") -> Any:
     """The action of a copy from a build that runs `origin`."""
     stage = spec.parse(f"((build dev ((from {origin}))) (from {os})\n{op})".encode())
-
-    def find(name: str) -> Base:
-        return Base(name, Path("/nowhere"), "d" * 64, (1, 2, 3), Card(os=name, login="Administrator"))
-
-    return plan(stage, source=Path(), find_base=find).steps[-1].action
+    card = {name: Card(os=name, login="Administrator") for name in (origin, os)}
+    bases = {name: Base(name, Path("/nowhere"), "d" * 64, (1, 2, 3), card[name]) for name in card}
+    return plan(stage, source=Path(), bases=bases).actions[-1].action
 
 
 @pytest.mark.parametrize("origin", OSES)

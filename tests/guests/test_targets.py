@@ -19,7 +19,7 @@ from obuild.plan.steps import Base, Command
 def last(ops: str, os: str = "linux") -> Command:
     found = Base("b", Path("/nowhere"), "d" * 64, (1, 2, 3), Card(os=os))
     stage = spec.parse(f"((from b)\n {ops})".encode())
-    action = plan(stage, source=Path(), find_base=lambda name: found, secrets=("s", "t")).steps[-1].action
+    action = plan(stage, source=Path(), bases={"b": found}, secrets=("s", "t")).actions[-1].action
     assert isinstance(action, Command)
     return action
 

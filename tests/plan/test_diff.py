@@ -24,7 +24,7 @@ LONG = "apt-get update && apt-get install -y --no-install-recommends build-essen
 def key(ops: str, source: Path = Path()) -> Fields:
     """The key of the last step."""
     stage = spec.parse(f"((from b) {ops})".encode())
-    chain = plan(stage, source=source, find_base=lambda name: BASE, secrets=("s", "t"))
+    chain = plan(stage, source=source, bases={"b": BASE}, secrets=("s", "t")).chain()
     return fields(chain.steps[-1].key)
 
 

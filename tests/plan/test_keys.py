@@ -22,7 +22,7 @@ PARENT = LayerId("0" * 64)
 
 def make(ops: str, source: Path = Path()) -> tuple[Step, ...]:
     stage = spec.parse(f"((from b)\n{ops})".encode())
-    return plan(stage, source=source, find_base=lambda name: BASE).steps
+    return plan(stage, source=source, bases={"b": BASE}).known
 
 
 def test_an_id_is_the_sha256_of_a_key_that_can_be_read_back() -> None:
@@ -32,7 +32,7 @@ def test_an_id_is_the_sha256_of_a_key_that_can_be_read_back() -> None:
 
 
 def test_bytes_that_are_no_text_travel_through_the_key() -> None:
-    step = plan(Stage("b", (Run("echo \udcff"),)), source=Path(), find_base=lambda name: BASE).steps[-1]
+    step = plan(Stage("b", (Run("echo \udcff"),)), source=Path(), bases={"b": BASE}).known[-1]
     assert step.id == hashlib.sha256(step.key.encode("utf-8", "surrogateescape")).hexdigest()
 
 

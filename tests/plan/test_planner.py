@@ -15,8 +15,8 @@ from obuild.guests.profile import Card
 from obuild.guests.rules import MAX_ARGUMENT
 from obuild.plan import tree
 from obuild.plan.keys import LayerId
-from obuild.plan.planner import plan
-from obuild.plan.steps import Base, Chain, Command, Graft, Import, Transfer
+from obuild.plan.planner import bases_of, plan
+from obuild.plan.steps import Base, Chain, Command, Extract, Graft, Import, Transfer
 from obuild.plan.tree import Manifest
 from obuild.spec import Copy, Env, Shell, Stage, UnixUser
 
@@ -33,7 +33,7 @@ def source(tmp_path: Path) -> Path:
 
 def make(ops: str, source: Path = Path(), *, base: Base = BASE, secrets: tuple[str, ...] = ()) -> Chain:
     stage = spec.parse(f"((from b)\n{ops})".encode())
-    return plan(stage, source=source, find_base=lambda name: base, secrets=secrets)
+    return plan(stage, source=source, bases={"b": base}, secrets=secrets).chain()
 
 
 def last(ops: str, source: Path = Path(), *, secrets: tuple[str, ...] = ()) -> Any:
@@ -196,12 +196,12 @@ def test_what_is_seen_to_be_wrong_is_refused_with_its_line(source: Path, ops: st
 @pytest.mark.parametrize("name", ["", "A=B", "A\0B"])
 def test_the_first_variable_must_have_a_name_too(name: str) -> None:
     with pytest.raises(UsageError, match="environment"):
-        plan(Stage("b", (Env(name, "1"),)), source=Path(), find_base=lambda name: BASE)
+        plan(Stage("b", (Env(name, "1"),)), source=Path(), bases={"b": BASE})
 
 
 def test_a_shell_whose_program_looks_like_a_variable_is_refused() -> None:
     with pytest.raises(UsageError):
-        plan(Stage("b", (Shell(("A=B", "-c")),)), source=Path(), find_base=lambda name: BASE)
+        plan(Stage("b", (Shell(("A=B", "-c")),)), source=Path(), bases={"b": BASE})
 
 
 def test_the_longest_command_that_linux_takes_is_taken() -> None:
@@ -256,25 +256,60 @@ def test_ten_thousand_variables_are_planned_quickly() -> None:
     assert time.process_time() - began < 5  # some 0.5 s; copying all at each took 14 s
 
 
-def test_a_base_that_is_not_there_is_told_as_it_is() -> None:
-    def find(name: str) -> Base:
-        raise UsageError(f"no {name}")
+def test_each_base_of_a_spec_is_asked_for_once_those_of_inner_builds_first() -> None:
+    stage = spec.parse(b"((build x ((build y ((from c))) (from a))) (build z ((from b))) (from a))")
+    assert bases_of(stage) == ["c", "a", "b"]
 
-    with pytest.raises(UsageError, match="no b"):
-        plan(Stage("b"), source=Path(), find_base=find)
+
+def test_the_steps_before_a_copy_from_a_build_are_known_and_those_after_it_later() -> None:
+    text = """((build dev ((from b))) (from b) (run (shell one))
+              (copy (from (build dev)) (src /x) (dst /y)) (run (shell two)))"""
+    planned = plan(spec.parse(text.encode()), source=Path(), bases={"b": BASE})
+    assert planned.origins == {"dev"}
+    assert [step.headings[-1] for step in planned.known] == ["(from b)", "/: (run (shell one))"]
+    asked = []
+
+    def files(extract: Extract) -> tuple[LayerId, Manifest]:
+        asked.append(extract.origin)
+        return LayerId("f" * 64), (("file", "y", "644", "c" * 64),)
+
+    chain = planned.chain(files)
+    assert asked == ["dev"]
+    assert chain.steps[:2] == planned.known
+    assert [step.parent for step in chain.steps[1:]] == [step.id for step in chain.steps[:-1]]
+    assert isinstance(chain.steps[2].action, Graft)
+
+
+def test_what_is_wrong_with_the_files_of_a_build_is_told_with_the_line_of_the_copy() -> None:
+    text = "((build dev ((from b)))\n (from b)\n (copy (from (build dev)) (src /x) (dst /y)))"
+    planned = plan(spec.parse(text.encode()), source=Path(), bases={"b": BASE})
+
+    def files(extract: Extract) -> tuple[LayerId, Manifest]:
+        raise UsageError("no such file")
+
+    with pytest.raises(SpecError, match="no such file") as caught:
+        planned.chain(files)
+    assert caught.value.line == 3
+
+
+def test_the_key_of_a_command_has_the_executor_that_a_stage_is_planned_for() -> None:
+    stage = spec.parse(b"((from b) (run (shell one)))")
+    there, here = (plan(stage, source=Path(), bases={"b": BASE}, executor=name).known for name in ("a", "b"))
+    assert there[0].id == here[0].id
+    assert there[1].id != here[1].id
 
 
 def grafted(manifest: Manifest, copy: Copy) -> Chain:
     """The plan of a stage that copies files with this manifest from another build."""
     stage = Stage("b", (copy,), (("inner", Stage("b")),))
     found = (LayerId("f" * 64), manifest)
-    return plan(stage, source=Path(), find_base=lambda name: BASE, extract=lambda request: found)
+    return plan(stage, source=Path(), bases={"b": BASE}).chain(lambda extract: found)
 
 
 def test_a_copy_from_a_build_is_known_by_the_files_and_not_by_the_build(tmp_path: Path) -> None:
     (tmp_path / "x").write_text("hello")
     (tmp_path / "x").chmod(0o644)
-    context = plan(Stage("b", (Copy(("x",), "/y/"),)), source=tmp_path, find_base=lambda name: BASE)
+    context = plan(Stage("b", (Copy(("x",), "/y/"),)), source=tmp_path, bases={"b": BASE}).chain()
     manifest = tree.walk(tmp_path, ["x"]).manifest
     assert grafted(manifest, Copy(("/out/x",), "/y/", origin="inner")).steps[-1].id == context.steps[-1].id
     assert grafted((), Copy(("/out/x",), "/y/", origin="inner")).steps[-1].id != context.steps[-1].id
@@ -331,7 +366,7 @@ def test_a_folder_has_the_same_id_from_the_context_and_from_a_build(source: Path
 def test_a_copy_from_a_build_that_cannot_be_is_refused(copy: Copy, why: str) -> None:
     stage = Stage("b", (copy,), (("inner", Stage("b")),))
     with pytest.raises(UsageError, match=why):
-        plan(stage, source=Path(), find_base=lambda name: BASE)
+        plan(stage, source=Path(), bases={"b": BASE})
 
 
 def test_headings_are_the_ops_as_written_after_their_workdir() -> None:
