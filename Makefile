@@ -13,7 +13,7 @@ ARCHES ?= aarch64 s390x ppc64le riscv64
 ARCH_PACKAGES := qemu-system-arm qemu-system-misc qemu-system-ppc cpio kmod openssh-client xz-utils
 
 # What tests use: another tar, as FreeBSD and Windows have it, another shell, an assembler, and who reads scripts.
-TEST_PACKAGES := libarchive-tools busybox binutils shellcheck
+TEST_PACKAGES := libarchive-tools gpg gpgv busybox binutils shellcheck
 
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 

@@ -139,18 +139,35 @@ def make(
     name: str = "",
     choices: Choices | None = None,
     again: Literal["no", "changed", "yes"] = "no",
+    trust: bool = False,
+    locked: bool = False,
+    progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> tuple[Path, bool]:
     """Make a base image from a recipe, named or in a file. Returns where it is, and whether it was made now.
 
     It is called `name`, or like its recipe. One that is there already stays, unless `again` says otherwise:
     "changed" makes it if its recipe would give another one now. Without `choices`, those that it was made with are
     taken.
-    If two processes want it, one makes it and the other waits. UsageError if there is no such recipe.
+    With `trust`, downloads without a digest are taken as they come, and their digests kept in the recipe's lock
+    file; with `locked`, a recipe is refused that does not say the digest of every input. `progress` hears how many
+    bytes of a download are there, and how many there will be, or 0.
+    If two processes want the base, one makes it and the other waits. UsageError if there is no such recipe.
     """
-    from obuild.bases import recipe, sources
+    from obuild.bases import lockfile, recipe, sources
     from obuild.bases.all import KINDS
+    from obuild.bases.download import Remote, fetch
     from obuild.bases.kind import Making, digest
     from obuild.executors.qemu.ssh import make_key
+
+    news: list[str] = []
+
+    def get(remote: Remote) -> Path:
+        found, known = fetch(remote, store.downloads, trust=trust, say=say, progress=progress)
+        if not remote.digest:
+            lock = lockfile.path_of(path)
+            lockfile.write(lock, {**lockfile.read(lock), remote.urls[0]: known})
+            news.append(known)
+        return found
 
     path = recipe_path(reference)
     name = _checked(name or path.stem)
@@ -162,13 +179,17 @@ def make(
         if existing and again == "no":
             return existing, False
         plan = recipe.load(path, choices, name=name)
+        if locked and (what := KINDS[plan.kind].unpinned(plan.options)):
+            raise UsageError(f"{path.stem} cannot be made with --locked: {what}")
         if existing and again == "changed" and made and made.digest == digest(plan):
             return existing, False
         with storage_errors(store.root), store.places.staged(name) as folder:
             out = folder / f"{name}.qcow2"
-            making = Making(store, make_key(store_key(store)), say)
+            making = Making(store, make_key(store_key(store)), say, get)
             card = KINDS[plan.kind].make(plan, out, making)
             _card_path(out).write_text(profile.dump(card))
+            if news:  # the digest of all inputs is known only now
+                plan = recipe.load(path, choices, name=name)
             record.write(out, plan, choices, when=time.time())
         return store.base_image / out.name, True
 

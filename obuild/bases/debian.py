@@ -95,6 +95,11 @@ def _packages(table: Table, key: str) -> tuple[str, ...]:
     return packages
 
 
+def unpinned(options: Options) -> str:
+    """See `Kind.unpinned`."""
+    return "packages are taken as the archive has them that day"
+
+
 def make(recipe: Recipe, out: Path, making: Making) -> Card:
     """See `Kind.make`."""
     options: Options = recipe.options

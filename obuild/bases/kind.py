@@ -6,10 +6,11 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from obuild.bases.download import Remote
 from obuild.bases.sources import Sources
 from obuild.bases.table import Table
 from obuild.guests.profile import Card
@@ -41,17 +42,29 @@ class Recipe:
 
 def digest(recipe: Recipe) -> str:
     """sha256 of all that the image is made from. The name does not count, nor does the day's package archive."""
-    inputs = [recipe.kind, recipe.size, asdict(recipe.card), asdict(recipe.options)]
+    inputs = [recipe.kind, recipe.size, _inputs(recipe.card), _inputs(recipe.options)]
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+
+
+def _inputs(value: Any) -> Any:
+    """What counts of an option: of a download its digest, wherever it comes from."""
+    if isinstance(value, Remote):
+        return value.digest or list(value.urls)
+    if isinstance(value, tuple):
+        return [_inputs(item) for item in value]
+    if is_dataclass(value):
+        return {field.name: _inputs(getattr(value, field.name)) for field in fields(value)}
+    return value
 
 
 @dataclass(frozen=True, slots=True)
 class Making:
-    """What a kind makes an image with: the store, the key that shall open the guest, and whom to tell."""
+    """What a kind makes an image with: the store, the key that shall open the guest, whom to tell, downloads."""
 
     store: Store
     public_key: str
     say: Say
+    fetch: Callable[[Remote], Path]
 
 
 class Kind(Protocol):
@@ -59,6 +72,10 @@ class Kind(Protocol):
 
     def parse(self, table: Table, sources: Sources, card: Card) -> Any:
         """The kind's options, a frozen dataclass, from its table. UsageError for anything it does not know."""
+        ...
+
+    def unpinned(self, options: Any) -> str:
+        """What of the inputs has no digest, in words; "" if all has."""
         ...
 
     def make(self, recipe: Recipe, out: Path, making: Making) -> Card:

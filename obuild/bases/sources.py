@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from obuild.bases import lockfile
 from obuild.bases.table import Source, Table, merged, nearest, placed
 from obuild.errors import UsageError, words
 from obuild.host import toml
@@ -45,11 +46,15 @@ class Choices:
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """The merged table, the variables' values, and every file that was asked for, whether it is there or not."""
+    """The merged table, the variables' values, and every file that was asked for, whether it is there or not.
+
+    `locked` has digests of downloads by URL, from the recipe's lock file.
+    """
 
     table: Table
     variables: Mapping[str, Variable]
     files: list[Path]
+    locked: Mapping[str, str]
 
     def beside(self, table: Table, key: str) -> Path:
         """The file that a key names, relative to where the key is written. UsageError if it is not there."""
@@ -104,7 +109,9 @@ def read(path: Path, choices: Choices) -> Sources:
     table = _with_profile(_extended(path, files, ()), choices.profile)
     variables = _variables(table, choices.values)
     table.pop("vars", None)
-    return Sources(_substituted(table, variables), variables, files)
+    lock = lockfile.path_of(path)
+    files.append(lock)
+    return Sources(_substituted(table, variables), variables, files, lockfile.read(lock))
 
 
 def _extended(path: Path, files: list[Path], above: tuple[Path, ...]) -> Table:

@@ -36,6 +36,7 @@ PACKAGES = {
     "depmod": "kmod",
     "modprobe": "kmod",
     "xz": "xz-utils",
+    "gpgv": "gpgv",
 }
 
 #: How many characters of a failed program's stderr are shown.

@@ -20,10 +20,11 @@ from obuild.errors import ObuildError, UsageError
 from obuild.guests import profile
 from obuild.host import locks, qemu_img
 from obuild.host.fs import discard
-from obuild.host.regular import is_file, is_folder, kind, read_bytes
+from obuild.host.regular import is_file, is_folder, kind, open_file, read_bytes
 from obuild.plan.keys import LayerId
 from obuild.store import caches, format, mtree, parts, removal, warm
 from obuild.store.base_images import IMAGES, SUFFIXES
+from obuild.store.downloads import UNFINISHED
 from obuild.store.index import Index
 from obuild.store.layers import Layer, Store
 
@@ -39,6 +40,7 @@ _OURS: tuple[tuple[str, str, Callable[[Path], bool]], ...] = (
     ("cache-tmp", parts.COPY.pattern, is_folder),
     ("warm", parts.ID.pattern, is_folder),
     ("warm-tmp", parts.MACHINE.pattern, is_folder),
+    ("downloads", parts.DOWNLOAD.pattern, is_file),
     ("state", r"\.?(?:digests|accel)\.json(?:\..+)?", is_file),
     ("state/db", r".+", is_file),
     ("state/locks", r".+\.lock", is_file),
@@ -87,6 +89,8 @@ def check(store: Store, *, read_data: bool = False) -> Iterator[Finding]:
     yield from _leftovers(store)
     yield from _bases(store)
     yield from _caches(store, read_data=read_data)
+    if read_data:
+        yield from _downloads(store)
     yield from _memos(store)
 
 
@@ -342,6 +346,18 @@ def _caches(store: Store, *, read_data: bool) -> Iterator[Finding]:
                 caches.check(archive)
             except UsageError as error:
                 yield _unneeded(store, folder, f"a cache that {error.message}")
+
+
+def _downloads(store: Store) -> Iterator[Finding]:
+    """Files whose content has changed since it was verified. An unfinished one is not verified yet."""
+    for name in store.downloads.names():
+        path = store.downloads.folder / name
+        algorithm, _, digest = name.partition("-")
+        if name.endswith(UNFINISHED):
+            continue
+        with suppress(FileNotFoundError), open_file(path) as file:
+            if hashlib.file_digest(file, algorithm).hexdigest() != digest:
+                yield _unneeded(store, path, "a download that is not what it was")
 
 
 def _memos(store: Store) -> Iterator[Finding]:

@@ -50,7 +50,8 @@ class Item:
 class Plan:
     """What is to go, in order; what would have gone but is in use or tagged; and what then is left, in bytes.
 
-    `kept` counts layers, caches and warm states. `short` is what is still missing of what was asked for.
+    `kept` counts layers, caches, downloads and warm states. `short` is what is still missing of what was asked
+    for.
     """
 
     items: tuple[Item, ...]
@@ -240,6 +241,28 @@ def _remove_cache(store: Store, item: Item, parents: Parents) -> bool:
     return store.caches.evict(item.name, used=item.used)
 
 
+# -- downloads
+
+
+def _downloads(store: Store, now: float) -> Iterator[Item]:
+    for name in store.downloads.names():
+        path = store.downloads.folder / name
+        if (used := _mtime(path)) is not None:
+            yield Item("download", name, usage.on_disk(path), used)
+
+
+def _download_used(store: Store, item: Item) -> float | None:
+    return _mtime(store.downloads.folder / item.name)
+
+
+def _download_in_use(store: Store, item: Item) -> bool:
+    return store.downloads.in_use(item.name)
+
+
+def _remove_download(store: Store, item: Item, parents: Parents) -> bool:
+    return store.downloads.remove(item.name)
+
+
 # -- warm states
 
 
@@ -360,6 +383,7 @@ def _mtime(path: Path) -> float | None:
 STOCK = {
     "layer": Kind(_layers, _layer_used, _layer_in_use, _remove_layer, "layer"),
     "cache": Kind(_caches, _cache_used, _cache_in_use, _remove_cache, "cache"),
+    "download": Kind(_downloads, _download_used, _download_in_use, _remove_download, "download"),
     "warm": Kind(_warm, _warm_used, _warm_in_use, _remove_warm, "warm state"),
 }
 #: What always goes, and first.

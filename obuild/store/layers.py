@@ -29,6 +29,7 @@ from obuild.plan.steps import Step
 from obuild.store import format, mtree, parts
 from obuild.store.base_images import Places
 from obuild.store.caches import Caches
+from obuild.store.downloads import Downloads
 from obuild.store.flatten import Flats
 from obuild.store.saved import States
 from obuild.store.tags import Tags, checked, could_be_id
@@ -128,6 +129,7 @@ class Store:
         self.ssh = self.state / "ssh"
         self.flats = Flats(root, root / "flat", self.result_tmp, self.locks)
         self.caches = Caches(root, root / "cache", self.cache_tmp, self.locks)
+        self.downloads = Downloads(root / "downloads", self.locks)
         self.places = Places(self.base_image, self.ssh, self.locks)
         self.states = States(root / "warm", root / "warm-tmp")
         self.tags = Tags(root / "tags", self.locks / "tags.lock")

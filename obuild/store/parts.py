@@ -21,7 +21,7 @@ from obuild.host.regular import is_folder, kind, open_fd, open_file, open_folder
 PARTS = ("result", "result-tmp", "base-image", "cache", "cache-tmp", "state", "state/locks")
 
 #: What comes when it is needed.
-LATER = ("tags", "flat", "warm", "warm-tmp", "lost+found", "state/db", "state/manifests", "state/ssh")
+LATER = ("downloads", "tags", "flat", "warm", "warm-tmp", "lost+found", "state/db", "state/manifests", "state/ssh")
 
 #: By these a store is known, or by its README.
 _SIGNS = ("result", "result-tmp", "state/locks")
@@ -38,6 +38,8 @@ MEMO = re.compile(r"[0-9a-f]{64}-[0-9a-f]+\.json|\.[0-9a-f]{64}-[0-9a-f]+\.json\
 #: A tag, in tags/, with %2F for a slash; and one that is being written.
 TAG = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._:-]|%2F)*")
 NEW_TAG = re.compile(r"\.[A-Za-z0-9](?:[A-Za-z0-9._:-]|%2F)*\.[A-Za-z0-9_]+")
+#: A download, in downloads/: by its digest, or not complete yet, then perhaps by its address.
+DOWNLOAD = re.compile(r"(?:sha256-[0-9a-f]{64}|sha512-[0-9a-f]{128})(?:\.part)?|url-[0-9a-f]{64}\.part")
 
 _LABELS = {
     "CACHEDIR.TAG": "Signature: 8a477f597d28d172789f06886806bc55\n",

@@ -37,9 +37,10 @@ class Usage:
 
 def look(store: Store) -> Usage:
     """How many bytes each kind of things in the store takes."""
+    kinds = ("layer", "cache", *(["download"] if store.downloads.folder.is_dir() else []))
     parts = (
         _base_images(store),
-        *(_part(f"{kind}s", gc.STOCK[kind].find(store, time.time())) for kind in ("layer", "cache")),
+        *(_part(f"{kind}s", gc.STOCK[kind].find(store, time.time())) for kind in kinds),
         *_unfinished(store),
         *_folders(store, "warm states", "flattened layers", "tags"),
         Part("state", 1, usage.on_disk(store.state)),

@@ -17,6 +17,7 @@ from obuild.host import units
 #: What is in which folder of a store, as a user would call it.
 FOLDERS = {
     "base images": "base-image",
+    "downloads": "downloads",
     "layers": "result",
     "caches": "cache",
     "drafts": "result-tmp",

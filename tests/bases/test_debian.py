@@ -50,7 +50,9 @@ def with_options(made: Recipe, **changes: object) -> Recipe:
 
 def make(made: Recipe, folder: Path, say: Callable[[str], None] = print) -> None:
     """Make it as far as can be without packages."""
-    debian.make(made, folder / "out.qcow2", Making(Store(folder / "store"), "ssh-ed25519 AAAA", say))
+    debian.make(
+        made, folder / "out.qcow2", Making(Store(folder / "store"), "ssh-ed25519 AAAA", say, lambda remote: folder)
+    )
 
 
 def test_mmdebstrap_is_told_packages_and_suite_and_no_mirror() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from obuild.cli import text
+from obuild.cli.bar import Bar
 from obuild.cli.console import guarded, open_store, put, say
 from obuild.cli.options import StoreOption, VerboseOption
 from obuild.errors import UsageError
@@ -39,6 +41,15 @@ def base_make(
         typer.Option("--if-changed", help="Make it again if its recipe or its inputs are others than they were."),
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Make it again if it is there.")] = False,
+    trust_first: Annotated[
+        bool,
+        typer.Option(
+            "--trust-first", help="Take a download whose digest nobody knows, and keep its digest in NAME.lock."
+        ),
+    ] = False,
+    locked: Annotated[
+        bool, typer.Option("--locked", help="Refuse a recipe that does not pin every input by its digest.")
+    ] = False,
     print_: Annotated[
         bool, typer.Option("--print", help="Make nothing; show the whole recipe and the digest of all inputs.")
     ] = False,
@@ -57,14 +68,20 @@ def base_make(
         merged = recipes.load(catalog.recipe_path(recipe), choices)
         put(f"{recipes.show(merged)}\n# sha256:{kind.digest(merged)}")
         return
-    path, made = catalog.make(
-        open_store(store, create=True),
-        recipe,
-        say=say,
-        name=name,
-        choices=choices,
-        again="yes" if force else "changed" if if_changed else "no",
-    )
+    if trust_first and locked:
+        raise UsageError("--trust-first and --locked exclude each other")
+    with Bar(sys.stderr) as bar:
+        path, made = catalog.make(
+            open_store(store, create=True),
+            recipe,
+            say=bar.under(say),
+            name=name,
+            choices=choices,
+            again="yes" if force else "changed" if if_changed else "no",
+            trust=trust_first,
+            locked=locked,
+            progress=bar,
+        )
     if made:
         put(f"made {path}")
     elif if_changed:
