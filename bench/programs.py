@@ -37,7 +37,7 @@ class Program:
 def find_programs(obuild: str, peer: str, folder: Path) -> dict[str, Program]:
     """The ways there are to build here, in the order of WAYS: an obuild without `--vm` has one, cold."""
     argv = tuple(shlex.split(obuild))
-    told = ("--events", "json")
+    told = ("--progress", "json")
     if b"--vm" in subprocess.run([*argv, "build", "--help"], stdout=subprocess.PIPE, check=True).stdout:
         modes: dict[str, tuple[str, ...]] = {
             "cold": ("--vm", "boot"),

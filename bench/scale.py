@@ -61,9 +61,9 @@ COMMANDS: dict[str, Callable[[Place], list[str | Path]]] = {
     "build, fully cached": lambda place: place.spec_argv("build", place.built),
     "ls": lambda place: place.argv("ls"),
     "ls --json --limit 10": lambda place: place.argv("ls", "--json", "--limit=10"),
-    "log ID": lambda place: place.argv("log", place.leaf),
-    "log, ID's first digits": lambda place: place.argv("log", place.leaf[:12]),
-    "explain": lambda place: place.argv("explain", place.leaf[:12]),
+    "log ID": lambda place: place.argv("logs", place.leaf),
+    "log, ID's first digits": lambda place: place.argv("logs", place.leaf[:12]),
+    "inspect": lambda place: place.argv("inspect", place.leaf[:12]),
     "plan, all there": lambda place: place.spec_argv("plan", place.built),
     "plan, a step changed": lambda place: place.spec_argv("plan", place.changed),
 }

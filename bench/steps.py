@@ -12,7 +12,7 @@ No build finds one of its own steps in the store; the base's layer and the cache
 table stands what warm machines shall reach, and it fails if something is not reached.
 
 Times of a build are from exec to exit. What happens within one is told from outside, by when the records of
-`--events json` arrive here. So the pause from a step's last output to the next one's first has in it whatever
+`--progress json` arrive here. So the pause from a step's last output to the next one's first has in it whatever
 obuild does to seal a layer, and the start of a shell in the guest too.
 """
 

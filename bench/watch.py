@@ -30,7 +30,7 @@ class Failed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """One record of `--events json`, and when it came, in seconds from the start of the program."""
+    """One record of `--progress json`, and when it came, in seconds from the start of the program."""
 
     at: float
     event: str

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 #: The largest spec or secret that is read, in bytes.
 LARGEST = 64 << 20
 
+#: What the spec is called in its source folder.
+SPEC = "obuild.spec"
+
 Command = TypeVar("Command", bound=Callable[..., None])
 
 
@@ -42,9 +45,9 @@ def guarded(command: Command) -> Command:
             raise typer.Exit(error.exit_code) from error
         except ObuildError as error:
             failed = command.__name__ == "build" and error.exit_code == 1
-            ui.report(error, what="Build step failed:" if failed else "", file=str(options.get("spec") or ""))
+            ui.report(error, what="Build step failed:" if failed else "", file=_spec_of(options))
             raise typer.Exit(error.exit_code) from error
-        except BrokenPipeError as error:  # `obuild log … | head`
+        except BrokenPipeError as error:  # `obuild logs … | head`
             streams.forget_output()
             raise typer.Exit(1) from error
         except NotAFile as error:
@@ -62,6 +65,13 @@ def guarded(command: Command) -> Command:
     return guarded  # type: ignore[return-value]  # functools.wraps keeps the signature that typer reads
 
 
+def _spec_of(options: dict[str, Any]) -> str:
+    """The spec that a command reads, for an error about a place in it."""
+    if "spec" in options and "source" in options and not options["spec"]:
+        return str(Path(options["source"]) / SPEC)
+    return str(options.get("spec") or "")
+
+
 def _words(error: OSError) -> str:
     """What an error of the system's says, without its number."""
     if error.strerror is None:
@@ -76,19 +86,37 @@ def log_commands() -> None:
     logging.getLogger("obuild").setLevel(logging.INFO)
 
 
-def open_store(store: str, *, create: bool = False, sweep: bool = True) -> Store:
+def open_store(store: str, *, create: bool = False, sweep: bool = True, quiet: bool = False) -> Store:
+    """The store that --store names, or the default one, which commands that make it say in a line."""
     from obuild.store.layers import Store
 
-    kind, colon, path = store.partition(":")
-    if not colon or not path:
+    if not store:
+        path = default_store()
+        if create and not quiet:
+            note(f"the store is {path}; --store or OBUILD_STORE names another")
+        return Store.open(path, create=create, sweep=sweep)
+    kind, colon, name = store.partition(":")
+    if not colon or not name:
         raise UsageError(f"--store={store} is not KIND:PATH", hint="for example --store=qemu:/data")
     if kind != "qemu":
         raise UsageError(f"unknown kind of store {kind!r} in --store={store}", hint="there is: qemu:PATH")
-    return Store.open(Path(path), create=create, sweep=sweep)
+    return Store.open(Path(name), create=create, sweep=sweep)
 
 
-def lines() -> ui.Lines:
-    return ui.Lines(sys.stdout.buffer, colour=sys.stdout.isatty() and "NO_COLOR" not in os.environ)
+def default_store() -> Path:
+    """Where the store is if nobody says. UsageError if this user has no home."""
+    data = Path(os.environ.get("XDG_DATA_HOME", ""))
+    if not data.is_absolute():  # as the XDG base directory specification wants it
+        try:
+            data = Path.home() / ".local" / "share"
+        except RuntimeError as error:
+            raise UsageError("you have no home for a store", hint="--store=qemu:PATH names one") from error
+    return data / "obuild"
+
+
+def lines(*, plain: bool = False) -> ui.Lines:
+    colour = not plain and sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    return ui.Lines(sys.stdout.buffer, colour=colour)
 
 
 def put(*lines: str) -> None:
@@ -103,19 +131,27 @@ def put_json(value: object) -> None:
     print(json.dumps(value, indent=2, default=asdict))
 
 
+def spec_path(source: str, spec: str) -> Path:
+    """The spec to read: `spec`, or the one in the folder `source`. UsageError if that is no folder."""
+    if not Path(source).is_dir():
+        raise UsageError(f"there is no source directory {source}")
+    return Path(spec) if spec else Path(source) / SPEC
+
+
 def read_spec(path: Path) -> bytes:
+    """What is in a spec. UsageError if it cannot be read."""
     if path.is_dir():
         raise UsageError(f"{path} is a directory, not a spec", hint="-f takes the spec file")
-    return read_file(path, f"the spec {path}")
+    return read_file(path, f"the spec {path}", hint="-f names the spec")
 
 
-def read_file(path: Path, name: str) -> bytes:
+def read_file(path: Path, name: str, *, hint: str = "") -> bytes:
     """What is in a file that the user has named. UsageError if it cannot be read, or is endless."""
     try:
         with path.open("rb") as file:
             data = file.read(LARGEST + 1)
     except OSError as error:
-        raise UsageError(f"cannot read {name}: {error.strerror}") from error
+        raise UsageError(f"cannot read {name}: {error.strerror}", hint=hint) from error
     if len(data) > LARGEST:
         raise UsageError(f"{name} is larger than {LARGEST >> 20} MiB")
     return data

@@ -22,7 +22,7 @@ def open_layer(store: str, id: str, settings: Settings) -> Debugger:
     layer = resolve(opened, id, drafts=True)
     if opened.find(layer) is None:
         raise UsageError(
-            f"{layer[:12]} is a step that is being made", hint=f"obuild log {layer[:12]} shows how far it is"
+            f"{layer[:12]} is a step that is being made", hint=f"obuild logs {layer[:12]} shows how far it is"
         )
     return Debugger(opened, Machines(opened, settings, note), layer)
 

@@ -8,39 +8,51 @@ from __future__ import annotations
 
 import os
 import sys
+from copy import copy
 from importlib import import_module
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
+from typer.models import CommandInfo
 
 from obuild.host import failpoints
 from obuild.version import VERSION
 
-#: The module of `commands` for each command. Most are named alike.
-COMMANDS: dict[str, str] = {
-    "build": "build",
-    "plan": "plan",
-    "healthcheck": "healthcheck",
-    "ls": "ls",
-    "log": "logs",
-    "explain": "inspect",
-    "shell": "shell",
-    "run": "run",
-    "cp": "cp",
-    "delete": "rm",
-    "clean": "rm",
-    "prune": "prune",
-    "gc": "prune",
-    "df": "df",
-    "fsck": "fsck",
-    "dockerfile": "dockerfile",
-    "fmt": "fmt",
+#: The commands as the help lists them. Each is a module of `commands`.
+HELP: dict[str, tuple[str, ...]] = {
+    "Build": ("build", "plan", "fmt", "dockerfile", "healthcheck"),
+    "Look": ("ls", "logs", "inspect", "shell", "run", "cp"),
+    "Store": ("tag", "rm", "prune", "df", "fsck", "cache"),
+    "Images": ("base",),
 }
 
-#: Modules whose commands are called by two words.
-GROUPS = ("base", "cache", "tag")
+#: Commands that are called by two words, such as `tag ls`.
+GROUPS = ("tag", "cache", "base")
+
+#: Other names, which the help leaves out: OBuilder's own, and older ones.
+ALIASES = {"log": "logs", "explain": "inspect", "delete": "rm", "gc": "prune"}
+
+#: Commands that the help leaves out, with the modules that they are in.
+HIDDEN = {"clean": "rm"}
+
+COMMANDS = tuple(name for names in HELP.values() for name in names)
+
+
+class _Grouped(TyperGroup):
+    """A group whose help lists the commands under headings."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        width = max(map(len, COMMANDS))
+        for heading, names in HELP.items():
+            with formatter.section(heading):
+                shown = [(name, self.commands[name]) for name in names if name in self.commands]
+                limit = formatter.width - 6 - width
+                formatter.write_dl([(name.ljust(width), each.get_short_help_str(limit)) for name, each in shown])
+
 
 app = typer.Typer(
+    cls=_Grouped,
     help="Build virtual-machine images step by step, and only what changed.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -59,28 +71,30 @@ def run() -> None:
 
 def load(name: str) -> None:
     """Load the command `name`, alone; if there is none of that name, all: for the help, or an error."""
-    if name in COMMANDS:
-        app.registered_commands.append(_command(name))
-    elif name in GROUPS:
-        _add_group(name)
-    else:
-        app.registered_commands += map(_command, COMMANDS)
-        for group in GROUPS:
-            _add_group(group)
+    known = (*COMMANDS, *ALIASES, *HIDDEN)
+    for each in (name,) if name in known else known:
+        if each in GROUPS:
+            app.add_typer(_module(each), name=each)
+        else:
+            app.registered_commands.append(_command(each))
 
 
-def _command(name: str) -> typer.models.CommandInfo:
+def _command(name: str) -> CommandInfo:
     """A command that is called by one word. Making the parser of each costs a cached build a tenth of its time."""
-    module: typer.Typer = import_module(f"obuild.cli.commands.{COMMANDS[name]}").app
-    return next(each for each in module.registered_commands if name == (each.name or _word(each)))
+    target = ALIASES.get(name, name)
+    found = next(each for each in _module(HIDDEN.get(target, target)).registered_commands if target == _word(each))
+    found = copy(found)
+    found.name, found.hidden = name, name not in COMMANDS
+    return found
 
 
-def _word(command: typer.models.CommandInfo) -> str:
-    return str(getattr(command.callback, "__name__", ""))
+def _module(name: str) -> typer.Typer:
+    module: typer.Typer = import_module(f"obuild.cli.commands.{name}").app
+    return module
 
 
-def _add_group(name: str) -> None:
-    app.add_typer(import_module(f"obuild.cli.commands.{name}").app, name=name)
+def _word(command: CommandInfo) -> str:
+    return command.name or str(getattr(command.callback, "__name__", ""))
 
 
 @app.callback(invoke_without_command=True)

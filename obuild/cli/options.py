@@ -23,8 +23,9 @@ StoreOption = Annotated[
         "--store",
         envvar="OBUILD_STORE",
         metavar="KIND:PATH",
+        show_default=False,
         help="Where layers, caches and base images are kept, for example qemu:/data. "
-        "A build makes it, in a new or an empty folder.",
+        "A build makes it, in a new or an empty folder. [default: qemu:~/.local/share/obuild]",
     ),
 ]
 VerboseOption = Annotated[
@@ -33,6 +34,12 @@ VerboseOption = Annotated[
 ]
 SourceArgument = Annotated[
     str, typer.Argument(metavar="SOURCE", help="The folder that (copy …) takes files from.")
+]
+SpecOption = Annotated[
+    str,
+    typer.Option(
+        "--file", "-f", metavar="SPEC", show_default=False, help="The spec. [default: SOURCE/obuild.spec]"
+    ),
 ]
 IdArgument = Annotated[
     str, typer.Argument(metavar="ID", help="A layer: its id, the first digits of that, or a tag.")

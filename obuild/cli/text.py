@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from obuild.errors import ObuildError, SpecError
+from obuild.errors import ObuildError, SpecError, StepFailed
 from obuild.events import (
     Done,
     Event,
@@ -102,6 +102,35 @@ class Lines:
         self._out.flush()
 
 
+class Quiet:
+    """Writes nothing but the id of what was built; if a step fails, the end of what it printed goes to `err`."""
+
+    def __init__(self, out: BinaryIO, err: BinaryIO) -> None:
+        self._out = out
+        self._err = err
+        self._ends: dict[str, bytes] = {}  # of the step that each stage is at
+        self._failed = b""
+
+    def __call__(self, event: Event) -> None:
+        stage = event.place.stage
+        match event.what:
+            case Started():
+                self._ends.pop(stage, None)
+            case Output(data):
+                self._ends[stage] = (self._ends.get(stage, b"") + data)[-LONGEST:]
+            case StageEnded(failed=True):
+                self._failed = self._failed or self._ends.get(stage, b"")
+            case Done(id):
+                self._out.write(id.encode() + b"\n")
+                self._out.flush()
+
+    def failed(self, error: BaseException) -> None:
+        """Show what the step that failed has printed, for nothing else has it."""
+        if isinstance(error, StepFailed) and self._failed:
+            self._err.write(self._failed.removesuffix(b"\n") + b"\n")
+            self._err.flush()
+
+
 class JsonLines:
     """Writes events to `out`, each as one JSON object on a line of its own; docs/json.md says what is in them.
 
@@ -162,14 +191,14 @@ def _json_field(name: str, value: object) -> tuple[str, object]:
 
 
 @contextmanager
-def ending(tell: Lines | JsonLines) -> Iterator[None]:
+def ending(tell: Lines | JsonLines | Quiet) -> Iterator[None]:
     """Tell JSON's readers if the block fails; people read it on stderr, from `report`."""
     try:
         yield
     except BrokenPipeError:  # nobody reads any more
         raise
     except (ObuildError, OSError, KeyboardInterrupt) as error:
-        if isinstance(tell, JsonLines):
+        if not isinstance(tell, Lines):
             tell.failed(error)
         raise
 
@@ -241,7 +270,7 @@ def description(layer: Description) -> Iterator[str]:
     yield f"op      {one_line(layer.op, 400)}"
     yield f"made    {made}, {ago(layer.created)} ago{took}; last used {ago(layer.used)} ago"
     yield f"size    {size(layer.size)}; with all that it stands on {size(layer.total)}"
-    yield f"log     {size(layer.log_size)}: obuild log {layer.id[:12]}"
+    yield f"log     {size(layer.log_size)}: obuild logs {layer.id[:12]}"
     yield "key"
     for name, lines in diff.describe(layer.key):
         for index, line in enumerate(_some(lines)):

@@ -176,7 +176,7 @@ def _what(name: str) -> str:
 
 def _damaged(name: str, problems: list[str]) -> StoreError:
     if name.startswith("flat/"):
-        hint = f"`obuild delete {name.split('/')[1]}` removes both with all that stands on them; build again then"
+        hint = f"`obuild rm {name.split('/')[1]}` removes both with all that stands on them; build again then"
     else:
         hint = "`obuild fsck --repair` removes it with all that stands on it; build again then"
     return StoreError(f"{_what(name)} is damaged: {'; '.join(problems)}", hint=hint)

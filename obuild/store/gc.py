@@ -86,8 +86,9 @@ def plan(
     keep_bytes: int | None = None,
     older_than: float | None = None,
     free_bytes: int = 0,
+    all_layers: bool = False,
 ) -> Plan:
-    """What to remove; without options, the spare alone.
+    """What to remove; without options, the spare alone. With `all_layers`, all layers and warm states besides.
 
     Else also so much of the stock that it takes `keep_bytes` at most, that all was used in the last `older_than`
     seconds, and that `free_bytes` become free: whatever one of these wants.
@@ -95,8 +96,11 @@ def plan(
     spare = [item for kind in SPARE.values() for item in kind.find(store, now)]
     stock = _find(store, STOCK, now)
     total = sum(item.size for item in stock)
+    if all_layers:
+        stock = [item for item in stock if item.kind != "cache"]
     need = max(0 if keep_bytes is None else total - keep_bytes, free_bytes - sum(item.size for item in spare))
     before = float("-inf") if older_than is None else now - older_than
+    before = float("inf") if all_layers else before
     chosen, in_use = _choose(store, stock, before=before, need=need)
     return _plan([*spare, *chosen], in_use, total, chosen, need)
 
@@ -137,7 +141,7 @@ def _choose(
         if item.kind != "layer" or not standing[item.name]
     ]
     heapify(by_age)
-    date = units.date(before) if before > 0 else ""
+    date = units.date(before) if 0 < before < float("inf") else ""
     while by_age and (limit is None or len(chosen) < limit):
         *_, item = heappop(by_age)
         if item.used >= before and need <= 0:
@@ -148,7 +152,9 @@ def _choose(
         if STOCK[item.kind].in_use(store, item):
             in_use.append(replace(item, why="in use"))
             continue
-        why = f"not used since {date}" if item.used < before else "least recently used"
+        why = "least recently used"
+        if item.used < before:
+            why = f"not used since {date}" if date else "no tag keeps it"
         chosen.append(replace(item, why=why))
         need -= item.size
         if item.stands_on in layers:

@@ -171,7 +171,7 @@ class Store:
     def sweep(self) -> None:
         """Remove what no living process owns: drafts, cache copies, machines, half-made base images.
 
-        What cannot be removed is in nobody's way as long as nobody wants its place; `gc` and `fsck` tell of it.
+        What cannot be removed is in nobody's way as long as nobody wants its place; `prune` and `fsck` tell of it.
         """
         for path in self.unfinished():
             with suppress(ObuildError):

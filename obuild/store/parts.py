@@ -45,7 +45,7 @@ _LABELS = {
     "CACHEDIR.TAG": "Signature: 8a477f597d28d172789f06886806bc55\n",
     "README": """This is a store of obuild: layers of virtual machines, named by the hash of what made them.
 result/ holds finished layers, result-tmp/ those in the making, base-image/ the images that specs start from.
-Use obuild (ls, log, delete, clean) to look and to remove; do not edit it by hand.
+Use obuild (ls, logs, rm, prune) to look and to remove; do not edit it by hand.
 """,
 }
 _FIRST_WORDS = b"This is a store of obuild"

@@ -87,6 +87,6 @@ def no_space(root: Path, why: str) -> StoreError:
         free += ", but its file system can hold no more files"
     hint = (
         f"{free}; in the store: {in_words(root)}; "
-        "`obuild gc --keep-bytes SIZE` removes what was not used for the longest time"
+        "`obuild prune --keep-bytes SIZE` removes what was not used for the longest time"
     )
     return StoreError(f"cannot write to the store {root}: {why}", hint=hint)

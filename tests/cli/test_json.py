@@ -161,7 +161,7 @@ def test_lines_for_people_say_nothing_of_a_failure_that_stderr_says() -> None:
 def build(here: Path, *options: str, code: int) -> tuple[list[dict[str, Any]], str]:
     argv = [
         *(sys.executable, "-m", "obuild", "build", f"--store=qemu:{here / 'store'}", "-f", str(here / "spec")),
-        *("--events", "json", *options, str(here)),
+        *("--progress", "json", *options, str(here)),
     ]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert done.returncode == code, done.stderr
@@ -240,7 +240,7 @@ def test_an_interrupted_build_says_so(here: Path) -> None:
     os.mkfifo(here / "spec")
     argv = [sys.executable, "-m", "obuild", "build", f"--store=qemu:{here / 'store'}", "-f", str(here / "spec")]
     with (
-        subprocess.Popen([*argv, "--events=json", str(here)], stdout=-1, stderr=-1, text=True) as child,
+        subprocess.Popen([*argv, "--progress=json", str(here)], stdout=-1, stderr=-1, text=True) as child,
         (here / "spec").open("w"),  # it has come to reading the spec
     ):
         child.send_signal(signal.SIGINT)
@@ -251,9 +251,9 @@ def test_an_interrupted_build_says_so(here: Path) -> None:
 
 def test_other_ways_to_tell_are_refused(here: Path) -> None:
     argv = [sys.executable, "-m", "obuild", "build", f"--store=qemu:{here / 'store'}", "-f", str(here / "spec")]
-    done = subprocess.run([*argv, "--events=xml", str(here)], capture_output=True, text=True, check=False)
+    done = subprocess.run([*argv, "--progress=xml", str(here)], capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "lines or json" in done.stderr
+    assert "auto, plain or json" in done.stderr
 
 
 # -- the manual
@@ -296,7 +296,7 @@ def test_the_manual_has_every_field_of_a_failure() -> None:
     ("command", "record"),
     [
         ("plan", Outlook),
-        ("explain", Description),
+        ("inspect", Description),
         ("cache ls", Cache),
         ("ls", Listed),
         ("df", Usage),
@@ -309,7 +309,7 @@ def test_the_manual_has_every_field_of_what_commands_print(command: str, record:
 
 
 def test_the_manual_has_every_field_of_a_plan_to_make_room() -> None:
-    assert documented("`obuild gc --dry-run --json`") == names(gc.Plan) | names(gc.Item)
+    assert documented("`obuild prune --dry-run --json`") == names(gc.Plan) | names(gc.Item)
 
 
 def test_the_manual_has_every_field_of_what_fsck_finds(tmp_path: Path) -> None:

@@ -52,12 +52,20 @@ def test_tags_are_set_listed_moved_and_removed(obuild: Program) -> None:
     listed = json.loads(obuild("tag", "ls", "--json"))
     assert {tag["name"]: tag["id"] for tag in listed} == {"nightly": two, "team/web:1.2": two, "web": one}
     assert "[nightly, team/web:1.2]" in obuild("ls")
-    assert "tags    web" in obuild("explain", "web")
-    assert obuild("log", "web") == obuild("log", one)
+    assert "tags    web" in obuild("inspect", "web")
+    assert obuild("logs", "web") == obuild("logs", one)
     assert "there is no tag nosuch" in obuild("tag", "rm", "web", "nosuch", code=2)
     obuild("tag", "rm", "nightly", "team/web:1.2")
     assert [tag["name"] for tag in json.loads(obuild("tag", "ls", "--json"))] == ["web"]
     assert root[:12] in obuild("ls")
+
+
+def test_options_of_tag_may_stand_anywhere(obuild: Program) -> None:
+    for args in (("tag", "-v0"), ("tag", "STORE", obuild.ids[0], "web"), ("tag", obuild.ids[0], "STORE", "web2")):
+        ended, _, err = odd.run(arg.replace("STORE", f"--store=qemu:{obuild.store.root}") for arg in args)
+        assert (ended, "No such option" in err) == ((2, True) if args[1] == "-v0" else (0, False))
+    ended, out, _ = odd.run(["tag", f"--store=qemu:{obuild.store.root}", "ls"])
+    assert (ended, out.count("\n")) == (0, 2)
 
 
 @pytest.mark.parametrize(
@@ -79,15 +87,15 @@ def test_a_tag_that_cannot_be_sets_none(obuild: Program, args: list[str], said: 
 def test_removing_says_which_tag_is_in_the_way(obuild: Program) -> None:
     root, _, two = obuild.ids
     obuild("tag", two, "web")
-    said = obuild("delete", root, code=1)
+    said = obuild("rm", root, code=1)
     assert f"the tag web ({two[:12]}) would lose what it names" in said
     assert "obuild tag rm web" in said
     assert len(obuild.store.ids()) == 3
     assert "Removed 0 items" in obuild("clean")
-    assert "tagged web" in obuild("gc", "--keep-bytes=0", "--dry-run")
-    assert "in use or tagged" in obuild("gc", "--keep-bytes=0", code=1)
+    assert "tagged web" in obuild("prune", "--keep-bytes=0", "--dry-run")
+    assert "in use or tagged" in obuild("prune", "--keep-bytes=0", code=1)
     assert len(obuild.store.ids()) == 3
-    obuild("delete", "web", "--force")
+    obuild("rm", "web", "--force")
     assert obuild.store.ids() == [*filter(obuild.store.find, obuild.store.ids())]
     assert len(obuild.store.ids()) == 2
     assert obuild("tag", "ls") == ""

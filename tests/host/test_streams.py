@@ -21,19 +21,19 @@ COMMANDS = (
     "fsck STORE",
     "plan -f SPEC STORE .",
     "build -f SPEC STORE .",
-    "build -f SPEC --events=json STORE .",
+    "build -f SPEC --progress=json STORE .",
     "base add FILE --name again --force STORE",
     "cache ls STORE",
     "clean STORE",
     "fmt -f SPEC",
     "fmt",
     "dockerfile -f SPEC",
-    "log none STORE",
+    "logs none STORE",
     "run none STORE -- true",
     "cp none:/x - STORE",
 )
 #: These say nothing on stdout, or find nothing wrong with what is on stdin.
-SILENT = ("log", "run", "cp", "cache ls", "fmt")
+SILENT = ("logs", "run", "cp", "cache ls", "fmt")
 
 
 @pytest.fixture

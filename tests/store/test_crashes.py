@@ -161,7 +161,7 @@ def test_killed_at_any_moment(victim: Victim, seed: int) -> None:
     """Two builds, a gc and a clean at once on one store; each is killed at a moment of its own."""
     chance = random.Random(seed)
     assert victim.run(*BASE) == 0
-    other = chance.choice([CLEAN, ("gc", "--older-than=0s"), ("ls",)])
+    other = chance.choice([CLEAN, ("prune", "--older-than=0s"), ("ls",)])
     commands = [BUILD, BUILD, BASE, other]
     children = [victim.start(*command) for command in commands]
     for child in sorted(children, key=lambda _: chance.random()):

@@ -312,7 +312,7 @@ def test_a_missing_one_is_told_by_who_stands_on_it(store: Store, chain: ChainMak
         StoreError, match=f"{parent} in flat/ is damaged: it is missing, and layer {child} st"
     ) as caught:
         make(store, last)
-    assert f"obuild delete {parent}" in caught.value.hint
+    assert f"obuild rm {parent}" in caught.value.hint
     with pytest.raises(StoreError, match="it is missing"), store.scratch(child):
         pass
     assert os.listdir(store.result_tmp) == []

@@ -221,7 +221,16 @@ def test_an_old_store_can_be_pruned_collected_and_exported_from(store: Store, ol
 
 @pytest.mark.parametrize(
     "command",
-    [("ls",), ("log", "ID"), ("explain", "ID"), ("df",), ("gc", "--dry-run"), ("fsck",), ("base", "ls"), ("gc",)],
+    [
+        ("ls",),
+        ("logs", "ID"),
+        ("inspect", "ID"),
+        ("df",),
+        ("prune", "--dry-run"),
+        ("fsck",),
+        ("base", "ls"),
+        ("prune",),
+    ],
 )
 def test_commands_work_on_an_old_store_and_refuse_a_newer_one(
     store: Store, old: Chain, command: tuple[str, ...]

@@ -88,7 +88,7 @@ def test_no_room_at_any_point_is_said_and_costs_nothing(program: Program, what: 
     done = program.build(OBUILD_FAKE_FULL=what)
     assert done.returncode == 1, done.stdout
     assert "No space left on device" in done.stderr or "database or disk is full" in done.stderr
-    assert "obuild gc" in done.stderr
+    assert "obuild prune" in done.stderr
     (program.root.parent / "filler").unlink()
     store = Store(program.root)
     assert list(fsck.check(store, read_data=True)) == []
@@ -102,8 +102,8 @@ def test_a_store_without_any_room_is_looked_at_and_tidied(program: Program) -> N
     assert program.build().returncode == 0
     program.fill(0)
     done = program.run("ls")  # the index needs a little room to be opened
-    assert done.returncode == 0 or "obuild gc --keep-bytes" in done.stderr
-    for command in (["df"], ["gc", "--dry-run", "--keep-bytes=0"], ["gc", "--keep-bytes=0"]):
+    assert done.returncode == 0 or "obuild prune --keep-bytes" in done.stderr
+    for command in (["df"], ["prune", "--dry-run", "--keep-bytes=0"], ["prune", "--keep-bytes=0"]):
         done = program.run(*command)
         assert done.returncode == 0, done.stderr
     (program.root.parent / "filler").unlink()

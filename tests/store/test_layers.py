@@ -214,7 +214,7 @@ def test_a_full_disk_is_told_as_one(store: Store, chain: ChainMaker, error: Exce
     step = chain("").steps[0]
     with pytest.raises(StoreError, match="cannot write to the store") as caught, store.draft(step):
         raise error
-    assert "MiB are free; in the store: little; `obuild gc --keep-bytes" in caught.value.hint
+    assert "MiB are free; in the store: little; `obuild prune --keep-bytes" in caught.value.hint
 
 
 def test_a_draft_that_a_dead_process_left_is_made_anew(store: Store, chain: ChainMaker) -> None:

@@ -27,8 +27,8 @@ Run = Callable[..., tuple[int, str]]
 #: Commands that only look, and those that make a store. FILE is a disk, SPEC a spec, SOURCE a folder.
 LOOK = (
     ("ls",),
-    ("log", ID),
-    ("explain", ID),
+    ("logs", ID),
+    ("inspect", ID),
     ("plan", "-f", "SPEC", "SOURCE"),
     ("df",),
     ("base", "ls"),
@@ -38,11 +38,14 @@ LOOK = (
     ("cache", "export", "c", "OUT"),
     ("fsck",),
     ("fsck", "--repair"),
-    ("gc",),
-    ("gc", "--dry-run"),
+    ("prune",),
+    ("prune", "--dry-run"),
     ("prune", "--before=1d"),
-    ("delete", ID),
+    ("rm", ID),
     ("clean",),
+    ("tag", "ls"),
+    ("tag", "rm", "web"),
+    ("tag", ID, "web"),
     ("run", ID, "--", "true"),
     ("shell", ID),
     ("cp", f"{ID}:/x", "OUT"),
@@ -51,7 +54,7 @@ MAKE = (
     ("build", "-f", "SPEC", "SOURCE"),
     ("base", "add", "FILE", "--name=tiny"),
     ("base", "make", "micro"),
-    ("cache", "import", "FILE", "c"),
+    ("cache", "import", "c", "FILE"),
     ("healthcheck",),
 )
 
@@ -228,7 +231,7 @@ def test_a_part_that_is_a_symlink_is_refused_and_what_it_leads_to_stays(
     before = looks(victim)
     discard(store.root / part)
     (store.root / part).symlink_to(victim)
-    for command in (("ls",), ("fsck", "--repair"), ("gc",), ("base", "add", "FILE", "--name=tiny"), ("clean",)):
+    for command in (("ls",), ("fsck", "--repair"), ("prune",), ("base", "add", "FILE", "--name=tiny"), ("clean",)):
         code, said = run(store.root, *command)
         assert (code, "is a symlink, and must be a folder" in said) == (2, True), said
     assert looks(victim) == before

@@ -49,13 +49,14 @@ BUILD = ("build", "--qemu-accel=tcg", "-f", "SPEC", "SOURCE")
 #: Commands that only look, and those that change what is there. ID is a layer in the middle of a chain.
 LOOKS = (
     ("ls",),
-    ("log", "ID"),
-    ("explain", "ID"),
+    ("logs", "ID"),
+    ("inspect", "ID"),
     ("plan", "-f", "SPEC", "SOURCE"),
     ("df",),
-    ("gc", "--dry-run", "--keep-bytes=0"),
+    ("prune", "--dry-run", "--keep-bytes=0"),
     ("base", "ls"),
     ("cache", "ls"),
+    ("tag", "ls"),
     ("fsck", "--read-data"),
 )
 CHANGES = (
@@ -63,13 +64,15 @@ CHANGES = (
     ("build", "--qemu-accel=tcg", "-f", "LONGER", "SOURCE"),
     ("run", "ID", "--", "true"),
     ("cache", "export", "c", "OUT", "--force"),
-    ("cache", "import", "TAR", "c"),
+    ("cache", "import", "c", "TAR"),
     ("cache", "rm", "c"),
     ("base", "add", "DISK", "--name=tiny", "--force"),
     ("base", "rm", "tiny"),
     ("prune", "--before=0s", "--limit=1"),
-    ("gc", "--keep-bytes=100K"),
-    ("delete", "ID"),
+    ("prune", "--keep-bytes=100K"),
+    ("rm", "ID"),
+    ("tag", "ID", "web"),
+    ("tag", "rm", "web"),
     ("clean",),
     ("fsck", "--repair"),
 )

@@ -69,7 +69,7 @@ def test_a_spec_becomes_layers_and_then_comes_from_cache(fresh: Program, spec: S
     assert not any((fresh.store / "state/locks").iterdir())
     listed = fresh("ls").stdout
     assert all(id[:12] in listed for id in ids)
-    assert fresh("log", ids[-1][:10]).stdout == "hello world\nto stderr\nno-newline"
+    assert fresh("logs", ids[-1][:10]).stdout == "hello world\nto stderr\nno-newline"
 
 
 def test_a_failing_command_is_shown_and_not_saved(fresh: Program, spec: Spec, source: Path) -> None:
@@ -316,11 +316,11 @@ def test_delete_takes_what_was_built_on_a_layer_and_clean_takes_all(
 ) -> None:
     out = fresh.build(spec('((from micro) (run (shell "true")) (run (shell "echo 2")))'), source).stdout
     ids = SAVED.findall(out)
-    gone = fresh("delete", ids[1][:12]).stdout
+    gone = fresh("rm", ids[1][:12]).stdout
     assert gone == f"Removing {ids[2]}\nRemoving {ids[1]}\n"
     assert [entry.name for entry in (fresh.store / "result").iterdir()] == [ids[0]]
     assert fresh("clean").stdout == f"Removing {ids[0]}\nRemoved 1 item\n"
-    assert "no layer has the id" in fresh("log", ids[0], code=2).stderr
+    assert "no layer has the id" in fresh("logs", ids[0], code=2).stderr
 
 
 def test_a_secret_is_there_for_one_command_and_leaves_no_trace(

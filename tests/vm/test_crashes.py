@@ -92,7 +92,7 @@ def test_killed_at_any_moment(real: Real) -> None:
         for word in words:
             real.words["SPEC"].write_text(SPEC.format(word=word))
             children.append(real.start("build", "-f", "SPEC", "SOURCE"))
-        other = chance.choice([(), (), ("gc", "--keep-bytes=300M"), ("clean",)])
+        other = chance.choice([(), (), ("prune", "--keep-bytes=300M"), ("clean",)])
         if other:
             children.append(real.start(*other))
         for child in children:

@@ -201,7 +201,7 @@ def test_a_full_disk_is_said_and_the_build_works_once_there_is_room(
     path = spec('((from micro) (run (shell "dd if=/dev/urandom of=/big bs=1M count=80 && sync; echo written")))')
     done = small.build(path, source, code=1)
     assert "No space left on device" in done.stderr
-    assert "obuild gc --keep-bytes" in done.stderr
+    assert "obuild prune --keep-bytes" in done.stderr
     assert_clean(small)
     subprocess.run(["mount", "-o", "remount,size=400M", small.store.parent], check=True)
     assert "written\n" in small.build(path, source).stdout

@@ -61,7 +61,7 @@ def test_several_builds_at_once_make_each_step_once(fresh: Program, spec: Spec, 
     with ExitStack() as stack:
         builds = [stack.enter_context(started(fresh, path, source)) for path in (same, same, same, other)]
         while any(build.child.poll() is None for build in builds):
-            for command in ("ls", "gc", "df"):
+            for command in ("ls", "prune", "df"):
                 fresh(command)
         for build in builds:
             assert build.end().child.returncode == 0, build.stderr

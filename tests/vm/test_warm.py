@@ -113,7 +113,7 @@ def test_warm_and_cold_builds_give_the_same_files(base: str, tmp_path: Path, spe
         assert_clean(program)
         program("fsck", "--read-data")
         for id in reversed(layers(done.stdout)[-COUNT:]):
-            program("delete", id)
+            program("rm", id)
     assert len(trees["warm"]) == len(trees["boot"]) == COUNT
     for number, (warm, boot) in enumerate(zip(trees["warm"], trees["boot"], strict=True)):
         assert {path for path in {*warm, *boot} if warm.get(path) != boot.get(path)} == set(), number

@@ -17,7 +17,9 @@ from obuild.errors import UsageError
 if TYPE_CHECKING:
     from obuild.bases.catalog import Found
 
-app = typer.Typer(help="Base images: what `(from NAME)` starts from.", no_args_is_help=True)
+app = typer.Typer(
+    help="Make, add, list and remove base images: what `(from NAME)` starts from.", no_args_is_help=True
+)
 
 
 @app.command("make")
@@ -27,7 +29,7 @@ def base_make(
         str,
         typer.Argument(metavar="NAME|FILE.toml", help="The recipe; `obuild base ls` shows those that are there."),
     ],
-    store: StoreOption,
+    store: StoreOption = "",
     profile: Annotated[str, typer.Option(metavar="P", help="Add what the recipe says under [profile.P].")] = "",
     set_: Annotated[
         list[str] | None,
@@ -102,7 +104,7 @@ def _assignment(text: str) -> tuple[str, str]:
 def base_add(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A bootable disk image, qcow2 or raw.")],
     name: Annotated[str, typer.Option(metavar="NAME", help="What specs call it: (from NAME).")],
-    store: StoreOption,
+    store: StoreOption = "",
     login: Annotated[
         str, typer.Option(metavar="USER", help="Who SSH logs in as; root, or an administrator.")
     ] = "root",
@@ -143,7 +145,7 @@ def base_add(
 
 @app.command("ls")
 @guarded
-def base_list(store: StoreOption) -> None:
+def base_list(store: StoreOption = "") -> None:
     """List the base images in the store, and the recipes that more can be made from."""
     from obuild.bases import catalog, sources
 
@@ -190,7 +192,7 @@ def _recipe_row(name: str) -> tuple[str, ...]:
 @app.command("rm")
 @guarded
 def base_remove(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="The base image.")], store: StoreOption
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The base image.")], store: StoreOption = ""
 ) -> None:
     """Remove a base image. Layers that were built on it stay."""
     from obuild.bases import catalog

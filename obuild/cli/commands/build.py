@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from obuild.cli import text as ui
-from obuild.cli.console import guarded, lines, open_store, read_file, read_spec
+from obuild.cli.console import guarded, lines, open_store, read_file, read_spec, spec_path
 from obuild.cli.options import (
     MACHINE,
     Machine,
     SourceArgument,
+    SpecOption,
     StoreOption,
     VerboseOption,
     machine_options,
@@ -35,9 +36,9 @@ app = typer.Typer()
 @machine_options
 def build(
     source: SourceArgument,
-    store: StoreOption,
+    store: StoreOption = "",
     *,
-    spec: Annotated[str, typer.Option("--file", "-f", metavar="SPEC", help="The spec to build.")],
+    spec: SpecOption = "",
     tag: Annotated[
         list[str] | None,
         typer.Option("--tag", "-t", metavar="NAME", help="Name the result; it is kept then. May be repeated."),
@@ -52,18 +53,24 @@ def build(
         str,
         typer.Option(
             metavar="SIZE",
-            help="Before each step, prune the store as `gc` does if less than SIZE is free on its disk.",
+            help="Before each step, prune the store if less than SIZE is free on its disk.",
         ),
     ] = "",
     max_size: Annotated[
         str, typer.Option(metavar="SIZE", help="Before each step, prune the store if it takes more than SIZE.")
     ] = "",
-    events: Annotated[
+    progress: Annotated[
         str,
         typer.Option(
-            metavar="lines|json", help="How to tell what happens: for people, or one JSON record a line."
+            metavar="auto|plain|json",
+            help="How to tell what happens: lines, with colour on a terminal (auto) or without (plain), or one "
+            "JSON record a line.",
         ),
-    ] = "lines",
+    ] = "auto",
+    events: Annotated[str, typer.Option(metavar="lines|json", hidden=True)] = "",
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print the id of the result, and nothing else.")
+    ] = False,
     machine: Machine,
     vm: Annotated[
         str,
@@ -91,9 +98,11 @@ def build(
     ] = "stop",
     verbose: VerboseOption = False,
 ) -> None:
-    """Build a spec: find the layers that are there, make those that are not.
+    """Build a spec: make the layers that are not there yet.
 
-    Example: obuild build --store=qemu:/data -f hello.spec .
+    Without -f, the spec is SOURCE/obuild.spec.
+
+    Example: obuild build -t hello .
     """
     from obuild.builder import engine
     from obuild.builder import on_failure as failing
@@ -101,16 +110,14 @@ def build(
     from obuild.spec import parse
     from obuild.store.tags import checked
 
-    tell = _listener(events)
+    tell = _listener(progress, events, quiet=quiet)
     with ui.ending(tell):
-        stage = parse(read_spec(Path(spec)))
+        stage = parse(read_spec(spec_path(source, spec)))
         names = [checked(name) for name in tag or []]
         settings = machine.settings(vm=vm, warm_budget=warm_budget)
-        if not Path(source).is_dir():
-            raise UsageError(f"there is no source directory {source}")
         reserved = parse_bytes("--reserve", reserve) if reserve else 0
         most = parse_bytes("--max-size", max_size) if max_size else None
-        opened = open_store(store, create=True)
+        opened = open_store(store, create=True, quiet=quiet)
         values = _secrets(secret or [])
 
         def name_it(id: LayerId, tell: Teller) -> None:
@@ -129,13 +136,23 @@ def build(
             builder.build(stage)
 
 
-def _listener(events: str) -> ui.Lines | ui.JsonLines:
-    if events not in ("lines", "json"):
+def _listener(progress: str, events: str, *, quiet: bool) -> ui.Lines | ui.JsonLines | ui.Quiet:
+    """Who tells what happens. `events` is an older spelling of `progress`. UsageError for neither's words."""
+    if events not in ("", "lines", "json"):
         raise UsageError(f"--events {events}: it can be lines or json")
-    return ui.JsonLines(sys.stdout.buffer) if events == "json" else lines()
+    if progress not in ("auto", "plain", "json"):
+        raise UsageError(f"--progress {progress}: it can be auto, plain or json")
+    json = "json" in (progress, events)
+    if quiet and json:
+        raise UsageError("--quiet prints the id alone, and JSON more than that", hint="give one of them")
+    if quiet:
+        return ui.Quiet(sys.stdout.buffer, sys.stderr.buffer)
+    return ui.JsonLines(sys.stdout.buffer) if json else lines(plain=progress == "plain")
 
 
-def _in_turn(tell: ui.Lines | ui.JsonLines, store: Store, jobs: int) -> AbstractContextManager[Listener]:
+def _in_turn(
+    tell: ui.Lines | ui.JsonLines | ui.Quiet, store: Store, jobs: int
+) -> AbstractContextManager[Listener]:
     """A listener that keeps the lines of stages apart, if several are built at once."""
     if jobs == 1 or not isinstance(tell, ui.Lines):
         return nullcontext(tell)

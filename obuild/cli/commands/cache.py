@@ -12,7 +12,7 @@ from obuild.cli.console import guarded, open_store, put, put_json
 from obuild.cli.options import JsonOption, StoreOption
 
 app = typer.Typer(
-    help="Caches: the folders that steps share with (cache NAME …), each kept as one tar archive.",
+    help="List, remove, export and import caches: the folders that steps share with (cache NAME …).",
     no_args_is_help=True,
 )
 CacheArgument = Annotated[
@@ -22,10 +22,10 @@ CacheArgument = Annotated[
 
 @app.command("ls")
 @guarded
-def cache_list(store: StoreOption, as_json: JsonOption = False) -> None:
+def cache_list(store: StoreOption = "", as_json: JsonOption = False) -> None:
     """List the caches: size, when a step last changed it, and name.
 
-    Example: obuild cache ls --store=qemu:/data
+    Example: obuild cache ls
     """
     there = open_store(store).caches.listing()
     if as_json:
@@ -41,10 +41,10 @@ def cache_list(store: StoreOption, as_json: JsonOption = False) -> None:
 
 @app.command("rm")
 @guarded
-def cache_remove(name: CacheArgument, store: StoreOption) -> None:
+def cache_remove(name: CacheArgument, store: StoreOption = "") -> None:
     """Remove a cache. The next step that wants it begins with an empty one.
 
-    Example: obuild cache rm --store=qemu:/data apt-archives
+    Example: obuild cache rm apt-archives
     """
     open_store(store).caches.remove(name)
 
@@ -54,14 +54,14 @@ def cache_remove(name: CacheArgument, store: StoreOption) -> None:
 def cache_export(
     name: CacheArgument,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write the tar archive.")],
-    store: StoreOption,
+    store: StoreOption = "",
     force: Annotated[bool, typer.Option("--force", help="Replace FILE if it is there.")] = False,
 ) -> None:
     """Copy a cache into a tar archive, for another store or to look at.
 
     It holds what guests have put there: look before you unpack it.
 
-    Example: obuild cache export --store=qemu:/data apt-archives apt.tar
+    Example: obuild cache export apt-archives apt.tar
     """
     open_store(store).caches.export(name, file, force=force)
 
@@ -69,12 +69,12 @@ def cache_export(
 @app.command("import")
 @guarded
 def cache_import(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A tar archive, not compressed.")],
     name: CacheArgument,
-    store: StoreOption,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A tar archive, not compressed.")],
+    store: StoreOption = "",
 ) -> None:
     """Make a tar archive the content of a cache, in place of what is in it.
 
-    Example: obuild cache import --store=qemu:/data apt.tar apt-archives
+    Example: obuild cache import apt-archives apt.tar
     """
     open_store(store, create=True).caches.put(file, name)

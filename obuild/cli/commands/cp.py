@@ -22,7 +22,7 @@ app = typer.Typer()
 def cp(
     source: Annotated[str, typer.Argument(metavar="ID:PATH", help="A file or folder of a layer.")],
     dest: Annotated[str, typer.Argument(metavar="DEST", help="A folder, or a new name; - for a tar archive.")],
-    store: StoreOption,
+    store: StoreOption = "",
     *,
     machine: Machine,
     verbose: VerboseOption = False,
@@ -32,7 +32,7 @@ def cp(
     It becomes DEST, or goes into it if that is a folder; it appears whole, or not at all. Symlinks stay symlinks,
     the files are yours, and no program among them is setuid.
 
-    Example: obuild cp --store=qemu:/data 3f2a:/var/log/dpkg.log .
+    Example: obuild cp 3f2a:/var/log/dpkg.log .
     """
     from obuild.host.tar_extract import place, unpack
     from obuild.plan.diff import listed

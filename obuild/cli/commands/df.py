@@ -13,10 +13,12 @@ app = typer.Typer()
 
 @app.command()
 @guarded
-def df(store: StoreOption, as_json: JsonOption = False) -> None:
-    """Show where the bytes are: how many things of each kind the store has, and what they take on disk.
+def df(store: StoreOption = "", as_json: JsonOption = False) -> None:
+    """Show where the bytes are.
 
-    Example: obuild df --store=qemu:/data
+    There is a line for each kind of things: how many the store has, and what they take on disk.
+
+    Example: obuild df
     """
     from obuild.store import quota
 

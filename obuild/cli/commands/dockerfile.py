@@ -17,7 +17,9 @@ app = typer.Typer()
 @app.command()
 @guarded
 def dockerfile(
-    spec: Annotated[str, typer.Option("--file", "-f", metavar="SPEC", help="The spec to convert.")],
+    spec: Annotated[
+        str, typer.Option("--file", "-f", metavar="SPEC", help="The spec to convert.")
+    ] = "obuild.spec",
     buildkit: Annotated[bool, typer.Option("--buildkit", help="Use BuildKit's syntax: caches, secrets.")] = False,
     escape: Annotated[str, typer.Option(metavar="unix|windows", help="How lines are continued.")] = "unix",
 ) -> None:

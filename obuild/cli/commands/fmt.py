@@ -25,9 +25,9 @@ def fmt(
     ] = False,
     write: Annotated[bool, typer.Option("--write", "-w", help="Rewrite the file instead of printing.")] = False,
 ) -> None:
-    """Print a spec in its one layout, as OBuilder prints it, with its comments.
+    """Print a spec in its one layout, comments kept.
 
-    It means the same as before: every step keeps its id.
+    The layout is the one that OBuilder prints. The spec means the same as before: every step keeps its id.
 
     Example: obuild fmt --write -f hello.spec
     """

@@ -16,18 +16,19 @@ app = typer.Typer()
 @app.command()
 @guarded
 def fsck(
-    store: StoreOption,
+    store: StoreOption = "",
     read_data: Annotated[
         bool, typer.Option("--read-data", help="Read every byte of every layer and cache, and compare digests.")
     ] = False,
     repair: Annotated[bool, typer.Option("--repair", help="Put right what can be put right.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Check that the store is what it should be: keys, parents, images, index, what crashes left.
+    """Check the store, and repair it.
 
-    It ends with 1 if something is wrong and was not repaired. Builds may go on meanwhile.
+    It looks at keys, parents, images, tags, the index, and what crashes left. It ends with 1 if something is wrong
+    and was not repaired. Builds may go on meanwhile.
 
-    Example: obuild fsck --store=qemu:/data --repair
+    Example: obuild fsck --repair
     """
     from obuild.store import fsck
 

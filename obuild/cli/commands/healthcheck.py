@@ -16,13 +16,16 @@ app = typer.Typer()
 @guarded
 @machine_options
 def healthcheck(
-    store: StoreOption,
+    store: StoreOption = "",
     *,
     base: Annotated[str, typer.Option(metavar="NAME", help="The base image to try.")] = "micro",
     machine: Machine,
     verbose: VerboseOption = False,
 ) -> None:
-    """Boot a guest, run a command in it, shut it down: does everything work here?"""
+    """Boot a guest, run a command in it, and shut it down.
+
+    That shows whether QEMU, a base image and SSH work here.
+    """
     from obuild.builder import engine
 
     settings = machine.settings(vm="boot")

@@ -11,14 +11,15 @@ from obuild.cli.options import IdArgument, JsonOption, StoreOption
 app = typer.Typer()
 
 
-@app.command()
+@app.command("inspect")
 @guarded
-def explain(id: IdArgument, store: StoreOption, as_json: JsonOption = False) -> None:
-    """Tell all about a layer: what made it, what it stands on, what stands on it, when, how big.
+def inspect_layer(id: IdArgument, store: StoreOption = "", as_json: JsonOption = False) -> None:
+    """Show all about a layer.
 
-    Its key is everything that its id is the hash of. Sizes are on disk.
+    That is what made it, when, how big it is, its tags, what it stands on and what stands on it. Its key is
+    everything that its id is the hash of. Sizes are on disk.
 
-    Example: obuild explain --store=qemu:/data 3f2a
+    Example: obuild inspect 3f2a
     """
     from obuild.store.index import resolve
     from obuild.store.inspect import describe

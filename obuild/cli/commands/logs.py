@@ -16,8 +16,13 @@ app = typer.Typer()
 
 @app.command()
 @guarded
-def log(id: IdArgument, store: StoreOption) -> None:
-    """Print what a step printed when its layer was made, or has printed so far."""
+def logs(id: IdArgument, store: StoreOption = "") -> None:
+    """Print the output of a step.
+
+    That is what it printed when its layer was made, or what it has printed so far.
+
+    Example: obuild logs 3f2a
+    """
     from obuild.store.index import resolve
 
     opened = open_store(store)

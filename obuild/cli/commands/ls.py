@@ -23,18 +23,19 @@ MOST = 100
 @app.command("ls")
 @guarded
 def list_layers(
-    store: StoreOption,
+    store: StoreOption = "",
     limit: Annotated[
         int | None, typer.Option("--limit", "-n", metavar="N", min=0, help="Only the N newest. [default: 100]")
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="All layers, however many.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """List the layers, the newest last: id, age, time to make, size on disk, the op that made it, and tags.
+    """List the layers, the newest last.
 
-    With --json, all layers are listed unless there is a --limit.
+    A line has the id, the age, how long it took, the size on disk, the op that made it, and its tags. With --json,
+    all layers are listed unless there is a --limit.
 
-    Example: obuild ls --store=qemu:/data --limit 10
+    Example: obuild ls --limit 10
     """
     from obuild.store.inspect import listing
 

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from obuild.cli import text as ui
-from obuild.cli.console import guarded, note, open_store, put, put_json, read_spec
-from obuild.cli.options import JsonOption, SourceArgument, StoreOption
+from obuild.cli.console import guarded, note, open_store, put, put_json, read_spec, spec_path
+from obuild.cli.options import JsonOption, SourceArgument, SpecOption, StoreOption
 from obuild.errors import UsageError
 
 app = typer.Typer()
@@ -19,8 +19,9 @@ app = typer.Typer()
 @guarded
 def plan(
     source: SourceArgument,
-    store: StoreOption,
-    spec: Annotated[str, typer.Option("--file", "-f", metavar="SPEC", help="The spec to look at.")],
+    store: StoreOption = "",
+    *,
+    spec: SpecOption = "",
     secret: Annotated[
         list[str] | None,
         typer.Option(metavar="ID[:FILE]", help="As for build; the file is not read. May be repeated."),
@@ -32,14 +33,12 @@ def plan(
     Each step is `cached`, or a `build` would make it. For a step that is not there, it says in what it differs
     from the nearest layer that is.
 
-    Example: obuild plan --store=qemu:/data -f hello.spec .
+    Example: obuild plan .
     """
     from obuild.builder.preview import forecast
     from obuild.spec import parse
 
-    stage = parse(read_spec(Path(spec)))
-    if not Path(source).is_dir():
-        raise UsageError(f"there is no source directory {source}")
+    stage = parse(read_spec(spec_path(source, spec)))
     names = [item.partition(":")[0] for item in secret or []]
     if "" in names:
         raise UsageError("--secret takes an ID, or ID:FILE")

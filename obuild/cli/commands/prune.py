@@ -24,18 +24,67 @@ app = typer.Typer()
 @app.command()
 @guarded
 def prune(
-    store: StoreOption,
-    before: Annotated[
-        str, typer.Option(metavar="WHEN", help="A date like 2026-01-31 or 2026-01-31T12:00, or how long ago: 7d.")
-    ],
-    limit: Annotated[
-        int | None, typer.Option(metavar="N", min=0, help="Remove no more than N layers. [default: no limit]")
-    ] = None,
+    store: StoreOption = "",
+    all_layers: Annotated[
+        bool, typer.Option("--all", help="Remove all layers and saved machines; caches stay.")
+    ] = False,
+    older_than: Annotated[
+        str,
+        typer.Option(
+            metavar="TIME", help="Remove layers, caches and saved machines not used for 30m, 12h, 7d, 4w."
+        ),
+    ] = "",
+    keep_bytes: Annotated[
+        str,
+        typer.Option(
+            metavar="SIZE", help="Remove layers, caches and saved machines until they take no more than SIZE."
+        ),
+    ] = "",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would go, and why; remove nothing.")
+    ] = False,
+    as_json: JsonOption = False,
+    before: Annotated[str, typer.Option(metavar="WHEN", hidden=True)] = "",
+    limit: Annotated[int | None, typer.Option(metavar="N", min=0, hidden=True)] = None,
 ) -> None:
-    """Remove layers that were not used since then: those used last go last, what builds stand on stays.
+    """Make room: remove what was not used for longest.
 
-    Example: obuild prune --store=qemu:/data --before 30d
+    What nobody can need is removed, too; without options, only that. A layer goes after those that were built on
+    it. What a tag names, what a running build uses, and all that these stand on, stays; so do base images.
+
+    Example: obuild prune --keep-bytes 20G --older-than 4w --dry-run
     """
+    from obuild.store import gc
+
+    if as_json and not dry_run:
+        raise UsageError("--json shows a plan: it goes with --dry-run")
+    if before and (all_layers or older_than or keep_bytes or dry_run):
+        raise UsageError("--before goes with --limit alone", hint="--older-than goes with the others")
+    if limit is not None and not before:
+        raise UsageError("--limit goes with --before", hint="--keep-bytes limits what is kept")
+    if all_layers and (older_than or keep_bytes):
+        raise UsageError("--all removes layers of any age and size", hint="leave it out, or give it alone")
+    if before:
+        _before(store, before, limit)
+        return
+    keep = parse_bytes("--keep-bytes", keep_bytes) if keep_bytes else None
+    try:
+        span = units.duration(older_than) if older_than else None
+    except ValueError as error:
+        raise UsageError(f"--older-than: {error}", hint="for example 30m, 12h, 7d, 4w") from error
+    opened = open_store(store)
+    plan = gc.plan(opened, now=time.time(), keep_bytes=keep, older_than=span, all_layers=all_layers)
+    if as_json:
+        put_json(plan)
+    elif dry_run:
+        put(*(_line("would remove", item) for item in plan.items), *(_line("stays", item) for item in plan.in_use))
+        put(_sum("Would remove", plan.items))
+    else:
+        _carry_out(opened, plan)
+
+
+def _before(store: str, before: str, limit: int | None) -> None:
+    """Remove layers not used since a moment, and tell it, as OBuilder's `prune --before` does."""
     from obuild.store import gc
 
     try:
@@ -51,54 +100,6 @@ def prune(
 
     gc.carry_out(opened, gc.prune(opened, before=moment, limit=limit), tell)
     print(f"Removed {units.count(len(gone), 'item')}")
-
-
-@app.command("gc")
-@guarded
-def collect(
-    store: StoreOption,
-    keep_bytes: Annotated[
-        str,
-        typer.Option(
-            metavar="SIZE", help="Remove layers, caches and saved machines until they take no more than SIZE."
-        ),
-    ] = "",
-    older_than: Annotated[
-        str,
-        typer.Option(
-            metavar="TIME", help="Remove layers, caches and saved machines not used for 30m, 12h, 7d, 4w."
-        ),
-    ] = "",
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would go, and why; remove nothing.")
-    ] = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Make room: remove what was not used for the longest time, and what nobody can need.
-
-    Without options, only the latter. A layer goes after those that were built on it. What a running build stands
-    on or works with stays, and so do base images.
-
-    Example: obuild gc --store=qemu:/data --keep-bytes 20G --older-than 4w --dry-run
-    """
-    from obuild.store import gc
-
-    if as_json and not dry_run:
-        raise UsageError("--json shows a plan: it goes with --dry-run")
-    keep = parse_bytes("--keep-bytes", keep_bytes) if keep_bytes else None
-    try:
-        span = units.duration(older_than) if older_than else None
-    except ValueError as error:
-        raise UsageError(f"--older-than: {error}", hint="for example 30m, 12h, 7d, 4w") from error
-    opened = open_store(store)
-    plan = gc.plan(opened, now=time.time(), keep_bytes=keep, older_than=span)
-    if as_json:
-        put_json(plan)
-    elif dry_run:
-        put(*(_line("would remove", item) for item in plan.items), *(_line("stays", item) for item in plan.in_use))
-        put(_sum("Would remove", plan.items))
-    else:
-        _carry_out(opened, plan)
 
 
 def _carry_out(store: Store, plan: Plan) -> None:

@@ -3,45 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from obuild.cli.console import guarded, open_store
-from obuild.cli.options import IdArgument, StoreOption
+from obuild.cli.options import StoreOption
 from obuild.errors import ObuildError
 from obuild.host import units
+
+if TYPE_CHECKING:
+    from obuild.plan.keys import LayerId
+    from obuild.store.layers import Store
 
 app = typer.Typer()
 
 
-@app.command()
+@app.command("rm")
 @guarded
-def delete(
-    id: IdArgument,
-    store: StoreOption,
+def remove(
+    ids: Annotated[list[str], typer.Argument(metavar="ID...", help="A layer's id, its first digits, or a tag.")],
+    store: StoreOption = "",
     force: Annotated[bool, typer.Option("--force", help="Remove tags that are in the way, too.")] = False,
 ) -> None:
-    """Remove a layer, and all layers that were built on it. If one of them has a tag, nothing is removed."""
+    """Remove layers, each with all layers that were built on it. If one of these has a tag, nothing is removed.
+
+    Example: obuild rm 3f2a
+    """
     from obuild.store import removal
     from obuild.store.index import resolve
 
     opened = open_store(store)
-    layer = resolve(opened, id)
-    if not force and (tags := removal.in_the_way(opened, layer)):
+    layers = [resolve(opened, id) for id in ids]
+    if not force:
+        _see_untagged(opened, layers)
+    _stayed([id for layer in layers for id in removal.delete(opened, layer, tell=_removing, untag=force)])
+
+
+def _see_untagged(store: Store, layers: Sequence[LayerId]) -> None:
+    """ObuildError, naming the tags, if some would lose their layers."""
+    from obuild.store import removal
+
+    tags = {name: id for layer in layers for name, id in removal.in_the_way(store, layer).items()}
+    if tags:
         named = ", ".join(f"{name} ({id[:12]})" for name, id in tags.items())
-        noun = "the tag" if len(tags) == 1 else "the tags"
+        one = len(tags) == 1
         raise ObuildError(
-            f"{noun} {named} would lose what {'it names' if len(tags) == 1 else 'they name'}",
+            f"the {'tag' if one else 'tags'} {named} would lose what {'it names' if one else 'they name'}",
             hint=f"obuild tag rm {' '.join(tags)}, or --force to remove layers and tags",
         )
-    _stayed(removal.delete(opened, layer, tell=_removing, untag=force))
 
 
 @app.command()
 @guarded
-def clean(store: StoreOption) -> None:
-    """Remove all layers, and the machines saved for them. What has a tag stays, and base images and caches."""
+def clean(store: StoreOption = "") -> None:
+    """Remove all layers without a tag, and the machines saved for them: `prune --all`, as OBuilder calls it."""
     from obuild.store import removal
 
     gone: list[str] = []

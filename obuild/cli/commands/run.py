@@ -27,16 +27,18 @@ app = typer.Typer()
 def run(
     id: IdArgument,
     argv: Annotated[list[str], typer.Argument(metavar="CMD...", help="A program and its arguments, after `--`.")],
-    store: StoreOption,
+    store: StoreOption = "",
     *,
     machine: Machine,
     network: NetworkOption = "",
     user: UserOption = "",
     verbose: VerboseOption = False,
 ) -> None:
-    """Run a program in a layer, where its own command was run, and end with its exit status. Nothing is kept.
+    """Run a program in a layer; nothing is kept.
 
-    Example: obuild run --store=qemu:/data 3f2a -- ls -l
+    It runs where the layer's own command was run, and obuild ends with its exit status.
+
+    Example: obuild run 3f2a -- ls -l
     """
     settings = machine.settings()
     open_network = is_open(network)

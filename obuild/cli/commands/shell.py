@@ -26,18 +26,19 @@ app = typer.Typer()
 @machine_options
 def shell(
     id: IdArgument,
-    store: StoreOption,
+    store: StoreOption = "",
     *,
     machine: Machine,
     network: NetworkOption = "",
     user: UserOption = "",
     verbose: VerboseOption = False,
 ) -> None:
-    """Open a shell in a layer, where its own command was run. What you change there is thrown away.
+    """Open a shell in a layer; nothing is kept.
 
-    It ends with the shell's exit status. `~.` at the start of a line leaves a machine that hangs.
+    It starts where the layer's own command was run. obuild ends with the shell's exit status. `~.` at the start of
+    a line leaves a machine that hangs.
 
-    Example: obuild shell --store=qemu:/data 3f2a
+    Example: obuild shell 3f2a
     """
     settings = machine.settings()
     open_network = is_open(network)

@@ -14,18 +14,21 @@ from obuild.errors import ObuildError, UsageError
 
 
 class _AddByDefault(TyperGroup):
-    """`obuild tag ID NAME` is `obuild tag add ID NAME`."""
+    """A group whose command `add` need not be said: `obuild tag ID NAME`."""
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
-        word = next((each for each in args if not each.startswith("-")), "")
-        if word and word not in self.commands:
+        words = [each for each in args if not each.startswith("-")]
+        if words and words[0] in self.commands:  # options may stand before it
+            args.remove(words[0])
+            args = [words[0], *args]
+        elif words:
             args = ["add", *args]
         return super().parse_args(ctx, args)
 
 
 app = typer.Typer(
     cls=_AddByDefault,
-    help="Tags: names for layers. `obuild tag ID NAME` sets one, and `prune` keeps what it names.",
+    help="Name layers, and keep them: `obuild tag ID NAME`.",
     no_args_is_help=True,
 )
 
@@ -35,14 +38,14 @@ app = typer.Typer(
 def add(
     id: IdArgument,
     names: Annotated[list[str], typer.Argument(metavar="NAME...", help="The tags to set, or to move here.")],
-    store: StoreOption,
+    store: StoreOption = "",
 ) -> None:
     """Give a layer one or more tags. A tag that names another layer moves.
 
     A tag works wherever an id does. The layer, and all that it stands on, is kept until the tag is removed.
     `add` may be left out.
 
-    Example: obuild tag --store=qemu:/data 3f2a web web:1.2
+    Example: obuild tag 3f2a web web:1.2
     """
     from obuild.store.index import resolve
     from obuild.store.tags import checked
@@ -56,10 +59,10 @@ def add(
 
 @app.command("ls")
 @guarded
-def list_tags(store: StoreOption, as_json: JsonOption = False) -> None:
+def list_tags(store: StoreOption = "", as_json: JsonOption = False) -> None:
     """List the tags: name, layer, and when it was set.
 
-    Example: obuild tag ls --store=qemu:/data
+    Example: obuild tag ls
     """
     tags = open_store(store).tags.all()
     if as_json:
@@ -72,11 +75,11 @@ def list_tags(store: StoreOption, as_json: JsonOption = False) -> None:
 @guarded
 def remove(
     names: Annotated[list[str], typer.Argument(metavar="NAME...", help="The tags to remove.")],
-    store: StoreOption,
+    store: StoreOption = "",
 ) -> None:
     """Remove tags. Their layers stay, until `prune` or `rm` removes them.
 
-    Example: obuild tag rm --store=qemu:/data web
+    Example: obuild tag rm web
     """
     opened = open_store(store)
     unknown = [name for name in names if not opened.tags.is_there(name)]

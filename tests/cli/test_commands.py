@@ -1,0 +1,163 @@
+"""The habits of the command line: names, aliases, the default store and spec, progress. No guest boots."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from obuild.cli import main
+from obuild.plan.keys import LayerId
+from obuild.plan.steps import Chain
+from obuild.store.layers import Store
+from tests.store.test_layers import make_all
+from tests.support import odd
+
+ChainMaker = Callable[[str], Chain]
+
+
+@pytest.fixture
+def ids(store: Store, chain: ChainMaker) -> list[LayerId]:
+    """The layers of a small chain in the store."""
+    return make_all(store, chain("(run (shell one)) (run (shell two))"))
+
+
+@pytest.fixture
+def src(tmp_path: Path) -> Path:
+    """A source folder with a spec for that chain."""
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "obuild.spec").write_text("((from tiny) (run (shell one)))")
+    return tmp_path / "src"
+
+
+def obuild(*args: str | Path, code: int = 0, env: dict[str, str] | None = None) -> tuple[str, str]:
+    """Run the program in a process of its own; what it says on stdout and on stderr."""
+    ended, out, err = odd.run(map(str, args), before=partial(os.environ.update, env or {}))
+    assert "Traceback" not in err
+    assert ended == code, out + err
+    return out, err
+
+
+# -- other names
+
+
+def test_old_names_do_what_they_did(store: Store, ids: list[LayerId]) -> None:
+    where = f"--store=qemu:{store.root}"
+    assert obuild("log", ids[1], where) == obuild("logs", ids[1], where)
+    assert obuild("explain", ids[1], where, "--json") == obuild("inspect", ids[1], where, "--json")
+    assert obuild("gc", where, "--keep-bytes=0", "--dry-run") == obuild(
+        "prune", where, "--keep-bytes=0", "--dry-run"
+    )
+    assert obuild("prune", where, "--before=0s", "--limit=1")[0] == f"Removing {ids[2]}\nRemoved 1 item\n"
+    assert obuild("delete", ids[1][:12], where)[0] == f"Removing {ids[1]}\n"
+    assert obuild("clean", where)[0] == f"Removing {ids[0]}\nRemoved 1 item\n"
+    assert store.ids() == []
+
+
+def test_each_other_name_is_of_a_command_or_hidden() -> None:
+    assert set(main.ALIASES.values()) <= set(main.COMMANDS)
+    assert not {*main.ALIASES, *main.HIDDEN} & set(main.COMMANDS)
+
+
+def test_several_layers_are_removed_at_once(store: Store, ids: list[LayerId]) -> None:
+    assert "no layer has the id" in obuild("rm", ids[2], "f" * 64, f"--store=qemu:{store.root}", code=2)[1]
+    assert len(store.ids()) == 3
+    obuild("rm", ids[2], ids[1], f"--store=qemu:{store.root}")
+    assert store.ids() == [ids[0]]
+
+
+def test_prune_all_removes_all_layers_but_no_caches(store: Store, ids: list[LayerId]) -> None:
+    where = f"--store=qemu:{store.root}"
+    archive = store.caches.file("old")
+    archive.parent.mkdir()
+    archive.write_bytes(b"x" * 4096)
+    store.tag(ids[1], "web")
+    planned = json.loads(obuild("prune", "--all", "--dry-run", "--json", where)[0])
+    assert [item["name"] for item in planned["items"]] == [ids[2]]
+    assert [(item["name"], item["why"]) for item in planned["in_use"]] == [(ids[1], "tagged web")]
+    said = obuild("prune", "--all", where)[0]
+    assert f"removing layer {ids[2][:12]}" in said
+    assert f"stays layer {ids[1][:12]}" in said
+    assert set(store.ids()) == set(ids[:2])
+    assert archive.exists()
+
+
+# -- the default store
+
+
+def test_without_a_store_it_is_in_the_users_data_folder_and_a_build_says_so(tmp_path: Path, src: Path) -> None:
+    data = tmp_path / "data"
+    env = {"XDG_DATA_HOME": str(data), "OBUILD_STORE": ""}
+    (src / "tar").write_bytes(b"\0" * 10240)
+    assert "data/obuild is not a store" in obuild("ls", code=2, env=env)[1]
+    assert not data.exists()
+    assert obuild("cache", "import", "c", src / "tar", env=env)[1] == (
+        f"obuild: the store is {data}/obuild; --store or OBUILD_STORE names another\n"
+    )
+    assert obuild("cache", "ls", env=env)[1] == ""
+    assert (data / "obuild" / "README").exists()
+
+
+@pytest.mark.parametrize("data", ["", "relative/path"])
+def test_the_data_folder_is_below_home_unless_it_is_absolute(tmp_path: Path, data: str) -> None:
+    env = {"XDG_DATA_HOME": data, "HOME": str(tmp_path), "OBUILD_STORE": ""}
+    _, said = obuild("ls", code=2, env=env)
+    assert f"{tmp_path}/.local/share/obuild is not a store" in said
+
+
+def test_the_environment_names_a_store_and_the_option_another(store: Store, ids: list[LayerId]) -> None:
+    env = {"OBUILD_STORE": f"qemu:{store.root}"}
+    assert obuild("ls", env=env)[0].count("\n") == 3
+    assert "is not a store" in obuild("ls", "--store=qemu:/nosuch", code=2, env=env)[1]
+
+
+# -- the default spec
+
+
+def test_a_build_finds_the_spec_in_its_source(store: Store, ids: list[LayerId], src: Path) -> None:
+    where = f"--store=qemu:{store.root}"
+    assert obuild("build", where, src)[0].endswith(f'Got: "{ids[1]}"\n')
+    assert "2 of 2 steps are in the store" in obuild("plan", where, src)[0]
+    (src / "obuild.spec").write_text("((from tiny)\n (rnu x))")
+    for command in ("build", "plan"):
+        assert f"obuild: {src}/obuild.spec:2:2: " in obuild(command, where, src, code=2)[1]
+    (src / "obuild.spec").unlink()
+    for command in ("build", "plan"):
+        said = obuild(command, where, src, code=2)[1]
+        assert f"cannot read the spec {src}/obuild.spec: No such file" in said
+        assert "-f" in said
+
+
+# -- progress
+
+
+def test_progress_is_lines_or_json(store: Store, ids: list[LayerId], src: Path) -> None:
+    argv = ("build", f"--store=qemu:{store.root}", src)
+    plain = obuild(*argv, "--progress=plain")[0]
+    assert plain == obuild(*argv)[0] == obuild(*argv, "--events=lines")[0]
+    told = [json.loads(line) for line in obuild(*argv, "--progress=json")[0].splitlines()]
+    assert told[-1]["event"] == "done"
+    again = [json.loads(line) for line in obuild(*argv, "--events=json")[0].splitlines()]
+    assert [each["event"] for each in again] == [each["event"] for each in told]
+    for option in ("--progress=fancy", "--events=plain"):
+        said, why = obuild(*argv, option, code=2)
+        assert said == ""
+        assert "it can be" in why
+
+
+def test_quiet_prints_the_id_alone(store: Store, ids: list[LayerId], src: Path, tmp_path: Path) -> None:
+    argv = ("build", f"--store=qemu:{store.root}", "-q", src)
+    assert obuild(*argv) == (f"{ids[1]}\n", "")
+    assert obuild(*argv, "-t", "web", "--vm=boot") == (f"{ids[1]}\n", "")
+    assert "give one of them" in obuild(*argv, "--progress=json", code=2)[1]
+
+
+def test_quiet_shows_what_a_step_that_failed_has_printed(store: Store, ids: list[LayerId], src: Path) -> None:
+    (src / "obuild.spec").write_text('((from tiny) (run (shell one)) (run (shell "fail here")))')
+    said, why = obuild("build", f"--store=qemu:{store.root}", "--qemu-accel=tcg", "-q", src, code=1)
+    assert said == ""
+    assert why.startswith("fail here\nobuild: Build step failed:")
