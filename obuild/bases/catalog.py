@@ -16,9 +16,11 @@ from obuild.bases.record import Record
 from obuild.errors import UsageError
 from obuild.guests import profile
 from obuild.guests.profile import INITRD, KERNEL, Card
-from obuild.host import locks, qemu_img
+from obuild.host import locks, qemu_img, stamp
 from obuild.host.fs import replace_text
 from obuild.host.regular import open_file, read_bytes, read_text
+from obuild.host.stamp import Stamp
+from obuild.plan.keys import SHA256
 from obuild.plan.steps import Base, Beside
 from obuild.store.base_images import IMAGES
 from obuild.store.layers import Store
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from obuild.bases.sources import Choices
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+:-]*")
-_PIN = re.compile(r"sha256:[0-9a-f]{64}")
+_PIN = re.compile(rf"sha256:{SHA256}")
 
 Say = Callable[[str], None]
 
@@ -85,9 +87,9 @@ def _read(store: Store, path: Path, reference: str) -> Base:
     """The base in the file `path`. UsageError if it is not the one that `reference` pins."""
     name, pin = _split(reference)
     about = profile.read(_card_path(path))
-    stamp = qemu_img.stamp(path)
+    seen = stamp.of(path)
     files = beside(path, about)
-    digest = _digest(store, path, stamp)
+    digest = _digest(store, path, seen)
     if files:
         # The machine boots from these files and not from the disk: what they are changes what is built.
         parts = (digest, *(_digest(store, file.path, file.stamp) for file in files), about.cmdline)
@@ -97,7 +99,7 @@ def _read(store: Store, path: Path, reference: str) -> Base:
             f"the base image {name!r} is not the one that the spec pins",
             hint=f"it is {name}@sha256:{digest}",
         )
-    return Base(name, path, digest, stamp, about, files)
+    return Base(name, path, digest, seen, about, files)
 
 
 def beside(image: Path, about: Card) -> tuple[Beside, ...]:
@@ -107,7 +109,7 @@ def beside(image: Path, about: Card) -> tuple[Beside, ...]:
     paths = (image.with_suffix(KERNEL), image.with_suffix(INITRD))
     if not paths[0].is_file():
         raise UsageError(f"{paths[0]} is missing: the card of {image.stem!r} says that QEMU loads its kernel")
-    return tuple(Beside(f"image{path.suffix}", path, qemu_img.stamp(path)) for path in paths if path.is_file())
+    return tuple(Beside(f"image{path.suffix}", path, stamp.of(path)) for path in paths if path.is_file())
 
 
 def listing(store: Store) -> list[Found]:
@@ -292,7 +294,7 @@ def _card_path(image: Path) -> Path:
     return image.with_suffix(".toml")
 
 
-def _digest(store: Store, path: Path, stamp: tuple[int, int, int]) -> str:
+def _digest(store: Store, path: Path, seen: Stamp) -> str:
     """sha256 of a file, read once for each path, inode, size and time of change.
 
     An image that is read for the first time is checked to be a sound disk, so that a bad one is found early.
@@ -300,19 +302,19 @@ def _digest(store: Store, path: Path, stamp: tuple[int, int, int]) -> str:
     memo = store.state / "digests.json"
     kept = _read_memo(memo)
     entry = kept.get(path.name)
-    if isinstance(entry, list) and entry[:3] == list(stamp) and _is_sha256(entry[3:]):
+    if isinstance(entry, list) and entry[:3] == list(seen) and _is_sha256(entry[3:]):
         return str(entry[3])
     if path.suffix not in (KERNEL, INITRD):
         qemu_img.inspect(path)
     with open_file(path, follow=True) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    replace_text(memo, json.dumps({**_read_memo(memo), path.name: [*stamp, digest]}))
+    replace_text(memo, json.dumps({**_read_memo(memo), path.name: [*seen, digest]}))
     return digest
 
 
 def _is_sha256(rest: list[object]) -> bool:
     """Whether this is one digest, and nothing else; a damaged memo may hold anything."""
-    return len(rest) == 1 and re.fullmatch(r"[0-9a-f]{64}", str(rest[0])) is not None
+    return len(rest) == 1 and re.fullmatch(SHA256, str(rest[0])) is not None
 
 
 def _read_memo(memo: Path) -> dict[str, object]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from obuild.errors import UsageError
+from obuild.host import stamp
 from obuild.host.regular import read_text
 from obuild.store.base_images import MADE
 
@@ -105,7 +106,6 @@ def origin(record: Record) -> Path | None:
 def _stamp(path: Path) -> list[int]:
     """Changes with a file's content, and with a folder's names; empty if there is nothing."""
     try:
-        status = path.stat()
+        return list(stamp.of(path))
     except OSError:
         return []
-    return [status.st_ino, status.st_size, status.st_mtime_ns]

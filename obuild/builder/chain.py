@@ -14,7 +14,7 @@ from obuild.errors import ObuildError, StepFailed, StoreError
 from obuild.events import Hit, Output, Place, Planned, PlannedStep, Saved, Started, Teller
 from obuild.executors.protocol import Executor, OnFailure
 from obuild.guests import profile
-from obuild.host import failpoints, qemu_img
+from obuild.host import failpoints, qemu_img, stamp
 from obuild.host.mask import Mask
 from obuild.host.process import CancelScope
 from obuild.plan.keys import LayerId
@@ -141,8 +141,8 @@ class Builder:
         for file in base.beside:
             qemu_img.copy(file.path, draft.image.with_name(file.name))
         (draft.path / profile.NAME).write_text(profile.dump(base.own_card or base.card), encoding="utf-8")
-        for path, stamp in ((base.path, base.stamp), *((file.path, file.stamp) for file in base.beside)):
-            if qemu_img.stamp(path) != stamp:
+        for path, seen in ((base.path, base.stamp), *((file.path, file.stamp) for file in base.beside)):
+            if stamp.of(path) != seen:
                 raise ObuildError(f"{path} changed while it was imported", hint="build again when it is complete")
 
     def _run(self, command: Command, draft: Draft, tell: Teller) -> None:

@@ -36,13 +36,13 @@ class Extractor:
         memo = self._memo(extract)
         try:
             kept = json.loads(read_text(memo))
-            if kept["stamp"] == self._stamp():
+            if kept["stamp"] == self.store.layer(self.layer).stamp():
                 return _manifest(kept["manifest"])
         except (OSError, ValueError, KeyError, TypeError, RecursionError):  # it only saves time
             pass
         _, found = self._archive(extract)
         memo.parent.mkdir(exist_ok=True)
-        text = json.dumps({"stamp": self._stamp(), "manifest": found})
+        text = json.dumps({"stamp": self.store.layer(self.layer).stamp(), "manifest": found})
         replace_text(memo, text)
         return found
 
@@ -73,11 +73,6 @@ class Extractor:
         text = json.dumps([self.layer, extract.src, extract.exclude, extract.rename, who])
         name = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
         return self.store.manifests / f"{self.layer}-{name[:32]}.json"
-
-    def _stamp(self) -> list[int]:
-        """A layer that was removed and made again may hold something else under the same id."""
-        status = (self.store.result / self.layer / "key").stat()
-        return [status.st_ino, status.st_mtime_ns]
 
 
 def _manifest(kept: object) -> tree.Manifest:

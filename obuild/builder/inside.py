@@ -7,7 +7,7 @@ from obuild.guests import rules
 from obuild.plan import keys
 from obuild.plan.keys import Fields, LayerId
 from obuild.plan.steps import Command
-from obuild.store.layers import Layer, Store
+from obuild.store.layers import Store
 
 
 def command(store: Store, id: LayerId, os: str, argv: tuple[str, ...], *, network: bool) -> Command:
@@ -27,13 +27,13 @@ def command(store: Store, id: LayerId, os: str, argv: tuple[str, ...], *, networ
 
 def _last_run(store: Store, id: LayerId) -> Fields | None:
     """The key of the last layer of a chain that a command has made."""
-    layer = Layer(id, store.result / id)
+    layer = store.layer(id)
     try:
         while (parent := layer.parent) is not None:
             text = layer.key
             if not keys.is_copy(text) and "run" in (key := keys.fields(text)):
                 return key
-            layer = Layer(parent, store.result / parent)
+            layer = store.layer(parent)
     except FileNotFoundError as error:
         raise StoreError(f"layer {layer.id} was just removed from the store", hint="build again") from error
     except SpecError as error:

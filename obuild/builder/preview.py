@@ -154,7 +154,7 @@ class _Forecaster:
         """The layers of `rows`, those used last first."""
         used: list[tuple[float, Layer]] = []
         for row in rows:
-            layer = Layer(row.id, self.store.result / row.id)
+            layer = self.store.layer(row.id)
             with suppress(FileNotFoundError):  # it is just being removed
                 used.append((layer.path.stat().st_mtime, layer))
         return [layer for _, layer in sorted(used, key=lambda item: item[0], reverse=True)]

@@ -12,7 +12,7 @@ from obuild.executors.all import EXECUTORS
 from obuild.executors.protocol import OpenExecutor, Setup
 from obuild.executors.settings import Settings
 from obuild.guests import profile
-from obuild.host import qemu_img
+from obuild.host import stamp
 from obuild.host.process import CancelScope
 from obuild.plan import keys
 from obuild.plan.keys import LayerId
@@ -68,7 +68,7 @@ def base_below(store: Store, id: LayerId) -> Base:
         if kept.exists():
             about = profile.read(kept)
             beside = catalog.beside(root.image, about)
-            return Base(root.id, root.image, digest, qemu_img.stamp(root.image), about, beside)
+            return Base(root.id, root.image, digest, stamp.of(root.image), about, beside)
     except FileNotFoundError as error:
         raise StoreError(f"layer {id} was just removed from the store", hint="build again") from error
     same = _same_base(store, digest)
@@ -82,9 +82,9 @@ def base_below(store: Store, id: LayerId) -> Base:
 
 def _root(store: Store, id: LayerId) -> Layer:
     """The first layer of the chain that ends in `id`. FileNotFoundError if a part of it is gone."""
-    layer = Layer(id, store.result / id)
+    layer = store.layer(id)
     while (parent := layer.parent) is not None:
-        layer = Layer(parent, store.result / parent)
+        layer = store.layer(parent)
     return layer
 
 

@@ -68,12 +68,6 @@ def inspect(path: Path) -> Image:
     return Image(path, kind, int(info["virtual-size"]))
 
 
-def stamp(path: Path) -> tuple[int, int, int]:
-    """Changes whenever the file is replaced or written to: inode, size, time of the last change in ns."""
-    status = path.stat()
-    return status.st_ino, status.st_size, status.st_mtime_ns
-
-
 def detect(path: Path) -> Format:
     """`qcow2` or `raw`, from the first bytes. UsageError for anything that is not a bootable disk."""
     if path.exists() and not (path.is_file() or path.is_block_device()):  # a pipe would be waited for

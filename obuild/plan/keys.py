@@ -20,6 +20,9 @@ Fields = dict[str, Sexp]
 
 User = UnixUser | WindowsUser
 
+#: Matches a sha256 in hex, which ids are, and digests of files.
+SHA256 = "[0-9a-f]{64}"
+
 #: The format of the keys that are written. Format 1, which development versions wrote, named the executor in every
 #: key, and before the parent. Its layers can be looked into and removed; nothing is built on them any more.
 FORMAT = "2"
@@ -30,7 +33,7 @@ HEAD = 200
 #: How many lists may be inside each other in a field. A manifest has two.
 DEEPEST = 20
 
-_PARENT = re.compile(r"\(\(format (?:2|1\)\(executor \w+)\)\(parent ([0-9a-f]{64})\)")
+_PARENT = re.compile(rf"\(\(format (?:2|1\)\(executor \w+)\)\(parent ({SHA256})\)")
 _COPY = re.compile(_PARENT.pattern + r"\(copy ")
 
 

@@ -35,7 +35,7 @@ class Base:
     name: str
     path: Path
     digest: str
-    stamp: tuple[int, int, int]  # disk.stamp of the file when it was hashed
+    stamp: tuple[int, int, int]  # as `host.stamp.of` had it when the file was hashed
     card: Card
     beside: tuple[Beside, ...] = ()
     own_card: Card | None = None

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from obuild.errors import StoreError, UsageError
-from obuild.host import failpoints, locks, qemu_img
+from obuild.host import failpoints, locks, qemu_img, stamp
 from obuild.host.fs import fsync, owned_folder, touch
 from obuild.host.regular import is_file, is_folder, kind, open_file
+from obuild.host.stamp import Stamp
 from obuild.store import parts
 from obuild.store.usage import storage_errors
 
@@ -38,7 +39,7 @@ class CacheCopy:
         self.path = path
         self._master = master
         self._lock = lock
-        self._taken: tuple[int, int] | None = None
+        self._taken: Stamp | None = None
 
     def take(self) -> None:
         """Copy what the cache holds now; an empty cache has no file."""
@@ -74,18 +75,17 @@ class CacheCopy:
         fsync(self._master.parent)
         fsync(self._master.parent.parent)
 
-    def _version(self) -> tuple[int, int] | None:
-        """Inode and time of what the cache holds; None for nothing. StoreError if it is something else."""
+    def _version(self) -> Stamp | None:
+        """The stamp of what the cache holds; None for nothing. StoreError if it is something else."""
         folder = self._master.parent
         for path, is_right in ((folder, is_folder), (self._master, is_file)):
             if os.path.lexists(path) and not is_right(path):
                 hint = "`obuild fsck --repair` moves it out of the way"
                 raise StoreError(f"{path} is {kind(path)}, where a cache should be", hint=hint)
         try:
-            status = self._master.stat()
+            return stamp.of(self._master)
         except FileNotFoundError:
             return None
-        return status.st_ino, status.st_mtime_ns
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,6 @@ file, and all of them are P's descendants. So it goes when P goes, which has no 
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +21,10 @@ from obuild.host import failpoints, locks, qemu_img
 from obuild.host.fs import discard, fsync, move_out
 from obuild.host.regular import is_folder, read_bytes
 from obuild.plan.keys import LayerId
-from obuild.store import mtree
+from obuild.store import mtree, parts
 
 #: How many images may lie below a draft. Each costs a random read about 0.7 µs, and a machine's start 0.7 ms.
 LONGEST = 16
-
-_NAME = re.compile(r"(?:result/([0-9a-f]{64})/rootfs|flat/([0-9a-f]{64}))/image\.qcow2")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +49,7 @@ class Flats:
 
         The caller has the layer in use. StoreError if anything is damaged that the draft would read from.
         """
-        name = f"flat/{id}/image.qcow2"
+        name = parts.flat_image(id)
         if is_folder(self.folder / id):
             self._walk(name)
             return name
@@ -67,11 +64,11 @@ class Flats:
 
         StoreError if one of them is missing, or not as it was made as far as sizes tell.
         """
-        return self._walk(f"result/{id}/rootfs/image.qcow2")
+        return self._walk(parts.layer_image(id))
 
     def check(self, id: LayerId) -> None:
         """StoreError if the flattened layer `id` is missing, damaged, or of another layer; or one below it."""
-        self._walk(f"flat/{id}/image.qcow2")
+        self._walk(parts.flat_image(id))
 
     def remove(self, id: LayerId) -> None:
         """Remove the flattened layer `id`, if there is one.
@@ -99,7 +96,7 @@ class Flats:
             try:
                 draft.mkdir()
                 failpoints.reach("flat.making")
-                qemu_img.flatten(draft / "image.qcow2", f"../../{top.name}", f"../../{bottom.name}")
+                qemu_img.flatten(draft / parts.FLAT_IMAGE, f"../../{top.name}", f"../../{bottom.name}")
                 shutil.copyfile(self.root / "result" / id / mtree.NAME, draft / "layer")
                 mtree.seal(draft)
                 failpoints.reach("flat.sealed")
@@ -127,20 +124,20 @@ class Flats:
             if not backing:
                 return links
             name = os.path.normpath(Path(name).parent / backing)
-            if not _NAME.fullmatch(name):
+            if not parts.whose_image(name):
                 raise _damaged(links[-1].name, [f"it stands on {backing}, which is no layer of the store"])
 
     def _check(self, name: str, *, above: str = "") -> None:
         """StoreError if the folder of an image, which the image `above` stands on, is not as it was made."""
-        if (found := _NAME.fullmatch(name)) is None:
+        if (found := parts.whose_image(name)) is None:
             raise ValueError(name)
-        layer, flat = found.groups()
-        folder = self.root / "result" / layer if layer else self.folder / flat
+        id, flat = found
+        folder = self.folder / id if flat else self.root / "result" / id
         if not is_folder(folder):
             raise _damaged(name, ["it is missing" + (f", and {_what(above)} stands on it" if above else "")])
         if problems := mtree.damage(folder):
             raise _damaged(name, problems)
-        if flat and not _same(folder / "layer", self.root / "result" / flat / mtree.NAME):
+        if flat and not _same(folder / "layer", self.root / "result" / id / mtree.NAME):
             raise _damaged(name, ["that layer was removed by hand, or made again since"])
 
     def _lock_file(self, id: LayerId) -> Path:

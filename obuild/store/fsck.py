@@ -113,7 +113,7 @@ def _strangers(store: Store) -> Iterator[Finding]:
 def _layers(store: Store, *, read_data: bool) -> Iterator[Finding]:
     there = set(store.ids())
     for name in sorted(there):
-        layer = Layer(LayerId(name), store.result / name)
+        layer = store.layer(LayerId(name))
         problems = list(_layer(layer, there, read_data=read_data))
         if problems and is_folder(layer.path):  # else it was removed just now, or is none
             yield Finding(
@@ -144,10 +144,10 @@ def _layer(layer: Layer, there: set[LayerId], *, read_data: bool) -> Iterator[st
 
 
 def _image(layer: Layer, parent: LayerId | None) -> Iterator[str]:
-    names = {f"../../../result/{parent}/rootfs/image.qcow2", f"../../../flat/{parent}/image.qcow2"}
+    names = (parts.layer_image(parent), parts.flat_image(parent)) if parent else ()
     try:
         backing = qemu_img.backing_file(layer.image)
-        if backing not in (names if parent else {""}):
+        if backing not in (map(parts.seen_from_image, names) if names else ("",)):
             yield f"its image stands on {backing or 'nothing'}, and not on its parent's"
         elif backing and not (layer.image.parent / backing).exists():
             yield f"its image stands on {backing}, which is missing"
@@ -160,7 +160,7 @@ def _image(layer: Layer, parent: LayerId | None) -> Iterator[str]:
 def _flats(store: Store, *, read_data: bool) -> Iterator[Finding]:
     """Flattened copies: each belongs to a layer, and is used only by those that stand on that layer."""
     for folder in _folders(store.flats.folder, parts.ID):
-        layer = Layer(LayerId(folder.name), store.result / folder.name)
+        layer = store.layer(LayerId(folder.name))
         if not is_folder(layer.path):
             yield _unneeded(store, folder, "a flattened copy of a layer that is gone")
         elif damage := mtree.damage(folder, read_data=read_data) or list(_flat_image(store, layer.id)):
@@ -176,7 +176,7 @@ def _flats(store: Store, *, read_data: bool) -> Iterator[Finding]:
 def _flat_image(store: Store, id: LayerId) -> Iterator[str]:
     try:
         store.flats.check(id)
-        qemu_img.check(store.flats.folder / id / "image.qcow2")
+        qemu_img.check(store.root / parts.flat_image(id))
     except ObuildError as error:
         yield error.message
 

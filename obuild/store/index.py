@@ -12,16 +12,15 @@ import sqlite3
 import sys
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
 from obuild.errors import StoreError, words
-from obuild.host import locks
+from obuild.host import locks, stamp
 from obuild.host.regular import NotAFile, is_file
 from obuild.plan.keys import LayerId
 from obuild.store import usage
-from obuild.store.layers import Layer, Store
+from obuild.store.layers import Store
 from obuild.store.usage import no_space
 
 #: How long to wait for another process that writes, in seconds.
@@ -201,7 +200,7 @@ class Index:
     def _in_step(self) -> bool:
         """Whether result/ is as it was when the rows were last those of what is in it."""
         seen = self._db.execute("SELECT stamp FROM seen").fetchone()
-        return bool(seen == (str(_stamp(self._store.result)),))
+        return bool(seen == (str(stamp.of_folder(self._store.result)),))
 
     def _catch_up(self, ready: Mapping[str, Row | None]) -> Collection[str]:
         """Add the layers without a row, drop the rows without a layer, and remember that this was seen.
@@ -209,7 +208,7 @@ class Index:
         If many are not `ready`, nothing is done but to return them: looking at each takes time, and others write.
         """
         with self._writing():
-            now, seen = _now(self._store), _stamp(self._store.result)
+            now, seen = _now(self._store), stamp.of_folder(self._store.result)
             there = set(self._store.ids())
             known = {id for (id,) in self._db.execute("SELECT id FROM layers")}
             missing = sorted(there - known)
@@ -227,7 +226,7 @@ class Index:
 
     def _found(self, id: str) -> Row | None:
         """The row for a layer that nobody remembers; None if it is just being removed."""
-        layer = Layer(LayerId(id), self._store.result / id)
+        layer = self._store.layer(LayerId(id))
         try:
             created = (layer.path / "key").lstat().st_mtime
             return Row(layer.id, layer.parent, "", created, 0.0, disk_usage(self._store, layer.id))
@@ -313,12 +312,6 @@ def resolve(store: Store, prefix: str, *, drafts: bool = False) -> LayerId:
 def disk_usage(store: Store, id: LayerId) -> int:
     """Bytes that a layer takes on disk, holes left out; 0 if it is gone."""
     return usage.within(store.result / id)
-
-
-def _stamp(folder: Path) -> tuple[int, int, int]:
-    """Inode, mtime and ctime in ns. A change of the folder in a later tick of the clock gives another stamp."""
-    status = folder.stat()
-    return status.st_ino, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _now(store: Store) -> int:

@@ -10,7 +10,7 @@ from obuild.errors import StoreError
 from obuild.plan import diff, keys
 from obuild.plan.keys import Fields, LayerId
 from obuild.store.index import Index, Row
-from obuild.store.layers import Layer, Store
+from obuild.store.layers import Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ def describe(store: Store, id: LayerId) -> Description:
     try:
         if row is None:
             raise FileNotFoundError(id)
-        layer = Layer(id, store.result / id)
+        layer = store.layer(id)
         return Description(
             id=id,
             op=_op(store, row),
@@ -105,7 +105,7 @@ def _neighbours(store: Store, rows: Iterable[Row]) -> tuple[Neighbour, ...]:
 
 def _op(store: Store, row: Row) -> str:
     """The op as written; as the key has it for a layer whose builder did not live to remember it."""
-    return row.op or diff.summary(keys.fields(Layer(row.id, store.result / row.id).key))
+    return row.op or diff.summary(keys.fields(store.layer(row.id).key))
 
 
 def _seconds(row: Row) -> float | None:

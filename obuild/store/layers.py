@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from obuild.errors import ObuildError, StoreError, UsageError
-from obuild.host import failpoints, locks, qemu_img
+from obuild.host import failpoints, locks, qemu_img, stamp
 from obuild.host.fs import discard, fsync, leaving, move_out, owned_folder, touch
 from obuild.host.regular import NotAFile, is_file, is_folder, kind, open_file, read_bytes
 from obuild.plan import keys
@@ -50,7 +50,7 @@ class Layer:
 
     @property
     def image(self) -> Path:
-        return self.path / "rootfs" / "image.qcow2"
+        return self.path / parts.IMAGE
 
     @property
     def log(self) -> Path:
@@ -65,6 +65,10 @@ class Layer:
                 f"layer {self.id} is damaged: its log cannot be read: {error.strerror}",
                 hint="`obuild fsck --repair` removes it with all that stands on it; build again then",
             ) from error
+
+    def stamp(self) -> list[list[int]]:
+        """Changes when the layer is removed, and made again with perhaps another result. OSError if it is gone."""
+        return [list(stamp.of(self.path / name)) for name in ("key", mtree.NAME)]
 
     @property
     def key(self) -> str:
@@ -98,7 +102,7 @@ class Draft:
 
     @property
     def image(self) -> Path:
-        return self.path / "rootfs" / "image.qcow2"
+        return self.path / parts.IMAGE
 
     def lay(self) -> None:
         """Make the image: an overlay with nothing in it, in place of one that a machine gave up on."""
@@ -225,9 +229,13 @@ class Store:
 
     # -- looking
 
+    def layer(self, id: LayerId) -> Layer:
+        """The layer `id`, there or not."""
+        return Layer(id, self.result / id)
+
     def find(self, id: LayerId) -> Layer | None:
         """The layer `id`, if the store has it."""
-        layer = Layer(id, self.result / id)
+        layer = self.layer(id)
         return layer if is_folder(layer.path) else None
 
     def ids(self) -> list[LayerId]:
@@ -236,7 +244,7 @@ class Store:
 
     def layers(self) -> list[Layer]:
         """All layers, in no order."""
-        return [Layer(id, self.result / id) for id in self.ids()]
+        return [self.layer(id) for id in self.ids()]
 
     def resolve(
         self, prefix: str, *, drafts: bool = False, starting: Callable[[str], Iterable[LayerId]] | None = None
@@ -319,10 +327,10 @@ class Store:
         discard(path)  # of a process that died since we opened the store
         try:
             with storage_errors(self.root):
-                (path / "rootfs").mkdir(parents=True)
+                (path / parts.IMAGE).parent.mkdir(parents=True)
                 failpoints.reach("draft.made")
                 (path / "key").write_bytes(step.key.encode("utf-8", "surrogateescape"))
-                below = f"../../../{self.flats.below(step.parent)}" if step.parent is not None else ""
+                below = parts.seen_from_image(self.flats.below(step.parent)) if step.parent is not None else ""
                 failpoints.reach("draft.ready")
                 with (path / "log").open("wb") as log:
                     yield Draft(step.id, path, log, step.parent, below)
@@ -341,8 +349,8 @@ class Store:
         ):
             if layer is None:
                 raise StoreError(f"layer {id} was removed from the store", hint="build again")
-            (folder / "rootfs").mkdir()
-            yield Draft(id, folder, log, id, f"../../../{self.flats.below(id)}", scratch=True)
+            (folder / parts.IMAGE).parent.mkdir()
+            yield Draft(id, folder, log, id, parts.seen_from_image(self.flats.below(id)), scratch=True)
 
     def spool(self) -> BinaryIO:
         """A file without a name, for what is too much for memory; it is gone when it is closed or we die."""
@@ -353,7 +361,7 @@ class Store:
         """fsync what is in it, rename it, fsync both folders: after the rename the layer is there for good."""
         draft, layer = self.result_tmp / id, self.result / id
         failpoints.reach("commit.sealing")
-        (draft / "rootfs" / "image.qcow2").stat()  # FileNotFoundError: a layer has an image
+        (draft / parts.IMAGE).stat()  # FileNotFoundError: a layer has an image
         mtree.seal(draft)
         failpoints.reach("commit.sealed")
         draft.rename(layer)
@@ -375,7 +383,7 @@ class Store:
         for name in os.listdir(self.result):
             if name not in known and parts.ID.fullmatch(name):
                 with suppress(FileNotFoundError, NotADirectoryError):  # it is just being removed, or no layer
-                    known[LayerId(name)] = Layer(LayerId(name), self.result / name).parent
+                    known[LayerId(name)] = self.layer(LayerId(name)).parent
 
     def remove(self, id: LayerId, parents: dict[LayerId, LayerId | None], *, untag: bool = False) -> bool:
         """Remove a layer that has no children; False if something stands on it, it is in use, or gone already.

@@ -16,6 +16,8 @@ from pathlib import Path
 from obuild.errors import UsageError
 from obuild.host import failpoints
 from obuild.host.regular import is_folder, kind, open_fd, open_file, open_folder
+from obuild.plan import keys
+from obuild.plan.keys import LayerId
 
 #: What every store has, in the order in which it is made: the last one makes it a store.
 PARTS = ("result", "result-tmp", "base-image", "cache", "cache-tmp", "state", "state/locks")
@@ -26,20 +28,27 @@ LATER = ("downloads", "tags", "flat", "warm", "warm-tmp", "lost+found", "state/d
 #: By these a store is known, or by its README.
 _SIGNS = ("result", "result-tmp", "state/locks")
 
-ID = re.compile(r"[0-9a-f]{64}")
+ID = re.compile(keys.SHA256)
 #: A draft of a layer or of a flattened copy, in result-tmp/.
-DRAFT = re.compile(r"(?:flat-)?[0-9a-f]{64}")
+DRAFT = re.compile(rf"(?:flat-)?{keys.SHA256}")
 #: A copy of a cache, a draft that is thrown away, or where a file begins that has no name, in cache-tmp/.
 COPY = re.compile(r"[0-9]+-(?:c-.+|scratch-[0-9a-f]{12}|spool)", re.DOTALL)
 #: A machine that runs, or a saved one on its way out, in warm-tmp/.
 MACHINE = re.compile(r"[0-9]+-.+|gone-[0-9]+", re.DOTALL)
 #: What is known of files in a layer, in state/manifests/; or the same half written.
-MEMO = re.compile(r"[0-9a-f]{64}-[0-9a-f]+\.json|\.[0-9a-f]{64}-[0-9a-f]+\.json\..+", re.DOTALL)
+MEMO = re.compile(rf"{keys.SHA256}-[0-9a-f]+\.json|\.{keys.SHA256}-[0-9a-f]+\.json\..+", re.DOTALL)
 #: A tag, in tags/, with %2F for a slash; and one that is being written.
 TAG = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._:-]|%2F)*")
 NEW_TAG = re.compile(r"\.[A-Za-z0-9](?:[A-Za-z0-9._:-]|%2F)*\.[A-Za-z0-9_]+")
 #: A download, in downloads/: by its digest, or not complete yet, then perhaps by its address.
 DOWNLOAD = re.compile(r"(?:sha256-[0-9a-f]{64}|sha512-[0-9a-f]{128})(?:\.part)?|url-[0-9a-f]{64}\.part")
+
+#: The image of a layer or a draft, in its folder.
+IMAGE = "rootfs/image.qcow2"
+#: The same of a flattened copy.
+FLAT_IMAGE = "image.qcow2"
+
+_IMAGE = re.compile(rf"result/({keys.SHA256})/{re.escape(IMAGE)}|flat/({keys.SHA256})/{re.escape(FLAT_IMAGE)}")
 
 _LABELS = {
     "CACHEDIR.TAG": "Signature: 8a477f597d28d172789f06886806bc55\n",
@@ -49,6 +58,27 @@ Use obuild (ls, logs, rm, prune) to look and to remove; do not edit it by hand.
 """,
 }
 _FIRST_WORDS = b"This is a store of obuild"
+
+
+def layer_image(id: LayerId) -> str:
+    """The image of a layer, as a path below the store's root."""
+    return f"result/{id}/{IMAGE}"
+
+
+def flat_image(id: LayerId) -> str:
+    """The image of a layer's flattened copy, as a path below the store's root."""
+    return f"flat/{id}/{FLAT_IMAGE}"
+
+
+def whose_image(name: str) -> tuple[LayerId, bool] | None:
+    """The layer whose image a path below the store's root is, and whether it is that of the flattened copy."""
+    found = _IMAGE.fullmatch(name)
+    return (LayerId(found[1] or found[2]), found[2] is not None) if found else None
+
+
+def seen_from_image(name: str) -> str:
+    """A path below the store's root, as the image of a layer or a draft names it: relative to its own folder."""
+    return f"../../../{name}"
 
 
 def is_store(root: Path) -> bool:

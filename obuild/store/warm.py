@@ -214,7 +214,7 @@ def outdated(store: Store, layer: LayerId) -> str:
         about = State(store.states.folder / layer).about()
         if about["boot"] != stamp.boot_id():
             return "the host has booted since"
-        return "" if about["layer"] == _stamp(store, layer) else "its layer was removed and made again"
+        return "" if about["layer"] == store.layer(layer).stamp() else "its layer was removed and made again"
     except ValueError as error:
         return str(error)
     except OSError:
@@ -257,7 +257,7 @@ def _about(store: Store, layer: LayerId, machine: str, made: Path) -> dict[str, 
         "format": FORMAT,
         "boot": stamp.boot_id(),
         "machine": machine,
-        "layer": _stamp(store, layer),
+        "layer": store.layer(layer).stamp(),
         "files": {name: _times(made / name) for name in there},
         "sha256": {name: mtree.digest(made / name) for name in there if name in _HASHED},
     }
@@ -269,12 +269,6 @@ def _times(path: Path) -> list[int]:
         raise NotAFile(path)
     status = path.stat()
     return [status.st_size, status.st_mtime_ns]
-
-
-def _stamp(store: Store, layer: LayerId) -> list[list[int]]:
-    """Changes when a layer is removed and made again, which may come out different. OSError if it is gone."""
-    statuses = [(store.result / layer / name).stat() for name in ("key", mtree.NAME)]
-    return [[status.st_ino, status.st_mtime_ns] for status in statuses]
 
 
 def _used(path: Path) -> float:

@@ -128,18 +128,3 @@ def test_an_import_stands_alone_and_has_the_same_content(
     assert disk.inspect(out).format == "qcow2"
     qemu_img("convert", "-f", "qcow2", "-O", "raw", out, tmp_path / "back")
     assert (tmp_path / "back").read_bytes() == raw_disk.read_bytes()
-
-
-def test_a_stamp_changes_when_the_file_is_written_to_or_replaced(tmp_path: Path) -> None:
-    path = tmp_path / "image"
-    path.write_bytes(BOOT_SECTOR)
-    os.utime(path, ns=(0, 1))
-    first = disk.stamp(path)
-    assert disk.stamp(path) == first
-    other = tmp_path / "other"
-    other.write_bytes(BOOT_SECTOR)
-    os.utime(other, ns=(0, 1))
-    other.replace(path)
-    replaced = disk.stamp(path)
-    path.write_bytes(BOOT_SECTOR)
-    assert len({first, replaced, disk.stamp(path)}) == 3

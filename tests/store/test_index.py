@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from obuild.errors import StoreError, UsageError
+from obuild.host import stamp
 from obuild.plan.keys import LayerId
 from obuild.plan.steps import Chain
 from obuild.store import index as index_module
@@ -220,7 +221,7 @@ def test_a_change_in_the_same_tick_of_the_clock_is_seen(
 ) -> None:
     """As with a clock that stands: whatever happens has the same time."""
     monkeypatch.setattr(index_module, "_now", lambda store: 1_000_000_000)
-    monkeypatch.setattr(index_module, "_stamp", lambda folder: (1, 1_000_000_000, 1_000_000_000))
+    monkeypatch.setattr(stamp, "of_folder", lambda folder: (1, 1_000_000_000, 1_000_000_000))
     root, leaf = chain("(run (shell one))").steps
     make(store, root)
     with Index(store) as index:

@@ -131,5 +131,4 @@ def _probe_argv(arch: str, file: str) -> list[str | Path]:
 
 def _qemu_stamp(arch: str) -> str:
     """Changes when QEMU is replaced."""
-    status = Path(process.require(ARCHES[arch].binary)).stat()
-    return f"{status.st_size}-{status.st_mtime_ns}"
+    return str(stamp.of(Path(process.require(ARCHES[arch].binary))))

@@ -81,8 +81,8 @@ def kernel_of(store: Store, base: Base) -> Kernel | None:
     """
     if not base.beside:
         return None
-    layer = store.result / Step(None, Import(base)).id
-    image, *initrd = (layer / "rootfs" / file.name for file in base.beside)
+    layer = store.layer(Step(None, Import(base)).id)
+    image, *initrd = (layer.image.with_name(file.name) for file in base.beside)
     return Kernel(image, initrd[0] if initrd else None, base.card.cmdline)
 
 

@@ -23,9 +23,10 @@ from obuild.executors.qemu.argv import Links, Memory, qemu_argv
 from obuild.executors.qemu.machine import Machine
 from obuild.executors.qemu.shape import Shape
 from obuild.guests.all import Home
-from obuild.host import process, qemu_img
+from obuild.host import process, qemu_img, stamp
 from obuild.host.process import CancelScope
 from obuild.plan.keys import LayerId
+from obuild.store import parts
 from obuild.store.layers import Draft
 from obuild.store.warm import State
 
@@ -120,7 +121,7 @@ class Lasting:
 
 def _image_of(layer: LayerId) -> str:
     """A layer's image, seen from a draft's; and from a machine's disks, which lie as deep in the store."""
-    return f"../../../result/{layer}/rootfs/image.qcow2"
+    return parts.seen_from_image(parts.layer_image(layer))
 
 
 @contextmanager
@@ -161,7 +162,7 @@ def identity(shape: Shape, home: Home) -> str:
     argv = qemu_argv(shape, Path("image"), network=False, qmp="qmp", links=Links("", ""), memory=memory)
     binary = Path(process.require(str(argv[0]))).resolve()
     shell = hashlib.sha256(home.start("")).hexdigest()
-    lines = [*map(str, argv), str(binary), str(qemu_img.stamp(binary)), shell]
+    lines = [*map(str, argv), str(binary), str(stamp.of(binary)), shell]
     if shape.accel == "kvm":  # the guest was told what this CPU can do
         about = Path("/proc/cpuinfo").read_text(errors="replace").partition("\n\n")[0].splitlines()
         lines += [
