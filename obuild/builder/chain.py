@@ -155,9 +155,11 @@ class Builder:
             copies = [stack.enter_context(self.store.caches.borrow(cache.name)) for cache in command.caches]
             session = stack.enter_context(self.executor().open(draft, network=command.network))
             with Mask((self.secrets[secret.name] for secret in command.secrets), output) as masked:
-                status = session.run(command, copies, self.secrets, masked)
+                outcome = session.run(command, [copy.path for copy in copies], self.secrets, masked)
+            for copy, archive in zip(copies, outcome.caches, strict=True):
+                copy.save(archive)
             failpoints.reach("step.done")
-            if status != 0:
+            if (status := outcome.status) != 0:
                 if self.on_failure:
                     self.on_failure(session, command, status)
                 raise StepFailed(f"{_quote(command.argv[-1])} failed with exit status {status}")

@@ -53,7 +53,7 @@ class Debugger:
             raise UsageError(f"{argv[0]!r} cannot be run: a program with '=' in its name is taken for a variable")
         rules.check_command(found.card.os, argv, command.env)
         with self.store.scratch(self.layer) as draft, self._machine(found, draft, network=network) as session:
-            return session.run(command, (), {}, output)
+            return session.run(command, (), {}, output).status
 
     def shell(self, *, network: bool = False, user: str = "") -> int:
         """Let the user type where the layer's command was run; the exit status of the shell."""

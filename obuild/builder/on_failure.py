@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from obuild.errors import MachineError, UsageError
-from obuild.executors.protocol import OnFailure, Session
+from obuild.executors.protocol import OnFailure, Reachable, Session
 from obuild.plan.steps import Command
 
 WAYS = ("stop", "shell", "keep")
@@ -26,6 +26,9 @@ def chosen(way: str, *, jobs: int, say: Callable[[str], object]) -> OnFailure | 
         session.interact(command)
 
     def keep(session: Session, command: Command, status: int) -> None:
+        if not isinstance(session, Reachable):
+            say(f"the command failed with exit status {status}; nobody can log in to where it ran, so that goes")
+            return
         say(f"the command failed with exit status {status}; its machine stays until you press Ctrl-C:")
         say(f"    {session.address()}")
         with suppress(KeyboardInterrupt, MachineError):  # or until it powers off

@@ -11,7 +11,6 @@ from obuild.guests.all import Guest, Piping
 from obuild.plan import archive
 from obuild.plan.steps import Command, Extract, Graft, Transfer
 from obuild.spec import UnixUser, WindowsUser
-from obuild.store.caches import CacheCopy
 
 
 class Line(Protocol):
@@ -64,16 +63,16 @@ def send_archive(connection: Line, guest: Guest, login: str, graft: Graft, archi
     connection.stream(command, partial(_write_file, archive), what=f"copying to {graft.dest}")
 
 
-def send_caches(connection: Line, guest: Guest, login: str, command: Command, copies: Sequence[CacheCopy]) -> None:
-    """Mount each cache at its target, with what the copy holds."""
+def send_caches(connection: Line, guest: Guest, login: str, command: Command, archives: Sequence[Path]) -> None:
+    """Mount each cache at its target, with what is in its archive; without a file, empty."""
     root = guest.root_shell(login)
     connection.check(root, guest.prepare_scratch(), what="making room for caches")
-    for slot, (cache, copy) in enumerate(zip(command.caches, copies, strict=True)):
+    for slot, (cache, file) in enumerate(zip(command.caches, archives, strict=True)):
         connection.check(
             root, guest.open_cache(slot, cache.target, command.user), what=f"mounting cache {cache.name}"
         )
-        if copy.path.exists():
-            _fill_cache(connection, guest, login, slot, copy.path, what=f"unpacking cache {cache.name}")
+        if file.exists():
+            _fill_cache(connection, guest, login, slot, file, what=f"unpacking cache {cache.name}")
 
 
 def _fill_cache(connection: Line, guest: Guest, login: str, slot: int, archive: Path, *, what: str) -> None:
@@ -113,10 +112,10 @@ def _write_file(path: Path, sink: archive.Sink) -> None:
 
 
 def fetch_caches(
-    connection: Line, guest: Guest, login: str, command: Command, copies: Sequence[CacheCopy]
-) -> list[Path]:
-    """Fetch each cache's archive to a file beside its copy, and take the caches out of the guest's tree."""
-    fetched = [copy.path.with_suffix(".new") for copy in copies]
+    connection: Line, guest: Guest, login: str, command: Command, archives: Sequence[Path]
+) -> tuple[Path, ...]:
+    """Fetch what each cache holds to a file beside its archive, and take the caches out of the guest's tree."""
+    fetched = tuple(file.with_suffix(".new") for file in archives)
     for slot, cache in reversed(tuple(enumerate(command.caches))):
         _fetch_cache(connection, guest, login, slot, fetched[slot], what=f"packing cache {cache.name}")
     script = guest.close_caches(cache.target for cache in command.caches)

@@ -57,7 +57,7 @@ def test_a_command_runs_where_the_layers_own_did_and_nothing_is_kept(
 ) -> None:
     def act(run: Run) -> int:
         assert run.draft.scratch
-        assert (run.copies, run.secrets) == ((), {})
+        assert (run.caches, run.secrets) == ((), {})
         run.output(b"said")
         return 42
 

@@ -23,7 +23,7 @@ from obuild.plan import tree
 from obuild.plan.archive import manifest_of
 from obuild.plan.steps import Command
 from obuild.spec import Cache, UnixUser
-from tests.guests.test_flow import key, mounting, session, taken
+from tests.guests.test_flow import key, mounting, run, session, taken
 from tests.support.ssh_server import Unix
 
 __all__ = ["key"]  # a fixture
@@ -140,7 +140,7 @@ def test_a_cache_that_a_guest_sends_is_bytes_in_one_file(
     guest = Unix(place / "programs")
     try:
         with session("linux", guest, key) as opened:
-            assert opened.run(a_step(place, "true"), [copy], {}, lambda data: None) == 0
+            assert run(opened, a_step(place, "true"), [copy], {}, bytearray()) == 0
     finally:
         guest.close()
     after = seen(tmp_path)
@@ -167,7 +167,7 @@ def test_a_hostile_cache_gets_nothing_out_of_its_folder_in_the_next_guest(
     try:
         with session("linux", guest, key) as opened:
             try:
-                assert opened.run(a_step(place, "echo ran"), [copy], {}, said.extend) == 0
+                assert run(opened, a_step(place, "echo ran"), [copy], {}, said) == 0
             except MachineError as error:
                 assert "unpacking cache c failed in the guest" in error.message
                 assert not said, "the command did not run"

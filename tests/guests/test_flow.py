@@ -76,6 +76,16 @@ def taken(folder: Path, name: str) -> CacheCopy:
     return copy
 
 
+def run(
+    opened: Session, command: Command, copies: list[CacheCopy], secrets: dict[str, bytes], output: bytearray
+) -> int:
+    """Run a command as a build does, and return its exit status."""
+    outcome = opened.run(command, [copy.path for copy in copies], secrets, output.extend)
+    for copy, archive in zip(copies, outcome.caches, strict=True):
+        copy.save(archive)
+    return outcome.status
+
+
 def source_tree(folder: Path) -> tree.Tree:
     (folder / "source" / "sub").mkdir(parents=True)
     (folder / "source" / "sub" / "é").write_text("text")
@@ -113,7 +123,7 @@ def test_a_step_on_a_unix(
             for _ in range(2):
                 output = bytearray()
                 copies = [taken(tmp_path, "c"), taken(tmp_path, "d")]
-                assert opened.run(command, copies, {"s": b"value\n"}, output.extend) == 7
+                assert run(opened, command, copies, {"s": b"value\n"}, output) == 7
                 outputs.append(output.decode())
             with pytest.raises(MachineError, match="copying to"):
                 opened.send(Transfer(source_tree(place), f"{place}/dest/sub/é/below", UnixUser(0, 0)))
@@ -175,10 +185,10 @@ def test_a_cache_is_stored_as_scp_carried_it(
     try:
         with session(os, guest, key, login) as opened:
             first = f"cd {cache}; {ODD_FILES}; {pack}/first.tar; {PACKED[os]}"
-            assert opened.run(cached(cache, first), [taken(tmp_path, "c")], {}, print) == 0
+            assert run(opened, cached(cache, first), [taken(tmp_path, "c")], {}, bytearray()) == 0
             data, inode = stored.read_bytes(), stored.stat().st_ino
             again = f"{pack}/again.tar; {PACKED[os]}"
-            assert opened.run(cached(cache, again), [taken(tmp_path, "c")], {}, print) == 0
+            assert run(opened, cached(cache, again), [taken(tmp_path, "c")], {}, bytearray()) == 0
     finally:
         guest.close()
     by_scp = (place / "first.tar").read_bytes()
@@ -233,7 +243,7 @@ def test_a_cache_that_does_not_arrive_whole_leaves_the_old_one(
     stored.parent.mkdir(parents=True)
     stored.write_bytes(b"as it was")
     with session("linux", guest_that(sends), key) as opened, pytest.raises(MachineError, match=said):
-        opened.run(cached("/c", "true"), [taken(tmp_path, "c")], {}, print)
+        run(opened, cached("/c", "true"), [taken(tmp_path, "c")], {}, bytearray())
     assert stored.read_bytes() == b"as it was"
 
 
@@ -248,7 +258,7 @@ def test_a_cache_that_fills_the_hosts_disk_is_told_as_one(
     with session("linux", guest_that(sends), key) as opened, store.caches.borrow("c") as copy:
         copy.path.with_suffix(".new").symlink_to("/dev/full")
         with pytest.raises(StoreError, match=full), store.draft(chain("").steps[0]):
-            opened.run(cached("/c", "true"), [copy], {}, print)
+            run(opened, cached("/c", "true"), [copy], {}, bytearray())
     assert store.caches.archives() == {}
 
 
@@ -374,7 +384,7 @@ def test_a_step_on_windows(key: Path, tmp_path: Path) -> None:
         for _ in range(2):
             output = bytearray()
             copies = [taken(tmp_path, "c"), taken(tmp_path, "d")]
-            assert opened.run(command, copies, {"s": b"value\n"}, output.extend) == 7
+            assert run(opened, command, copies, {"s": b"value\n"}, output) == 7
             outputs.append(output.decode())
     assert outputs == ["value\nmore\n", "value\nmore\nmore\n"]
     assert guest.ran[0] == {

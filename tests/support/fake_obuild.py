@@ -50,16 +50,15 @@ def act(step: Run) -> int:
     except ProcessError as error:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error  # as QEMU's event has it
     full_at("cache")
-    for copy in step.copies:
-        new = copy.path.with_suffix(".new")
-        if copy.path.exists():
-            new.write_bytes(copy.path.read_bytes())
+    for cache, old in zip(step.command.caches, step.caches, strict=True):
+        new = step.new(old)
+        if old.exists():
+            new.write_bytes(old.read_bytes())
         try:
             with tarfile.open(new, "a") as archive:
                 archive.addfile(tarfile.TarInfo(f"./{step.draft.id[:6]}"))
         except tarfile.TarError as error:
-            raise MachineError(f"unpacking cache {copy.name}: {error}") from error
-        copy.save(new)
+            raise MachineError(f"unpacking cache {cache.name}: {error}") from error
     return 1 if step.command.argv[-1].startswith("fail") else 0
 
 

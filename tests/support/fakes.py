@@ -11,18 +11,19 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 from obuild.errors import MachineError
 from obuild.events import Event, Hit, Output, PhaseEnded, PhaseStarted, Place, Progress, Teller, What
-from obuild.executors.protocol import OpenExecutor, Setup
+from obuild.executors.protocol import OpenExecutor, Outcome, Setup
 from obuild.executors.qemu import provision
 from obuild.executors.qemu.config import Config
 from obuild.executors.qemu.shape import Shape
 from obuild.executors.settings import Settings
 from obuild.guests.profile import Card
+from obuild.plan import archive
+from obuild.plan.keys import LayerId
 from obuild.plan.steps import Command, Extract, Graft, Transfer
-from obuild.store.caches import CacheCopy
 from obuild.store.layers import Draft
 
 #: SeaBIOS boots no disk that is smaller than one cylinder.
@@ -46,13 +47,18 @@ def boot_disk(says: str, then: bytes) -> bytes:
 
 @dataclass
 class Run:
-    """What a scripted step sees of the session it runs in."""
+    """What a scripted step sees of the session it runs in. `files` is the guest's disk: files by absolute path."""
 
     draft: Draft
     command: Command
-    copies: Sequence[CacheCopy]
+    caches: Sequence[Path]
     secrets: Mapping[str, bytes]
     output: Callable[[bytes], object]
+    files: dict[str, bytes]
+
+    def new(self, cache: Path) -> Path:
+        """Where a step leaves what the cache with this archive holds now."""
+        return cache.with_suffix(".new")
 
 
 Act = Callable[[Run], int]
@@ -62,8 +68,8 @@ Act = Callable[[Run], int]
 class FakeExecutor:
     """Runs no command: does what `script` has for its text, else prints the text and succeeds.
 
-    `seen` is what happened, in order, and `commands` those that were run. A shell ends with the status `typed`. As
-    the real one, it leaves the image that the draft came with.
+    `seen` is what happened, in order, and `commands` those that were run. A shell ends with the status `typed`.
+    What is taken out of a guest is `files`, or else what is on its disk; `disks` are those that were sealed.
     """
 
     script: Mapping[str, Act] = field(default_factory=dict)
@@ -71,17 +77,21 @@ class FakeExecutor:
     files: dict[str, bytes] = field(default_factory=dict)
     commands: list[Command] = field(default_factory=list)
     typed: int = 0
+    disks: dict[LayerId, dict[str, bytes]] = field(default_factory=dict)
 
     @contextmanager
     def open(self, draft: Draft, *, network: bool) -> Iterator[FakeSession]:
         draft.lay()
         self.seen.append("open with network" if network else "open")
+        disk = dict(self.disks.get(draft.parent, {})) if draft.parent else {}
         try:
-            yield FakeSession(self, draft)
+            yield FakeSession(self, draft, disk)
         except BaseException:
             self.seen.append("killed")
             raise
         self.seen.append("sealed")
+        if not draft.scratch:
+            self.disks[draft.id] = disk
 
 
 @dataclass
@@ -109,19 +119,25 @@ class FakeSession:
 
     executor: FakeExecutor
     draft: Draft
+    disk: dict[str, bytes]
 
     def run(
         self,
         command: Command,
-        copies: Sequence[CacheCopy],
+        caches: Sequence[Path],
         secrets: Mapping[str, bytes],
         output: Callable[[bytes], object],
-    ) -> int:
+    ) -> Outcome:
         text = command.argv[-1]
         self.executor.seen.append(text)
         self.executor.commands.append(command)
         act = self.executor.script.get(text, _echo)
-        return act(Run(self.draft, command, copies, secrets, output))
+        run = Run(self.draft, command, caches, secrets, output, self.disk)
+        status = act(run)
+        for cache in caches:  # as it was, unless the step has changed it
+            if not run.new(cache).exists():
+                run.new(cache).write_bytes(cache.read_bytes() if cache.exists() else EMPTY_TAR)
+        return Outcome(status, tuple(map(run.new, caches)))
 
     def interact(self, command: Command) -> int:
         self.executor.seen.append("shell")
@@ -137,17 +153,45 @@ class FakeSession:
 
     def send(self, action: Transfer) -> None:
         self.executor.seen.append(f"send to {action.dest}")
+        sent = BytesIO()
+        archive.send(action.tree, sent, uid=0, gid=0)
+        sent.seek(0)
+        self.disk.update(unpacked(sent, action.dest))
 
-    def take(self, extract: Extract, archive: Path) -> None:
+    def take(self, extract: Extract, file: Path) -> None:
         self.executor.seen.append(f"take {' '.join(extract.src)}")
-        with tarfile.open(archive, "w", format=tarfile.GNU_FORMAT) as out:
-            for name, data in self.executor.files.items():
+        if files := self.executor.files:
+            file.write_bytes(packed(files))
+            return
+        if lacking := [path for path in extract.src if path not in self.disk]:
+            raise MachineError(f"tar: {lacking[0]}: No such file or directory")
+        file.write_bytes(packed({path.rpartition("/")[2]: self.disk[path] for path in extract.src}))
+
+    def graft(self, action: Graft, file: Path) -> None:
+        self.executor.seen.append(f"graft to {action.dest}: {len(file.read_bytes())} bytes")
+        with file.open("rb") as taken:
+            self.disk.update(unpacked(taken, action.dest))
+
+
+def packed(files: Mapping[str, bytes]) -> bytes:
+    """A tar archive of files, by name."""
+    with BytesIO() as out:
+        with tarfile.open(fileobj=out, mode="w", format=tarfile.GNU_FORMAT) as members:
+            for name, data in files.items():
                 member = tarfile.TarInfo(name)
                 member.size, member.mode = len(data), 0o644
-                out.addfile(member, BytesIO(data))
+                members.addfile(member, BytesIO(data))
+        return out.getvalue()
 
-    def graft(self, action: Graft, archive: Path) -> None:
-        self.executor.seen.append(f"graft to {action.dest}: {len(archive.read_bytes())} bytes")
+
+def unpacked(file: BinaryIO, folder: str) -> dict[str, bytes]:
+    """The files of such an archive by their paths, unpacked in `folder`."""
+    with tarfile.open(fileobj=file) as members:
+        found = {member.name.removeprefix("./"): members.extractfile(member) for member in members}
+        return {f"{folder.rstrip('/')}/{name}": data.read() for name, data in found.items() if data}
+
+
+EMPTY_TAR = packed({})
 
 
 def _echo(run: Run) -> int:

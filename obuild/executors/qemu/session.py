@@ -10,13 +10,13 @@ from functools import partial
 from pathlib import Path
 
 from obuild.executors import transfer
+from obuild.executors.protocol import Outcome
 from obuild.executors.qemu import ssh
 from obuild.executors.qemu.config import Config
 from obuild.executors.qemu.machine import Machine
 from obuild.guests.all import Guest
 from obuild.host.terminal import Terminal
 from obuild.plan.steps import Command, Extract, Graft, Transfer
-from obuild.store.caches import CacheCopy
 
 
 @dataclass
@@ -39,27 +39,23 @@ class Session:
     def run(
         self,
         command: Command,
-        copies: Sequence[CacheCopy],
+        caches: Sequence[Path],
         secrets: Mapping[str, bytes],
         output: Callable[[bytes], object],
-    ) -> int:
-        """Run a command with its caches and secrets, and return its exit status.
-
-        The caches are saved whatever the status is.
-        """
-        if copies:
-            transfer.send_caches(self.connection, self.guest, self.login, command, copies)
+    ) -> Outcome:
+        """As the protocol has it."""
+        if caches:
+            transfer.send_caches(self.connection, self.guest, self.login, command, caches)
         if command.secrets:
             self.secret = True
             transfer.send_secrets(self.connection, self.guest, self.login, command, secrets)
         status = self.connection.run(self.guest.root_shell(self.login), partial(self._script, command), output)
         if command.secrets:
             transfer.remove_secrets(self.connection, self.guest, self.login, command)
-        if copies:
-            fetched = transfer.fetch_caches(self.connection, self.guest, self.login, command, copies)
-            for copy, archive in zip(copies, fetched, strict=True):
-                copy.save(archive)
-        return status
+        fetched: tuple[Path, ...] = ()
+        if caches:
+            fetched = transfer.fetch_caches(self.connection, self.guest, self.login, command, caches)
+        return Outcome(status, fetched)
 
     def interact(self, command: Command) -> int:
         """A shell at our own terminal, where the command would run; returns its exit status."""

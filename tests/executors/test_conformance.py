@@ -1,0 +1,259 @@
+"""What every executor promises, in executors/protocol.py: the fake, too, or tests that use it would mean little.
+
+A new executor gets a row in EXECUTORS and a function that makes its place.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+
+from obuild import spec
+from obuild.bases import catalog
+from obuild.builder.engine import Engine
+from obuild.builder.provision import Machines
+from obuild.errors import MachineError
+from obuild.executors.protocol import Executor, OpenExecutor, Outcome, Session
+from obuild.executors.settings import Settings
+from obuild.plan import tree
+from obuild.plan.keys import LayerId
+from obuild.plan.steps import Command, Extract, Graft, Step, Transfer
+from obuild.spec import Cache, Secret, UnixUser
+from obuild.store.layers import Store
+from tests.support.fake_shell import Shell
+from tests.support.fakes import POWER_OFF, FakeExecutor, boot_disk
+from tests.vm.conftest import base_images, new_store
+
+ROOT = UnixUser(0, 0)
+
+
+def command(text: str, **more: object) -> Command:
+    """A shell command of root's, in /."""
+    given = {"cwd": "/", "env": (), "user": ROOT, "network": False, **more}
+    return Command(("sh", "-c", text), **given)  # type: ignore[arg-type]
+
+
+@dataclass
+class Place:
+    """A store with a base, and what runs steps there. `reach` is a command that gets at our port, if it can."""
+
+    store: Store
+    start: OpenExecutor
+    base: LayerId
+    reach: Callable[[int], str]
+    executor: Executor = field(init=False)  # has one session at a time
+
+    @contextmanager
+    def layer(self, parent: LayerId | None = None, *, network: bool = False) -> Iterator[tuple[LayerId, Session]]:
+        """A new layer: its id, and a session to make it in."""
+        text = command(f"unlike any other: {uuid.uuid4()}", network=network)
+        step = Step(parent or self.base, text, ("test",))
+        with (
+            self.store.use(parent or self.base),
+            self.store.claim(step.id),
+            self.store.draft(step) as draft,
+            self.executor.open(draft, network=network) as session,
+        ):
+            yield step.id, session
+
+    @contextmanager
+    def scratch(self, layer: LayerId) -> Iterator[Session]:
+        """A session on a layer, of which nothing stays."""
+        with self.store.scratch(layer) as draft, self.executor.open(draft, network=False) as session:
+            yield session
+
+
+@contextmanager
+def fake(root: Path) -> Iterator[Place]:
+    store = Store.open(root)
+    (store.base_image / "tiny.img").write_bytes(boot_disk("", POWER_OFF))
+    base = Engine(Path(), store, Settings(), print).build(spec.parse(b"((from tiny))"))
+    executor = FakeExecutor(Shell())
+    yield Place(store, lambda: nullcontext(executor), base, lambda port: "reach")
+
+
+@contextmanager
+def qemu(root: Path, vm: str) -> Iterator[Place]:
+    store = Store.open(new_store(root, base_images("micro")))
+    settings = Settings(vm=vm)
+    base = Engine(Path(), store, settings, print).build(spec.parse(b"((from micro))"))
+    start = Machines(store, settings, print).of(catalog.find(store, "micro", say=print))
+    get = "exec 3<>/dev/tcp/10.0.2.2/{}; cat <&3"
+    yield Place(store, start, base, lambda port: f"timeout 20 bash -c '{get.format(port)}' 2>&1")
+
+
+EXECUTORS: dict[str, Callable[[Path], AbstractContextManager[Place]]] = {
+    "fake": fake,
+    "qemu-boot": lambda root: qemu(root, "boot"),
+    "qemu-warm": lambda root: qemu(root, "warm"),
+}
+#: A boot for each session takes long; most of what it does other tests with guests do, too.
+MARKS = {"qemu-boot": [pytest.mark.vm, pytest.mark.long], "qemu-warm": [pytest.mark.vm]}
+PARAMS = [pytest.param(name, marks=MARKS.get(name, [])) for name in EXECUTORS]
+
+
+@pytest.fixture(scope="module", params=PARAMS)
+def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    with EXECUTORS[request.param](tmp_path_factory.mktemp("place") / "store") as place, place.start() as executor:
+        place.executor = executor
+        yield place
+
+
+@pytest.fixture(scope="module")
+def shared(place: Place) -> Iterator[Session]:
+    """A session that several tests use one after the other."""
+    other = replace(place)
+    with place.start() as other.executor, other.layer() as (_, session):
+        yield session
+
+
+def run(
+    session: Session,
+    what: Command | str,
+    caches: Sequence[Path] = (),
+    secrets: Mapping[str, bytes] | None = None,
+) -> tuple[str, Outcome]:
+    """What a command prints, and how it ends."""
+    said = bytearray()
+    what = command(what) if isinstance(what, str) else what
+    outcome = session.run(what, caches, secrets or {}, said.extend)
+    return said.decode(), outcome
+
+
+def said(session: Session, text: str) -> str:
+    """What a command prints that must succeed."""
+    text, outcome = run(session, text)
+    assert outcome == Outcome(0)
+    return text
+
+
+# -- a command
+
+
+def test_a_command_runs_where_and_as_whom_it_says(shared: Session) -> None:
+    where = {"cwd": "/made/for it", "env": (("A", "1  2"),), "user": UnixUser(12, 34)}
+    text, outcome = run(shared, command("pwd; id -u; id -g; printenv A", **where))
+    assert (text, outcome.status) == ("/made/for it\n12\n34\n1  2\n", 0)
+
+
+def test_nothing_of_our_environment_reaches_a_command(shared: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OURS", "x")
+    assert run(shared, "printenv OURS") == ("", Outcome(1))
+
+
+def test_all_that_a_command_prints_comes_in_order(shared: Session) -> None:
+    assert said(shared, "echo one; echo two >&2; echo three; echo four >&2") == "one\ntwo\nthree\nfour\n"
+
+
+def test_a_command_that_fails_says_how_and_is_no_error(shared: Session) -> None:
+    assert run(shared, "echo x; exit 7; echo y") == ("x\n", Outcome(7))
+    assert said(shared, "echo the session goes on") == "the session goes on\n"
+
+
+@pytest.mark.parametrize("network", [True, False])
+def test_a_command_reaches_a_network_only_if_that_is_open(place: Place, network: bool) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            client, _ = server.accept()
+            with client:
+                client.sendall(b"reached\n")
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        with place.layer(network=network) as (_, session):
+            text, outcome = run(session, command(place.reach(server.getsockname()[1]), network=network))
+        assert ("reached" in text) is network
+        assert (outcome.status == 0) is network
+
+
+# -- secrets and caches
+
+
+def test_a_secret_is_at_its_target_while_the_command_runs_and_never_again(place: Place) -> None:
+    secret = command("cat /run/deep/secret", secrets=(Secret("s", "/run/deep/secret"),))
+    with place.layer() as (id, session):
+        assert run(session, secret, secrets={"s": b"value\n"}) == ("value\n", Outcome(0))
+        assert run(session, "cat /run/deep/secret 2>/dev/null")[1].status == 1
+    with place.scratch(id) as session:
+        assert run(session, "cat /run/deep/secret 2>/dev/null")[1].status == 1
+
+
+def test_caches_come_and_go_with_the_command(shared: Session, tmp_path: Path) -> None:
+    two = (Cache("one", "/deep/one"), Cache("two", "/deep/two"))
+    files = [tmp_path / "one.tar", tmp_path / "two.tar"]
+    text = "echo first >/deep/one/file; echo second >/deep/two/file; exit 3"
+    _, outcome = run(shared, command(text, caches=two), files)
+    assert (outcome.status, len(outcome.caches)) == (3, 2)
+    assert not any(file.exists() for file in files)  # what becomes of them is for others to say
+    assert run(shared, "cat /deep/one/file 2>/dev/null")[1].status == 1
+    for new, file in zip(outcome.caches, reversed(files), strict=True):
+        new.rename(file)
+    text, outcome = run(shared, command("cat /deep/one/file; cat /deep/two/file", caches=two), files)
+    assert text == "second\nfirst\n"
+    assert all(archive.exists() for archive in outcome.caches)
+
+
+# -- files in and out
+
+
+def test_files_are_sent_taken_and_grafted(place: Place, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("content\n")
+    with place.layer() as (id, session):
+        session.send(Transfer(tree.walk(tmp_path, ["file"]), "/sent/to", ROOT))
+        assert said(session, "cat /sent/to/file") == "content\n"
+    archive = tmp_path / "taken.tar"
+    extract = Extract("dev", ("/sent/to/file",), (), None, ROOT)
+    with place.scratch(id) as session:
+        session.take(extract, archive)
+        with pytest.raises(MachineError, match="No such file"):
+            session.take(Extract("dev", ("/sent/to/nothing",), (), None, ROOT), tmp_path / "nothing.tar")
+    with place.layer() as (_, session):
+        session.graft(Graft(extract, id, (), "/grafted"), archive)
+        assert said(session, "cat /grafted/file") == "content\n"
+
+
+# -- drafts and layers
+
+
+def test_what_is_sealed_can_be_built_on_by_any_number(place: Place) -> None:
+    with place.layer() as (parent, session):
+        said(session, "echo parent >/file")
+    children = []
+    for name in ("one", "two"):
+        with place.layer(parent) as (child, session):
+            assert said(session, "cat /file") == "parent\n"
+            said(session, f"echo {name} >/file")
+            children.append(child)
+    with place.scratch(children[0]) as session:
+        assert said(session, "cat /file") == "one\n"
+
+
+def test_nothing_stays_of_a_session_that_is_left_by_an_exception(place: Place) -> None:
+    class Stop(Exception):
+        pass
+
+    with place.layer() as (parent, session):
+        said(session, "echo parent >/file")
+    with suppress(Stop), place.layer(parent) as (id, session):
+        said(session, "echo child >/file")
+        raise Stop
+    assert place.store.find(id) is None
+    with place.layer(parent) as (_, session):
+        assert said(session, "cat /file") == "parent\n"
+
+
+def test_nothing_stays_of_a_scratch_draft(place: Place) -> None:
+    with place.layer() as (id, session):
+        said(session, "echo layer >/file")
+    for _ in range(2):
+        with place.scratch(id) as session:
+            assert said(session, "cat /file") == "layer\n"
+            said(session, "echo scratch >/file")
