@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -23,6 +24,11 @@ MICROS = [
     else pytest.param(f"micro-{arch}", id=arch, marks=pytest.mark.arch)
     for arch in ARCHES
 ]
+
+
+def layers(output: str) -> list[str]:
+    """The ids of the layers that a build says it has used or made, in order."""
+    return re.findall(r'^---> (?:using|saved as) "([0-9a-f]{64})"', output, re.MULTILINE)
 
 
 class Program:
@@ -110,6 +116,25 @@ def shared(tmp_path_factory: pytest.TempPathFactory, micro_images: Path) -> Prog
 def fresh(tmp_path: Path, micro_images: Path) -> Program:
     """A store of the test's own."""
     return Program(new_store(tmp_path / "store", micro_images))
+
+
+@pytest.fixture
+def ready(tmp_path: Path, micro_images: Path, shared: Program) -> Program:
+    """A store of the test's own, in which the layer of `micro` and its saved machine are there already.
+
+    Nobody writes to their files, so they are those of the shared store, under other names.
+    """
+    spec = tmp_path / "ready.spec"
+    spec.write_text('((from micro) (run (shell "echo ready")))')
+    layer = layers(shared.build(spec, tmp_path).stdout)[0]
+    if not (shared.store / "warm" / layer).exists():  # a test has removed it
+        spec.write_text(f'((from micro) (run (shell "echo {tmp_path}")))')
+        shared.build(spec, tmp_path)
+    program = Program(new_store(tmp_path / "store", micro_images))
+    for part in ("result", "warm"):
+        (program.store / part).mkdir(exist_ok=True)
+        subprocess.run(["cp", "-al", shared.store / part / layer, program.store / part], check=True)
+    return program
 
 
 @pytest.fixture

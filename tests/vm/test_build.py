@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.vm.conftest import Program, extents, rename_base
+from tests.vm.conftest import Program, extents, layers, rename_base
 
 pytestmark = pytest.mark.vm
 
@@ -72,24 +72,24 @@ def test_a_spec_becomes_layers_and_then_comes_from_cache(fresh: Program, spec: S
     assert fresh("logs", ids[-1][:10]).stdout == "hello world\nto stderr\nno-newline"
 
 
-def test_a_failing_command_is_shown_and_not_saved(fresh: Program, spec: Spec, source: Path) -> None:
+def test_a_failing_command_is_shown_and_not_saved(ready: Program, spec: Spec, source: Path) -> None:
     path = spec("""
         ((from micro)
          (run (shell "echo kept"))
          (run (cache (c (target /cache))) (shell "date +%N >/cache/mark; echo out; echo err >&2; exit 3")))
     """)
-    done = fresh.build(path, source, code=1)
+    done = ready.build(path, source, code=1)
     assert 'Build step failed: "date +%N' in done.stderr
     assert "failed with exit status 3" in done.stderr
     assert "out\nerr\n" in done.stdout
-    assert len(SAVED.findall(done.stdout)) == 2  # the base, and the step that did not fail
-    assert not any((fresh.store / "result-tmp").iterdir())
-    assert not any((fresh.store / "cache-tmp").iterdir())
+    assert len(SAVED.findall(done.stdout)) == 1  # the step that did not fail
+    assert not any((ready.store / "result-tmp").iterdir())
+    assert not any((ready.store / "cache-tmp").iterdir())
     saved = subprocess.run(
-        ["tar", "-tf", fresh.store / "cache/c-c/cache.tar"], check=True, capture_output=True, text=True
+        ["tar", "-tf", ready.store / "cache/c-c/cache.tar"], check=True, capture_output=True, text=True
     ).stdout
     assert "./mark" in saved.splitlines()  # kept, as OBuilder does
-    assert len(USING.findall(fresh.build(path, source, code=1).stdout)) == 2
+    assert len(USING.findall(ready.build(path, source, code=1).stdout)) == 2
 
 
 def test_user_env_shell_and_workdir_mean_what_they_say(shared: Program, spec: Spec, source: Path) -> None:
@@ -312,19 +312,19 @@ def test_healthcheck_passes_and_leaves_no_layer(fresh: Program) -> None:
 
 
 def test_delete_takes_what_was_built_on_a_layer_and_clean_takes_all(
-    fresh: Program, spec: Spec, source: Path
+    ready: Program, spec: Spec, source: Path
 ) -> None:
-    out = fresh.build(spec('((from micro) (run (shell "true")) (run (shell "echo 2")))'), source).stdout
-    ids = SAVED.findall(out)
-    gone = fresh("rm", ids[1][:12]).stdout
+    out = ready.build(spec('((from micro) (run (shell "true")) (run (shell "echo 2")))'), source).stdout
+    ids = layers(out)
+    gone = ready("rm", ids[1][:12]).stdout
     assert gone == f"Removing {ids[2]}\nRemoving {ids[1]}\n"
-    assert [entry.name for entry in (fresh.store / "result").iterdir()] == [ids[0]]
-    assert fresh("clean").stdout == f"Removing {ids[0]}\nRemoved 1 item\n"
-    assert "no layer has the id" in fresh("logs", ids[0], code=2).stderr
+    assert [entry.name for entry in (ready.store / "result").iterdir()] == [ids[0]]
+    assert ready("clean").stdout == f"Removing {ids[0]}\nRemoved 1 item\n"
+    assert "no layer has the id" in ready("logs", ids[0], code=2).stderr
 
 
 def test_a_secret_is_there_for_one_command_and_leaves_no_trace(
-    fresh: Program, spec: Spec, source: Path, tmp_path: Path
+    ready: Program, spec: Spec, source: Path, tmp_path: Path
 ) -> None:
     value = b"tH3-s3cr3t-v4lu3-0f-th1s-t3st"
     (tmp_path / "token").write_bytes(value + b"\n")
@@ -337,13 +337,13 @@ wc -c </new/folder/token; cat /new/folder/token /etc/hostname"))
          (user (uid 0) (gid 0))
          (run (shell "ls -d /new /run/obuild-secrets || echo gone; cat /etc/hostname")))
     """)
-    assert "--secret token:FILE" in fresh.build(path, source, code=2).stderr
+    assert "--secret token:FILE" in ready.build(path, source, code=2).stderr
     options = ("--secret", f"token:{tmp_path / 'token'}", "--secret", f"other:{tmp_path / 'token'}", "-v")
-    done = fresh.build(path, source, *options)
+    done = ready.build(path, source, *options)
     assert "9 400\nread-only\n30\n***\n***\n" in done.stdout
     assert "\ngone\nmicro\n" in done.stdout
     assert value.decode() not in done.stdout + done.stderr
-    for found in fresh.store.rglob("*"):
+    for found in ready.store.rglob("*"):
         if found.suffix == ".qcow2" and "result" in found.parts:
             raw = tmp_path / "raw"
             subprocess.run(["qemu-img", "convert", "-O", "raw", found, raw], check=True)

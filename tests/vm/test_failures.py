@@ -98,14 +98,14 @@ def test_a_machine_that_cannot_be_started_is_told(shared: Program, spec: Spec, s
 
 
 def test_a_signal_shows_in_the_status_and_a_store_may_be_relative(
-    fresh: Program, spec: Spec, source: Path, monkeypatch: pytest.MonkeyPatch
+    ready: Program, spec: Spec, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(fresh.store.parent)
+    monkeypatch.chdir(ready.store.parent)
     path = spec('((from micro) (run (shell "echo begun; kill -9 $$")))')
-    done = Program(Path(fresh.store.name)).build(path, source, code=1)
+    done = Program(Path(ready.store.name)).build(path, source, code=1)
     assert "begun\n" in done.stdout
     assert '"echo begun; kill -9 $$" failed with exit status 137' in done.stderr
-    assert_clean(fresh)
+    assert_clean(ready)
 
 
 @pytest.mark.parametrize(("command", "said"), [("poweroff -f", "powered off"), ("reboot -f", "rebooted")])
@@ -147,36 +147,36 @@ def test_a_key_that_the_guest_does_not_know(fresh: Program, spec: Spec, source: 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_ends_the_guest_and_the_next_build_goes_on(
-    fresh: Program, spec: Spec, source: Path, number: signal.Signals
+    ready: Program, spec: Spec, source: Path, number: signal.Signals
 ) -> None:
     path = spec('((from micro) (run (shell "echo started; test -e /go || sleep 10000")))')
-    with running(fresh, path, source, "started") as child:
-        assert machines(fresh.store)
+    with running(ready, path, source, "started") as child:
+        assert machines(ready.store)
         child.send_signal(number)
         _, errors = child.communicate()
     assert child.returncode == 130
     assert b"interrupted" in errors
     assert b"Traceback" not in errors
-    assert_clean(fresh)
+    assert_clean(ready)
     again = spec('((from micro) (run (shell "echo fine")))')
-    assert "fine\n" in fresh.build(again, source).stdout
+    assert "fine\n" in ready.build(again, source).stdout
 
 
 def test_after_kill_9_no_guest_is_left_and_the_next_build_clears_up(
-    fresh: Program, spec: Spec, source: Path
+    ready: Program, spec: Spec, source: Path
 ) -> None:
     path = spec('((from micro) (run (cache (c (target /c))) (shell "echo started; sleep 10000")))')
-    with running(fresh, path, source, "started") as child:
-        (pid,) = machines(fresh.store)
+    with running(ready, path, source, "started") as child:
+        (pid,) = machines(ready.store)
         handle = os.pidfd_open(pid)
         child.kill()
         child.communicate()
     select.select([handle], [], [], 30)  # readable once QEMU has ended
     os.close(handle)
-    assert machines(fresh.store) == []
-    assert any((fresh.store / "result-tmp").iterdir())
-    fresh.build(spec("((from micro))"), source)
-    assert_clean(fresh)
+    assert machines(ready.store) == []
+    assert any((ready.store / "result-tmp").iterdir())
+    ready.build(spec("((from micro))"), source)
+    assert_clean(ready)
 
 
 @pytest.fixture
@@ -217,12 +217,12 @@ def test_a_base_that_cannot_be_imported_for_lack_of_room(small: Program, spec: S
     small.build(spec("((from micro))"), source)
 
 
-def test_a_file_that_changes_while_it_is_sent_fails_the_step(fresh: Program, spec: Spec, source: Path) -> None:
+def test_a_file_that_changes_while_it_is_sent_fails_the_step(ready: Program, spec: Spec, source: Path) -> None:
     (source / "file").write_text("before")
     path = spec('((from micro) (run (shell "echo started")) (copy (src file) (dst /file)))')
-    with running(fresh, path, source, "started") as child:  # the plan is made, the copy is still to come
+    with running(ready, path, source, "started") as child:  # the plan is made, the copy is still to come
         (source / "file").write_text("after!")
         _, errors = child.communicate()
     assert child.returncode == 1
     assert b"'file' changed while it was being copied" in errors
-    assert_clean(fresh)
+    assert_clean(ready)

@@ -30,7 +30,7 @@ du -k sparse | cut -f1; tail -c4 sparse; cat 'a name/variant'
 """
 
 
-def test_files_come_out_of_a_build_as_they_are(fresh: Program, spec: Spec, source: Path) -> None:
+def test_files_come_out_of_a_build_as_they_are(ready: Program, spec: Spec, source: Path) -> None:
     (source / "make").write_text(MAKE)
     (source / "look").write_text(LOOK)
 
@@ -48,7 +48,7 @@ def test_files_come_out_of_a_build_as_they_are(fresh: Program, spec: Spec, sourc
              (copy (from (build dev)) (src out/one) (dst /many/uno))
              (run (shell "sh /look /got/dir; stat -c '%a %u:%g %n' /many/* /got; {last}")))"""
 
-    first = fresh.build(spec(text("first", "echo 1")), source)
+    first = ready.build(spec(text("first", "echo 1")), source)
     out = first.stdout
     assert '(build "dev" …)\n' in out
     assert '--> finished "dev"\n' in out
@@ -66,17 +66,17 @@ def test_files_come_out_of_a_build_as_they_are(fresh: Program, spec: Spec, sourc
     kilobytes, _ = out.split("\nend\n1", 1)
     assert int(kilobytes.rpartition("\n")[2]) < 1000  # still sparse
     assert "4750 3:4 /many/one\n755 3:4 /many/tar\n4750 3:4 /many/uno\n755 3:4 /got\n" in out
-    assert_clean(fresh)
+    assert_clean(ready)
 
-    again = fresh.build(spec(text("first", "echo 1")), source, "-v")
+    again = ready.build(spec(text("first", "echo 1")), source, "-v")
     assert "Exec" not in again.stderr  # what the files are is remembered: nothing boots
     assert not SAVED.findall(again.stdout)
 
-    other = fresh.build(spec(text("second", "echo 1")), source)
+    other = ready.build(spec(text("second", "echo 1")), source)
     assert len(SAVED.findall(other.stdout)) == 1  # the build itself; its files are the same
 
 
-def test_stages_are_built_side_by_side_and_all_of_them(fresh: Program, spec: Spec, source: Path) -> None:
+def test_stages_are_built_side_by_side_and_all_of_them(ready: Program, spec: Spec, source: Path) -> None:
     path = spec("""
         ((build a ((from micro) (run (shell "echo I am a >/a; cat /a"))))
          (build b ((from micro) (run (shell "echo I am b >/b; cat /b"))))
@@ -89,7 +89,7 @@ def test_stages_are_built_side_by_side_and_all_of_them(fresh: Program, spec: Spe
          (copy (from (build a)) (src .) (dst ./) (exclude bin boot lib usr var))
          (run (shell "head /from/*; ls; ls -A proc sys dev; cat a; find / -xdev -name image.qcow2")))
     """)
-    out = fresh.build(path, source, "--jobs", "3").stdout
+    out = ready.build(path, source, "--jobs", "3").stdout
     assert "==> /from/a <==\nI am a\n\n==> /from/c <==\ninner\n" in out
     assert "I am b\n" in out  # no one needs it, and it is built all the same
     whole, machines_own = out.partition("inner\n")[2].split("\ndev:\n")
@@ -98,30 +98,30 @@ def test_stages_are_built_side_by_side_and_all_of_them(fresh: Program, spec: Spe
     assert machines_own.startswith("\nproc:\n\nsys:\nI am a\n---> saved")  # without what its guest adds
     for name in ("a", "b"):  # each stage's words stand together
         assert f'(build "{name}" …)\n(from micro)\n' in out
-    assert_clean(fresh)
+    assert_clean(ready)
 
 
-def test_a_failing_stage_ends_the_others(fresh: Program, spec: Spec, source: Path) -> None:
+def test_a_failing_stage_ends_the_others(ready: Program, spec: Spec, source: Path) -> None:
     path = spec("""
         ((build slow ((from micro) (run (shell "sleep 100000"))))
          (build bad ((from micro) (run (shell "echo bad; exit 7"))))
          (from micro))
     """)
-    done = fresh.build(path, source, "--jobs", "2", code=1)
+    done = ready.build(path, source, "--jobs", "2", code=1)
     assert "failed with exit status 7" in done.stderr
-    assert_clean(fresh)
+    assert_clean(ready)
 
 
-def test_an_interrupt_ends_all_stages(fresh: Program, spec: Spec, source: Path) -> None:
+def test_an_interrupt_ends_all_stages(ready: Program, spec: Spec, source: Path) -> None:
     stage = '((from micro) (run (shell "echo started; sleep 100000 # {}")))'
     path = spec(f"((build a {stage.format(1)}) (build b {stage.format(2)}) (from micro))")
-    with running(fresh, path, source, "started", "--jobs", "2") as child:
-        assert machines(fresh.store)
+    with running(ready, path, source, "started", "--jobs", "2") as child:
+        assert machines(ready.store)
         child.terminate()
         _, errors = child.communicate()
     assert child.returncode == 130
     assert b"Traceback" not in errors
-    assert_clean(fresh)
+    assert_clean(ready)
 
 
 def test_what_is_missing_in_a_build_is_said(shared: Program, spec: Spec, source: Path) -> None:

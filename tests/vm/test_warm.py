@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.vm.conftest import Program, base_images, new_store
+from tests.vm.conftest import Program, base_images, layers, new_store
 from tests.vm.test_failures import assert_clean
 
 pytestmark = pytest.mark.vm
@@ -63,10 +63,6 @@ def tree(root: Path) -> dict[str, tuple[object, ...]]:
                 content = status.st_rdev
             found[f"/{path.relative_to(root)}"] = (status.st_mode, status.st_uid, status.st_gid, content)
     return {path: about for path, about in found.items() if not MAY_DIFFER.fullmatch(path)}
-
-
-def layers(output: str) -> list[str]:
-    return re.findall(r'---> saved as "([0-9a-f]{64})"', output)
 
 
 #: Steps that make files of all kinds and leave things behind, and steps that write down what they see of them.
@@ -214,17 +210,17 @@ def test_a_step_with_a_secret_is_never_saved_nor_continued_from(
     assert (shared.store / "warm" / with_secret / "disk.qcow2").is_file()
 
 
-def test_a_damaged_state_means_a_boot_and_a_line(fresh: Program, spec: Spec, source: Path) -> None:
+def test_a_damaged_state_means_a_boot_and_a_line(ready: Program, spec: Spec, source: Path) -> None:
     """tests/store/test_warm.py has every damage."""
-    before = fresh.build(spec(f'((from micro) (run (shell "{BOOT_ID}")))'), source)
-    (state,) = (path for path in (fresh.store / "warm").iterdir() if (path / "disk.qcow2").exists())
+    before = ready.build(spec(f'((from micro) (run (shell "{BOOT_ID}")))'), source)
+    (state,) = (path for path in (ready.store / "warm").iterdir() if (path / "disk.qcow2").exists())
     (state / "device").write_bytes(b"no")
-    again = fresh.build(spec(f'((from micro) (run (shell "{BOOT_ID} # again")))'), source)
+    again = ready.build(spec(f'((from micro) (run (shell "{BOOT_ID} # again")))'), source)
     assert re.search(
         f"the saved machine of layer {state.name[:12]} cannot be used .*its device.*; booting\n", again.stdout
     )
     assert {*boots(before)} != {*boots(again)}
-    assert_clean(fresh)
+    assert_clean(ready)
 
 
 def test_without_a_budget_a_machine_goes_on_and_is_not_saved(shared: Program, spec: Spec, source: Path) -> None:
