@@ -19,7 +19,8 @@ PROGRESS_PERIOD = 0.25
 #: What can take long inside a step, or before one.
 PhaseName = Literal[
     "making base",  # the subject is its name
-    "waiting",  # for another build that makes the same step
+    "waiting",  # for another build that makes the same step, or boots the same layer
+    "preparing",  # the draft
     "importing",  # the subject is the file of the base image
     "booting",
     "resuming",
@@ -255,3 +256,7 @@ class Teller:
             failed = False
         finally:
             self(StageEnded(name, time.monotonic() - began, failed))
+
+
+#: Tells nobody.
+SILENT = Teller(lambda event: None)

@@ -7,6 +7,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -46,17 +47,24 @@ class Found:
     made: Record | None
 
 
-def find(store: Store, reference: str, *, say: Say) -> Base:
+def find(
+    store: Store,
+    reference: str,
+    *,
+    say: Say,
+    making: Callable[[str], AbstractContextManager[object]] = nullcontext,
+) -> Base:
     """The base that `reference` (NAME, or NAME@sha256:HEX) names, made first if there is only a recipe for it.
 
     UsageError, listing what there is, if there is neither; or if its content is not what the pin says. One that is
-    stale is said to be, and used.
+    stale is said to be, and used. While a base is made, `making` is entered with its name.
     """
     name, _ = _split(reference)
     found = look(store, reference)
     if found is None:
         say(f"base image {name!r} is not in the store yet; making it from its recipe")
-        path, _ = make(store, name, say=say)
+        with making(name):
+            path, _ = make(store, name, say=say)
         return _read(store, path, reference)
     if why := stale(found.path):
         say(why)

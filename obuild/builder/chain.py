@@ -25,7 +25,7 @@ from obuild.store.layers import Draft, Store
 INDEX_WAIT = 5.0
 
 
-def _no_archive(action: Graft) -> Path:
+def _no_archive(action: Graft, tell: Teller) -> Path:
     raise TypeError("a copy from another build needs the means to look into it")
 
 
@@ -41,7 +41,7 @@ class Builder:
     executor: Callable[[], Executor]
     tell: Teller
     secrets: Mapping[str, bytes] = field(default_factory=dict, repr=False)
-    archive: Callable[[Graft], Path] = _no_archive
+    archive: Callable[[Graft, Teller], Path] = _no_archive
     make_room: Callable[[], None] = lambda: None
     on_failure: OnFailure | None = None
     scope: CancelScope = field(default_factory=CancelScope)
@@ -114,7 +114,8 @@ class Builder:
     def _make(self, step: Step, tell: Teller) -> None:
         """Fill a draft with the step's result, and make it the step's layer."""
         with ExitStack() as stack:
-            draft = stack.enter_context(self.store.draft(step))
+            with tell.phase("preparing"):
+                draft = stack.enter_context(self.store.draft(step))
             match step.action:
                 case Import(base):
                     with tell.phase("importing", str(base.path)):
@@ -122,11 +123,11 @@ class Builder:
                 case Command() as command:
                     self._run(command, draft, tell)
                 case Transfer() as transfer:
-                    with self.executor().open(draft, network=False) as session:
+                    with self.executor().open(draft, network=False, tell=tell) as session:
                         session.send(transfer)
                 case Graft() as graft:
-                    archive = self.archive(graft)
-                    with self.executor().open(draft, network=False) as session:
+                    archive = self.archive(graft, tell)
+                    with self.executor().open(draft, network=False, tell=tell) as session:
                         session.graft(graft, archive)
             with tell.phase("committing"):
                 stack.close()
@@ -153,7 +154,7 @@ class Builder:
 
         with ExitStack() as stack:
             copies = [stack.enter_context(self.store.caches.borrow(cache.name)) for cache in command.caches]
-            session = stack.enter_context(self.executor().open(draft, network=command.network))
+            session = stack.enter_context(self.executor().open(draft, network=command.network, tell=tell))
             with Mask((self.secrets[secret.name] for secret in command.secrets), output) as masked:
                 outcome = session.run(command, [copy.path for copy in copies], self.secrets, masked)
             for copy, archive in zip(copies, outcome.caches, strict=True):

@@ -11,6 +11,7 @@ from pathlib import Path
 from obuild.builder import inside
 from obuild.builder.provision import Machines
 from obuild.errors import MachineError, ObuildError, UsageError
+from obuild.events import Teller
 from obuild.executors.protocol import Session
 from obuild.guests import rules
 from obuild.plan.keys import LayerId
@@ -43,6 +44,7 @@ class Debugger:
     store: Store
     machines: Machines
     layer: LayerId
+    tell: Teller
 
     def run(
         self, argv: tuple[str, ...], output: Callable[[bytes], object], *, network: bool = False, user: str = ""
@@ -88,7 +90,10 @@ class Debugger:
 
     @contextmanager
     def _machine(self, found: Base, draft: Draft, *, network: bool) -> Iterator[Session]:
-        with self.machines.of(found)() as executor, executor.open(draft, network=network) as session:
+        with (
+            self.machines.of(found, self.tell)() as executor,
+            executor.open(draft, network=network, tell=self.tell) as session,
+        ):
             yield session
 
     def _command(self, argv: tuple[str, ...], network: bool, user: str) -> tuple[Base, Command]:

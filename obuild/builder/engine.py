@@ -73,7 +73,7 @@ class Engine:
         began = time.monotonic()
         self._tell = Teller(Guarded(self.listener, threads=self.jobs > 1))
         self._scope = CancelScope()
-        self._machines = Machines(self.store, self.settings, self._tell.note, self.executor, self._scope)
+        self._machines = Machines(self.store, self.settings, self.executor, self._scope)
         try:
             if self._cancelled:  # perhaps before there was this scope
                 self._scope.cancel()
@@ -120,7 +120,8 @@ class Engine:
         return plan_stages(stage, one)
 
     def _base(self, reference: str) -> Base:
-        found = as_os(catalog.find(self.store, reference, say=self._tell.note), self.settings.os)
+        making = partial(self._tell.phase, "making base")
+        found = as_os(catalog.find(self.store, reference, say=self._tell.note, making=making), self.settings.os)
         self._machines.check(found)
         return found
 
@@ -135,22 +136,22 @@ class Engine:
     def make(self, stage: PlannedStage, scope: Mapping[str, Built], tell: Teller) -> Built:
         """Make the chain of one stage; `scope` has the builds that it may copy from."""
         with located(tell.place), ExitStack() as stack:
-            sources = {name: self._extractor(built, stack) for name, built in scope.items()}
+            sources = {name: self._extractor(built, stack, tell) for name, built in scope.items()}
 
             def extract(request: Extract) -> tuple[LayerId, Manifest]:
                 source = sources[request.origin]
-                return source.layer, source.manifest(request)
+                return source.layer, source.manifest(request, tell)
 
-            def archive(graft: Graft) -> Path:
-                return sources[graft.extract.origin].checked_archive(graft)
+            def archive(graft: Graft, tell: Teller) -> Path:
+                return sources[graft.extract.origin].checked_archive(graft, tell)
 
             chain = stage.plan.chain(extract)
             if stage.plan.origins:
                 self._hold(chain.steps)
             room = partial(self.make_room, tell)
             tell(planned(chain))
-            self._prepare(chain, room)
-            executor = self._machines_of(chain.base, stack)
+            self._prepare(chain, room, tell)
+            executor = self._machines_of(chain.base, stack, tell)
             builder = Builder(
                 self.store, executor, tell, self.secrets, archive, room, self.on_failure, self._scope
             )
@@ -175,29 +176,29 @@ class Engine:
                     if held:
                         held.open_log().close()
 
-    def _extractor(self, built: Built, stack: ExitStack) -> Extractor:
+    def _extractor(self, built: Built, stack: ExitStack, tell: Teller) -> Extractor:
         pax = built.base.card.os in rules.PAX
-        return Extractor(self.store, self._machines_of(built.base, stack), built.layer, stack, pax)
+        return Extractor(self.store, self._machines_of(built.base, stack, tell), built.layer, stack, pax)
 
-    def _machines_of(self, found: Base, stack: ExitStack) -> Callable[[], Executor]:
+    def _machines_of(self, found: Base, stack: ExitStack, tell: Teller) -> Callable[[], Executor]:
         """What gives the machines for a chain, once one is needed; they are gone when the stack closes."""
         chain: list[Executor] = []
 
         def get() -> Executor:
             if not chain:
-                chain.append(stack.enter_context(self._machines.of(found)()))
+                chain.append(stack.enter_context(self._machines.of(found, tell)()))
             return chain[0]
 
         return get
 
-    def _prepare(self, chain: Chain, make_room: Callable[[], None]) -> None:
+    def _prepare(self, chain: Chain, make_room: Callable[[], None], tell: Teller) -> None:
         """If a chain needs machines, see that all that they need is there."""
         missing = [step for step in chain.steps if self.store.find(step.id) is None]
         if missing:
             process.require("qemu-img")
             make_room()  # on a full disk not even the verdict on KVM could be kept
         if not all(isinstance(step.action, Import) for step in missing):
-            self._machines.of(chain.base)
+            self._machines.of(chain.base, tell)
 
 
 def healthcheck(store: Store, *, base_name: str, settings: Settings, tell: Listener) -> None:

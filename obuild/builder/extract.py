@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from obuild.errors import ObuildError
+from obuild.events import Teller
 from obuild.executors.protocol import Executor
 from obuild.host.fs import replace_text
 from obuild.host.regular import read_text
@@ -31,7 +32,7 @@ class Extractor:
     pax: bool = False  # whether the guest's tar writes that format: the guest itself is not asked
     archives: dict[Extract, tuple[Path, tree.Manifest]] = field(default_factory=dict)
 
-    def manifest(self, extract: Extract) -> tree.Manifest:
+    def manifest(self, extract: Extract, tell: Teller) -> tree.Manifest:
         """What the files are: as remembered, else a machine is booted on the layer to see."""
         memo = self._memo(extract)
         try:
@@ -40,27 +41,27 @@ class Extractor:
                 return _manifest(kept["manifest"])
         except (OSError, ValueError, KeyError, TypeError, RecursionError):  # it only saves time
             pass
-        _, found = self._archive(extract)
+        _, found = self._archive(extract, tell)
         memo.parent.mkdir(exist_ok=True)
         text = json.dumps({"stamp": self.store.layer(self.layer).stamp(), "manifest": found})
         replace_text(memo, text)
         return found
 
-    def checked_archive(self, graft: Graft) -> Path:
+    def checked_archive(self, graft: Graft, tell: Teller) -> Path:
         """The archive that holds what the graft's manifest says. ObuildError if the layer holds something else."""
-        archive, found = self._archive(graft.extract)
+        archive, found = self._archive(graft.extract, tell)
         if found != graft.manifest:
             raise ObuildError(
                 f"the files of the build {graft.extract.origin} are not what they were", hint="build again"
             )
         return archive
 
-    def _archive(self, extract: Extract) -> tuple[Path, tree.Manifest]:
+    def _archive(self, extract: Extract, tell: Teller) -> tuple[Path, tree.Manifest]:
         """The files as a tar archive, and what is in it."""
         if extract not in self.archives:
             draft = self.stack.enter_context(self.store.scratch(self.layer))
             path = draft.path / f"{len(self.archives)}.tar"
-            with self.executor().open(draft, network=False) as session:
+            with self.executor().open(draft, network=False, tell=tell) as session:
                 session.take(extract, path)
             user = extract.user
             owner = (user.uid, user.gid) if isinstance(user, UnixUser) else None

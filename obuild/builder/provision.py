@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from obuild.bases import catalog
 from obuild.errors import StoreError, UsageError
+from obuild.events import Teller
 from obuild.executors.all import EXECUTORS
 from obuild.executors.protocol import OpenExecutor, Setup
 from obuild.executors.settings import Settings
@@ -22,14 +22,10 @@ from obuild.store.layers import Layer, Store
 
 @dataclass(frozen=True, slots=True)
 class Machines:
-    """Executors by the base that their guests stand on, all of one kind; what they start belongs to `scope`.
-
-    `say` hears what a user should know of the choices that are made.
-    """
+    """Executors by the base that their guests stand on, all of one kind; what they start belongs to `scope`."""
 
     store: Store
     settings: Settings
-    say: Callable[[str], None]
     kind: str = "qemu"
     scope: CancelScope = field(default_factory=CancelScope)
     _made: dict[str, OpenExecutor] = field(default_factory=dict, init=False)
@@ -38,11 +34,14 @@ class Machines:
         """UsageError if the settings do not go with a base."""
         EXECUTORS[self.kind].check(self.settings, base.card)
 
-    def of(self, base: Base) -> OpenExecutor:
-        """Machines for all layers of a base. UsageError if this host cannot run them."""
+    def of(self, base: Base, tell: Teller) -> OpenExecutor:
+        """Machines for all layers of a base. UsageError if this host cannot run them.
+
+        `tell` hears what a user should know of the choices, when they are made.
+        """
         if base.name not in self._made:
             key = catalog.key_path(self.store, base.card)
-            setup = Setup(self.store, base, key, self.settings, self.say, self.scope)
+            setup = Setup(self.store, base, key, self.settings, tell.note, self.scope)
             self._made[base.name] = EXECUTORS[self.kind].provision(setup)
         return self._made[base.name]
 

@@ -9,6 +9,7 @@ from obuild.errors import UsageError
 
 if TYPE_CHECKING:
     from obuild.builder.debug import Debugger
+    from obuild.events import Event
     from obuild.executors.settings import Settings
 
 
@@ -16,6 +17,7 @@ def open_layer(store: str, id: str, settings: Settings) -> Debugger:
     """What starts machines on the layer `id`. UsageError if there is none, or if it is still being made."""
     from obuild.builder.debug import Debugger
     from obuild.builder.provision import Machines
+    from obuild.events import Teller
     from obuild.store.index import resolve
 
     opened = open_store(store)
@@ -24,7 +26,15 @@ def open_layer(store: str, id: str, settings: Settings) -> Debugger:
         raise UsageError(
             f"{layer[:12]} is a step that is being made", hint=f"obuild logs {layer[:12]} shows how far it is"
         )
-    return Debugger(opened, Machines(opened, settings, note), layer)
+    return Debugger(opened, Machines(opened, settings), layer, Teller(_say))
+
+
+def _say(event: Event) -> None:
+    """Show notes, and nothing of what is only of interest in a build."""
+    from obuild.events import Note
+
+    if isinstance(event.what, Note):
+        note(event.what.text)
 
 
 def is_open(network: str) -> bool:

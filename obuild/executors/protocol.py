@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from obuild.events import SILENT, Teller
 from obuild.executors.settings import Settings
 from obuild.guests.profile import Card
 from obuild.host.process import CancelScope
@@ -75,11 +76,13 @@ OnFailure = Callable[[Session, Command, int], None]
 class Executor(Protocol):
     """Where the steps of one chain run, one at a time."""
 
-    def open(self, draft: Draft, *, network: bool) -> AbstractContextManager[Session]:
+    def open(self, draft: Draft, *, network: bool, tell: Teller = SILENT) -> AbstractContextManager[Session]:
         """A session on a draft, whose image is made here. Without `network` it reaches nothing.
 
         Leaving the block seals the image: it is complete, and other drafts can be made on it. Leaving it by an
         exception does not, and the image is not to be used; neither is that of a scratch draft.
+
+        `tell` hears the phases of the session, from opening to sealing it, and what a user should know.
         """
 
 

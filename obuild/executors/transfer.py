@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
+from obuild.events import Phase, Teller
 from obuild.guests.all import Guest, Piping
 from obuild.plan import archive
 from obuild.plan.steps import Command, Extract, Graft, Transfer
@@ -19,21 +20,22 @@ class Line(Protocol):
     def run(self, command: str, script: Callable[[str], bytes], output: Callable[[bytes], object]) -> int: ...
     def check(self, command: str, script: bytes, *, what: str) -> None: ...
     def stream(self, command: str, send: Callable[[Any], None], *, what: str) -> None: ...
-    def fetch(self, command: str, script: bytes, out: BinaryIO, *, what: str) -> None: ...
+    def fetch(self, command: str, script: bytes, out: archive.Sink, *, what: str) -> None: ...
     def put(self, source: Path, dest: str) -> None: ...
     def get(self, source: str, dest: Path) -> None: ...
 
 
-def send_tree(connection: Line, guest: Guest, login: str, transfer: Transfer) -> None:
+def send_tree(connection: Line, guest: Guest, login: str, transfer: Transfer, tell: Teller) -> None:
     """Unpack the tree in the guest, owned by the transfer's user. ObuildError if a file changed meanwhile."""
     user = transfer.user
     uid, gid = _owner(user)
     command = guest.receive_command(login, transfer.dest, user)
-    connection.stream(
-        command,
-        lambda sink: archive.send(transfer.tree, sink, uid=uid, gid=gid),
-        what=f"copying to {transfer.dest}",
-    )
+    with tell.phase("sending", transfer.dest, transfer.tree.size) as phase:
+        connection.stream(
+            command,
+            lambda sink: archive.send(transfer.tree, sink, uid=uid, gid=gid, sent=phase.advance),
+            what=f"copying to {transfer.dest}",
+        )
 
 
 def _owner(user: UnixUser | WindowsUser) -> tuple[int, int]:
@@ -41,29 +43,49 @@ def _owner(user: UnixUser | WindowsUser) -> tuple[int, int]:
     return (user.uid, user.gid) if isinstance(user, UnixUser) else (0, 0)
 
 
-def take_tree(connection: Line, guest: Guest, login: str, extract: Extract, archive: Path) -> None:
+def take_tree(connection: Line, guest: Guest, login: str, extract: Extract, archive: Path, tell: Teller) -> None:
     """Write files of a guest to `archive`, a tar file on the host; nothing of it is unpacked there."""
     what = f"copying from the build {extract.origin}"
     root = guest.root_shell(login)
     packing = guest.pack_files(
         extract.src, exclude=extract.exclude, rename=extract.rename, owner=_owner(extract.user)
     )
-    if not packing.file:
-        with archive.open("wb") as out:
-            connection.fetch(root, packing.script, out, what=what)
-        return
-    connection.check(root, packing.script, what=what)
-    connection.get(packing.file, archive)
-    connection.check(root, packing.remove, what=what)
+    with tell.phase("fetching", extract.origin) as phase:
+        if not packing.file:
+            _fetch(connection, root, packing.script, archive, phase, what=what)
+            return
+        connection.check(root, packing.script, what=what)
+        connection.get(packing.file, archive)
+        connection.check(root, packing.remove, what=what)
 
 
-def send_archive(connection: Line, guest: Guest, login: str, graft: Graft, archive: Path) -> None:
+def _fetch(connection: Line, root: str, script: bytes, archive: Path, phase: Phase, *, what: str) -> None:
+    with archive.open("wb") as out:
+        connection.fetch(root, script, _Counted(out, phase), what=what)
+
+
+class _Counted:
+    """A file to write to, whose bytes are counted."""
+
+    def __init__(self, out: BinaryIO, phase: Phase) -> None:
+        self._out = out
+        self._phase = phase
+
+    def write(self, data: bytes, /) -> int:
+        self._phase.advance(len(data))
+        return self._out.write(data)
+
+
+def send_archive(connection: Line, guest: Guest, login: str, graft: Graft, archive: Path, tell: Teller) -> None:
     """Unpack an archive that another guest has made."""
     command = guest.receive_command(login, graft.dest, graft.user)
-    connection.stream(command, partial(_write_file, archive), what=f"copying to {graft.dest}")
+    with tell.phase("sending", graft.dest, archive.stat().st_size) as phase:
+        connection.stream(command, partial(_write_file, archive, phase), what=f"copying to {graft.dest}")
 
 
-def send_caches(connection: Line, guest: Guest, login: str, command: Command, archives: Sequence[Path]) -> None:
+def send_caches(
+    connection: Line, guest: Guest, login: str, command: Command, archives: Sequence[Path], tell: Teller
+) -> None:
     """Mount each cache at its target, with what is in its archive; without a file, empty."""
     root = guest.root_shell(login)
     connection.check(root, guest.prepare_scratch(), what="making room for caches")
@@ -72,12 +94,16 @@ def send_caches(connection: Line, guest: Guest, login: str, command: Command, ar
             root, guest.open_cache(slot, cache.target, command.user), what=f"mounting cache {cache.name}"
         )
         if file.exists():
-            _fill_cache(connection, guest, login, slot, file, what=f"unpacking cache {cache.name}")
+            with tell.phase("sending", cache.name, file.stat().st_size) as phase:
+                what = f"unpacking cache {cache.name}"
+                _fill_cache(connection, guest, login, slot, file, phase, what=what)
 
 
-def _fill_cache(connection: Line, guest: Guest, login: str, slot: int, archive: Path, *, what: str) -> None:
+def _fill_cache(
+    connection: Line, guest: Guest, login: str, slot: int, archive: Path, phase: Phase, *, what: str
+) -> None:
     if isinstance(guest, Piping):
-        connection.stream(guest.receive_cache(login, slot), partial(_write_file, archive), what=what)
+        connection.stream(guest.receive_cache(login, slot), partial(_write_file, archive, phase), what=what)
     else:
         connection.put(archive, guest.cache_archive(slot))
         connection.check(guest.root_shell(login), guest.unpack_cache(slot), what=what)
@@ -105,29 +131,33 @@ def _write(data: bytes, sink: archive.Sink) -> None:
     sink.write(data)
 
 
-def _write_file(path: Path, sink: archive.Sink) -> None:
+def _write_file(path: Path, phase: Phase, sink: archive.Sink) -> None:
     with path.open("rb") as file:
         while data := file.read(1 << 18):
             sink.write(data)
+            phase.advance(len(data))
 
 
 def fetch_caches(
-    connection: Line, guest: Guest, login: str, command: Command, archives: Sequence[Path]
+    connection: Line, guest: Guest, login: str, command: Command, archives: Sequence[Path], tell: Teller
 ) -> tuple[Path, ...]:
     """Fetch what each cache holds to a file beside its archive, and take the caches out of the guest's tree."""
     fetched = tuple(file.with_suffix(".new") for file in archives)
     for slot, cache in reversed(tuple(enumerate(command.caches))):
-        _fetch_cache(connection, guest, login, slot, fetched[slot], what=f"packing cache {cache.name}")
+        with tell.phase("fetching", cache.name) as phase:
+            what = f"packing cache {cache.name}"
+            _fetch_cache(connection, guest, login, slot, fetched[slot], phase, what=what)
     script = guest.close_caches(cache.target for cache in command.caches)
     connection.check(guest.root_shell(login), script, what="unmounting caches")
     return fetched
 
 
-def _fetch_cache(connection: Line, guest: Guest, login: str, slot: int, archive: Path, *, what: str) -> None:
+def _fetch_cache(
+    connection: Line, guest: Guest, login: str, slot: int, archive: Path, phase: Phase, *, what: str
+) -> None:
     root = guest.root_shell(login)
     if isinstance(guest, Piping):
-        with archive.open("wb") as out:
-            connection.fetch(root, guest.send_cache(slot), out, what=what)
+        _fetch(connection, root, guest.send_cache(slot), archive, phase, what=what)
     else:
         connection.check(root, guest.pack_cache(slot), what=what)
         connection.get(guest.cache_archive(slot), archive)

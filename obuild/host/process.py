@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from obuild.errors import Cancelled, ProcessError, UsageError
+from obuild.host.tail import KEPT
 
 #: Debian's package for each program we call, for the message when it is missing.
 PACKAGES = {
@@ -38,9 +39,6 @@ PACKAGES = {
     "xz": "xz-utils",
     "gpgv": "gpgv",
 }
-
-#: How many characters of a failed program's stderr are shown.
-STDERR_TAIL = 2000
 
 Arg = str | Path
 
@@ -186,5 +184,5 @@ def _tell(argv: Sequence[Arg]) -> None:
 
 
 def _quote(stderr: bytes) -> str:
-    text = stderr.decode(errors="replace").strip()[-STDERR_TAIL:]
+    text = stderr.decode(errors="replace").strip()[-KEPT:]
     return f":\n{text}" if text else ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol, cast
 
@@ -31,9 +32,12 @@ class Sink(Protocol):
     def write(self, data: bytes, /) -> object: ...
 
 
-def send(tree: Tree, sink: Sink, *, uid: int, gid: int) -> None:
+def send(
+    tree: Tree, sink: Sink, *, uid: int, gid: int, sent: Callable[[int], object] = lambda count: None
+) -> None:
     """Stream the tree as a GNU tar archive into `sink`, everything owned by uid:gid, times kept.
 
+    `sent` hears of each piece of a file how many bytes it has; all together they are `tree.size`.
     ObuildError if a file is no longer what it was when the tree was hashed; the stream then ends without
     an end-of-archive mark and must not be used. `sink` must not raise OSError.
     """
@@ -48,12 +52,14 @@ def send(tree: Tree, sink: Sink, *, uid: int, gid: int) -> None:
             info = tarfile.TarInfo(entry.path)
             info.uid, info.gid, info.mode = uid, gid, entry.mode
             try:
-                _add(archive, info, tree.root / entry.source, entry)
+                _add(archive, info, tree.root / entry.source, entry, sent)
             except OSError as error:
                 raise _changed(entry) from error
 
 
-def _add(archive: tarfile.TarFile, info: tarfile.TarInfo, path: Path, entry: Entry) -> None:
+def _add(
+    archive: tarfile.TarFile, info: tarfile.TarInfo, path: Path, entry: Entry, sent: Callable[[int], object]
+) -> None:
     status = path.lstat()
     info.mtime = int(status.st_mtime)
     match entry.kind:
@@ -70,12 +76,14 @@ def _add(archive: tarfile.TarFile, info: tarfile.TarInfo, path: Path, entry: Ent
             archive.addfile(info)
         case "file":
             info.size = entry.size
-            _add_file(archive, info, path, entry)
+            _add_file(archive, info, path, entry, sent)
 
 
-def _add_file(archive: tarfile.TarFile, info: tarfile.TarInfo, path: Path, entry: Entry) -> None:
+def _add_file(
+    archive: tarfile.TarFile, info: tarfile.TarInfo, path: Path, entry: Entry, sent: Callable[[int], object]
+) -> None:
     with open_file(path) as file:
-        reader = _HashingReader(file)
+        reader = _HashingReader(file, sent)
         archive.addfile(info, reader)  # type: ignore[arg-type]  # it only calls read
         status = os.fstat(file.fileno())
         same = reader.hash.hexdigest() == entry.content and status.st_size == entry.size
@@ -84,13 +92,15 @@ def _add_file(archive: tarfile.TarFile, info: tarfile.TarInfo, path: Path, entry
 
 
 class _HashingReader:
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, sent: Callable[[int], object]) -> None:
         self.file = file
+        self.sent = sent
         self.hash = hashlib.sha256()
 
     def read(self, size: int) -> bytes:
         data = self.file.read(size)
         self.hash.update(data)
+        self.sent(len(data))
         return data
 
 

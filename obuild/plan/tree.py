@@ -48,6 +48,11 @@ class Tree:
     entries: tuple[Entry, ...]
 
     @property
+    def size(self) -> int:
+        """How many bytes its files hold."""
+        return sum(entry.size for entry in self.entries)
+
+    @property
     def manifest(self) -> Manifest:
         """What of the tree changes the result of a copy."""
         return tuple((entry.kind, entry.path, f"{entry.mode:o}", entry.content) for entry in self.entries)

@@ -88,7 +88,7 @@ class Warm:
 
     store: Store
     budget: int
-    note: Callable[[str], object]
+    note: Callable[[str], object] = lambda text: None
 
     @contextmanager
     def use(self, layer: LayerId, machine: str) -> Iterator[State | None]:

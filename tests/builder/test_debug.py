@@ -20,6 +20,7 @@ from obuild.builder.debug import Debugger
 from obuild.builder.engine import Engine
 from obuild.builder.provision import Machines
 from obuild.errors import MachineError, ObuildError, StoreError, UsageError
+from obuild.events import SILENT
 from obuild.executors.settings import Settings
 from obuild.plan.keys import LayerId
 from obuild.plan.steps import Extract
@@ -44,7 +45,7 @@ def debug(store: Store, tiny: Path, tmp_path: Path, executor: FakeExecutor) -> D
         executor.seen.clear()
         executor.commands.clear()
         tiny.unlink(missing_ok=True)
-        return Debugger(store, Machines(store, settings, lambda text: None), layer)
+        return Debugger(store, Machines(store, settings), layer, SILENT)
 
     return make
 
@@ -215,7 +216,7 @@ def test_a_machine_is_made_as_the_settings_say(
         spec.parse(b"((from tiny) (run (shell a)))")
     )
     settings = Settings(accel="tcg", memory=3 << 30, cpus=5)
-    assert Debugger(store, Machines(store, settings, print), layer).shell() == 0
+    assert Debugger(store, Machines(store, settings), layer, SILENT).shell() == 0
     shape = guests.configs[-1].shape
     assert (shape.memory, shape.cpus) == (3 << 30, 5)
 

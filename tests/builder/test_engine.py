@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -269,9 +270,9 @@ def test_each_stage_is_planned_once_and_each_base_is_looked_for_once(
         walked.append(sources)
         return walk(root, sources, exclude=exclude, rename=rename)
 
-    def counted_find(store: Store, reference: str, *, say: catalog.Say) -> Base:
+    def counted_find(store: Store, reference: str, **how: Any) -> Base:
         found.append(reference)
-        return find(store, reference, say=say)
+        return find(store, reference, **how)
 
     monkeypatch.setattr(tree, "walk", counted_walk)
     monkeypatch.setattr(catalog, "find", counted_find)

@@ -14,6 +14,7 @@ from obuild.bases import catalog
 from obuild.builder.engine import Engine
 from obuild.builder.provision import Machines, base_below
 from obuild.errors import StoreError, UsageError
+from obuild.events import SILENT
 from obuild.executors.protocol import Setup
 from obuild.executors.qemu import provision
 from obuild.executors.qemu.config import Config
@@ -26,7 +27,6 @@ from obuild.guests.profile import Card
 from obuild.host.process import CancelScope
 from obuild.plan.keys import LayerId
 from obuild.store.layers import Store
-from obuild.store.warm import Warm
 from tests.support.fakes import Heard
 
 Build = Callable[..., LayerId]
@@ -46,13 +46,13 @@ def build(store: Store, tmp_path: Path) -> Build:
 
 
 def machines(store: Store, os: str = "") -> Machines:
-    return Machines(store, Settings(accel="tcg", os=os), lambda text: None)
+    return Machines(store, Settings(accel="tcg", os=os))
 
 
 def made(store: Store, id: LayerId, settings: Settings | None = None, say: Say = print) -> Config:
     """How machines for a layer are made."""
     settings = settings or Settings(accel="tcg")
-    base = Machines(store, settings, say).base_of(id)
+    base = Machines(store, settings).base_of(id)
     return provision.configure(
         Setup(store, base, catalog.key_path(store, base.card), settings, say, CancelScope())
     )
@@ -82,7 +82,7 @@ def test_the_layers_of_a_base_have_the_same_machines(store: Store, build: Build)
     assert parent is not None
     all_of_them = machines(store)
     layers = (id, parent, LayerId(root(store, id).name))
-    first, *others = [all_of_them.of(all_of_them.base_of(layer)) for layer in layers]
+    first, *others = [all_of_them.of(all_of_them.base_of(layer), SILENT) for layer in layers]
     assert all(other is first for other in others)
 
 
@@ -130,7 +130,8 @@ def test_machines_last_where_they_can(store: Store, build: Build, vm: str) -> No
     assert config.home
     assert config.shape.warm
     assert config.home is HOMES["linux"]
-    assert config.warm == Warm(store, 123, print)
+    assert config.warm
+    assert (config.warm.store, config.warm.budget) == (store, 123)
     assert config.identity == identity(config.shape, config.home)
 
 

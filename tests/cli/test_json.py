@@ -191,6 +191,8 @@ def test_a_build_is_told_in_exactly_these_records(here: Path) -> None:
         ("stage_started", "in", 0, {"name": "in"}),
         ("planned", "in", 0, {"steps": steps}),
         ("started", "in", 1, {"text": "(from there)"}),
+        ("phase_started", "in", 1, {"phase": "preparing", "subject": "", "total": 0}),
+        ("phase_ended", "in", 1, {"phase": "preparing", "subject": ""}),
         ("phase_started", "in", 1, {"phase": "importing", "subject": base, "total": 0}),
         ("note", "in", 1, {"text": f"importing {base}"}),
         ("phase_ended", "in", 1, {"phase": "importing", "subject": base}),

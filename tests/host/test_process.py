@@ -16,6 +16,7 @@ import pytest
 
 from obuild.errors import Cancelled, ProcessError, UsageError
 from obuild.host import process
+from obuild.host.tail import KEPT
 from tests.support.fakes import other_process
 
 needs_setpriv = pytest.mark.skipif(not shutil.which("setpriv"), reason="needs setpriv")
@@ -23,6 +24,7 @@ needs_setpriv = pytest.mark.skipif(not shutil.which("setpriv"), reason="needs se
 SPAWN = """
 import sys
 from obuild.host import process
+from obuild.host.tail import KEPT
 process.spawn(["sh", "-c", "echo ready; exec sleep 600"], stderr=sys.stdout.buffer)
 sys.stdin.read()
 """
@@ -55,7 +57,7 @@ def test_a_failure_quotes_the_command_its_status_and_its_stderr() -> None:
 def test_a_failure_shows_only_the_end_of_a_long_stderr() -> None:
     with pytest.raises(ProcessError) as caught:
         process.run(["sh", "-c", "printf '%09999d' 1 >&2; exit 1"])
-    assert len(caught.value.message) < process.STDERR_TAIL + 200
+    assert len(caught.value.message) < KEPT + 200
     assert caught.value.message.endswith("0001")
 
 

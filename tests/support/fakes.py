@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from obuild.errors import MachineError
-from obuild.events import Event, Hit, Output, PhaseEnded, PhaseStarted, Place, Progress, Teller, What
+from obuild.events import SILENT, Event, Hit, Output, PhaseEnded, PhaseStarted, Place, Progress, Teller, What
 from obuild.executors.protocol import OpenExecutor, Outcome, Setup
 from obuild.executors.qemu import provision
 from obuild.executors.qemu.config import Config
@@ -80,7 +80,7 @@ class FakeExecutor:
     disks: dict[LayerId, dict[str, bytes]] = field(default_factory=dict)
 
     @contextmanager
-    def open(self, draft: Draft, *, network: bool) -> Iterator[FakeSession]:
+    def open(self, draft: Draft, *, network: bool, tell: Teller = SILENT) -> Iterator[FakeSession]:
         draft.lay()
         self.seen.append("open with network" if network else "open")
         disk = dict(self.disks.get(draft.parent, {})) if draft.parent else {}

@@ -96,8 +96,9 @@ def test_stages_are_built_side_by_side_and_all_of_them(ready: Program, spec: Spe
     assert {"a", "dev", "etc", "proc", "root", "sys"} < set(whole.split())  # the build's file system from its root
     assert not {"bin", "boot", "lib", "usr", "var"} & set(whole.split())
     assert machines_own.startswith("\nproc:\n\nsys:\nI am a\n---> saved")  # without what its guest adds
+    lines = [line for line in out.splitlines() if not line.startswith("KVM cannot be used")]
     for name in ("a", "b"):  # each stage's words stand together
-        assert f'(build "{name}" …)\n(from micro)\n' in out
+        assert lines[lines.index(f'(build "{name}" …)') + 1] == "(from micro)"
     assert_clean(ready)
 
 

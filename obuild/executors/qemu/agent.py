@@ -14,13 +14,14 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from obuild.errors import MachineError
 from obuild.executors.qemu.machine import Machine
 from obuild.guests.posix import script as lines
 from obuild.host.marks import MarkReader, new_mark
-from obuild.host.process import STDERR_TAIL
+from obuild.host.tail import KEPT, Tail
+from obuild.plan.archive import Sink
 
 #: How much is sent as one piece, in bytes: the guest starts a program for each.
 PIECE = 1 << 22
@@ -62,7 +63,7 @@ class Resident:
             send(sink)
         self._finish(words, what)
 
-    def fetch(self, command: str, script: bytes, out: BinaryIO, *, what: str) -> None:
+    def fetch(self, command: str, script: bytes, out: Sink, *, what: str) -> None:
         """As Connection.fetch."""
         mark = self._ask("fetch", script)
         words = _Words(mark)
@@ -131,17 +132,17 @@ class Resident:
 
     def _finish(self, words: _Words, what: str) -> None:
         if self._end_of(words) != 0:
-            raise MachineError(f"{what} failed in the guest: {words.tail.decode(errors='replace').strip()}")
+            raise MachineError(f"{what} failed in the guest: {words.tail.text}")
 
     def _line(self, mark: bytes) -> tuple[bytes, bytes]:
         """The end of what comes before a mark, and the rest of the mark's line."""
         heard = b""
         deadline = time.monotonic() + self.machine.shape.boot_time
-        while b"\n" not in heard.partition(mark)[2]:
+        while b"\n" not in (after := heard.partition(mark)[2]) and len(after) < KEPT:
             if self.machine.control.fileno() in self._wait(self.machine.control):
                 heard += self._recv(self.machine.control)
                 if mark not in heard:
-                    heard = heard[-STDERR_TAIL:]
+                    heard = heard[-KEPT:]
             elif time.monotonic() > deadline:
                 raise self.machine.error("the guest did not freeze its disks in time", hint="see --qemu-boot-time")
         before, _, after = heard.partition(mark)
@@ -179,12 +180,8 @@ class _Words(MarkReader):
     """Of what comes before the mark, keeps the end."""
 
     def __init__(self, mark: bytes) -> None:
-        super().__init__(mark, self._keep)
-        self.tail = bytearray()
-
-    def _keep(self, data: bytes) -> None:
-        self.tail += data
-        del self.tail[:-STDERR_TAIL]
+        self.tail = Tail()
+        super().__init__(mark, self.tail)
 
 
 class _Pieces:

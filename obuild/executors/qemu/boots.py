@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
+from obuild.events import SILENT, Teller
 from obuild.executors.qemu import machine, ssh
 from obuild.executors.qemu.arches import ARCHES
 from obuild.executors.qemu.config import Config
@@ -21,24 +22,30 @@ class Boots:
     config: Config
 
     @contextmanager
-    def open(self, draft: Draft, *, network: bool) -> Iterator[Session]:
+    def open(self, draft: Draft, *, network: bool, tell: Teller = SILENT) -> Iterator[Session]:
         """A machine on the draft's image. When the block ends the guest has shut itself down and QEMU is
         gone; if it raises, QEMU is killed and the image is not to be used."""
         config = self.config
         draft.lay()
-        with machine.start(config.shape, draft.image, config.scope, network=network) as running:
-            failpoints.reach("machine.started")
-            import obuild.store.index  # noqa: F401  # needed soon: loaded now, while the guest boots
+        with ExitStack() as stack:
+            with tell.phase("booting"):
+                started = machine.start(config.shape, draft.image, config.scope, network=network)
+                running = stack.enter_context(started)
+                failpoints.reach("machine.started")
+                import obuild.store.index  # noqa: F401  # needed soon: loaded now, while the guest boots
 
-            with ssh.connect(running, login=config.login, key=config.key) as connection:
-                failpoints.reach("machine.ready")
-                yield Session(config, running, connection, config.login)
-                if draft.scratch:
-                    return
+                login = stack.enter_context(ExitStack())
+                connection = login.enter_context(ssh.connect(running, login=config.login, key=config.key))
+            failpoints.reach("machine.ready")
+            yield Session(config, running, connection, config.login, tell)
+            if draft.scratch:
+                return
+            with tell.phase("sealing"):
                 if not ARCHES[config.shape.arch].button:
                     connection.power_off(config.guest.root_shell(config.login), config.guest.power_off())
                     return
-            running.power_off()
+                login.close()
+                running.power_off()
         failpoints.reach("machine.off")
 
     def close(self) -> None:

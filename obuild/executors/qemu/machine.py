@@ -28,6 +28,7 @@ from obuild.executors.qemu.shape import Shape
 from obuild.host import process
 from obuild.host.fs import in_memory
 from obuild.host.process import CancelScope
+from obuild.host.tail import KEPT
 
 #: QEMU itself, without a guest, starts in well under a second; this is for a host that swaps.
 START_TIMEOUT = 60.0
@@ -309,7 +310,7 @@ def _why(reason: str) -> str:
 
 def _tail(file: BinaryIO) -> str:
     size = os.fstat(file.fileno()).st_size
-    tail = os.pread(file.fileno(), process.STDERR_TAIL, max(0, size - process.STDERR_TAIL))  # QEMU's end may move
+    tail = os.pread(file.fileno(), KEPT, max(0, size - KEPT))  # QEMU's end may move
     text = tail.decode(errors="replace").strip()
     return text or "it said nothing"
 

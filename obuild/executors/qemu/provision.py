@@ -67,7 +67,7 @@ def configure(setup: Setup) -> Config:
         card.login,
         setup.key,
         GUESTS[card.os],
-        warm=Warm(store, settings.warm_budget, setup.say) if lasts else None,
+        warm=Warm(store, settings.warm_budget) if lasts else None,
         home=home,
         identity=identity(shape, home) if home else "",
         scope=setup.scope,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from obuild.events import SILENT, Teller
 from obuild.executors import transfer
 from obuild.executors.protocol import Outcome
 from obuild.executors.qemu import ssh
@@ -30,6 +31,7 @@ class Session:
     machine: Machine
     connection: transfer.Line
     login: str
+    tell: Teller = SILENT
     secret: bool = False
 
     @property
@@ -45,16 +47,17 @@ class Session:
     ) -> Outcome:
         """As the protocol has it."""
         if caches:
-            transfer.send_caches(self.connection, self.guest, self.login, command, caches)
+            transfer.send_caches(self.connection, self.guest, self.login, command, caches, self.tell)
         if command.secrets:
             self.secret = True
             transfer.send_secrets(self.connection, self.guest, self.login, command, secrets)
-        status = self.connection.run(self.guest.root_shell(self.login), partial(self._script, command), output)
+        with self.tell.phase("running"):
+            status = self.connection.run(self.guest.root_shell(self.login), partial(self._script, command), output)
         if command.secrets:
             transfer.remove_secrets(self.connection, self.guest, self.login, command)
         fetched: tuple[Path, ...] = ()
         if caches:
-            fetched = transfer.fetch_caches(self.connection, self.guest, self.login, command, caches)
+            fetched = transfer.fetch_caches(self.connection, self.guest, self.login, command, caches, self.tell)
         return Outcome(status, fetched)
 
     def interact(self, command: Command) -> int:
@@ -82,15 +85,15 @@ class Session:
 
     def send(self, action: Transfer) -> None:
         """Put a tree into the guest."""
-        transfer.send_tree(self.connection, self.guest, self.login, action)
+        transfer.send_tree(self.connection, self.guest, self.login, action, self.tell)
 
     def take(self, extract: Extract, archive: Path) -> None:
         """Take files out of the guest, into a tar archive."""
-        transfer.take_tree(self.connection, self.guest, self.login, extract, archive)
+        transfer.take_tree(self.connection, self.guest, self.login, extract, archive, self.tell)
 
     def graft(self, action: Graft, archive: Path) -> None:
         """Put the files of such an archive into the guest."""
-        transfer.send_archive(self.connection, self.guest, self.login, action, archive)
+        transfer.send_archive(self.connection, self.guest, self.login, action, archive, self.tell)
 
     def _script(self, command: Command, mark: str) -> bytes:
         return self.guest.run_script(command.argv, cwd=command.cwd, env=command.env, user=command.user, mark=mark)

@@ -13,14 +13,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from obuild.errors import MachineError, UsageError
 from obuild.executors.qemu.machine import SHUTDOWN_GRACE, Machine
 from obuild.host.marks import MarkReader, new_mark
-from obuild.host.process import STDERR_TAIL
 from obuild.host.regular import NotAFile, open_file
+from obuild.host.tail import Tail
 from obuild.host.terminal import Terminal
+from obuild.plan.archive import Sink
 
 if TYPE_CHECKING:
     import paramiko
@@ -95,16 +96,16 @@ class Connection:
             channel.shutdown_write()
             self.machine.power_off(ask=False)
 
-    def fetch(self, command: str, script: bytes, out: BinaryIO, *, what: str) -> None:
+    def fetch(self, command: str, script: bytes, out: Sink, *, what: str) -> None:
         """Run a script of our own and write its stdout to `out`. MachineError unless it exits with 0."""
         with self._channel(command, combined=False) as channel:
             channel.sendall(script)
             channel.shutdown_write()
-            said = bytearray()
+            said = Tail()
             while data := self._recv(channel, said):
                 out.write(data)
             _take_stderr(channel, said)  # what came right before the end
-            self._ended(channel, bytes(said), what)
+            self._ended(channel, said, what)
 
     def interact(self, command: str, terminal: Terminal) -> int:
         """Run a command that reads what is typed and writes to our terminal; return its exit status.
@@ -131,17 +132,17 @@ class Connection:
             raise MachineError("scp with the guest failed: it sent no file")
 
     def _finish(self, channel: paramiko.Channel, what: str) -> None:
-        said = b""
+        said = Tail()
         while data := self._recv(channel):
-            said = (said + data)[-STDERR_TAIL:]
+            said(data)
         self._ended(channel, said, what)
 
-    def _ended(self, channel: paramiko.Channel, said: bytes, what: str) -> None:
+    def _ended(self, channel: paramiko.Channel, said: Tail, what: str) -> None:
         status = channel.recv_exit_status()
         if status == -1 and not self._transport.is_active():
             raise self._lost()
         if status != 0:
-            raise MachineError(f"{what} failed in the guest: {said.decode(errors='replace').strip()}")
+            raise MachineError(f"{what} failed in the guest: {said.text}")
 
     @contextmanager
     def _channel(
@@ -175,10 +176,10 @@ class Connection:
             hint = "it may have a shell without: echo COMMAND | obuild shell …"
             raise MachineError("the guest's SSH server has no terminal for us", hint=hint) from error
 
-    def _recv(self, channel: paramiko.Channel, errors: bytearray | None = None) -> bytes:
+    def _recv(self, channel: paramiko.Channel, errors: Tail | None = None) -> bytes:
         """The next output of a channel, b"" at its end; watches the machine meanwhile.
 
-        If its stderr is not in its output, the end of that is kept in `errors`.
+        If its stderr is not in its output, `errors` gets it.
         """
         while not channel.recv_ready() and not channel.closed and not channel.eof_received:
             if errors is not None and channel.recv_stderr_ready():
@@ -237,11 +238,10 @@ class Connection:
         return self.machine.error("the guest closed the SSH connection in the middle of the step")
 
 
-def _take_stderr(channel: paramiko.Channel, errors: bytearray) -> None:
-    """Add what has come on a channel's stderr to `errors`, of which only the end is kept."""
+def _take_stderr(channel: paramiko.Channel, errors: Tail) -> None:
+    """Add what has come on a channel's stderr to `errors`."""
     while channel.recv_stderr_ready():
-        errors += channel.recv_stderr(_CHUNK)
-        del errors[:-STDERR_TAIL]
+        errors(channel.recv_stderr(_CHUNK))
 
 
 class _Line:

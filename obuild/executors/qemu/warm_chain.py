@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from obuild.errors import MachineError, ObuildError
+from obuild.events import SILENT, Teller
 from obuild.executors.qemu import machine, snapshot, ssh
 from obuild.executors.qemu.argv import Memory
 from obuild.executors.qemu.boots import Boots
@@ -21,6 +22,7 @@ from obuild.executors.qemu.snapshot import Lasting
 from obuild.guests.all import LACKING, Home
 from obuild.host import failpoints
 from obuild.host.fs import discard
+from obuild.host.tail import Tail
 from obuild.plan.keys import LayerId
 from obuild.store.layers import Draft
 from obuild.store.warm import Warm
@@ -35,20 +37,28 @@ class WarmChain:
     """One machine for as many steps as possible."""
 
     config: Config
-    warm: Warm
+    warm: Warm  # what it notes is told as the step's
     home: Home
     _running: ExitStack = field(default_factory=ExitStack)  # what is behind the two below
     _live: Lasting | None = None
     _booted: Machine | None = None  # one that cannot last
     _made: tuple[LayerId, Path] | None = None  # where the live machine was saved for a layer that is not there yet
     _refused: bool = False
+    _tell: Teller = SILENT  # of the step at hand
+
+    def __post_init__(self) -> None:
+        self.warm = replace(self.warm, note=self._note)
+
+    def _note(self, text: str) -> None:
+        self._tell.note(text)
 
     @contextmanager
-    def open(self, draft: Draft, *, network: bool) -> Iterator[Session]:
+    def open(self, draft: Draft, *, network: bool, tell: Teller = SILENT) -> Iterator[Session]:
         """As Boots.open, but the guest may stay: its disks are frozen then, and it waits for the next draft.
 
         A step with secrets, or one that has changed what a boot sets up, ends as in Boots.
         """
+        self._tell = tell
         try:
             session = None
             if not self._refused:
@@ -56,7 +66,7 @@ class WarmChain:
                     session = self._session(draft, network)
             if session is None:
                 self._end()
-                with Boots(self.config).open(draft, network=network) as session:
+                with Boots(self.config).open(draft, network=network, tell=tell) as session:
                     yield session
                 return
             yield session
@@ -85,19 +95,20 @@ class WarmChain:
         live = self._live
         if live and live.stands_on(draft) and not (live.heavy and kept):
             try:
-                return self._go_on(live, draft, network)
+                with self._tell.phase("resuming"):
+                    return self._go_on(live, draft, network)
             except MachineError as error:
                 if self.config.scope.cancelled:
                     raise
-                self.warm.note(f"the machine cannot go on ({_first_line(error)}); starting another")
+                self._note(f"the machine cannot go on ({_first_line(error)}); starting another")
         self._end()
         return self._resume(draft, network) or self._boot(draft, network)
 
     def _go_on(self, live: Lasting, draft: Draft | None, network: bool) -> Session:
         if not live.go_on(draft, network=network):
-            self.warm.note("the guest needs a boot to know its network")
+            self._note("the guest needs a boot to know its network")
             raise _NeedsBoot
-        return Session(self.config, live.machine, live.shell, "root")
+        return Session(self.config, live.machine, live.shell, "root", self._tell)
 
     def _resume(self, draft: Draft, network: bool) -> Session | None:
         """The saved machine of the draft's parent, running. None if there is none that can be."""
@@ -106,10 +117,11 @@ class WarmChain:
             if state is None:
                 return None
             try:
-                folder = self._running.enter_context(self.warm.folder(draft.id[:12]))
-                saved = snapshot.resumed(state, self.config.shape, draft, folder, self.config.scope)
-                self._live = self._running.enter_context(saved)
-                session = self._go_on(self._live, None, network)
+                with self._tell.phase("resuming"):
+                    folder = self._running.enter_context(self.warm.folder(draft.id[:12]))
+                    saved = snapshot.resumed(state, self.config.shape, draft, folder, self.config.scope)
+                    self._live = self._running.enter_context(saved)
+                    session = self._go_on(self._live, None, network)
                 failpoints.reach("machine.resumed")
                 return session
             except (ObuildError, OSError, ValueError) as error:
@@ -117,51 +129,58 @@ class WarmChain:
                 if self.config.scope.cancelled:
                     raise
         self._end()
-        self.warm.note(f"the saved machine of layer {parent[:12]} cannot be used ({reason}); booting")
+        self._note(f"the saved machine of layer {parent[:12]} cannot be used ({reason}); booting")
         self.warm.drop(parent)
         return None
 
     def _boot(self, draft: Draft, network: bool) -> Session:
         """Boot a machine, its network closed; if it can last, save it, and go on from what was saved."""
-        with self.warm.boots(_parent(draft)):
+        with ExitStack() as lock:
+            with self._tell.phase("waiting"):
+                lock.enter_context(self.warm.boots(_parent(draft)))
             if session := self._resume(draft, network):  # another build was quicker
                 return session
-            folder = self._running.enter_context(self.warm.folder(draft.id[:12]))
-            draft.lay()
-            booted = self._running.enter_context(
-                machine.start(self.config.shape, draft.image, self.config.scope, network=False, memory=Memory())
-            )
-            booted.qmp.execute("cont")
-            failpoints.reach("machine.started")
-            lacks = self._settle(booted)
-            failpoints.reach("machine.ready")
-            live = Lasting(booted, folder, None)
-            try:
-                lacks = lacks or live.freeze()
-            except MachineError as error:  # it has booted and let us in, so a step can still run there
-                if self.config.scope.cancelled:
-                    raise
-                self._refuse(_first_line(error))
-                raise _NeedsBoot from error
+            with self._tell.phase("booting"):
+                booted, live, lacks = self._start(draft)
             if lacks:
                 return self._make_do(booted, lacks, network)
             self._live = live
             self._save(live, _parent(draft), disk=draft.image)
             if not self._keep():
-                return self._go_on(live, None, network)
+                with self._tell.phase("resuming"):
+                    return self._go_on(live, None, network)
             self._end()
             if session := self._resume(draft, network):
                 return session
         self._refused = True
         raise _NeedsBoot
 
+    def _start(self, draft: Draft) -> tuple[Machine, Lasting, str]:
+        """A machine that has booted, frozen if it can last; what it lacks for that, in words."""
+        folder = self._running.enter_context(self.warm.folder(draft.id[:12]))
+        draft.lay()
+        booted = self._running.enter_context(
+            machine.start(self.config.shape, draft.image, self.config.scope, network=False, memory=Memory())
+        )
+        booted.qmp.execute("cont")
+        failpoints.reach("machine.started")
+        lacks = self._settle(booted)
+        failpoints.reach("machine.ready")
+        live = Lasting(booted, folder, None)
+        try:
+            return booted, live, lacks or live.freeze()
+        except MachineError as error:  # it has booted and let us in, so a step can still run there
+            if self.config.scope.cancelled:
+                raise
+            self._refuse(_first_line(error))
+            raise _NeedsBoot from error
+
     def _settle(self, booted: Machine) -> str:
         """Have a shell stay in the guest, which no login outlives; what the guest lacks for that, in words."""
-        said = bytearray()
+        said = Tail()
         with ssh.connect(booted, login=self.config.login, key=self.config.key) as connection:
-            status = connection.run(self.config.guest.root_shell(self.config.login), self.home.start, said.extend)
-        why = said.decode(errors="replace").strip()
-        return "" if status == 0 else why if status == LACKING else f"preparing it failed: {why}"
+            status = connection.run(self.config.guest.root_shell(self.config.login), self.home.start, said)
+        return "" if status == 0 else said.text if status == LACKING else f"preparing it failed: {said.text}"
 
     def _make_do(self, booted: Machine, lacks: str, network: bool) -> Session:
         """Use a machine that cannot last for one step, over SSH."""
@@ -170,10 +189,10 @@ class WarmChain:
             raise _NeedsBoot
         self._booted = booted
         connection = ssh.connect(booted, login=self.config.login, key=self.config.key)
-        return Session(self.config, booted, self._running.enter_context(connection), self.config.login)
+        return Session(self.config, booted, self._running.enter_context(connection), self.config.login, self._tell)
 
     def _refuse(self, lacks: str) -> None:
-        self.warm.note(
+        self._note(
             f'this guest cannot be kept warm ({lacks}): each step boots it; warm = "no" in its card is quicker'
         )
         self._refused = True
@@ -183,19 +202,25 @@ class WarmChain:
     def _seal(self, draft: Draft, session: Session) -> None:
         """Make the draft's image complete, and save the machine, if it may last."""
         live = self._live
-        if live and not session.secret:
-            why = live.freeze()
-            if not why:
-                live.seal(draft)
-                failpoints.reach("machine.sealed")
-                self._save(live, draft.id)
-                return
-            self.warm.note(f"the next step needs a boot: {why}")
-        running = live.machine if live else self._booted
-        if running:
-            running.power_off()
-        self._end()
-        failpoints.reach("machine.off")
+        with self._tell.phase("sealing"):
+            kept = live is not None and not session.secret and self._freeze(live, draft)
+            if not kept:
+                running = live.machine if live else self._booted
+                if running:
+                    running.power_off()
+                self._end()
+                failpoints.reach("machine.off")
+        if live and kept:
+            self._save(live, draft.id)
+
+    def _freeze(self, live: Lasting, draft: Draft) -> bool:
+        """Have the machine wait, and the draft be complete; False if the guest needs a boot."""
+        if why := live.freeze():
+            self._note(f"the next step needs a boot: {why}")
+            return False
+        live.seal(draft)
+        failpoints.reach("machine.sealed")
+        return True
 
     def _save(self, live: Lasting, layer: LayerId, *, disk: Path | None = None) -> None:
         """Write down the frozen machine, for a layer that need not be there yet."""
@@ -203,11 +228,12 @@ class WarmChain:
         if not self.warm.budget or not live.saves:
             return
         try:
-            live.save(made, disk)
+            with self._tell.phase("saving"):
+                live.save(made, disk)
             self._made = layer, made
         except (ObuildError, OSError) as error:
             live.saves = False
-            self.warm.note(f"this machine cannot be saved: {_first_line(error)}")
+            self._note(f"this machine cannot be saved: {_first_line(error)}")
             discard(made)
 
     def _keep(self) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from obuild.errors import MachineError, ObuildError
+from obuild.events import Note, PhaseEnded, PhaseStarted
 from obuild.executors.qemu.argv import Memory
 from obuild.executors.qemu.boots import Boots
 from obuild.executors.qemu.config import Config
@@ -27,6 +28,7 @@ from obuild.plan.keys import LayerId
 from obuild.plan.steps import Chain, Step
 from obuild.store.layers import Draft, Store
 from obuild.store.warm import State, Warm
+from tests.support.fakes import Heard
 
 SHAPE = Shape(warm=True)
 
@@ -38,10 +40,10 @@ SEALED = ["freeze", "seal", "save"]
 
 @dataclass
 class World:
-    """What machines will do. `seen` is what has happened, and `notes` is what the user was told."""
+    """What machines will do. `seen` is what has happened, and `heard` is what the user was told."""
 
     seen: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    heard: Heard = field(default_factory=Heard)
     running: int = 0
     lacks: str = ""
     broken: str = ""
@@ -51,6 +53,17 @@ class World:
     not_resumed: list[Exception | None] = field(default_factory=list)
     not_saved: Exception | None = None
     stuck: dict[str, str] = field(default_factory=dict)  # what fails the next time that it is done, and why
+
+    @property
+    def notes(self) -> list[str]:
+        return [note.text for note in self.heard.of(Note)]
+
+    @property
+    def phases(self) -> list[str]:
+        """The phases that have ended, in order; each that began has."""
+        ended = [phase.phase for phase in self.heard.of(PhaseEnded)]
+        assert sorted(ended) == sorted(phase.phase for phase in self.heard.of(PhaseStarted))
+        return list(ended)
 
     def may_fail(self, what: str) -> None:
         if why := self.stuck.pop(what, ""):
@@ -207,7 +220,7 @@ class Build:
     scope: CancelScope = field(default_factory=CancelScope)
 
     def machines(self) -> AbstractContextManager[Boots | WarmChain]:
-        warm = Warm(self.store, self.budget, self.world.notes.append)
+        warm = Warm(self.store, self.budget)
         config = Config(SHAPE, "debian", Path("/key"), GUESTS["linux"], warm, FakeHome(), "a machine", self.scope)
         return open_chain(config)
 
@@ -226,7 +239,7 @@ class Build:
             self.store.use(step.parent),
             self.store.claim(step.id),
             self.store.draft(step) as draft,
-            machines.open(draft, network=network) as session,
+            machines.open(draft, network=network, tell=self.world.heard.tell.of_op(number, step.id)) as session,
         ):
             act(session)
 
@@ -278,6 +291,23 @@ def test_a_machine_is_booted_once_saved_and_then_goes_on(build: Build) -> None:
     ]
     assert build.saved() == [0, 1, 2, 3]
     assert build.world.notes == []
+
+
+def test_what_takes_long_is_told_with_the_step_that_it_is_for(build: Build) -> None:
+    build.all(1, 2)
+    first = ["waiting", "booting", "saving", "resuming", "sealing", "saving"]
+    assert build.world.phases == [*first, "resuming", "sealing", "saving"]
+    places = build.world.heard.at(PhaseEnded)
+    assert {place.op for place in places[: len(first)]} == {1}
+    assert {place.op for place in places[len(first) :]} == {2}
+
+
+def test_a_phase_ends_though_what_it_is_for_fails(build: Build) -> None:
+    build.world.not_saved = OSError("no room")
+    build.world.not_resumed = [MachineError("it is bad")]
+    with pytest.raises(ObuildError, match="the step fails"), build.machines() as machines:
+        build.step(machines, 1, fail)
+    assert build.world.phases == ["waiting", "booting", "saving", "resuming"]
 
 
 def test_the_next_build_resumes_it(build: Build) -> None:
