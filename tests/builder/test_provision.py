@@ -16,7 +16,7 @@ from obuild.builder.provision import Machines, base_below
 from obuild.errors import StoreError, UsageError
 from obuild.events import SILENT
 from obuild.executors.protocol import Setup
-from obuild.executors.qemu import provision
+from obuild.executors.qemu import provision, versions
 from obuild.executors.qemu.config import Config
 from obuild.executors.qemu.shape import Kernel, Shape
 from obuild.executors.qemu.snapshot import identity
@@ -162,3 +162,18 @@ def test_where_qemu_cannot_be_told_of_a_file_each_step_boots(tmp_path: Path, qco
     id = Engine(tmp_path, store, Settings(accel="tcg"), Heard()).build(stage)
     assert made(store, id, say=said.append).warm is None
     assert "not UTF-8" in said[0]
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize(
+    ("vm", "warm", "words"), [("auto", False, "QEMU 99.1"), ("warm", True, ""), ("boot", False, "")]
+)
+def test_machines_last_unasked_only_with_a_qemu_that_was_tried(
+    store: Store, build: Build, monkeypatch: pytest.MonkeyPatch, vm: str, warm: bool, words: str
+) -> None:
+    id = build()
+    said: list[str] = []
+    monkeypatch.setattr(versions, "_version", lambda binary, memo: (99, 1))
+    config = made(store, id, Settings(accel="tcg", vm=vm), said.append)
+    assert (config.warm is not None, config.home is not None) == (warm, warm)
+    assert (words in " ".join(said)) if words else said == []

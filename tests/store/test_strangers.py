@@ -344,6 +344,7 @@ PLACES = (
     "state/accel.json",
     "state/db/db.sqlite",
     "state/digests.json",
+    "state/qemu.json",
     "state/ssh/id_ed25519",
 )
 QUICK = (*odd.LOOKS[:-1], odd.CHANGES[1], ("run", "ID", "--", "true"), ("fsck", "--repair"), ("clean",))

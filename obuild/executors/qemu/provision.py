@@ -44,7 +44,7 @@ def chain(config: Config) -> AbstractContextManager[Boots | WarmChain]:
 
 def configure(setup: Setup) -> Config:
     """How the machines are made. UsageError if this host cannot run them."""
-    from obuild.executors.qemu import kvm
+    from obuild.executors.qemu import kvm, versions
     from obuild.executors.qemu.config import Config
     from obuild.executors.qemu.snapshot import identity
     from obuild.guests.all import GUESTS, HOMES
@@ -61,6 +61,9 @@ def configure(setup: Setup) -> Config:
     chosen = kvm.choose(settings.accel, shape.arch, memo=memo, note=setup.say)
     shape = replace(shape, accel=chosen, kernel=kernel)
     lasts = shape.warm and settings.vm != "boot" and _can_be_told(store, setup.say)
+    if lasts and settings.vm == "auto" and (why := versions.untried(row.binary, memo=store.state / "qemu.json")):
+        setup.say(f"no machine is kept warm ({why}): each step boots one; --vm warm does it all the same")
+        lasts = False
     home = HOMES[card.os] if lasts else None
     return Config(
         shape,
