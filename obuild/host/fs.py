@@ -17,7 +17,14 @@ from obuild.host.regular import NotAFile, open_file, open_folder
 
 
 def replace_text(path: Path, text: str, *, mode: int = 0o644, durable: bool = False, point: str = "") -> None:
-    """Write a small file that appears with all of `text` or not at all. NotAFile if a folder is there.
+    """As `replace_bytes`, in UTF-8."""
+    replace_bytes(path, text.encode(), mode=mode, durable=durable, point=point)
+
+
+def replace_bytes(
+    path: Path, content: bytes, *, mode: int = 0o644, durable: bool = False, point: str = ""
+) -> None:
+    """Write a small file that appears with all of `content` or not at all. NotAFile if a folder is there.
 
     With `durable`, it is on the disk when this returns. `point` names the moment before it appears.
     """
@@ -26,8 +33,8 @@ def replace_text(path: Path, text: str, *, mode: int = 0o644, durable: bool = Fa
     fd, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     written = Path(name)
     try:
-        with os.fdopen(fd, "w") as file:
-            file.write(text)
+        with os.fdopen(fd, "wb") as file:
+            file.write(content)
         written.chmod(mode)
         if durable:
             fsync(written)

@@ -27,6 +27,8 @@ _RECORD = re.compile(rb"([1-9][0-9]{0,7}) ")
 _DIGITS = re.compile(rb"[0-9]{1,19}")
 
 FILE, LINK, SYMLINK, FOLDER, SPARSE = "0", "1", "2", "5", "S"
+#: No type flag: a file of which pax's records say that it is sparse, in a way that is not read here.
+OLD_SPARSE = "old sparse"
 
 
 class Damaged(Exception):
@@ -61,8 +63,9 @@ def members(file: BinaryIO, *, strict: bool) -> Iterator[Member]:
 
     `strict` takes only what `tar --format=gnu` writes, so that no two programs can understand it differently: who
     reads the archive here knows what GNU tar will make of it. Otherwise ustar and pax do, too; of pax's records,
-    those about names and sizes count, and those of sparse files as bsdtar and GNU tar write them by themselves
-    (GNU.sparse, version 1.0); in older ways of storing these, the extents are as they are stored.
+    those about names, sizes and owners count, and those of sparse files as bsdtar and GNU tar write them by
+    themselves (GNU.sparse, version 1.0). A sparse file that is stored in an older way is of the kind OLD_SPARSE,
+    and its extents are as they are stored.
     """
     return _Reader(file, strict).members()
 
@@ -189,9 +192,15 @@ class _Reader:
             length, extents = self.pax_sparse(held)
         else:
             length, extents = held, ((0, held),)
+            if any(name.startswith(b"GNU.sparse.") for name in self.said):
+                kind = OLD_SPARSE
         start = self.at
         self.skip(end - start)
         mode, uid, gid = (self.number(block[at : at + 8]) for at in (100, 108, 116))
+        uid, gid = (
+            self.digits(self.said[name]) if name in self.said else found
+            for name, found in ((b"uid", uid), (b"gid", gid))
+        )
         name, target = (text.decode("utf-8", "surrogateescape") for text in (path, link))
         return Member(kind, name, target, mode, uid, gid, length, start, extents)
 

@@ -112,20 +112,18 @@ def _changed(entry: Entry) -> ObuildError:
 
 
 def manifest_of(path: Path, *, owner: tuple[int, int] | None = None, pax: bool = False) -> Manifest:
-    """The manifest of a tar archive that a guest's GNU tar made, or with `pax` another; nothing is unpacked here.
+    """The manifest of a tar archive that a guest made; nothing is unpacked here.
 
-    ObuildError if it is damaged, holds what a copy cannot (a device, say), names paths outside itself, or says
-    that something belongs to another user than `owner` (uid, gid), if it is given: then what a guest made of it
-    would not be what its manifest says.
+    It is GNU tar's, which can be understood in one way only, or with `pax` that of another program. ObuildError if
+    it is damaged, holds what a copy cannot (a device, say), names paths outside itself, or says that something
+    belongs to another user than `owner` (uid, gid), if it is given: then what a guest made of it would not be what
+    its manifest says.
     """
     found = []
     total = 0
     try:
-        if pax:
-            return _from_pax(path)
         with path.open("rb") as file:
-            # GNU tar's, which is understood in one way or not at all
-            for member in tar_reader.members(file, strict=True):
+            for member in tar_reader.members(file, strict=not pax):
                 total += member.size
                 if total > MOST_CONTENT:
                     raise ObuildError(f"the guest sent files of more than {MOST_CONTENT >> 40} TiB")
@@ -133,58 +131,6 @@ def manifest_of(path: Path, *, owner: tuple[int, int] | None = None, pax: bool =
                     raise ObuildError(f"the guest sent {member.path!r} with another owner than was asked for")
                 found.append(_described(file, member))
     except tar_reader.Damaged as error:
-        raise ObuildError(f"the guest sent no sound tar archive: {error}") from error
-    return tuple(found)
-
-
-def _from_pax(path: Path) -> Manifest:
-    """As manifest_of, for what the tar of FreeBSD and Windows writes.
-
-    tarfile reads it, which is not as strict: what it cannot read may end the archive, owners are not looked at,
-    and a hostile guest can make it think for long.
-    """
-    import tarfile
-
-    found = []
-    total = 0
-    try:
-        with (
-            path.open("rb") as file,
-            tarfile.open(path, mode="r:", encoding="utf-8", errors="surrogateescape") as members,
-        ):
-            end = -1
-            for info in members:
-                if members.offset <= end or (total := total + info.size) > MOST_CONTENT:
-                    raise ObuildError("the guest sent no sound tar archive")
-                end = members.offset
-                pieces = getattr(info, "sparse", None)
-                extents = ((0, info.size),) if pieces is None else tuple(pieces)
-                kind = tar_reader.FILE if info.isreg() else info.type.decode("latin-1")
-                found.append(
-                    _described(
-                        file,
-                        tar_reader.Member(
-                            kind=kind,
-                            path=info.name,
-                            link=info.linkname,
-                            mode=info.mode,
-                            uid=info.uid,
-                            gid=info.gid,
-                            size=info.size,
-                            start=info.offset_data,
-                            extents=extents,
-                        ),
-                    )
-                )
-    except (
-        tarfile.TarError,
-        EOFError,
-        ValueError,
-        OverflowError,
-        IndexError,
-        RecursionError,
-        MemoryError,
-    ) as error:
         raise ObuildError(f"the guest sent no sound tar archive: {error}") from error
     return tuple(found)
 
@@ -204,6 +150,8 @@ def _described(file: BinaryIO, member: tar_reader.Member) -> tuple[str, ...]:
             return ("link", path, "0", member.link.removeprefix("./"))
         case tar_reader.FILE | tar_reader.SPARSE:
             return ("file", path, mode, _content(file, member))
+        case tar_reader.OLD_SPARSE:
+            raise ObuildError(f"the guest sent {path!r} as a sparse file of an old format")
     raise ObuildError(
         f"cannot copy {path!r} from the build: it is neither a file, a folder nor a symlink",
         hint=f"leave it out: (exclude {path.rpartition('/')[2]})",

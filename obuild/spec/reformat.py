@@ -7,14 +7,13 @@ printed as itself.
 
 from __future__ import annotations
 
-import os
-import tempfile
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from obuild.errors import UsageError
+from obuild.host.fs import replace_bytes
 from obuild.spec import Copy, Op, Run, Stage, format_op, parse, sexp, without_mark
 from obuild.spec.formatter import format_fields, format_from, format_name, newline
 from obuild.spec.sexp import Annotated, Atom, List, Node, Remark
@@ -31,17 +30,7 @@ def rewrite(path: Path, text: bytes) -> None:
     path = path.resolve()
     if not path.is_file():  # a pipe, say: it would be replaced
         raise UsageError(f"{path} is not a regular file", hint="without --write, the spec is printed")
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        written = Path(file.name)
-        try:
-            file.write(text)
-            file.flush()
-            os.fchmod(file.fileno(), path.stat().st_mode & 0o7777)
-            os.fsync(file.fileno())
-            written.replace(path)
-        except BaseException:
-            written.unlink(missing_ok=True)
-            raise
+    replace_bytes(path, text, mode=path.stat().st_mode & 0o7777, durable=True)
 
 
 @dataclass(slots=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
+import shutil
 import stat
 import subprocess
 import tarfile
@@ -168,3 +170,68 @@ def test_an_archive_that_is_none_is_refused(tmp_path: Path, content: bytes) -> N
     (tmp_path / "a.tar").write_bytes(content)
     with pytest.raises(ObuildError, match="no sound tar archive"):
         manifest_of(tmp_path / "a.tar", owner=(0, 0))
+
+
+def packed(out: Path, name: str, data: bytes, *, uid: int = 0, records: dict[str, str] | None = None) -> Path:
+    """A pax archive of one file, whose header has these records."""
+    with tarfile.open(out, "w", format=tarfile.PAX_FORMAT) as archive:
+        info = tarfile.TarInfo(name)
+        info.size, info.uid, info.mode, info.pax_headers = len(data), uid, 0o644, records or {}
+        archive.addfile(info, io.BytesIO(data))
+    return out
+
+
+def test_a_pax_archive_has_the_manifest_that_its_files_have(tmp_path: Path) -> None:
+    name = "é" * 200
+    (entry,) = manifest_of(packed(tmp_path / "a.tar", name, b"data"), owner=(0, 0), pax=True)
+    assert entry == ("file", name, "644", hashlib.sha256(b"data").hexdigest())
+
+
+@pytest.mark.parametrize("uid", [1, 70_000, 3_000_000])
+def test_the_owner_is_looked_at_in_a_pax_archive_too(tmp_path: Path, uid: int) -> None:
+    path = packed(tmp_path / "a.tar", "x", b"", uid=uid)
+    assert manifest_of(path, owner=(uid, 0), pax=True)
+    with pytest.raises(ObuildError, match="another owner"):
+        manifest_of(path, owner=(0, 0), pax=True)
+
+
+def test_an_owner_that_is_only_in_the_records_counts(tmp_path: Path) -> None:
+    path = packed(tmp_path / "a.tar", "x", b"", records={"uid": "7"})
+    with pytest.raises(ObuildError, match="another owner"):
+        manifest_of(path, owner=(0, 0), pax=True)
+
+
+@pytest.mark.parametrize(
+    "records", [{"GNU.sparse.map": "0,4"}, {"GNU.sparse.size": "9"}, {"GNU.sparse.major": "0"}]
+)
+def test_a_sparse_file_in_a_way_that_is_not_read_is_refused(tmp_path: Path, records: dict[str, str]) -> None:
+    with pytest.raises(ObuildError, match="sparse"):
+        manifest_of(packed(tmp_path / "a.tar", "x", b"data", records=records), pax=True)
+
+
+@pytest.mark.skipif(not shutil.which("bsdtar"), reason="needs bsdtar, from the package libarchive-tools")
+def test_what_bsdtar_packs_is_what_gnu_tar_packs(root: Path, tmp_path: Path) -> None:
+    with (root / "sparse").open("wb") as file:
+        file.truncate(1 << 20)
+        file.seek(300_000)
+        file.write(b"in the middle")
+    names = sorted(os.listdir(root))
+    bsd = [
+        "-c",
+        "--format",
+        "pax",
+        "--uid",
+        "3000000",
+        "--gid",
+        "70000",
+        "--no-acls",
+        "--no-xattrs",
+        "--no-fflags",
+    ]
+    subprocess.run(["bsdtar", *bsd, "-f", tmp_path / "b.tar", "-C", root, *names], check=True)
+    gnu = ["--create", "--format=gnu", "--sparse", "--owner=:3000000", "--group=:70000", "--sort=name"]
+    subprocess.run(["tar", *gnu, f"--file={tmp_path / 'g.tar'}", "-C", root, *names], check=True)
+    owner = (3_000_000, 70_000)
+    found = manifest_of(tmp_path / "b.tar", owner=owner, pax=True)
+    assert sorted(found) == sorted(manifest_of(tmp_path / "g.tar", owner=owner))
+    assert hashlib.sha256((root / "sparse").read_bytes()).hexdigest() in {entry[3] for entry in found}
