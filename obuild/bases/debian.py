@@ -21,7 +21,7 @@ from obuild.bases.kind import File, Making, Recipe
 from obuild.bases.sources import Sources
 from obuild.bases.table import Table
 from obuild.errors import ObuildError
-from obuild.guests.profile import INITRD, KERNEL, Card
+from obuild.guests.profile import DEBIAN_ARCHES, INITRD, KERNEL, Card
 from obuild.host import locks, process
 from obuild.host.fs import discard, fsync, owned_folder
 from obuild.host.qemu_img import copy, pack
@@ -31,9 +31,6 @@ from obuild.store import parts
 MIRROR = "http://deb.debian.org/debian"
 
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
-
-#: Debian's names for architectures.
-DEBIAN_ARCHES = {"x86_64": "amd64", "aarch64": "arm64", "ppc64le": "ppc64el"}
 
 #: Where to work if the store's folder is for its owner alone, and what the folder there is called.
 VAR_TMP = Path("/var/tmp")

@@ -21,10 +21,13 @@ from obuild.errors import UsageError
 from obuild.host import toml
 from obuild.host.regular import read_text
 
-OSES = ("linux", "windows", "openbsd", "freebsd")
+#: The guest systems that there are, and what people call them. `guests.all` has their modules.
+OSES = {"linux": "Linux", "windows": "Windows", "openbsd": "OpenBSD", "freebsd": "FreeBSD"}
+#: The architectures of guests. `executors.qemu.arches` says how QEMU runs them.
 ARCHES = ("x86_64", "aarch64", "riscv64", "s390x", "ppc64le")
-#: Other names that people use for the same thing.
-ARCH_ALIASES = {"amd64": "x86_64", "arm64": "aarch64", "ppc64el": "ppc64le"}
+#: What Debian calls those that it names otherwise; users may, too.
+DEBIAN_ARCHES = {"x86_64": "amd64", "aarch64": "arm64", "ppc64le": "ppc64el"}
+ARCH_ALIASES = {debian: arch for arch, debian in DEBIAN_ARCHES.items()}
 
 FIRMWARES = ("bios", "kernel")
 

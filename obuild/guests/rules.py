@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from obuild.errors import UsageError
-from obuild.guests.profile import Card
+from obuild.guests.profile import OSES, Card
 from obuild.guests.windows_quoting import arguments, is_cmd
 from obuild.spec import UnixUser, WindowsUser
 
@@ -41,7 +41,6 @@ MAX_VARIABLE = 32_766
 PAX = ("freebsd", "windows")
 
 _TOO_LONG = "put it into a file or a script, and copy that in"
-_NAMES = {"linux": "Linux", "freebsd": "FreeBSD", "openbsd": "OpenBSD", "windows": "Windows"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +83,7 @@ def split(path: str) -> tuple[str, str]:
 
 def check_user(user: UnixUser | WindowsUser, card: Card) -> None:
     """UsageError unless the guest can have such a user."""
-    guest = _NAMES[card.os]
+    guest = OSES[card.os]
     if isinstance(user, UnixUser):
         if card.os == "windows":
             raise UsageError(
@@ -152,13 +151,13 @@ def _check_size(os: str, argv: Sequence[str], env: Sequence[tuple[str, str]]) ->
     size = sum(len(_encoded(word)) + 1 + pointer for word in words)
     if size > _most(os):
         what = f"the command and its variables are {size} bytes long together"
-        raise UsageError(f"{what}; {_NAMES[os]} takes at most {_most(os)}", hint=_TOO_LONG)
+        raise UsageError(f"{what}; {OSES[os]} takes at most {_most(os)}", hint=_TOO_LONG)
 
 
 def _check_length(os: str, text: str, what: str) -> None:
     size, limit = len(_encoded(text)), MAX_ARGUMENT if os == "linux" else _most(os)
     if size > limit:
-        raise UsageError(f"{what} is {size} bytes long; {_NAMES[os]} takes at most {limit}", hint=_TOO_LONG)
+        raise UsageError(f"{what} is {size} bytes long; {OSES[os]} takes at most {limit}", hint=_TOO_LONG)
 
 
 def _most(os: str) -> int:

@@ -17,6 +17,7 @@ import pytest
 from obuild.errors import MachineError
 from obuild.executors.qemu.session import Session
 from obuild.guests import rules, windows
+from obuild.guests.profile import OSES
 from obuild.plan import tree
 from obuild.plan.archive import manifest_of
 from obuild.plan.keys import LayerId
@@ -28,7 +29,6 @@ from tests.support.ssh_server import Unix, bsd_programs, unquoted
 
 __all__ = ["key", "place"]
 
-OSES = ("linux", "freebsd", "openbsd", "windows")
 USERS = {"windows": WindowsUser("ContainerAdministrator"), "freebsd": WindowsUser("daemon")}
 MANY = "many" * 40
 

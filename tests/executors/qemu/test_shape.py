@@ -13,6 +13,7 @@ from obuild.executors.qemu.arches import ARCHES
 from obuild.executors.qemu.argv import Links, Memory, qemu_argv
 from obuild.executors.qemu.shape import DEFAULT_MEMORY, Accel, Kernel, Shape, shape_for
 from obuild.executors.settings import VM, Settings
+from obuild.guests import profile
 from obuild.guests.profile import OSES, Card, arch_named
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "qemu"
@@ -193,3 +194,7 @@ def test_a_kernel_needs_no_initial_ram_disk() -> None:
 def test_a_board_without_firmware_is_given_one_to_boot_a_disk(arch: str, option: str) -> None:
     assert argv(Shape(arch=arch))[-2:] == [option, ARCHES[arch].firmware[1]]
     assert ARCHES[arch].firmware[1] not in argv(Shape(arch=arch, kernel=Kernel(Path("/k"), None, "")))
+
+
+def test_qemu_runs_every_architecture_that_a_card_may_name() -> None:
+    assert set(ARCHES) == set(profile.ARCHES)
