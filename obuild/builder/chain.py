@@ -6,12 +6,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from itertools import accumulate
 from pathlib import Path
 
 from obuild.builder.inflight import Follower, failure, failure_word
 from obuild.errors import ObuildError, StepFailed, StoreError
-from obuild.events import Hit, Output, Place, Planned, PlannedStep, Saved, Started, Teller
+from obuild.events import Hit, Output, Place, Saved, Started, Teller
 from obuild.executors.protocol import Executor, OnFailure
 from obuild.guests import profile
 from obuild.host import failpoints, qemu_img, stamp
@@ -162,7 +161,7 @@ class Builder:
             failpoints.reach("step.done")
             if (status := outcome.status) != 0:
                 if self.on_failure:
-                    self.on_failure(session, command, status)
+                    self.on_failure(session, command, status, tell)
                 raise StepFailed(f"{_quote(command.argv[-1])} failed with exit status {status}")
 
     def _remember(self, step: Step, began: float, tell: Teller) -> None:
@@ -180,14 +179,6 @@ class Builder:
 def _quote(command: str) -> str:
     shown = command if len(command) <= 200 else command[:200] + "…"
     return f'"{shown}"'
-
-
-def planned(chain: Chain) -> Planned:
-    """A chain as an event."""
-    ops = accumulate(len(step.headings) for step in chain.steps)
-    return Planned(
-        tuple(PlannedStep(op, step.id, step.headings[-1]) for op, step in zip(ops, chain.steps, strict=True))
-    )
 
 
 @contextmanager

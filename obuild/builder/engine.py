@@ -10,11 +10,11 @@ from functools import partial
 from pathlib import Path
 
 from obuild.bases import catalog
-from obuild.builder.chain import Builder, located, planned
+from obuild.builder.chain import Builder, located
 from obuild.builder.extract import Extractor
 from obuild.builder.listener import Guarded, ListenerFailed
 from obuild.builder.provision import Machines, as_os
-from obuild.builder.stages import PlannedStage, plan_stages
+from obuild.builder.stages import PlannedStage, outline, plan_stages
 from obuild.errors import Cancelled, MachineError, ObuildError
 from obuild.events import Done, Event, Listener, Output, Teller
 from obuild.executors.protocol import Executor, OnFailure
@@ -94,6 +94,8 @@ class Engine:
             for each in planned.all():
                 self._hold(each.plan.known)
                 self._see_logs(each.plan.known)
+            for each in planned.all():
+                self._tell.of_stage(each.path)(outline(each.plan.actions, each.plan.known))
             if self.jobs > 1 and planned.inner:
                 from obuild.builder.scheduler import Parallel
 
@@ -148,8 +150,8 @@ class Engine:
             chain = stage.plan.chain(extract)
             if stage.plan.origins:
                 self._hold(chain.steps)
+                tell(outline(stage.plan.actions, chain.steps))
             room = partial(self.make_room, tell)
-            tell(planned(chain))
             self._prepare(chain, room, tell)
             executor = self._machines_of(chain.base, stack, tell)
             builder = Builder(

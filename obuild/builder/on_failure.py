@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import suppress
 
 from obuild.errors import MachineError, UsageError
+from obuild.events import Teller
 from obuild.executors.protocol import OnFailure, Reachable, Session
 from obuild.plan.steps import Command
 
 WAYS = ("stop", "shell", "keep")
 
 
-def chosen(way: str, *, jobs: int, say: Callable[[str], object]) -> OnFailure | None:
+def chosen(way: str, *, jobs: int) -> OnFailure | None:
     """What `--on-failure` asks for. UsageError if it cannot be."""
     if way not in WAYS:
         raise UsageError(f"--on-failure {way}: it can be {', '.join(WAYS)}")
@@ -21,16 +21,20 @@ def chosen(way: str, *, jobs: int, say: Callable[[str], object]) -> OnFailure | 
     if jobs > 1:
         raise UsageError(f"--on-failure {way} is for one stage at a time", hint="without --jobs")
 
-    def shell(session: Session, command: Command, status: int) -> None:
-        say(f"the command failed with exit status {status}; here is a shell in its machine, until you leave it")
+    def shell(session: Session, command: Command, status: int, tell: Teller) -> None:
+        tell.note(
+            f"the command failed with exit status {status}; here is a shell in its machine, until you leave it"
+        )
         session.interact(command)
 
-    def keep(session: Session, command: Command, status: int) -> None:
+    def keep(session: Session, command: Command, status: int, tell: Teller) -> None:
         if not isinstance(session, Reachable):
-            say(f"the command failed with exit status {status}; nobody can log in to where it ran, so that goes")
+            tell.note(
+                f"the command failed with exit status {status}; nobody can log in to where it ran, so that goes"
+            )
             return
-        say(f"the command failed with exit status {status}; its machine stays until you press Ctrl-C:")
-        say(f"    {session.address()}")
+        tell.note(f"the command failed with exit status {status}; its machine stays until you press Ctrl-C:")
+        tell.note(f"    {session.address()}")
         with suppress(KeyboardInterrupt, MachineError):  # or until it powers off
             session.wait()
 

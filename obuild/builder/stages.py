@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
-from obuild.plan.planner import Plan
+from obuild import events
+from obuild.plan.planner import Plan, Planned
+from obuild.plan.steps import Step
 from obuild.spec import Stage
 
 
@@ -26,6 +29,17 @@ class PlannedStage:
         for stage in self.inner:
             yield from stage.all()
         yield self
+
+
+def outline(actions: Sequence[Planned], steps: Sequence[Step]) -> events.Planned:
+    """The plan of a stage as an event. `steps` are those of its actions whose ids are known, from the first on."""
+    ops = accumulate(len(each.headings) for each in actions)
+    ids = [step.id for step in steps] + [""] * (len(actions) - len(steps))
+    return events.Planned(
+        tuple(
+            events.PlannedStep(op, id, each.headings[-1]) for op, id, each in zip(ops, ids, actions, strict=True)
+        )
+    )
 
 
 def plan_stages(stage: Stage, plan: Callable[[Stage, Mapping[str, Stage]], Plan]) -> PlannedStage:

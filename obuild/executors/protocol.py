@@ -69,8 +69,9 @@ class Reachable(Protocol):
         """Wait until the session is lost: then a MachineError says why."""
 
 
-#: Called with the session, the command that failed in it, and its exit status. What it does there is thrown away.
-OnFailure = Callable[[Session, Command, int], None]
+#: Called with the session, the command that failed in it, its exit status, and what hears what a user should know.
+#: What it does there is thrown away.
+OnFailure = Callable[[Session, Command, int, Teller], None]
 
 
 class Executor(Protocol):

@@ -17,7 +17,7 @@ from obuild import spec
 from obuild.bases import catalog
 from obuild.builder import engine
 from obuild.errors import MachineError, StepFailed, StoreError, UsageError
-from obuild.events import Hit, Note, Output, Saved
+from obuild.events import Hit, Note, Output, Place, Planned, Saved
 from obuild.executors.qemu import kvm
 from obuild.executors.qemu.arches import ARCHES
 from obuild.executors.settings import Settings
@@ -280,6 +280,21 @@ def test_each_stage_is_planned_once_and_each_base_is_looked_for_once(
     engine.Engine(tmp_path, store, Settings(accel="tcg"), heard).build(spec.parse(text.encode()))
     assert walked == [("file",)]
     assert found == ["tiny"]
+
+
+def test_each_stage_says_what_it_will_do_before_anything_is_made_and_again_when_all_ids_are_known(
+    executor: FakeExecutor, heard: Heard, stages: Callable[[str], LayerId]
+) -> None:
+    executor.files = {"out": b"result"}
+    last = stages("one")
+    first, outer, again = heard.of(Planned)
+    assert heard.at(Planned) == [Place("dev"), Place(""), Place("")]
+    assert [event.what for event in heard.events[:2]] == [first, outer]
+    base, made = first.steps
+    assert (base.op, base.text, made.op, made.text) == (1, "(from tiny)", 2, "/: (run (shell one))")
+    assert [(step.op, bool(step.id)) for step in outer.steps] == [(1, True), (2, False), (3, False)]
+    assert [step.id for step in again.steps][::2] == [base.id, last]
+    assert [step.text for step in again.steps] == [step.text for step in outer.steps]
 
 
 def test_files_come_out_of_a_build_of_another_system(

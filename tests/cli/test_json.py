@@ -187,9 +187,10 @@ def test_a_build_is_told_in_exactly_these_records(here: Path) -> None:
     log = str(here / "store" / "result" / id / "log")
     steps = [{"op": 1, "id": id, "text": "(from there)"}]
     expected: list[tuple[str, str, int, dict[str, Any]]] = [  # event, stage, op, its own fields
+        ("planned", "in", 0, {"steps": steps}),
+        ("planned", "", 0, {"steps": steps}),
         ("stage_started", "", 0, {"name": ""}),
         ("stage_started", "in", 0, {"name": "in"}),
-        ("planned", "in", 0, {"steps": steps}),
         ("started", "in", 1, {"text": "(from there)"}),
         ("phase_started", "in", 1, {"phase": "preparing", "subject": "", "total": 0}),
         ("phase_ended", "in", 1, {"phase": "preparing", "subject": ""}),
@@ -200,7 +201,6 @@ def test_a_build_is_told_in_exactly_these_records(here: Path) -> None:
         ("phase_ended", "in", 1, {"phase": "committing", "subject": ""}),
         ("saved", "in", 1, {"id": id}),
         ("stage_ended", "in", 0, {"name": "in", "failed": False}),
-        ("planned", "", 0, {"steps": steps}),
         ("started", "", 1, {"text": "(from there)"}),
         ("hit", "", 1, {"id": id, "log": log, "told": False}),
         ("started", "", 2, {"text": "/: (workdir /a)"}),

@@ -127,7 +127,7 @@ def build(
 
         with _in_turn(tell, opened, jobs) as listener:
             builder = engine.Engine(Path(source), opened, settings, listener, values, jobs)
-            builder.on_failure = failing.chosen(on_failure, jobs=jobs, say=Teller(listener).note)
+            builder.on_failure = failing.chosen(on_failure, jobs=jobs)
             builder.on_built = name_it
             if reserve or max_size:
                 from obuild.store.quota import Room
