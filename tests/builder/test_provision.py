@@ -26,6 +26,7 @@ from obuild.guests.all import GUESTS, HOMES
 from obuild.guests.profile import Card
 from obuild.host.process import CancelScope
 from obuild.plan.keys import LayerId
+from obuild.store import fsck
 from obuild.store.layers import Store
 from tests.support.fakes import Heard
 
@@ -177,3 +178,10 @@ def test_machines_last_unasked_only_with_a_qemu_that_was_tried(
     config = made(store, id, Settings(accel="tcg", vm=vm), said.append)
     assert (config.warm is not None, config.home is not None) == (warm, warm)
     assert (words in " ".join(said)) if words else said == []
+
+
+@pytest.mark.usefixtures("tiny")
+def test_what_is_remembered_of_qemu_is_no_stranger_in_the_store(store: Store, build: Build) -> None:
+    made(store, build(), Settings(accel="tcg", vm="auto"))
+    assert (store.state / "qemu.json").exists()
+    assert list(fsck.check(store)) == []
