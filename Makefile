@@ -17,7 +17,7 @@ TEST_PACKAGES := libarchive-tools gpg gpgv busybox binutils shellcheck
 
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: help setup demo test test-arch test-crash test-long bench-steps lint clean
+.PHONY: help setup demo test test-arch test-crash test-long bench-steps docs lint clean
 help:
 	@sed -n 's/^# make/make/p' Makefile
 
@@ -77,6 +77,9 @@ STEPS ?=
 bench-steps: setup
 	.venv/bin/pip install -q -e '.[bench]'
 	.venv/bin/python -m bench.steps $(STEPS)
+
+docs: setup
+	.venv/bin/python -m obuild.cli.reference >docs/cli.md
 
 lint: setup .venv/packages-test
 	.venv/bin/ruff check .

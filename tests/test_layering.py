@@ -34,6 +34,7 @@ CONSOLE = {
     "cli.main",
     "cli.console",
     "cli.options",
+    "cli.reference",
     *(module for module in MODULES if module.startswith("cli.commands.")),
 }
 

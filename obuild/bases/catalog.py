@@ -316,7 +316,8 @@ def _digest(store: Store, path: Path, seen: Stamp) -> str:
         qemu_img.inspect(path)
     with open_file(path, follow=True) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    replace_text(memo, json.dumps({**_read_memo(memo), path.name: [*seen, digest]}))
+    if store.writable:
+        replace_text(memo, json.dumps({**_read_memo(memo), path.name: [*seen, digest]}))
     return digest
 
 

@@ -90,17 +90,28 @@ def open_store(store: str, *, create: bool = False, sweep: bool = True, quiet: b
     """The store that --store names, or the default one, which commands that make it say in a line."""
     from obuild.store.layers import Store
 
+    if create and not store and not quiet:
+        note(f"the store is {default_store()}; --store or OBUILD_STORE names another")
+    return Store.open(_store_path(store), create=create, sweep=sweep)
+
+
+def look_at(store: str) -> Store:
+    """The store that --store names, or the default one, for a command that changes nothing in it."""
+    from obuild.store.layers import Store
+
+    return Store.look(_store_path(store))
+
+
+def _store_path(store: str) -> Path:
+    """UsageError if --store is not KIND:PATH."""
     if not store:
-        path = default_store()
-        if create and not quiet:
-            note(f"the store is {path}; --store or OBUILD_STORE names another")
-        return Store.open(path, create=create, sweep=sweep)
-    kind, colon, name = store.partition(":")
-    if not colon or not name:
+        return default_store()
+    kind, colon, path = store.partition(":")
+    if not colon or not path:
         raise UsageError(f"--store={store} is not KIND:PATH", hint="for example --store=qemu:/data")
     if kind != "qemu":
         raise UsageError(f"unknown kind of store {kind!r} in --store={store}", hint="there is: qemu:PATH")
-    return Store.open(Path(name), create=create, sweep=sweep)
+    return Path(path)
 
 
 def default_store() -> Path:

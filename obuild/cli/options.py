@@ -92,7 +92,7 @@ class Machine:
         typer.Option(
             metavar="OS",
             rich_help_panel=MACHINE,
-            help="linux, windows, openbsd or freebsd. [default: as the base's card says]",
+            help="linux; experimental: windows, openbsd, freebsd. [default: as the base's card says]",
         ),
     ] = ""
     qemu_guest_arch: Annotated[

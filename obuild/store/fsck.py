@@ -310,9 +310,7 @@ def _bases(store: Store) -> Iterator[Finding]:
     images = {path.stem: path for path in _entries(store.base_image) if path.suffix in IMAGES}
     for path in _entries(store.base_image):
         if path in unfinished:
-            with locks.file_lock(store.places.lock(path.stem[1:]), wait=False) as unowned:
-                pass
-            if unowned:  # let go, so that a repair can take it
+            if not locks.is_held(store.places.lock(path.stem[1:])):
                 what = "a base image that was never put in its place"
                 yield Finding(_shown(store, path), what, "finish it or remove it", partial(_place, path))
         elif path.name.startswith(".") and path.suffix in (".part", ".ready"):

@@ -298,11 +298,10 @@ def _remove_warm(store: Store, item: Item, parents: Parents) -> bool:
 def _rubbish(store: Store, now: float) -> Iterator[Item]:
     """Drafts and copies without an owner. Opening a store removes them; here is what has come since."""
     for path in store.unfinished():
-        with store.unowned(path) as rubbish:
-            used = _mtime(path)
-            if rubbish and used is not None:
-                name = str(path.relative_to(store.root))
-                yield Item("rubbish", name, usage.on_disk(path), used, why="whoever made it is dead")
+        used = _mtime(path)
+        if used is not None and store.is_rubbish(path):
+            name = str(path.relative_to(store.root))
+            yield Item("rubbish", name, usage.on_disk(path), used, why="whoever made it is dead")
 
 
 def _rubbish_used(store: Store, item: Item) -> float | None:

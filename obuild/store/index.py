@@ -11,7 +11,7 @@ import os
 import sqlite3
 import sys
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from types import TracebackType
 from typing import NamedTuple
 
@@ -72,6 +72,9 @@ class Index:
         self._wait = wait
         self._path = store.state / "db" / "db.sqlite"
         try:
+            if not store.writable:
+                self._open_copy()
+                return
             self._path.parent.mkdir(exist_ok=True)
             # SQLite does not wait while another process switches the journal or makes the table
             with self._alone():
@@ -101,6 +104,28 @@ class Index:
         except BaseException:
             self._db.close()
             raise
+
+    def _open_copy(self) -> None:
+        """For a store that cannot be written to: a copy of the database in memory, empty if it cannot be read.
+
+        SQLite reads a database beside which it can make no files only if told that nobody writes to it. Then it
+        also leaves out what is in a journal: those layers are looked at, as others without a row are.
+        """
+        for how in ("mode=ro", "mode=ro&immutable=1", ""):
+            self._db = sqlite3.connect(":memory:", isolation_level=None)
+            self._inode = 0
+            try:
+                if how and is_file(self._path):
+                    with closing(sqlite3.connect(f"{self._path.as_uri()}?{how}", uri=True)) as database:
+                        database.backup(self._db)
+                (version,) = self._db.execute("PRAGMA user_version").fetchone()
+                if version != VERSION:
+                    self._lay_out()
+                return
+            except sqlite3.Error:
+                self._db.close()
+                if not how:
+                    raise
 
     def _lay_out(self) -> None:
         """Make the tables. Of a database that another version made, rows that look like ours are kept."""
@@ -315,7 +340,12 @@ def disk_usage(store: Store, id: LayerId) -> int:
 
 
 def _now(store: Store) -> int:
-    """The time, in ns, by the clock that result/ is stamped with, and in its ticks: of its own file system."""
+    """The time, in ns, by the clock that result/ is stamped with, and in its ticks: of its own file system.
+
+    Of a store that cannot be written to, any later time: what is remembered of it is gone with the command.
+    """
+    if not store.writable:
+        return sys.maxsize
     os.utime(store.result_tmp)
     return store.result_tmp.stat().st_mtime_ns
 

@@ -123,6 +123,7 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.writable = True
         self.result = root / "result"
         self.result_tmp = root / "result-tmp"
         self.base_image = root / "base-image"
@@ -152,7 +153,7 @@ class Store:
             store = cls(_resolved(root))
             if not parts.is_store(store.root):
                 if not create:
-                    raise UsageError(f"{root} is not a store", hint="a first `obuild build` makes it")
+                    raise _no_store(root)
                 parts.begin(store.root)
             format.check(store.root)
             parts.make(store.root)
@@ -164,6 +165,25 @@ class Store:
         except OSError as error:
             where = f"{error.filename}: " if error.filename not in (None, str(store.root)) else ""
             raise UsageError(f"cannot write to the store {root}: {where}{error.strerror}") from error
+        return store
+
+    @classmethod
+    def look(cls, root: Path) -> Store:
+        """Open a store to look at it: nothing is made or swept, and it may be one that cannot be written to.
+
+        UsageError if it is no store or lacks a part of one, if a part is no folder, or if it has a newer format.
+        """
+        try:
+            store = cls(_resolved(root))
+            if not parts.is_store(store.root):
+                raise _no_store(root)
+            format.check(store.root)
+            if missing := parts.check(store.root):
+                hint = "`obuild fsck --repair` makes it again"
+                raise UsageError(f"the store {root} lacks its folder {missing[0]}", hint=hint)
+            store.writable = os.access(store.result_tmp, os.W_OK | os.X_OK)
+        except OSError as error:
+            raise UsageError(f"cannot read the store {root}: {error.strerror}") from error
         return store
 
     def _see_writable(self) -> None:
@@ -203,9 +223,11 @@ class Store:
         return locks.folder_lock(path, wait=False)
 
     def is_rubbish(self, path: Path) -> bool:
-        """Whether something unfinished is owned by nobody now."""
-        with self.unowned(path) as rubbish:
-            return rubbish
+        """Whether something unfinished is owned by nobody now. Nothing is written to find out."""
+        if path.parent == self.result_tmp:
+            return not locks.is_held(self._lock_file(path.name))
+        with locks.folder_lock(path, wait=False) as free:
+            return free
 
     def drop(self, path: Path) -> bool:
         """Remove something unfinished; False, and it stays, if a living process owns it."""
@@ -424,6 +446,10 @@ class Store:
 
     def _lock_file(self, name: str) -> Path:
         return self.locks / f"{name}.lock"
+
+
+def _no_store(root: Path) -> UsageError:
+    return UsageError(f"{root} is not a store", hint="a first `obuild build` makes it")
 
 
 def _resolved(root: Path) -> Path:

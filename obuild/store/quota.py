@@ -7,6 +7,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from obuild.errors import StoreError
@@ -66,15 +67,18 @@ def _unfinished(store: Store) -> tuple[Part, Part]:
     rubbish: list[int] = []
     for path in store.unfinished():
         size = usage.on_disk(path)
-        with store.unowned(path) as dead:
-            (rubbish if dead else used).append(size)
+        (rubbish if store.is_rubbish(path) else used).append(size)
     return Part("in the making", len(used), sum(used)), Part("rubbish", len(rubbish), sum(rubbish))
 
 
 def _folders(store: Store, *kinds: str) -> list[Part]:
-    """Kinds that not every store has."""
-    folders = [(kind, store.root / usage.FOLDERS[kind]) for kind in kinds]
-    return [Part(kind, len(os.listdir(path)), usage.on_disk(path)) for kind, path in folders if path.is_dir()]
+    """Kinds that not every store has. Of a folder that only another user may read, nothing is counted."""
+    found = []
+    for kind in kinds:
+        path = store.root / usage.FOLDERS[kind]
+        with suppress(FileNotFoundError, PermissionError):
+            found.append(Part(kind, len(os.listdir(path)), usage.on_disk(path)))
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import typer
 
 from obuild.cli import text
 from obuild.cli.bar import Bar
-from obuild.cli.console import guarded, open_store, put, say
+from obuild.cli.console import guarded, look_at, open_store, put, say
 from obuild.cli.options import StoreOption, VerboseOption
 from obuild.errors import UsageError
 
@@ -149,7 +149,7 @@ def base_list(store: StoreOption = "") -> None:
     """List the base images in the store, and the recipes that more can be made from."""
     from obuild.bases import catalog, sources
 
-    there = catalog.listing(open_store(store))
+    there = catalog.listing(look_at(store))
     rows = [_made_row(found) for found in there]
     for name in sources.names():
         if name not in {found.name for found in there}:

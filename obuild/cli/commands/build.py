@@ -78,7 +78,7 @@ def build(
             metavar="auto|warm|boot",
             rich_help_panel=MACHINE,
             help="Whether machines last from step to step, and are saved and resumed (warm), or each step boots "
-            "one. auto is warm for guests that can.",
+            "one. auto is warm for guests that can. Saving machines is experimental under KVM.",
         ),
     ] = "auto",
     warm_budget: Annotated[

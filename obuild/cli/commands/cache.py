@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from obuild.cli import text
-from obuild.cli.console import guarded, open_store, put, put_json
+from obuild.cli.console import guarded, look_at, open_store, put, put_json
 from obuild.cli.options import JsonOption, StoreOption
 
 app = typer.Typer(
@@ -27,7 +27,7 @@ def cache_list(store: StoreOption = "", as_json: JsonOption = False) -> None:
 
     Example: obuild cache ls
     """
-    there = open_store(store).caches.listing()
+    there = look_at(store).caches.listing()
     if as_json:
         put_json(there)
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from obuild.cli.console import guarded, open_store, put, put_json
+from obuild.cli.console import guarded, look_at, put, put_json
 from obuild.cli.options import JsonOption, StoreOption
 from obuild.host import units
 
@@ -22,7 +22,7 @@ def df(store: StoreOption = "", as_json: JsonOption = False) -> None:
     """
     from obuild.store import quota
 
-    usage = quota.look(open_store(store))
+    usage = quota.look(look_at(store))
     if as_json:
         put_json(usage)
         return

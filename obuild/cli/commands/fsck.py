@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from obuild.cli.console import guarded, open_store, put, put_json
+from obuild.cli.console import guarded, look_at, open_store, put, put_json
 from obuild.cli.options import JsonOption, StoreOption
 from obuild.errors import ObuildError
 
@@ -32,7 +32,7 @@ def fsck(
     """
     from obuild.store import fsck
 
-    opened = open_store(store, sweep=False)
+    opened = open_store(store, sweep=False) if repair else look_at(store)
     findings = []
     left = 0
     for finding in fsck.check(opened, read_data=read_data):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from obuild.cli import text
-from obuild.cli.console import guarded, open_store, put, put_json
+from obuild.cli.console import guarded, look_at, put, put_json
 from obuild.cli.options import IdArgument, JsonOption, StoreOption
 
 app = typer.Typer()
@@ -24,7 +24,7 @@ def inspect_layer(id: IdArgument, store: StoreOption = "", as_json: JsonOption =
     from obuild.store.index import resolve
     from obuild.store.inspect import describe
 
-    opened = open_store(store)
+    opened = look_at(store)
     layer = describe(opened, resolve(opened, id))
     if as_json:
         put_json(layer)

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from obuild.cli.console import guarded, open_store
+from obuild.cli.console import guarded, look_at
 from obuild.cli.options import IdArgument, StoreOption
 from obuild.errors import UsageError
 from obuild.host.regular import open_file
@@ -25,7 +25,7 @@ def logs(id: IdArgument, store: StoreOption = "") -> None:
     """
     from obuild.store.index import resolve
 
-    opened = open_store(store)
+    opened = look_at(store)
     path = opened.log_path(resolve(opened, id, drafts=True))
     try:
         with open_file(path) as file:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from obuild.cli import text
-from obuild.cli.console import guarded, open_store, put, put_json
+from obuild.cli.console import guarded, look_at, put, put_json
 from obuild.cli.options import JsonOption, StoreOption
 from obuild.errors import UsageError
 
@@ -42,7 +42,7 @@ def list_layers(
     if everything and limit is not None:
         raise UsageError("--all and --limit say different things", hint="give one of them")
     newest = None if everything else MOST if limit is None and not as_json else limit
-    layers, more = listing(open_store(store), newest)
+    layers, more = listing(look_at(store), newest)
     if as_json:
         put_json(layers)
         return

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from obuild.cli import text as ui
-from obuild.cli.console import guarded, note, open_store, put, put_json, read_spec, spec_path
+from obuild.cli.console import guarded, look_at, note, put, put_json, read_spec, spec_path
 from obuild.cli.options import JsonOption, SourceArgument, SpecOption, StoreOption
 from obuild.errors import UsageError
 
@@ -42,7 +42,7 @@ def plan(
     names = [item.partition(":")[0] for item in secret or []]
     if "" in names:
         raise UsageError("--secret takes an ID, or ID:FILE")
-    steps = forecast(stage, source=Path(source), store=open_store(store), secrets=names, say=note)
+    steps = forecast(stage, source=Path(source), store=look_at(store), secrets=names, say=note)
     if as_json:
         put_json(steps)
     else:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from obuild.cli import text
-from obuild.cli.console import guarded, open_store, put, put_json
+from obuild.cli.console import guarded, look_at, open_store, put, put_json
 from obuild.cli.options import JsonOption, StoreOption, parse_bytes
 from obuild.errors import ObuildError, UsageError
 from obuild.host import units
@@ -72,7 +72,7 @@ def prune(
         span = units.duration(older_than) if older_than else None
     except ValueError as error:
         raise UsageError(f"--older-than: {error}", hint="for example 30m, 12h, 7d, 4w") from error
-    opened = open_store(store)
+    opened = look_at(store) if dry_run else open_store(store)
     plan = gc.plan(opened, now=time.time(), keep_bytes=keep, older_than=span, all_layers=all_layers)
     if as_json:
         put_json(plan)

@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from obuild.cli import text
-from obuild.cli.console import guarded, open_store, put, put_json
+from obuild.cli.console import guarded, look_at, open_store, put, put_json
 from obuild.cli.options import IdArgument, JsonOption, StoreOption
 from obuild.errors import ObuildError, UsageError
 
@@ -64,7 +64,7 @@ def list_tags(store: StoreOption = "", as_json: JsonOption = False) -> None:
 
     Example: obuild tag ls
     """
-    tags = open_store(store).tags.all()
+    tags = look_at(store).tags.all()
     if as_json:
         put_json(tags)
     else:
