@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,6 +14,7 @@ from obuild.bases.download import Remote
 from obuild.bases.sources import Sources
 from obuild.bases.table import Table
 from obuild.guests.profile import Card
+from obuild.host.process import CancelScope
 from obuild.store.layers import Store
 
 Say = Callable[[str], None]
@@ -65,6 +66,7 @@ class Making:
     public_key: str
     say: Say
     fetch: Callable[[Remote], Path]
+    scope: CancelScope = field(default_factory=CancelScope)
 
 
 class Kind(Protocol):

@@ -131,6 +131,23 @@ def create_overlay(path: Path, backing: str, *, size: int | None = None) -> None
     process.run(["qemu-img", "create", "-q", *unchecked, "-f", "qcow2", *options, path, *sized])
 
 
+def create_grown(path: Path, source: Image, *, size: int) -> None:
+    """An empty overlay at `path` on an image of any format, with a disk of `size` bytes."""
+    options = ["-o", OVERLAY_OPTIONS, "-b", str(source.path), "-F", source.format]
+    process.run(["qemu-img", "create", "-q", "-f", "qcow2", *options, path, str(size)])
+
+
+def flat_copy(path: Path, out: Path) -> None:
+    """A qcow2 at `out` that stands alone and shows what `path` and all below it show."""
+    process.run(["qemu-img", "convert", "-q", "-W", "-f", "qcow2", "-O", "qcow2", path, out])
+
+
+def extract_head(image: Image, out: Path, length: int) -> None:
+    """The first `length` bytes of the disk in an image, as a file; `length` is in whole sectors."""
+    count = [f"bs={length}", "count=1", f"if={image.path}", f"of={out}"]
+    process.run(["qemu-img", "dd", "-f", image.format, "-O", "raw", *count])
+
+
 def rebase(path: Path, backing: str) -> None:
     """Have an overlay name another backing file, which shows the same bytes."""
     process.run(["qemu-img", "rebase", "-q", "-u", "-f", "qcow2", "-b", backing, "-F", "qcow2", path])

@@ -459,14 +459,7 @@ def test_base_ls_says_what_there_is_and_what_can_be_made(based: Path) -> None:
     assert listed[0].split() == ["NAME", "KIND", "ARCH", "SIZE", "MADE"]
     assert listed[1].split()[:3] == ["there", "added", "x86_64"]
     micro = next(line.split() for line in listed if line.startswith("micro "))
-    assert micro == [
-        "micro",
-        "debian",
-        "x86_64",
-        "-",
-        "-",
-        *["can", "be", "made:", "obuild", "base", "make", "micro"],
-    ]
+    assert micro == ["micro", "debian", "x86_64", "-", "-", "can", "be", "made"]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from obuild.bases import catalog, kind, recipe, sources
+from obuild.bases import catalog, kind, recipe
 from obuild.executors.qemu.arches import ARCHES
 from obuild.store.layers import Store
 
@@ -61,14 +61,18 @@ class Program:
         return [sys.executable, "-m", "obuild", *map(str, args), f"--store=qemu:{self.store}"]
 
 
-def base_images(*names: str) -> Path:
-    """A folder with these base images and their login key, made once for each state of their recipes."""
-    stamp = "-".join(kind.digest(recipe.load(path))[:12] for name in names if (path := sources.find(name)))
-    kept = ROOT / ".cache" / "test-bases" / f"{'-'.join(names)}-{stamp}"
+def base_images(*recipes: str) -> Path:
+    """A folder with the base images of these recipes, names or files, and their login key.
+
+    It is made once for each state of the recipes.
+    """
+    paths = [catalog.recipe_path(each) for each in recipes]
+    names = "-".join(path.stem for path in paths)
+    stamp = "-".join(kind.digest(recipe.load(path))[:12] for path in paths)
+    kept = ROOT / ".cache" / "test-bases" / f"{names}-{stamp}"
     store = Store.open(kept)
-    for name in names:
-        if catalog.image_path(store, name) is None:
-            catalog.make(store, name, say=print)
+    for path in paths:
+        catalog.make(store, str(path), say=print)
     return kept
 
 

@@ -185,8 +185,8 @@ def _recipe_row(name: str) -> tuple[str, ...]:
         plan = recipe.load(catalog.recipe_path(name))
     except UsageError as error:
         return name, "?", "?", "-", "-", f"its recipe cannot be read: {error.message}"
-    untried = "" if plan.tried else "; nobody has tried it yet"
-    return name, plan.kind, plan.card.arch, "-", "-", f"can be made: obuild base make {name}{untried}"
+    untried = "" if plan.tried else ", but nobody has tried it yet"
+    return name, plan.kind, plan.card.arch, "-", "-", f"can be made{untried}"
 
 
 @app.command("rm")

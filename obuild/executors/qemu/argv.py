@@ -37,6 +37,7 @@ def qemu_argv(
     qmp: str,
     links: Links | None = None,
     memory: Memory | None = None,
+    extra: Sequence[str | Path] = (),
 ) -> Sequence[str | Path]:
     """QEMU's command line for a machine that boots `image` (a qcow2 file).
 
@@ -44,7 +45,8 @@ def qemu_argv(
     reaches nothing else, and nothing else reaches it. `qmp` is the chardev backend of the control channel.
 
     With `memory`, which only a shape that is `warm` may have, the machine is held at first, and has both kinds of
-    network: the one that is open is up only when QMP's set_link says so, and the closed one is down then.
+    network: the one that is open is up only when QMP's set_link says so, and the closed one is down then. `extra`
+    comes last.
     """
     arch = ARCHES[shape.arch]
     cpu = arch.cpu_kvm if shape.accel == "kvm" else arch.cpu_tcg
@@ -77,8 +79,12 @@ def qemu_argv(
         *(_warm_argv(arch, links or Links("null", "null")) if shape.warm else ()),
         *(_memory_argv(memory, shape.ram) if memory else ()),
         *(arch.firmware if shape.kernel is None else _kernel_argv(shape.kernel, arch.tty)),
+        *extra,
     ]  # fmt: skip
 
+
+#: The port through which a guest reports, to QEMU, and how much of what it says is kept; a power of two.
+REPORT, REPORT_SIZE = "report", 65536
 
 #: What QEMU forwards to the guest's SSH server.
 _FORWARD = "ipv6=off,hostfwd=tcp:127.0.0.1:0-:22"
@@ -130,6 +136,22 @@ def _kernel_argv(kernel: Kernel, tty: str) -> list[str | Path]:
         *("-kernel", kernel.image),
         *(("-initrd", kernel.initrd) if kernel.initrd else ()),
         *("-append", f"console={tty} {kernel.cmdline}".strip()),
+    ]
+
+
+def reporting(shape: Shape, port: str, medium: Path) -> list[str | Path]:
+    """A port through which the guest reports, kept in memory, and a second disk, which it can only read.
+
+    The disk is virtio's, too: kernels for clouds know no other.
+    """
+    bus = ARCHES[shape.arch].disk.partition("virtio-blk")[2]  # -pci, or -ccw
+    return [
+        *("-device", f"virtio-serial{bus}"),
+        *("-chardev", f"ringbuf,id={REPORT},size={REPORT_SIZE}"),
+        *("-device", f"virtserialport,chardev={REPORT},name={port}"),
+        *("-blockdev", f"driver=file,filename={_comma(medium)},node-name=file1,read-only=on"),
+        *("-blockdev", "driver=raw,file=file1,node-name=disk1,read-only=on"),
+        *("-device", f"{ARCHES[shape.arch].disk},drive=disk1"),
     ]
 
 

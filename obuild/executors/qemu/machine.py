@@ -15,14 +15,14 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 from obuild.errors import MachineError
-from obuild.executors.qemu.argv import CLOSED, OPEN, Links, Memory, qemu_argv
+from obuild.executors.qemu.argv import CLOSED, OPEN, REPORT, REPORT_SIZE, Links, Memory, qemu_argv
 from obuild.executors.qemu.qmp import Qmp, QmpLost
 from obuild.executors.qemu.shape import Shape
 from obuild.host import process
@@ -199,14 +199,34 @@ class Machine:
         reason = event["data"].get("reason")
         if reason != "guest-shutdown":
             raise self.error(f"the guest {_why(str(reason))} instead of powering off")
-        self._quit()
+        self.quit()
+
+    def finish(self, seconds: float) -> str:
+        """Wait until the guest powers off by itself; it is held then. Else, in words, what it has done instead.
+
+        OSError if its disk cannot be written.
+        """
+        try:
+            event = self.qmp.wait_event("SHUTDOWN", "BLOCK_IO_ERROR", timeout=seconds)
+        except QmpLost:
+            raise self._gone() from None
+        if event is None:
+            return f"the guest has not powered off after {seconds:g} s"
+        if event["event"] == "BLOCK_IO_ERROR":
+            raise OSError(errno.ENOSPC, f"the guest's disk cannot be written: {event['data'].get('reason')}")
+        reason = str(event["data"].get("reason"))
+        return "" if reason == "guest-shutdown" else f"the guest {_why(reason)} instead of powering off"
+
+    def reported(self) -> str:
+        """What the guest has sent through the port of `reporting`, as far as it is kept."""
+        return str(self.qmp.execute("ringbuf-read", {"device": REPORT, "size": REPORT_SIZE}, timeout=5.0))
 
     def console(self) -> str:
         """The last lines of the guest's serial console."""
         with contextlib.suppress(MachineError):  # reading empties QEMU's buffer, so what was read is kept
             text = self.qmp.execute("ringbuf-read", {"device": "console", "size": CONSOLE_SIZE}, timeout=5.0)
             self._console = (self._console + str(text))[-CONSOLE_SIZE:]
-        lines = [_printable(line) for line in self._console.splitlines()]
+        lines = [printable(line) for line in self._console.splitlines()]
         return "\n".join([line for line in lines if line.strip()][-CONSOLE_LINES:])
 
     def error(self, message: str, *, hint: str = "") -> MachineError:
@@ -215,7 +235,7 @@ class Machine:
         shown = f"; its console ends with:\n{console}" if console else "; its serial console is empty"
         return MachineError(message + shown, hint=hint)
 
-    def _quit(self) -> None:
+    def quit(self) -> None:
         """Let QEMU write out and close its images, and wait until it has."""
         try:
             self.qmp.execute("quit")
@@ -251,12 +271,18 @@ class Machine:
 
 @contextmanager
 def start(
-    shape: Shape, image: Path, scope: CancelScope, *, network: bool, memory: Memory | None = None
+    shape: Shape,
+    image: Path,
+    scope: CancelScope,
+    *,
+    network: bool,
+    memory: Memory | None = None,
+    extra: Sequence[str | Path] = (),
 ) -> Iterator[Machine]:
     """A machine that boots `image`; killed on the way out unless it has powered off, or when `scope` is cancelled.
 
-    With `memory` it is held at first, and its ports are there. MachineError, with QEMU's own words, if it does not
-    start.
+    With `memory` it is held at first, and its ports are there. `extra` are more arguments for QEMU.
+    MachineError, with QEMU's own words, if it does not start.
     """
     with ExitStack() as stack:
         stderr = stack.enter_context(in_memory("qemu-stderr"))
@@ -264,7 +290,7 @@ def start(
         ours, *ports = [stack.enter_context(our) for our, _ in pairs]
         with ExitStack() as others:
             qmp, *links = [f"socket,fd={others.enter_context(their).fileno()}" for _, their in pairs]
-            argv = partial(qemu_argv, shape, image, network=network, memory=memory)
+            argv = partial(qemu_argv, shape, image, network=network, memory=memory, extra=extra)
             spawned = scope.spawned(
                 argv(qmp=qmp, links=Links(*links) if links else None),
                 shown=argv(qmp="stdio"),  # a pasted line has no such sockets
@@ -315,7 +341,7 @@ def _tail(file: BinaryIO) -> str:
     return text or "it said nothing"
 
 
-def _printable(line: str) -> str:
+def printable(line: str) -> str:
     """Without the escape sequences of a guest that wants to draw on our terminal."""
     line = re.sub(r"\x1b(\[[0-?]*[ -/]*[@-~]|[@-_])", "", line)
     return "".join(character for character in line if character.isprintable() or character == "\t")

@@ -1,0 +1,170 @@
+"""A base image from a distribution's cloud image: it boots once, and cloud-init does what the user says.
+
+The image is never written to: the guest works on an overlay that is as large as the recipe says, and the base is
+what it shows in the end. docs/recipes.md says what is left in it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from obuild.bases import cloud_config, cloud_verdict, disk_layout, download, seed
+from obuild.bases.download import Remote
+from obuild.bases.kind import Making, Recipe, digest
+from obuild.bases.sources import Sources
+from obuild.bases.table import Table
+from obuild.errors import MachineError, UsageError
+from obuild.executors.qemu import argv, kvm, machine
+from obuild.executors.qemu.arches import ARCHES
+from obuild.executors.qemu.shape import Shape
+from obuild.guests.profile import Card
+from obuild.host import failpoints, process, qemu_img, units
+from obuild.host.fs import discard, fsync
+
+#: The guest's card finds its address wherever it is, and whatever its MAC is later.
+NETWORK = """\
+version: 2
+ethernets:
+  any:
+    match: {name: "e*"}
+    dhcp4: true
+"""
+
+#: How long a guest may take, unless the recipe says: packages are installed by an emulated CPU.
+TIMEOUT = "4h"
+
+#: In bytes; the least that a machine gets while it is made.
+_MEMORY = 2 << 30
+
+#: How many of the last lines of cloud-init's output an error shows.
+_LINES = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What [cloud] says. Texts are as cloud-init reads them; `timeout` is in seconds."""
+
+    image: Remote
+    user_data: str
+    meta_data: str
+    network_config: str
+    timeout: float
+
+
+def parse(table: Table, sources: Sources, card: Card) -> Options:
+    """See `Kind.parse`."""
+    texts = ("user-data", "meta-data", "network-config")
+    table.only("image", *texts, *(f"{key}-file" for key in texts), "timeout")
+    if card.os != "linux" or card.firmware != "bios":
+        raise UsageError(f"{table.where}: a cloud image runs Linux and boots by itself", hint='firmware = "bios"')
+    user, meta, network = (_text(table, sources, key) for key in texts)
+    if user:
+        cloud_config.check_user_data(table, *user)
+    for named in (meta, network):
+        if named:
+            cloud_config.check_mapping(table, *named)
+    try:
+        timeout = units.duration(table.text("timeout", default=TIMEOUT))
+    except ValueError as error:
+        raise table.error("timeout", f"timeout: {error}", hint="write it like 90m or 4h") from error
+    return Options(
+        image=download.parse(table.table("image"), sources),
+        user_data=user[1] if user else "#cloud-config\n",
+        meta_data=meta[1] if meta else "",
+        network_config=network[1] if network else NETWORK,
+        timeout=timeout,
+    )
+
+
+def _text(table: Table, sources: Sources, key: str) -> tuple[str, str] | None:
+    """A text that is in the recipe or in a file, with the key that says so."""
+    file = f"{key}-file"
+    if key in table and file in table:
+        raise table.error(file, f"there are {key} and {file}: one is enough")
+    if file in table:
+        return file, sources.text(table, file)
+    return (key, table.text(key)) if key in table else None
+
+
+def unpinned(options: Options) -> str:
+    """See `Kind.unpinned`."""
+    return "" if options.image.digest else f"the digest of {options.image.urls[0]} is not known"
+
+
+def make(recipe: Recipe, out: Path, making: Making) -> Card:
+    """See `Kind.make`."""
+    options: Options = recipe.options
+    _check_host(recipe)
+    work = out.parent / "work"
+    work.mkdir()
+    try:
+        image = work / "image"
+        image.hardlink_to(making.fetch(options.image))  # it stays while we need it, whoever prunes
+        source = qemu_img.inspect(image)
+        disk_layout.check(source, recipe, work)
+        disk, medium, packed = work / "disk.qcow2", work / "seed.iso", work / "packed.qcow2"
+        qemu_img.create_grown(disk, source, size=recipe.size)
+        medium.write_bytes(seed.iso(seed_files(recipe, making.public_key)))
+        _boot(recipe, disk, medium, making)
+        making.say(f"{recipe.name}: packing the image")
+        qemu_img.flat_copy(disk, packed)
+        fsync(packed)
+        packed.replace(out)
+    finally:
+        discard(work)
+    return recipe.card
+
+
+def seed_files(recipe: Recipe, public_key: str) -> dict[str, bytes]:
+    """What is on the seed: the user's texts, byte for byte, and our own."""
+    options: Options = recipe.options
+    meta = options.meta_data or f"instance-id: obuild-{digest(recipe)[:16]}\nlocal-hostname: {recipe.name}\n"
+    texts = {
+        "user-data": options.user_data,
+        "meta-data": meta,
+        "network-config": options.network_config,
+        "vendor-data": cloud_verdict.vendor_data(recipe.card.login, public_key),
+    }
+    return {name: text.encode() for name, text in texts.items()}
+
+
+def _check_host(recipe: Recipe) -> None:
+    """Complain about all that is missing before anything is downloaded."""
+    row = ARCHES[recipe.card.arch]
+    for program in (row.binary, "qemu-img"):
+        process.require(program)
+    if row.firmware:
+        process.require_file(Path(row.firmware[-1]), row.firmware_package)
+
+
+def _boot(recipe: Recipe, disk: Path, medium: Path, making: Making) -> None:
+    """Run the guest until it has powered off by itself. MachineError unless cloud-init says that all went well."""
+    options: Options = recipe.options
+    arch = recipe.card.arch
+    shape = Shape(
+        arch=arch,
+        accel=kvm.choose("auto", arch, memo=making.store.state / "accel.json", note=making.say),
+        memory=max(_MEMORY, recipe.card.memory),
+        boot_time=options.timeout,
+    )
+    making.say(f"{recipe.name}: booting; cloud-init does the rest in the guest")
+    extra = argv.reporting(shape, cloud_verdict.PORT, medium)
+    with machine.start(shape, disk, making.scope, network=True, extra=extra) as running:
+        failpoints.reach("machine.started")
+        problem = running.finish(options.timeout)
+        verdict = cloud_verdict.read(running.reported(), recipe.card.login)
+        if problem or verdict.problems or not verdict.told:
+            why = problem or "; ".join(verdict.problems) or "the guest powered off before cloud-init was done"
+            raise _failure(recipe, why, verdict.output, running)
+        running.quit()
+    for note in verdict.notes:
+        making.say(f"{recipe.name}: cloud-init says: {note}")
+
+
+def _failure(recipe: Recipe, why: str, output: str, running: machine.Machine) -> MachineError:
+    lines = [machine.printable(line) for line in output.splitlines() if line.strip()][-_LINES:]
+    said = ["cloud-init's output ends with:", *lines] if lines else []
+    console = running.console()
+    said += ["its console ends with:", console] if console else ["its serial console is empty"]
+    return MachineError("\n".join([f"{recipe.name}: {why}", *said]))

@@ -1,0 +1,68 @@
+"""What the first sectors of a disk image say: whether it can be what a recipe takes it for."""
+
+from __future__ import annotations
+
+import struct
+import uuid
+from pathlib import Path
+
+from obuild.bases.kind import Recipe
+from obuild.errors import UsageError
+from obuild.host import qemu_img, units
+from obuild.host.qemu_img import Image
+
+SECTOR = 512
+
+#: Enough for the MBR and the GPT with its usual 128 entries.
+_HEAD = 34 * SECTOR
+
+#: The code in an MBR; the disk's signature and the partition table follow.
+_BOOT_CODE = 440
+
+#: Types of partitions that only one architecture has: its root (Discoverable Partitions), BIOS boot, PReP boot.
+_ARCH_TYPES = {
+    "4f68bce3-e8cd-4db1-96e7-fbcaf984b709": "x86_64",
+    "21686148-6449-6e6f-744e-656564454649": "x86_64",
+    "b921b045-1df0-41c3-af44-4c6f280d3fae": "aarch64",
+    "72ec70a6-cf74-40e6-bd49-4bda08e8f224": "riscv64",
+    "5eead9a9-fe09-4a1e-a1d7-520d00531306": "s390x",
+    "c31c45e6-3f39-412e-80fb-4809c4980599": "ppc64le",
+    "9e1a2d38-c612-4316-aa26-8b49521e5a8b": "ppc64le",
+}
+
+
+def check(image: Image, recipe: Recipe, work: Path) -> None:
+    """UsageError if an image is too large for the recipe, has no partition, or is for another architecture."""
+    where = f"{recipe.name}: the image {recipe.options.image.urls[0]}"
+    if image.virtual_size > recipe.size:
+        raise UsageError(
+            f"{where} is a disk of {units.size(image.virtual_size)}, and size is {units.size(recipe.size)}",
+            hint="write a larger size into the recipe",
+        )
+    head = work / "head"
+    qemu_img.extract_head(image, head, _HEAD)
+    data = head.read_bytes()
+    types = partition_types(data)
+    if not types:
+        raise UsageError(f"{where} has no partition", hint="is it a disk, or the file system of one?")
+    arches = {_ARCH_TYPES[each] for each in types if each in _ARCH_TYPES}
+    wanted = recipe.card.arch
+    if arches and wanted not in arches:
+        raise UsageError(f"{where} is for {', '.join(sorted(arches))}, and the recipe says {wanted}")
+    if wanted == "x86_64" and not any(data[:_BOOT_CODE]):
+        raise UsageError(
+            f"{where} cannot be started by a BIOS", hint="is it for another architecture, or for UEFI alone?"
+        )
+
+
+def partition_types(head: bytes) -> list[str]:
+    """The types of a disk's partitions: GUIDs of a GPT, or two hex digits of an MBR. None if there is no table."""
+    if head[510:512] != b"\x55\xaa":
+        return []
+    if head[SECTOR : SECTOR + 8] == b"EFI PART":
+        count, size = struct.unpack_from("<II", head, SECTOR + 80)
+        if size < 128:
+            return []
+        entries = [head[2 * SECTOR + index * size :][:16] for index in range(min(count, 128))]
+        return [str(uuid.UUID(bytes_le=each)) for each in entries if len(each) == 16 and any(each)]
+    return [f"{kind:02x}" for kind in head[450:511:16] if kind]

@@ -1,0 +1,163 @@
+"""Cloud images with real guests: a cloud-init in miniature, and (`make test-long`) Debian's own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from obuild.store import fsck
+from obuild.store.layers import Store
+from tests.vm.conftest import ROOT, Program, base_images
+
+pytestmark = pytest.mark.vm
+
+RECIPES = ROOT / "tests" / "recipes"
+
+HEAD = """
+kind = "cloud"
+size = "{size}"
+[card]
+login = "{login}"
+memory = "256M"
+[cloud.image]
+url = "{url}"
+digest = "sha256:{digest}"
+[cloud]
+timeout = "{timeout}"
+user-data = '''
+#cloud-config
+{config}
+'''
+"""
+
+
+@pytest.fixture(scope="session")
+def tiny_cloud() -> Path:
+    """An image with a cloud-init in miniature."""
+    return base_images(str(RECIPES / "tiny-cloud.toml")) / "base-image" / "tiny-cloud.qcow2"
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Program:
+    return Program(tmp_path / "store")
+
+
+def recipe_of(
+    folder: Path, image: Path, config: str, *, size: str = "1G", login: str = "root", timeout: str = "10m"
+) -> Path:
+    """A recipe for this image with such a cloud-config."""
+    path = folder / "mine.toml"
+    digest = hashlib.sha256(image.read_bytes()).hexdigest()
+    path.write_text(
+        HEAD.format(url=image.as_uri(), digest=digest, config=config, size=size, login=login, timeout=timeout)
+    )
+    return path
+
+
+def assert_only_the_download_is_left(program: Program, image: Path) -> None:
+    store = Store.open(program.store)
+    assert list(fsck.check(store, read_data=True)) == []
+    assert list(store.base_image.iterdir()) == []
+    assert list(store.downloads.names()) == [f"sha256-{hashlib.sha256(image.read_bytes()).hexdigest()}"]
+
+
+def test_a_cloud_image_becomes_a_base(
+    program: Program, tiny_cloud: Path, tmp_path: Path, source: Path, spec: Callable[[str], Path]
+) -> None:
+    mine = recipe_of(tmp_path, tiny_cloud, 'runcmd:\n- [sh, -e, -c, "hostname >/root/made"]\n- echo second')
+    said = program("base", "make", mine).stdout
+    assert "mine: cloud-init says: a warning of the tiny one" in said
+    assert [path.name for path in sorted((program.store / "base-image").iterdir())] == [
+        "mine.made",
+        "mine.qcow2",
+        "mine.toml",
+    ]
+    # Its key lets us in, the seed is gone, cloud-init is off, and the disk has grown.
+    look = "cat /root/made /sys/block/vda/size; test ! -e /dev/vdb; test -e /etc/cloud/cloud-init.disabled"
+    built = program.build(spec(f'((from mine) (run (shell "{look}")))'), source).stdout
+    assert "mine\n2097152\n" in built
+    assert "is there already, and its recipe is the same" in program("base", "make", mine, "--if-changed").stdout
+    mine.write_text(mine.read_text().replace("echo second", "echo third"))
+    assert "stale" in program("base", "ls").stdout
+
+
+def test_a_command_that_fails_is_a_failure_with_cloud_inits_output(
+    program: Program, tiny_cloud: Path, tmp_path: Path
+) -> None:
+    mine = recipe_of(tmp_path, tiny_cloud, 'runcmd:\n- [sh, -e, -c, "echo going wrong; false"]')
+    said = program("base", "make", mine, code=1).stderr
+    assert "mine: ('scripts-user', RuntimeError('Runparts: 1 failures'))" in said.replace('"', "'")
+    assert "cloud-init's output ends with:\ngoing wrong\nits console ends with:\n" in said
+    assert "Cloud-init v. tiny finished" in said  # on its console
+    assert_only_the_download_is_left(program, tiny_cloud)
+
+
+def test_a_user_that_is_not_there_is_a_failure(program: Program, tiny_cloud: Path, tmp_path: Path) -> None:
+    mine = recipe_of(tmp_path, tiny_cloud, "{}", login="nobody-there")
+    assert "there is no user 'nobody-there'" in program("base", "make", mine, code=1).stderr
+
+
+def test_a_guest_that_reboots_is_a_failure(program: Program, tiny_cloud: Path, tmp_path: Path) -> None:
+    mine = recipe_of(tmp_path, tiny_cloud, "power_state: {mode: reboot}")
+    assert "mine: the guest rebooted instead of powering off" in program("base", "make", mine, code=1).stderr
+    assert_only_the_download_is_left(program, tiny_cloud)
+
+
+def test_a_guest_that_does_not_end_is_ended(program: Program, tiny_cloud: Path, tmp_path: Path) -> None:
+    mine = recipe_of(tmp_path, tiny_cloud, "{}", timeout="1s")
+    assert "mine: the guest has not powered off after 1 s" in program("base", "make", mine, code=1).stderr
+    assert_only_the_download_is_left(program, tiny_cloud)
+
+
+@pytest.mark.parametrize("point", ["machine.started", "base.placing"])
+def test_a_killed_process_leaves_the_download(
+    program: Program, tiny_cloud: Path, tmp_path: Path, point: str
+) -> None:
+    mine = recipe_of(tmp_path, tiny_cloud, "{}")
+    program("base", "make", mine, code=-9, env={"OBUILD_KILL_AT": point})
+    assert_only_the_download_is_left(program, tiny_cloud)
+
+
+DEBIAN_CONFIG = """\
+users:
+- name: me
+  sudo: ALL=(ALL) NOPASSWD:ALL
+  shell: /bin/bash
+write_files:
+- path: /opt/step
+  permissions: "0755"
+  content: |
+    id -un
+    df --output=size -BM / | tail -n 1
+runcmd:
+- [sh, -e, /opt/step]
+"""
+
+
+@pytest.mark.long
+def test_debians_own_cloud_init_makes_a_base(
+    program: Program, tmp_path: Path, source: Path, spec: Callable[[str], Path]
+) -> None:
+    image = base_images(str(RECIPES / "debian-cloud.toml")) / "base-image" / "debian-cloud.qcow2"
+    mine = recipe_of(tmp_path, image, DEBIAN_CONFIG, size="6G", login="me", timeout="1h")
+    program("base", "make", mine)
+    look = "id -un; systemctl is-system-running --wait; ls /run/cloud-init; df --output=size -BM / | tail -n 1"
+    built = program.build(spec(f'((from mine) (user (name me)) (run (shell "{look} || true")))'), source).stdout
+    assert "\nme\n" in built
+    made = json.loads((program.store / "base-image" / "mine.made").read_text())
+    assert made["kind"] == "cloud"
+
+
+@pytest.mark.long
+def test_a_failed_package_of_debians_own_cloud_init_is_a_failure(program: Program, tmp_path: Path) -> None:
+    image = base_images(str(RECIPES / "debian-cloud.toml")) / "base-image" / "debian-cloud.qcow2"
+    config = "packages: [no-such-package]\nusers: [{name: me}]\n"
+    mine = recipe_of(tmp_path, image, config, size="6G", login="me", timeout="1h")
+    said = program("base", "make", mine, code=1).stderr
+    assert "package" in said
+    assert "Unable to locate package no-such-package" in said
+    assert_only_the_download_is_left(program, image)
