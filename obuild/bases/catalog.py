@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Literal
 from obuild.bases import record
 from obuild.bases.record import Record
 from obuild.errors import UsageError
+from obuild.events import Phase
 from obuild.guests import profile
 from obuild.guests.profile import INITRD, KERNEL, Card
 from obuild.host import locks, qemu_img, stamp
 from obuild.host.fs import replace_text
+from obuild.host.process import CancelScope
 from obuild.host.regular import open_file, read_bytes, read_text
 from obuild.host.stamp import Stamp
 from obuild.plan.keys import SHA256
@@ -52,23 +54,38 @@ def find(
     reference: str,
     *,
     say: Say,
-    making: Callable[[str], AbstractContextManager[object]] = nullcontext,
+    making: Callable[[str], AbstractContextManager[Phase | str]] = nullcontext,
+    scope: CancelScope | None = None,
 ) -> Base:
     """The base that `reference` (NAME, or NAME@sha256:HEX) names, made first if there is only a recipe for it.
 
     UsageError, listing what there is, if there is neither; or if its content is not what the pin says. One that is
-    stale is said to be, and used. While a base is made, `making` is entered with its name.
+    stale is said to be, and used. While a base is made, `making` is entered with its name, and hears of downloads;
+    cancelling `scope` ends a machine that makes it.
     """
     name, _ = _split(reference)
     found = look(store, reference)
     if found is None:
         say(f"base image {name!r} is not in the store yet; making it from its recipe")
-        with making(name):
-            path, _ = make(store, name, say=say)
+        with making(name) as phase:
+            path, _ = make(store, name, say=say, progress=_advancing(phase), scope=scope)
         return _read(store, path, reference)
     if why := stale(found.path):
         say(why)
     return found
+
+
+def _advancing(phase: Phase | str) -> Callable[[int, int], object]:
+    """What tells a phase of the bytes of downloads."""
+    last = 0
+
+    def progress(done: int, total: int) -> None:
+        nonlocal last
+        if isinstance(phase, Phase) and done > last:
+            phase.advance(done - last)
+        last = done
+
+    return progress
 
 
 def stale(image: Path) -> str:
@@ -152,12 +169,12 @@ def make(
     trust: bool = False,
     locked: bool = False,
     progress: Callable[[int, int], object] = lambda done, total: None,
+    scope: CancelScope | None = None,
 ) -> tuple[Path, bool]:
     """Make a base image from a recipe, named or in a file. Returns where it is, and whether it was made now.
 
     It is called `name`, or like its recipe. One that is there already stays, unless `again` says otherwise:
-    "changed" makes it if its recipe would give another one now. Without `choices`, those that it was made with are
-    taken.
+    "changed" makes it if its recipe would give another one now, with the last time's choices if there are none.
     With `trust`, downloads without a digest are taken as they come, and their digests kept in the recipe's lock
     file; with `locked`, a recipe is refused that does not say the digest of every input. `progress` hears how many
     bytes of a download are there, and how many there will be, or 0.
@@ -185,17 +202,18 @@ def make(
         existing = image_path(store, name)
         made = record.read(existing) if existing else None
         if choices is None:
-            choices = sources.Choices(made.profile, made.values) if made else sources.Choices()
-        if existing and again == "no":
-            return existing, False
+            last = made if again == "changed" else None
+            choices = sources.Choices(last.profile, last.values) if last else sources.Choices()
+        if existing and (again == "no" or (again == "changed" and made is None)):
+            return existing, False  # one that was added has no recipe: it is the user's
         plan = recipe.load(path, choices, name=name)
         if locked and (what := KINDS[plan.kind].unpinned(plan.options)):
             raise UsageError(f"{path.stem} cannot be made with --locked: {what}")
-        if existing and again == "changed" and made and made.digest == digest(plan):
+        if existing and made and again == "changed" and made.digest == digest(plan):
             return existing, False
         with storage_errors(store.root), store.places.staged(name) as folder:
             out = folder / f"{name}.qcow2"
-            making = Making(store, make_key(store_key(store)), say, get)
+            making = Making(store, make_key(store_key(store)), say, get, scope or CancelScope())
             card = KINDS[plan.kind].make(plan, out, making)
             _card_path(out).write_text(profile.dump(card))
             if news:  # the digest of all inputs is known only now

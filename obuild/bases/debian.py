@@ -11,31 +11,23 @@ import os
 import re
 import shlex
 import tarfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from obuild.bases import kind, mbr_grub
+from obuild.bases import kind, mbr_grub, scratch
 from obuild.bases.kind import File, Making, Recipe
 from obuild.bases.sources import Sources
 from obuild.bases.table import Table
-from obuild.errors import ObuildError
 from obuild.guests.profile import DEBIAN_ARCHES, INITRD, KERNEL, Card
-from obuild.host import locks, process
-from obuild.host.fs import discard, fsync, owned_folder
+from obuild.host import process
+from obuild.host.fs import fsync
 from obuild.host.qemu_img import copy, pack
-from obuild.store import parts
 
 #: The archive itself: the name finds a mirror nearby.
 MIRROR = "http://deb.debian.org/debian"
 
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
-
-#: Where to work if the store's folder is for its owner alone, and what the folder there is called.
-VAR_TMP = Path("/var/tmp")
-MAKING = "obuild-making"
-_MAKING = re.compile(rf"[0-9]+-{MAKING}")
 
 VARIANTS = ("extract", "custom", "essential", "apt", "minbase", "required", "important", "standard")
 
@@ -102,10 +94,10 @@ def make(recipe: Recipe, out: Path, making: Making) -> Card:
     options: Options = recipe.options
     _check_host(recipe)
     with ExitStack() as stack:
-        beside = stack.enter_context(_scratch(out.parent))
+        beside = stack.enter_context(scratch.folder_in(out.parent))
         # As a plain user, mmdebstrap works under another uid, which may not enter a private home folder.
         reached = os.geteuid() == 0 or all(above.stat().st_mode & 0o001 for above in beside.resolve().parents)
-        work = beside if reached else stack.enter_context(_scratch(VAR_TMP.resolve()))
+        work = beside if reached else stack.enter_context(scratch.folder_in(scratch.VAR_TMP.resolve()))
         making.say(f"{recipe.name}: installing {len(options.packages)} packages of Debian {options.suite}")
         disk = _bootstrap(recipe, work, making.public_key)
         if recipe.card.firmware == "bios":
@@ -252,35 +244,6 @@ def archive(files: tuple[File, ...]) -> bytes:
             entry.mode, entry.size = file.mode, len(data)
             tar.addfile(entry, io.BytesIO(data))
     return buffer.getvalue()
-
-
-@contextmanager
-def _scratch(folder: Path) -> Iterator[Path]:
-    """A new folder in `folder`, removed with all it holds however the block ends.
-
-    What a process of ours has left there that was killed goes, too: nobody else sweeps outside the store.
-    """
-    for left in parts.entries(folder, _MAKING):
-        if left.stat().st_uid == os.geteuid():
-            with locks.folder_lock(left, wait=False) as dead:
-                if dead:
-                    _remove(left)
-    with owned_folder(folder, MAKING) as path:
-        try:
-            # Others may go through, to names they know.
-            path.chmod(0o711)
-            yield path
-        finally:
-            _remove(path)
-
-
-def _remove(path: Path) -> None:
-    with suppress(ObuildError):
-        discard(path)
-    if path.exists():
-        # Left by an mmdebstrap that was killed: files of other uids, which only its own namespace can remove.
-        process.run(["mmdebstrap", "--unshare-helper", "rm", "-rf", *(path / "tmp").iterdir()])
-        discard(path)
 
 
 def _check_host(recipe: Recipe) -> None:

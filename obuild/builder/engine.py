@@ -123,7 +123,8 @@ class Engine:
 
     def _base(self, reference: str) -> Base:
         making = partial(self._tell.phase, "making base")
-        found = as_os(catalog.find(self.store, reference, say=self._tell.note, making=making), self.settings.os)
+        found = catalog.find(self.store, reference, say=self._tell.note, making=making, scope=self._scope)
+        found = as_os(found, self.settings.os)
         self._machines.check(found)
         return found
 

@@ -6,16 +6,19 @@ import json
 import os
 import stat
 import time
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
 from obuild.bases import catalog, debian, kind, recipe, record, sources
+from obuild.bases.download import Remote
 from obuild.bases.kind import Making, Recipe
 from obuild.bases.record import Record
 from obuild.bases.sources import Choices
 from obuild.errors import UsageError
+from obuild.events import Event, Progress, Teller
 from obuild.executors.qemu import ssh
 from obuild.executors.qemu.provision import kernel_of
 from obuild.executors.qemu.shape import Kernel
@@ -296,6 +299,33 @@ def test_a_base_is_made_again_if_its_recipe_changed(store: Store, made: list[str
     assert again
     assert catalog.stale(path) == ""
     assert len(made) == 2
+
+
+def test_an_image_that_was_added_is_replaced_by_force_alone(
+    store: Store, made: list[str], qcow2_disk: Path
+) -> None:
+    catalog.add(store, qcow2_disk, "new", about=Card(), key=None)
+    assert catalog.make(store, "new", say=print, again="changed")[1] is False
+    assert catalog.make(store, "new", say=print, again="yes")[1] is True
+
+
+def test_who_builds_hears_of_what_is_downloaded_for_a_base(
+    store: Store, made: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, qcow2_disk: Path
+) -> None:
+    (tmp_path / "file").write_bytes(bytes(300_000))
+
+    def make(plan: Recipe, out: Path, making: Making) -> Card:
+        making.fetch(Remote(((tmp_path / "file").as_uri(),), f"sha256:{digest(tmp_path / 'file')}"))
+        out.write_bytes(qcow2_disk.read_bytes())
+        return plan.card
+
+    monkeypatch.setattr(debian, "make", make)
+    heard: list[Event] = []
+    tell = Teller(heard.append)
+    catalog.find(store, "new", say=tell.note, making=partial(tell.phase, "making base"))
+    assert [event.what for event in heard if isinstance(event.what, Progress)] == [
+        Progress("making base", "new", 300_000, 0)
+    ]
 
 
 def test_what_was_chosen_is_kept_and_chosen_again(store: Store, made: list[str], tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ from email import message_from_string
 from pathlib import Path
 
 import pytest
+import yaml
 
-from obuild.bases import catalog, cloud, cloud_verdict, disk_layout, seed
+from obuild.bases import catalog, cloud, cloud_verdict, disk_layout, recipe, seed, sources
 from obuild.bases.cloud import Options
 from obuild.bases.download import Remote
 from obuild.bases.kind import Making, Recipe, digest
@@ -72,8 +73,6 @@ def test_texts_can_be_files_with_variables(tmp_path: Path) -> None:
         RECIPE.replace("user-data = '''\n#cloud-config\npackages: [rsync]\n'''", 'user-data-file = "user.yaml"')
         + '[vars]\npackage = "vim"\n'
     )
-    from obuild.bases import recipe
-
     made = recipe.load(tmp_path / "mine.toml")
     assert made.options.user_data == "#cloud-config\npackages: ['vim', $x]\n"
     assert tmp_path / "user.yaml" in made.files
@@ -170,6 +169,21 @@ def test_a_mistake_in_what_to_download_is_named(lines: str, message: str) -> Non
 def test_a_card_that_no_cloud_image_has_is_refused() -> None:
     with pytest.raises(UsageError, match="a cloud image runs Linux"):
         options(RECIPE.replace("[card]\n", '[card]\nfirmware = "kernel"\n'))
+
+
+OURS = [made for name in sources.names() if (path := sources.find(name)) and (made := recipe.load(path))]
+
+
+@pytest.mark.parametrize("made", [made for made in OURS if made.kind == "cloud"], ids=lambda made: made.name)
+def test_our_recipes_hear_of_a_command_that_fails(made: Recipe) -> None:
+    config = yaml.safe_load(made.options.user_data) or {}
+    files = {file["path"]: file["content"] for file in config.get("write_files", [])}
+    for shell, flags, script in config.get("runcmd", []):
+        assert shell == "sh"
+        assert "e" in flags
+        subprocess.run(["sh", "-n"], input=files.get(script, script).encode(), check=True)
+    assert not made.tried
+    assert made.options.image.digest or made.name == "alpine"
 
 
 # -- the seed

@@ -58,7 +58,7 @@ def base_make(
     verbose: VerboseOption = False,
 ) -> None:
     """Make a base image from its recipe, unattended."""
-    from obuild.bases import catalog
+    from obuild.bases import catalog, record
     from obuild.bases.sources import Choices
 
     values = dict(_assignment(each) for each in set_ or ())
@@ -87,7 +87,8 @@ def base_make(
     if made:
         put(f"made {path}")
     elif if_changed:
-        put(f"{path.stem} is there already, and its recipe is the same")
+        same = "and its recipe is the same" if record.read(path) else "and was not made here; see --force"
+        put(f"{path.stem} is there already, {same}")
     else:
         put(f"{path.stem} is there already; --if-changed or --force makes it again")
 
