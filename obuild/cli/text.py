@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -143,7 +142,7 @@ class JsonLines:
         self._out = out
 
     def __call__(self, event: Event) -> None:
-        self._put(_snake(type(event.what).__name__), event.place, event.time, asdict(event.what))
+        self._put(_snake(type(event.what).__name__), event.place, event.time, event.what._asdict())
 
     def failed(self, error: BaseException) -> None:
         """Say how the build ended, for who reads nothing but this."""
@@ -159,7 +158,7 @@ class JsonLines:
     def _put(self, name: str, place: Place, moment: float, values: dict[str, object]) -> None:
         import json  # late: seldom needed
 
-        record = {"event": name, **_json_object(asdict(place)), "time": moment, **_json_object(values)}
+        record = {"event": name, **_json_object(place._asdict()), "time": moment, **_json_object(values)}
         self._out.write(json.dumps(record).encode("ascii") + b"\n")
         self._out.flush()
 
@@ -175,7 +174,7 @@ def _json_object(values: dict[str, object]) -> dict[str, object]:
 
 def _json_field(name: str, value: object) -> tuple[str, object]:
     if isinstance(value, tuple):
-        return name, [_json_object(each) for each in value]
+        return name, [_json_object(each._asdict()) for each in value]
     if isinstance(value, Path):
         value = str(value)
     if isinstance(value, str):

@@ -90,11 +90,11 @@ def send_caches(
     root = guest.root_shell(login)
     connection.check(root, guest.prepare_scratch(), what="making room for caches")
     for slot, (cache, file) in enumerate(zip(command.caches, archives, strict=True)):
-        connection.check(
-            root, guest.open_cache(slot, cache.target, command.user), what=f"mounting cache {cache.name}"
-        )
-        if file.exists():
-            with tell.phase("sending", cache.name, file.stat().st_size) as phase:
+        size = file.stat().st_size if file.exists() else 0
+        with tell.phase("sending", cache.name, size) as phase:
+            what = f"mounting cache {cache.name}"
+            connection.check(root, guest.open_cache(slot, cache.target, command.user), what=what)
+            if size:
                 what = f"unpacking cache {cache.name}"
                 _fill_cache(connection, guest, login, slot, file, phase, what=what)
 

@@ -72,6 +72,7 @@ def test_a_build_tells_what_it_does_in_order(store: Store, chain: ChainMaker) ->
         Saved(step.id, saved[1].seconds),
         Started("/: (comment bye)"),
     ]
+    assert [type(said) for said in heard] == [Started, Note, Saved, Started, Started, Output, Saved, Started]
     assert heard.at(Started) == [Place("", root.id, 1), Place("", "", 2), Place("", step.id, 3), Place("", "", 4)]
     assert heard.at(Saved) == [Place("", root.id, 1), Place("", step.id, 3)]
     assert heard.at(Output) == [Place("", step.id, 3)]

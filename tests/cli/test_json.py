@@ -269,7 +269,7 @@ def documented(heading: str) -> set[str]:
 
 
 def names(record: Any) -> set[str]:
-    return {field.name for field in fields(record)}
+    return set(record._fields) if issubclass(record, tuple) else {field.name for field in fields(record)}
 
 
 @pytest.mark.parametrize("event", get_args(What))

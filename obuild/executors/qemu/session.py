@@ -50,7 +50,8 @@ class Session:
             transfer.send_caches(self.connection, self.guest, self.login, command, caches, self.tell)
         if command.secrets:
             self.secret = True
-            transfer.send_secrets(self.connection, self.guest, self.login, command, secrets)
+            with self.tell.phase("sending", "secrets"):
+                transfer.send_secrets(self.connection, self.guest, self.login, command, secrets)
         with self.tell.phase("running"):
             status = self.connection.run(self.guest.root_shell(self.login), partial(self._script, command), output)
         if command.secrets:
