@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -210,3 +211,10 @@ def test_nothing_is_told_apart_by_where_it_is_in_memory() -> None:
         return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "id"
 
     assert where(takes_id) == set()
+
+
+def test_no_test_imports_another() -> None:
+    """What tests share lies in tests/support."""
+    tests = Path(__file__).parent
+    importing = re.compile(r"^\s*(?:from|import) tests\.[\w.]*\b(?:test_\w+|conftest)\b", re.MULTILINE)
+    assert [str(path) for path in tests.rglob("*.py") if importing.search(path.read_text())] == []

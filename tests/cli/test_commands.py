@@ -14,8 +14,8 @@ from obuild.cli import main
 from obuild.plan.keys import LayerId
 from obuild.plan.steps import Chain
 from obuild.store.layers import Store
-from tests.store.test_layers import make_all
 from tests.support import odd
+from tests.support.layers import make_all
 
 ChainMaker = Callable[[str], Chain]
 

@@ -10,8 +10,8 @@ import pytest
 
 from obuild.plan.steps import Chain
 from obuild.store.layers import Store
-from tests.store.test_layers import make_all
 from tests.support import odd
+from tests.support.layers import make_all
 
 ChainMaker = Callable[[str], Chain]
 

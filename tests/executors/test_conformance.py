@@ -30,7 +30,7 @@ from obuild.spec import Cache, Secret, UnixUser
 from obuild.store.layers import Store
 from tests.support.fake_shell import Shell
 from tests.support.fakes import POWER_OFF, FakeExecutor, boot_disk
-from tests.vm.conftest import base_images, new_store
+from tests.support.program import base_images, new_store
 
 ROOT = UnixUser(0, 0)
 

@@ -19,7 +19,7 @@ from obuild.guests import freebsd, openbsd
 from obuild.plan import tree
 from obuild.plan.archive import send
 from obuild.spec import UnixUser, WindowsUser
-from tests.guests.test_linux import BASH_OR_SH, can_mount, typed_at
+from tests.support.guests import BASH_OR_SH, can_mount, typed_at
 from tests.support.ssh_server import bsd_programs
 
 ROOT = UnixUser(0, 0)

@@ -23,8 +23,7 @@ from obuild.plan.archive import manifest_of
 from obuild.plan.keys import LayerId
 from obuild.plan.steps import Extract, Graft
 from obuild.spec import UnixUser, WindowsUser
-from tests.guests.test_flow import Windows, key, mounting, place, session
-from tests.guests.test_windows_quoting import read_back
+from tests.support.guests import Windows, key, mounting, place, read_back, session
 from tests.support.ssh_server import Unix, bsd_programs, unquoted
 
 __all__ = ["key", "place"]

@@ -16,6 +16,7 @@ import pytest
 from obuild.guests import linux
 from obuild.plan import archive, tree
 from obuild.spec import UnixUser, WindowsUser
+from tests.support.guests import BASH_OR_SH, can_mount, typed_at
 
 ROOT = UnixUser(0, 0)
 USER = UnixUser(12345, 23456)
@@ -24,11 +25,6 @@ MARK = "obuild-mark"
 as_root = pytest.mark.skipif(
     os.getuid() != 0 or not shutil.which("setpriv"), reason="needs to be root, and setpriv"
 )
-
-
-def can_mount() -> bool:
-    argv = ["unshare", "--mount", "mount", "-t", "tmpfs", "none", "/mnt"]
-    return os.getuid() == 0 and subprocess.run(argv, check=False, capture_output=True).returncode == 0
 
 
 mounting = pytest.mark.skipif(not can_mount(), reason="needs to be root, and mount namespaces")
@@ -96,17 +92,6 @@ def test_a_step_is_spelled_so() -> None:
     assert "--reuid 12345 --regid 23456 --clear-groups" in text
     assert re.search(r"env -i .* 'A=1 2' /bin/sh -c 'echo '\"'\"'it works'\"'\"'' </dev/null", text)
     assert lines[-1] == f"status=$?; printf '%s %d\\n' {MARK} \"$status\""
-
-
-def typed_at(command: str) -> list[str]:
-    """The lines of the script that a `shell_command` carries."""
-    sh, option, reader, text = shlex.split(command.removeprefix("exec ").removeprefix("sudo -n "))
-    assert (sh, option, reader) == ("sh", "-c", 'eval "$(printf %b "$0")"')
-    return re.sub(r"\\0([0-7]{3})", lambda found: chr(int(found[1], 8)), text).splitlines()
-
-
-#: What every Unix ends with.
-BASH_OR_SH = "/bin/sh -c 'command -v bash >/dev/null 2>&1 && exec bash; exec /bin/sh'"
 
 
 def test_a_shell_is_spelled_as_a_step_without_its_pipes() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from obuild.guests.windows_quoting import argument, arguments, is_cmd, literal, powershell
+from tests.support.guests import read_back
 
 WINE = shutil.which("wine")
 needs_wine = pytest.mark.skipif(not WINE, reason="needs wine, whose programs read command lines as Windows does")
@@ -42,34 +43,6 @@ WORDS = [
 )
 def test_a_word_is_spelled_so(word: str, spelled: str) -> None:
     assert argument(word) == spelled
-
-
-def read_back(line: str) -> list[str]:
-    """The rules of Microsoft's C runtime, written down a second time, as its manual has them."""
-    words: list[str] = []
-    at = 0
-    while at < len(line):
-        if line[at] in " \t":
-            at += 1
-            continue
-        word, quoted = "", False
-        while at < len(line) and (quoted or line[at] not in " \t"):
-            slashes = len(line) - at - len(line[at:].lstrip("\\"))
-            at += slashes
-            if line[at : at + 1] == '"':
-                word += "\\" * (slashes // 2)
-                if slashes % 2:
-                    word += '"'
-                else:
-                    quoted = not quoted
-                at += 1
-            elif slashes:
-                word += "\\" * slashes
-            else:
-                word += line[at]
-                at += 1
-        words.append(word)
-    return words
 
 
 @pytest.mark.parametrize("word", WORDS)

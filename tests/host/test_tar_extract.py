@@ -17,7 +17,7 @@ import pytest
 from obuild.errors import ObuildError, UsageError
 from obuild.guests.tar import by_gnu_tar
 from obuild.host.tar_extract import DEEPEST, place, unpack
-from tests.builder.test_hostile_guest import FILE, FOLDER, LINK, SYMLINK, Entry, packed, seen, tricks
+from tests.support.archives import FILE, FOLDER, LINK, SYMLINK, Entry, packed, seen, tricks
 
 TOP: Entry = ("top", FOLDER, "")
 

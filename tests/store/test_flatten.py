@@ -21,13 +21,12 @@ from obuild.store import flatten as flat
 from obuild.store import mtree, removal
 from obuild.store.layers import Store
 from tests.support.fakes import other_process
+from tests.support.layers import FEW
 
 ChainMaker = Callable[[str], Chain]
 
 SIZE = 16 << 20
 
-#: Chains are long with so many images in some tests, so that few layers do.
-FEW = 4
 
 BUILD = """
 from types import SimpleNamespace
@@ -48,7 +47,7 @@ import sys
 from pathlib import Path
 from obuild.host import failpoints as trace
 from obuild.store.layers import Store
-from tests.store.test_flatten import FEW
+from tests.support.layers import FEW
 from obuild.store import flatten as flat
 flat.LONGEST = FEW
 store, id, parent, die_at = Store.open(Path({str(store.root)!r})), {id!r}, {parent!r}, {die_at!r}

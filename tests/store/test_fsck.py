@@ -23,8 +23,8 @@ from obuild.store import flatten, fsck, gc, removal
 from obuild.store.index import Index
 from obuild.store.layers import Layer, Store
 from obuild.store.warm import Warm
-from tests.store.test_warm import MACHINE, PLENTY, flipped, longer, save
 from tests.support.fakes import FakeExecutor, Heard
+from tests.support.states import MACHINE, PLENTY, flipped, longer, save
 
 ChainMaker = Callable[[str], Chain]
 OPS = " ".join(f"(run (shell {name}))" for name in "abcdef")

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -18,35 +17,13 @@ from obuild.store import flatten, gc, removal
 from obuild.store.gc import Item
 from obuild.store.layers import Store
 from obuild.store.warm import Warm
-from tests.store.test_layers import make, save
-from tests.store.test_warm import PLENTY, RAM
-from tests.store.test_warm import save as save_machine
 from tests.support.fakes import other_process
+from tests.support.layers import DAY, FAT, NOW, fat_cache, held, make, used
+from tests.support.states import PLENTY, RAM
+from tests.support.states import save as save_machine
 
 ChainMaker = Callable[[str], Chain]
 
-NOW = 1_700_000_000.0
-DAY = 86400.0
-FAT = 200_000
-
-HOLD = """
-import sys
-from contextlib import ExitStack
-from pathlib import Path
-from obuild.store.layers import Store
-store = Store(Path(sys.stdin.readline().strip()))
-how, name = sys.stdin.readline().split()
-with ExitStack() as stack:
-    if how == "use":
-        stack.enter_context(store.use(name))
-    elif how == "cache":
-        stack.enter_context(store.caches.borrow(name))
-    else:
-        stack.enter_context(store.claim(name))
-        (store.result_tmp / name / "rootfs").mkdir(parents=True)
-    print("held", flush=True)
-    sys.stdin.read()
-"""
 
 COLLECT = """
 import sys
@@ -61,23 +38,6 @@ gc.carry_out(store, gc.plan(store, now=0.0, keep_bytes=0), tell)
 """
 
 
-@contextmanager
-def held(store: Store, how: str, name: str) -> Iterator[subprocess.Popen[str]]:
-    """Another process that has something in use until the block ends."""
-    with other_process(HOLD) as child:
-        assert child.stdin
-        assert child.stdout
-        child.stdin.write(f"{store.root}\n{how} {name}\n")
-        child.stdin.flush()
-        assert child.stdout.readline() == "held\n"
-        yield child
-
-
-def used(path: Path, days: float) -> None:
-    """Say that a layer or the folder of a cache was last used so many days ago."""
-    os.utime(path, (NOW - days * DAY, NOW - days * DAY))
-
-
 @pytest.fixture
 def family(store: Store, chain: ChainMaker) -> dict[str, LayerId]:
     """root -> one -> two and root -> other; last used 40, 30, 20 and 10 days ago."""
@@ -86,12 +46,6 @@ def family(store: Store, chain: ChainMaker) -> dict[str, LayerId]:
         make(store, step)
         used(store.result / step.id, days)
     return dict(zip(("root", "one", "two", "other"), (step.id for step in steps), strict=True))
-
-
-def fat_cache(store: Store, name: str, days: float) -> None:
-    save(store, name, os.urandom(FAT))
-    used(store.caches.file(name), days + 5)
-    used(store.caches.file(name).parent, days)
 
 
 def plan(store: Store, **options: float) -> gc.Plan:

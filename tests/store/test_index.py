@@ -18,7 +18,7 @@ from obuild.plan.steps import Chain
 from obuild.store import index as index_module
 from obuild.store.index import Index, Kin, Row, disk_usage, resolve
 from obuild.store.layers import Store
-from tests.store.test_layers import make, make_all
+from tests.support.layers import make, make_all
 
 ChainMaker = Callable[[str], Chain]
 

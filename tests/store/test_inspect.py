@@ -14,7 +14,7 @@ from obuild.plan.steps import Chain
 from obuild.store.index import Index
 from obuild.store.inspect import Listed, Neighbour, describe, listing
 from obuild.store.layers import Store
-from tests.store.test_layers import make, make_all
+from tests.support.layers import make, make_all
 
 ChainMaker = Callable[[str], Chain]
 

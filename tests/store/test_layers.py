@@ -16,10 +16,11 @@ import pytest
 from obuild.errors import ObuildError, ProcessError, StoreError, UsageError
 from obuild.host import qemu_img
 from obuild.plan.keys import LayerId
-from obuild.plan.steps import Chain, Step
+from obuild.plan.steps import Chain
 from obuild.store.caches import escape
 from obuild.store.layers import Store
 from tests.support.fakes import other_process
+from tests.support.layers import make, make_all, save
 
 ChainMaker = Callable[[str], Chain]
 TWO_RUNS = "(run (shell one)) (run (shell two))"
@@ -36,22 +37,6 @@ with store.claim(id):
     print("drafting", flush=True)
     sys.stdin.read()
 """
-
-
-def make(store: Store, step: Step) -> None:
-    """Make a layer as a build does, with nothing in it but what the draft came with."""
-    with store.claim(step.id), store.draft(step) as draft:
-        if step.parent is None:
-            subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", draft.image, "1M"], check=True)
-        else:
-            draft.lay()
-        draft.log.write(f"log of {step.headings[-1]}".encode())
-
-
-def make_all(store: Store, chain: Chain) -> list[LayerId]:
-    for step in chain.steps:
-        make(store, step)
-    return [step.id for step in chain.steps]
 
 
 def everything(store: Store) -> list[str]:
@@ -379,13 +364,6 @@ def test_saving_the_same_content_does_not_touch_the_cache(store: Store) -> None:
         save(store, "c", b"same")
         other.path.with_suffix(".new").write_bytes(b"changed")
         assert other.save(other.path.with_suffix(".new"))
-
-
-def save(store: Store, name: str, content: bytes) -> None:
-    with store.caches.borrow(name) as copy:
-        new = copy.path.with_suffix(".new")
-        new.write_bytes(content)
-        assert copy.save(new)
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,8 @@ from obuild.plan.keys import LayerId
 from obuild.plan.steps import Chain
 from obuild.store.index import Index
 from obuild.store.layers import Store
-from tests.store.test_layers import make_all
 from tests.support import odd
+from tests.support.layers import make_all
 from tests.support.snapshots import looks
 
 ChainMaker = Callable[[str], Chain]

@@ -18,8 +18,8 @@ from obuild.plan.steps import Chain
 from obuild.store import flatten, fsck, gc, removal
 from obuild.store.layers import Store
 from obuild.store.warm import Warm
-from tests.store.test_warm import PLENTY, save
 from tests.support.fakes import FakeExecutor, Heard
+from tests.support.states import PLENTY, save
 
 ChainMaker = Callable[[str], Chain]
 OPS = " ".join(f"(run (shell {name}))" for name in "abcdef")

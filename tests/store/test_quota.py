@@ -22,10 +22,9 @@ from obuild.store import gc, quota, removal, usage
 from obuild.store.layers import Store
 from obuild.store.quota import Room
 from obuild.store.warm import Warm
-from tests.store.test_gc import FAT, fat_cache, held
-from tests.store.test_layers import make, make_all
-from tests.store.test_warm import PLENTY, RAM, save
 from tests.support.fakes import FakeExecutor, Heard, Run, other_process
+from tests.support.layers import FAT, fat_cache, held, make, make_all
+from tests.support.states import PLENTY, RAM, save
 
 ChainMaker = Callable[[str], Chain]
 Disk = namedtuple("Disk", "total used free")

@@ -10,7 +10,7 @@ from obuild.plan.keys import LayerId
 from obuild.plan.steps import Chain
 from obuild.store import removal
 from obuild.store.layers import Store
-from tests.store.test_layers import make, make_all
+from tests.support.layers import make, make_all
 
 ChainMaker = Callable[[str], Chain]
 

@@ -18,7 +18,7 @@ from obuild.store.index import resolve
 from obuild.store.inspect import describe, listing
 from obuild.store.layers import Store
 from obuild.store.tags import LONGEST, Tags, checked
-from tests.store.test_layers import make, make_all
+from tests.support.layers import make, make_all
 
 ChainMaker = Callable[[str], Chain]
 

@@ -20,10 +20,7 @@ from obuild.store.layers import Store
 from obuild.store.saved import States
 from obuild.store.warm import State, Warm
 from tests.support.fakes import other_process
-
-MACHINE = "QEMU 7.2, 2 CPUs"
-RAM = 200_000
-PLENTY = 1 << 30
+from tests.support.states import MACHINE, PLENTY, RAM, flipped, longer, save, writable
 
 HOLD = """
 import sys
@@ -41,7 +38,7 @@ import sys
 from pathlib import Path
 from obuild.host import failpoints as trace
 from obuild.store.layers import Store
-from tests.store.test_warm import MACHINE, Warm, save
+from tests.support.states import MACHINE, save
 trace.kill_at(sys.stdin.readline().strip())
 store = Store(Path(sys.stdin.readline().strip()))
 save(Warm(store, 1 << 30, print), sys.stdin.readline().strip())
@@ -66,22 +63,6 @@ def layer(store: Store, digit: str = "a") -> LayerId:
     for name in ("key", "mtree"):
         (path / name).write_text(name)
     return LayerId(path.name)
-
-
-def save(states: Warm, id: LayerId, *, ram: Path | None = None, machine: str = MACHINE, size: int = RAM) -> bool:
-    """Save a machine, with a memory of its own or that of another one."""
-    with states.folder("test") as folder:
-        made = folder / "made"
-        made.mkdir()
-        if ram:
-            (made / "ram").hardlink_to(ram)
-        else:
-            (made / "ram").write_bytes(os.urandom(size))
-        (made / "device").write_bytes(b"device")
-        (made / "delta").write_bytes(b"delta")
-        kept = states.keep(id, machine, made)
-        assert not made.exists()
-        return kept
 
 
 def place(store: Store, id: LayerId) -> State:
@@ -169,33 +150,12 @@ def test_a_disk_that_a_boot_wrote_belongs_to_the_state(store: Store, states: War
 # -- a state that is not
 
 
-def writable(path: Path) -> Path:
-    path.chmod(0o600)
-    return path
-
-
 def gone(name: str) -> Callable[[Path], None]:
     return lambda state: (state / name).unlink()
 
 
-def longer(state: Path) -> None:
-    with writable(state / "ram").open("ab") as file:
-        file.write(b"x")
-
-
 def later(state: Path) -> None:
     os.utime(state / "ram")
-
-
-def flipped(name: str) -> Callable[[Path], None]:
-    """Other content, and nothing else."""
-
-    def act(state: Path) -> None:
-        path, status = writable(state / name), (state / name).stat()
-        path.write_bytes(path.read_bytes()[::-1])
-        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-
-    return act
 
 
 def added(state: Path) -> None:

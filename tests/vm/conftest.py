@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import re
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from obuild.bases import catalog, kind, recipe
 from obuild.executors.qemu.arches import ARCHES
-from obuild.store.layers import Store
-
-ROOT = Path(__file__).parent.parent.parent
+from tests.support.program import Program, base_images, layers, new_store
 
 #: The recipe of `micro` for each architecture. Emulating the others is slow: only `make test-arch` asks for them.
 MICROS = [
@@ -24,84 +18,6 @@ MICROS = [
     else pytest.param(f"micro-{arch}", id=arch, marks=pytest.mark.arch)
     for arch in ARCHES
 ]
-
-
-def layers(output: str) -> list[str]:
-    """The ids of the layers that a build says it has used or made, in order."""
-    return re.findall(r'^---> (?:using|saved as) "([0-9a-f]{64})"', output, re.MULTILINE)
-
-
-class Program:
-    """The `obuild` command on one store."""
-
-    def __init__(self, store: Path) -> None:
-        self.store = store
-
-    def __call__(
-        self, *args: str | Path, code: int = 0, env: dict[str, str] | None = None
-    ) -> subprocess.CompletedProcess[str]:
-        """Run it to its end, and see that it ends with `code` and without a traceback."""
-        done = subprocess.run(
-            self.argv(*args),
-            capture_output=True,
-            text=True,
-            errors="surrogateescape",
-            env={**os.environ, **(env or {})},
-        )
-        assert "Traceback" not in done.stderr, done.stderr
-        assert done.returncode == code, done.stdout + done.stderr
-        return done
-
-    def build(
-        self, spec: Path, source: Path, *options: str, code: int = 0, env: dict[str, str] | None = None
-    ) -> subprocess.CompletedProcess[str]:
-        return self("build", "-f", spec, *options, source, code=code, env=env)
-
-    def argv(self, *args: str | Path) -> list[str]:
-        return [sys.executable, "-m", "obuild", *map(str, args), f"--store=qemu:{self.store}"]
-
-
-def base_images(*recipes: str) -> Path:
-    """A folder with the base images of these recipes, names or files, and their login key.
-
-    It is made once for each state of the recipes.
-    """
-    paths = [catalog.recipe_path(each) for each in recipes]
-    names = "-".join(path.stem for path in paths)
-    stamp = "-".join(kind.digest(recipe.load(path))[:12] for path in paths)
-    kept = ROOT / ".cache" / "test-bases" / f"{names}-{stamp}"
-    store = Store.open(kept)
-    for path in paths:
-        catalog.make(store, str(path), say=print)
-    return kept
-
-
-def extents(path: Path) -> Iterator[bytes]:
-    """What a file holds besides holes: the memory of a saved machine is mostly those."""
-    with path.open("rb") as file:
-        end = 0
-        while True:
-            try:
-                start = os.lseek(file.fileno(), end, os.SEEK_DATA)
-            except OSError:
-                return
-            end = os.lseek(file.fileno(), start, os.SEEK_HOLE)
-            yield os.pread(file.fileno(), end - start, start)
-
-
-def rename_base(store: Path, old: str, new: str) -> None:
-    """Call a base image something else: its file, and whatever belongs to it."""
-    for path in (store / "base-image").glob(f"{old}.*"):
-        path.rename(path.with_stem(new))
-
-
-def new_store(root: Path, bases: Path) -> Path:
-    """A fresh store in which the images of `bases` are there already; a `micro-ARCH` is called `micro`."""
-    Store.open(root)
-    subprocess.run(["cp", "-a", "--reflink=auto", f"{bases}/base-image", f"{bases}/state", root], check=True)
-    for about in (root / "base-image").glob("micro-*.toml"):
-        rename_base(root, about.stem, "micro")
-    return root
 
 
 @pytest.fixture(scope="session", params=MICROS)

@@ -12,13 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.vm.conftest import Program, extents, layers, rename_base
+from tests.support.program import SAVED, Program, extents, layers, rename_base
 
 pytestmark = pytest.mark.vm
 
 Spec = Callable[[str], Path]
 
-SAVED = re.compile(r'^---> saved as "([0-9a-f]{64})"$', re.MULTILINE)
 USING = re.compile(r'^---> using "([0-9a-f]{64})" from cache$', re.MULTILINE)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from obuild.store import fsck
 from obuild.store.layers import Store
-from tests.vm.conftest import ROOT, Program, base_images
+from tests.support.program import ROOT, Program, base_images
 
 pytestmark = pytest.mark.vm
 

@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 
 from obuild.host import failpoints
-from tests.store.test_crashes import Victim
-from tests.vm.conftest import Program
-from tests.vm.test_failures import machines
+from tests.support.program import Program, machines
+from tests.support.victim import Victim
 
 pytestmark = [pytest.mark.vm, pytest.mark.crash]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.manual import example
-from tests.vm.conftest import ROOT, Program, base_images, new_store
+from tests.support.program import ROOT, Program, base_images, new_store
 
 pytestmark = pytest.mark.vm
 

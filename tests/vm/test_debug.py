@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.vm.conftest import Program
+from tests.support.program import Program
 
 pytestmark = pytest.mark.vm
 

@@ -13,7 +13,7 @@ import pytest
 from obuild import spec
 from obuild.spec import Comment, Copy, Env, Op, Run, Shell, Stage, User, Workdir
 from tests.support.manual import Example, example, examples
-from tests.vm.conftest import Program, new_store, rename_base
+from tests.support.program import Program, new_store, rename_base
 
 Spec = Callable[[str], Path]
 

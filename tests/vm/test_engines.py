@@ -14,7 +14,7 @@ from obuild.errors import Cancelled, ObuildError, StepFailed
 from obuild.events import Event, Output
 from obuild.executors.settings import Settings
 from obuild.store.layers import Store
-from tests.vm.conftest import Program, new_store
+from tests.support.program import Program, new_store
 
 pytestmark = pytest.mark.vm
 

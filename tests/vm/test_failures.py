@@ -7,14 +7,13 @@ import select
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from obuild.executors.qemu.ssh import make_key
 from obuild.store.layers import Store
-from tests.vm.conftest import Program, new_store
+from tests.support.program import Program, assert_clean, machines, new_store, running
 
 pytestmark = pytest.mark.vm
 
@@ -32,45 +31,6 @@ STUCK = (
 
 #: How much there is left in a store with little room, in bytes, besides a base image and its layer.
 ROOM = 60 << 20
-
-
-def machines(store: Path) -> list[int]:
-    """The QEMU processes that work on a store."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                command = (entry / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if b"qemu-system" in command and os.fsencode(store) in command:
-                found.append(int(entry.name))
-    return found
-
-
-def assert_clean(program: Program) -> None:
-    """Nothing of the failed step is left."""
-    assert machines(program.store) == []
-    for folder in ("result-tmp", "cache-tmp", "warm-tmp", "state/locks"):
-        assert not list((program.store / folder).glob("*")), folder
-
-
-@contextmanager
-def running(
-    program: Program, spec: Path, source: Path, until: str, *options: str
-) -> Iterator[subprocess.Popen[bytes]]:
-    """A build that has printed `until`."""
-    child = subprocess.Popen(
-        program.argv("build", "-f", spec, *options, source), stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    with child:
-        assert child.stdout is not None
-        for line in child.stdout:
-            if line.decode().strip() == until:
-                break
-        else:
-            pytest.fail(f"the build ended: {child.stderr.read().decode() if child.stderr else ''}")
-        yield child
 
 
 def test_a_guest_that_never_answers_is_killed_and_its_console_shown(

@@ -15,8 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.vm.conftest import Program, base_images, new_store
-from tests.vm.test_failures import assert_clean
+from tests.support.program import Program, assert_clean, base_images, new_store
 
 pytestmark = pytest.mark.vm
 

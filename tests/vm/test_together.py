@@ -9,9 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.vm.conftest import Program
-from tests.vm.test_build import SAVED
-from tests.vm.test_failures import assert_clean
+from tests.support.program import SAVED, Program, assert_clean
 
 pytestmark = pytest.mark.vm
 

@@ -1,0 +1,138 @@
+"""A store with real base images, and the real program run on it."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from obuild.bases import catalog, kind, recipe
+from obuild.store.layers import Store
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def layers(output: str) -> list[str]:
+    """The ids of the layers that a build says it has used or made, in order."""
+    return re.findall(r'^---> (?:using|saved as) "([0-9a-f]{64})"', output, re.MULTILINE)
+
+
+class Program:
+    """The `obuild` command on one store."""
+
+    def __init__(self, store: Path) -> None:
+        self.store = store
+
+    def __call__(
+        self, *args: str | Path, code: int = 0, env: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run it to its end, and see that it ends with `code` and without a traceback."""
+        done = subprocess.run(
+            self.argv(*args),
+            capture_output=True,
+            text=True,
+            errors="surrogateescape",
+            env={**os.environ, **(env or {})},
+        )
+        assert "Traceback" not in done.stderr, done.stderr
+        assert done.returncode == code, done.stdout + done.stderr
+        return done
+
+    def build(
+        self, spec: Path, source: Path, *options: str, code: int = 0, env: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        return self("build", "-f", spec, *options, source, code=code, env=env)
+
+    def argv(self, *args: str | Path) -> list[str]:
+        return [sys.executable, "-m", "obuild", *map(str, args), f"--store=qemu:{self.store}"]
+
+
+def base_images(*recipes: str) -> Path:
+    """A folder with the base images of these recipes, names or files, and their login key.
+
+    It is made once for each state of the recipes.
+    """
+    paths = [catalog.recipe_path(each) for each in recipes]
+    names = "-".join(path.stem for path in paths)
+    stamp = "-".join(kind.digest(recipe.load(path))[:12] for path in paths)
+    kept = ROOT / ".cache" / "test-bases" / f"{names}-{stamp}"
+    store = Store.open(kept)
+    for path in paths:
+        catalog.make(store, str(path), say=print)
+    return kept
+
+
+def extents(path: Path) -> Iterator[bytes]:
+    """What a file holds besides holes: the memory of a saved machine is mostly those."""
+    with path.open("rb") as file:
+        end = 0
+        while True:
+            try:
+                start = os.lseek(file.fileno(), end, os.SEEK_DATA)
+            except OSError:
+                return
+            end = os.lseek(file.fileno(), start, os.SEEK_HOLE)
+            yield os.pread(file.fileno(), end - start, start)
+
+
+def rename_base(store: Path, old: str, new: str) -> None:
+    """Call a base image something else: its file, and whatever belongs to it."""
+    for path in (store / "base-image").glob(f"{old}.*"):
+        path.rename(path.with_stem(new))
+
+
+def new_store(root: Path, bases: Path) -> Path:
+    """A fresh store in which the images of `bases` are there already; a `micro-ARCH` is called `micro`."""
+    Store.open(root)
+    subprocess.run(["cp", "-a", "--reflink=auto", f"{bases}/base-image", f"{bases}/state", root], check=True)
+    for about in (root / "base-image").glob("micro-*.toml"):
+        rename_base(root, about.stem, "micro")
+    return root
+
+
+def machines(store: Path) -> list[int]:
+    """The QEMU processes that work on a store."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                command = (entry / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if b"qemu-system" in command and os.fsencode(store) in command:
+                found.append(int(entry.name))
+    return found
+
+
+def assert_clean(program: Program) -> None:
+    """Nothing of the failed step is left."""
+    assert machines(program.store) == []
+    for folder in ("result-tmp", "cache-tmp", "warm-tmp", "state/locks"):
+        assert not list((program.store / folder).glob("*")), folder
+
+
+@contextmanager
+def running(
+    program: Program, spec: Path, source: Path, until: str, *options: str
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A build that has printed `until`."""
+    child = subprocess.Popen(
+        program.argv("build", "-f", spec, *options, source), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    with child:
+        assert child.stdout is not None
+        for line in child.stdout:
+            if line.decode().strip() == until:
+                break
+        else:
+            pytest.fail(f"the build ended: {child.stderr.read().decode() if child.stderr else ''}")
+        yield child
+
+
+SAVED = re.compile(r'^---> saved as "([0-9a-f]{64})"$', re.MULTILINE)

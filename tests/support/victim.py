@@ -1,0 +1,63 @@
+"""A build that is killed while it works, and what is looked at afterwards."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from obuild.store import fsck
+from obuild.store.layers import Store
+
+SAVED = re.compile(r'---> saved as "([0-9a-f]{64})"')
+
+
+#: What fsck may find where a process was killed.
+EXPECTED = (
+    "a draft that no living process owns|a copy of a cache that no living process owns"
+    "|a lock file that nobody holds|a base image that was never put in its place|a file that was never finished"
+    "|a flattened copy of a layer that is gone|what was known of a layer that is gone"
+    "|a machine that no living process owns"
+)
+
+
+class Victim:
+    """The program, on a store of its own, run until it is killed. `words` stand for paths in commands."""
+
+    module = "tests.support.fake_obuild"
+
+    def __init__(self, root: Path, words: dict[str, Path]) -> None:
+        self.root = root
+        self.words = words
+        self.saved: set[str] = set()
+
+    def start(self, *command: str, kill_at: str = "") -> subprocess.Popen[str]:
+        args = [str(self.words.get(word, word)) for word in command]
+        return subprocess.Popen(
+            [sys.executable, "-m", self.module, *args, f"--store=qemu:{self.root}"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OBUILD_KILL_AT": kill_at},
+        )
+
+    def run(self, *command: str, kill_at: str = "") -> int:
+        """Run a command to its end, and note what it says to have saved."""
+        out, errors = (child := self.start(*command, kill_at=kill_at)).communicate()
+        assert "Traceback" not in errors, errors
+        self.saved |= set(SAVED.findall(out))
+        return child.returncode
+
+    def check(self) -> None:
+        """What a crash may leave is rubbish: the next command removes it, and then all is as it should be."""
+        store = Store(self.root)
+        assert self.saved <= {layer.id for layer in store.layers()}  # nothing that was finished is lost
+        for finding in fsck.check(store):
+            assert re.fullmatch(EXPECTED, finding.what), finding
+        assert self.run("prune") == 0
+        harmless = {"a lock file that nobody holds", "a file that was never finished"}
+        assert {finding.what for finding in fsck.check(store, read_data=True)} <= harmless
+        assert self.run("fsck", "--repair") == 0
+        assert list(fsck.check(store)) == []
