@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from obuild.bases import catalog
 from obuild.builder.chain import Builder, located
@@ -30,13 +31,17 @@ from obuild.spec import Run, Shell, Stage
 from obuild.store.layers import Store
 from obuild.store.usage import storage_errors
 
+if TYPE_CHECKING:
+    from obuild.builder.no_cache import Forgetter
+
 
 @dataclass
 class Engine:
     """Builds specs from one source folder into one store, and tells `listener`. `secrets` are values by id.
 
-    `on_built` is called with the last layer while that cannot be removed.
-    `executor` is the kind that runs the steps: a name in the table of `executors.all`.
+    The last layer is given the `tags`.
+    `executor` is the kind that runs the steps: a name in the table of `executors.all`. With `no_cache`, every
+    command runs again.
     """
 
     source: Path
@@ -47,8 +52,10 @@ class Engine:
     jobs: int = 1
     make_room: Callable[[Teller], None] = lambda tell: None
     on_failure: OnFailure | None = None
-    on_built: Callable[[LayerId, Teller], None] = lambda id, tell: None
+    tags: Sequence[str] = ()
     executor: str = "qemu"
+    no_cache: bool = False
+    _forgetter: Forgetter | None = field(default=None, init=False)
     _machines: Machines = field(init=False)
     _tell: Teller = field(init=False)
     _scope: CancelScope = field(default_factory=CancelScope, init=False)  # of the build that runs
@@ -91,6 +98,11 @@ class Engine:
     def _build(self, stage: Stage) -> LayerId:
         with storage_errors(self.store.root), self._held:
             planned = self._plan(stage)
+            if self.no_cache:
+                from obuild.builder.no_cache import Forgetter  # late: seldom needed
+
+                self._forgetter = Forgetter(self.store, self.tags)
+                self._forgetter.forget([each.plan.known for each in planned.all()], self._tell)
             for each in planned.all():
                 self._hold(each.plan.known)
                 self._see_logs(each.plan.known)
@@ -102,7 +114,9 @@ class Engine:
                 built = Parallel(self.make, self._tell, self.jobs, self._scope).build(planned)
             else:
                 built = self._in_order(planned, {})
-            self.on_built(built.layer, self._tell)
+            for name in self.tags:  # while we hold the layer
+                self.store.tag(built.layer, name)
+                self._tell.note(f"tagged {name}")
             return built.layer
 
     def _plan(self, stage: Stage) -> PlannedStage:
@@ -150,6 +164,8 @@ class Engine:
 
             chain = stage.plan.chain(extract)
             if stage.plan.origins:
+                if self._forgetter:
+                    self._forgetter.forget([chain.steps], tell)
                 self._hold(chain.steps)
                 tell(outline(stage.plan.actions, chain.steps))
             room = partial(self.make_room, tell)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from obuild.cli.commands import cp
 from obuild.plan.steps import Chain
 from obuild.store.layers import Store
 from tests.support import odd
@@ -58,6 +59,28 @@ def test_tags_are_set_listed_moved_and_removed(obuild: Program) -> None:
     obuild("tag", "rm", "nightly", "team/web:1.2")
     assert [tag["name"] for tag in json.loads(obuild("tag", "ls", "--json"))] == ["web"]
     assert root[:12] in obuild("ls")
+
+
+@pytest.mark.parametrize(
+    ("source", "parts"),
+    [
+        ("3f2a:/etc/passwd", ("3f2a", "/etc/passwd")),
+        ("3f2a:/a:/b", ("3f2a", "/a:/b")),
+        ("web:/x", ("web", "/x")),
+        ("web:1.2:/x", ("web:1.2", "/x")),
+        ("team/web:1.2:x:y", ("team/web:1.2", "x:y")),
+        ("web:1.3:/x", ("web", "1.3:/x")),
+    ],
+)
+def test_a_file_is_named_by_a_tag_with_colons(obuild: Program, source: str, parts: tuple[str, str]) -> None:
+    for name in ("web", "web:1.2", "team/web:1.2"):
+        obuild.store.tag(obuild.store.ids()[0], name)
+    assert cp._parted(source, obuild.store.tags) == parts
+
+
+@pytest.mark.parametrize("source", ["", "x", ":", "x:", "web:"])
+def test_a_source_without_a_path_is_refused(obuild: Program, source: str) -> None:
+    assert "is not ID:PATH" in obuild("cp", source, ".", code=2)
 
 
 def test_options_of_tag_may_stand_anywhere(obuild: Program) -> None:

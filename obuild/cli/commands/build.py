@@ -25,7 +25,6 @@ from obuild.errors import UsageError
 
 if TYPE_CHECKING:
     from obuild.events import Listener
-    from obuild.plan.keys import LayerId
     from obuild.store.layers import Store
 
 app = typer.Typer()
@@ -43,6 +42,13 @@ def build(
         list[str] | None,
         typer.Option("--tag", "-t", metavar="NAME", help="Name the result; it is kept then. May be repeated."),
     ] = None,
+    no_cache: Annotated[
+        bool,
+        typer.Option(
+            "--no-cache",
+            help="Run every command again: the layers of the spec's commands, and all on top of them, go.",
+        ),
+    ] = False,
     secret: Annotated[
         list[str] | None, typer.Option(metavar="ID:FILE", help="A value for (secrets ID). May be repeated.")
     ] = None,
@@ -106,7 +112,6 @@ def build(
     """
     from obuild.builder import engine
     from obuild.builder import on_failure as failing
-    from obuild.events import Teller
     from obuild.spec import parse
     from obuild.store.tags import checked
 
@@ -119,16 +124,11 @@ def build(
         most = parse_bytes("--max-size", max_size) if max_size else None
         opened = open_store(store, create=True, quiet=quiet)
         values = _secrets(secret or [])
-
-        def name_it(id: LayerId, tell: Teller) -> None:
-            for name in names:
-                opened.tag(id, name)
-                tell.note(f"tagged {name}")
-
         with _in_turn(tell, opened, jobs) as listener:
             builder = engine.Engine(Path(source), opened, settings, listener, values, jobs)
             builder.on_failure = failing.chosen(on_failure, jobs=jobs)
-            builder.on_built = name_it
+            builder.tags = names
+            builder.no_cache = no_cache
             if reserve or max_size:
                 from obuild.store.quota import Room
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from obuild.cli.console import guarded, note, put_bytes
+from obuild.cli.console import guarded, look_at, note, put_bytes
 from obuild.cli.debugging import open_layer
 from obuild.cli.options import Machine, StoreOption, VerboseOption, machine_options
 from obuild.errors import UsageError
+
+if TYPE_CHECKING:
+    from obuild.store.tags import Tags
 
 app = typer.Typer()
 
@@ -38,9 +41,7 @@ def cp(
     from obuild.plan.diff import listed
 
     settings = machine.settings()
-    id, colon, path = source.partition(":")
-    if not colon or not path:
-        raise UsageError(f"{source} is not ID:PATH", hint="for example 3f2a:/etc/passwd")
+    id, path = _parted(source, look_at(store).tags)
     if dest == "-" and sys.stdout.isatty():
         raise UsageError("a tar archive is nothing for a terminal", hint="send it to a file, or to: tar --list")
     debugger = open_layer(store, id, settings)
@@ -52,6 +53,15 @@ def cp(
         else:
             if left_out := unpack(archive, to, root=not wanted.name, strict=wanted.strict):
                 note(f"left out, for they are devices or pipes: {listed(left_out)}")
+
+
+def _parted(source: str, tags: Tags) -> tuple[str, str]:
+    """ID and PATH. A tag may have colons in it: of several ways to read it, the longest tag counts."""
+    colons = [index for index, letter in enumerate(source) if letter == ":"]
+    end = next((index for index in reversed(colons) if tags.is_there(source[:index])), min(colons, default=0))
+    if not colons or end + 1 == len(source):
+        raise UsageError(f"{source} is not ID:PATH", hint="for example 3f2a:/etc/passwd")
+    return source[:end], source[end + 1 :]
 
 
 def _put_file(path: Path) -> None:
