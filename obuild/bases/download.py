@@ -114,6 +114,8 @@ def fetch(remote: Remote, downloads: Downloads, *, trust: bool, say: Say, progre
             except OSError:  # there is no room: what has come is only in the way
                 part.unlink(missing_ok=True)
                 raise
+        if not _size(part):
+            part.unlink(missing_ok=True)
         hint = "a server may have removed it: name another address, or a newer file with its digest"
         raise ObuildError("; ".join(problems), hint=hint)
 

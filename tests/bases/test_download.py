@@ -152,6 +152,7 @@ def test_each_mirror_is_tried_and_each_failure_said(store: Store, site: Site) ->
     assert f"{site.url('none')}: the server says 404 Not Found" in caught.value.message
     assert "file:///none: " in caught.value.message
     assert "No such file" in caught.value.message
+    assert left(store) == [DIGEST.replace(":", "-")]
 
 
 def test_a_second_mirror_goes_on_where_the_first_ended(store: Store, site: Site) -> None:

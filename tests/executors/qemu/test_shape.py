@@ -10,7 +10,7 @@ import pytest
 
 from obuild.errors import UsageError
 from obuild.executors.qemu.arches import ARCHES
-from obuild.executors.qemu.argv import Links, Memory, qemu_argv
+from obuild.executors.qemu.argv import Links, Memory, qemu_argv, reporting
 from obuild.executors.qemu.shape import DEFAULT_MEMORY, Accel, Kernel, Shape, shape_for
 from obuild.executors.settings import VM, Settings
 from obuild.guests import profile
@@ -194,6 +194,20 @@ def test_a_kernel_needs_no_initial_ram_disk() -> None:
 def test_a_board_without_firmware_is_given_one_to_boot_a_disk(arch: str, option: str) -> None:
     assert argv(Shape(arch=arch))[-2:] == [option, ARCHES[arch].firmware[1]]
     assert ARCHES[arch].firmware[1] not in argv(Shape(arch=arch, kernel=Kernel(Path("/k"), None, "")))
+
+
+@pytest.mark.parametrize(("arch", "bus"), [("x86_64", "pci"), ("aarch64", "pci"), ("s390x", "ccw")])
+def test_a_guest_can_report_through_a_bounded_port_and_read_a_second_disk(arch: str, bus: str) -> None:
+    extra = reporting(Shape(arch=arch), "org.example", Path("/a,b.iso"))
+    argv = list(qemu_argv(Shape(arch=arch), Path("/disk"), network=True, qmp="stdio", extra=extra))
+    assert argv[-len(extra) :] == [
+        *("-device", f"virtio-serial-{bus}"),
+        *("-chardev", "ringbuf,id=report,size=65536"),
+        *("-device", "virtserialport,chardev=report,name=org.example"),
+        *("-blockdev", "driver=file,filename=/a,,b.iso,node-name=file1,read-only=on"),
+        *("-blockdev", "driver=raw,file=file1,node-name=disk1,read-only=on"),
+        *("-device", f"virtio-blk-{bus},drive=disk1"),
+    ]
 
 
 def test_qemu_runs_every_architecture_that_a_card_may_name() -> None:
