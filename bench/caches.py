@@ -19,7 +19,7 @@ from io import BytesIO
 from pathlib import Path
 
 from bench.overhead import KEPT, kvm_or_tcg
-from obuild.bases import catalog
+from obuild.bases import catalog, making
 from obuild.executors.qemu import machine, ssh
 from obuild.executors.qemu.shape import shape_for
 from obuild.executors.settings import Settings
@@ -104,7 +104,7 @@ def compare(connection: ssh.Connection, what: str, archive: Path) -> None:
 
 def main() -> None:
     store = Store.open(KEPT)
-    found = catalog.find(store, "micro", say=print)
+    found = making.find(store, "micro", say=print)
     shape = shape_for(Settings(), found.card, kvm_or_tcg(store, found.card.arch))
     with tempfile.TemporaryDirectory() as folder:
         overlay = Path(folder) / "overlay.qcow2"

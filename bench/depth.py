@@ -28,7 +28,7 @@ from pathlib import Path
 
 from bench.overhead import KEPT, kvm_or_tcg, report
 from obuild import spec
-from obuild.bases import catalog
+from obuild.bases import catalog, making
 from obuild.builder.engine import Engine
 from obuild.events import Event, Saved, Started
 from obuild.executors.qemu import machine, ssh
@@ -64,7 +64,7 @@ class Deep:
         return plan(stage, source=Path(), bases={"micro": self.base("micro")}).chain()
 
     def base(self, name: str) -> Base:
-        return catalog.find(self.store, name, say=print)
+        return making.find(self.store, name, say=print)
 
 
 def layers(count: int, name: str = "layer") -> str:
@@ -189,7 +189,7 @@ def prepare(root: Path, longest: int, depth: int) -> Deep:
     for name in ("base-image", "state"):
         subprocess.run(["cp", "-a", "--reflink=auto", KEPT / name, root], check=True)
     store = Store.open(root)
-    image = qemu_img.inspect(catalog.find(store, "micro", say=print).path)
+    image = qemu_img.inspect(making.find(store, "micro", say=print).path)
     deep = Deep(store, longest, image.virtual_size)
     flatten.LONGEST = longest
     times = make_layers(deep, deep.chain(layers(depth)))
@@ -206,7 +206,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--runs", type=int, default=7)
     runs = parser.parse_args().runs
-    catalog.find(Store.open(KEPT), "micro", say=print)
+    making.find(Store.open(KEPT), "micro", say=print)
     with tempfile.TemporaryDirectory(dir=KEPT.parent) as folder, ExitStack() as stack:
         ours = prepare(Path(folder) / "ours", flatten.LONGEST, DEPTH)
         plain = prepare(Path(folder) / "plain", 1 << 30, PLAIN)

@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from obuild.bases import catalog
+from obuild.bases import making
 from obuild.executors.qemu import kvm, machine, ssh
 from obuild.executors.qemu.shape import Accel, Shape, shape_for
 from obuild.executors.settings import Settings
@@ -64,7 +64,7 @@ def build_argv(store: Store, spec: Path) -> list[str | Path]:
 
 def step_ratio(store: Store, shape: Shape, scratch: Path, runs: int) -> float:
     """The build of one `true` over what its guest takes by itself."""
-    image = catalog.find(store, "micro", say=print).path
+    image = making.find(store, "micro", say=print).path
     spec = scratch / "true.spec"
     spec.write_text("((from micro))")
     wall(build_argv(store, spec))
@@ -110,7 +110,7 @@ def main() -> None:
     runs = parser.parse_args().runs
     compileall.compile_dir(ROOT / "obuild", quiet=1)  # as a package that was installed
     store = Store.open(KEPT)
-    card = catalog.find(store, "micro", say=print).card
+    card = making.find(store, "micro", say=print).card
     shape = shape_for(Settings(), card, kvm_or_tcg(store, card.arch))
     with tempfile.TemporaryDirectory() as folder:
         worst = max(step_ratio(store, shape, Path(folder), runs), cached_ratio(store, Path(folder), runs))

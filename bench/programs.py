@@ -11,7 +11,7 @@ from pathlib import Path
 from bench.overhead import KEPT
 from bench.results import WAYS
 from bench.watch import Build, watch
-from obuild.bases import catalog
+from obuild.bases import catalog, making
 from obuild.store.layers import Store
 
 FILES = 1000
@@ -77,5 +77,5 @@ def images_of(name: str, stores: list[Path]) -> Path:
     for root in stores:
         if catalog.image_path(Store(root), name):
             return root
-    catalog.find(Store.open(KEPT), name, say=print)
+    making.find(Store.open(KEPT), name, say=print)
     return KEPT

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from bench.overhead import ROOT, wall
 from obuild import spec
-from obuild.bases import catalog
+from obuild.bases import making
 from obuild.plan.keys import LayerId
 from obuild.plan.planner import ROOT as ROOT_USER
 from obuild.plan.planner import plan
@@ -79,7 +79,7 @@ def make_place(root: Path, layers: int) -> Place:
     for name, commands in (("built", "ab"), ("changed", "ac"), ("other", "cb")):
         (root / name).write_text(SPEC.format(*commands))
     stage = spec.parse((root / "built").read_bytes())
-    chain = plan(stage, source=root / "src", bases={"tiny": catalog.find(store, "tiny", say=print)}).chain()
+    chain = plan(stage, source=root / "src", bases={"tiny": making.find(store, "tiny", say=print)}).chain()
     for step in chain.steps:
         with store.claim(step.id), store.draft(step) as draft:
             draft.log.write(f"log of {step.headings[-1]}\n".encode())

@@ -34,7 +34,7 @@ from bench.overhead import KEPT, ROOT, kvm_or_tcg
 from bench.programs import FILES, Program, copy, copy_images, find_programs, images_of, make_sources
 from bench.results import DEPTH, FIRST_OUTPUT, WINDOW, Results, table, targets
 from bench.watch import Build, Failed, first_output
-from obuild.bases import catalog
+from obuild.bases import catalog, making
 from obuild.errors import ObuildError
 from obuild.executors.qemu import machine, ssh
 from obuild.executors.qemu.shape import shape_for
@@ -153,7 +153,7 @@ class Bench:
     def _measure_boot(self) -> None:
         """From the start of a machine to the login, which is how a cold step begins."""
         store = Store.open(self._seed)
-        found = catalog.find(store, self.results.base, say=note)
+        found = making.find(store, self.results.base, say=note)
         shape = shape_for(Settings(), found.card, kvm_or_tcg(store, found.card.arch))
         self.results.machine = f"{shape.cpus} vCPU, {shape.accel.upper()}"
         overlay = self._folder / "overlay.qcow2"

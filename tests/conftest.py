@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from obuild import spec
-from obuild.bases import catalog
+from obuild.bases import making
 from obuild.executors.all import EXECUTORS
 from obuild.plan.planner import plan
 from obuild.plan.steps import Chain
@@ -73,7 +73,7 @@ def chain(store: Store, tiny: Path, tmp_path: Path) -> Callable[[str], Chain]:
 
     def make(ops: str) -> Chain:
         stage = spec.parse(f"((from tiny) {ops})".encode())
-        return plan(stage, source=source, bases={"tiny": catalog.find(store, "tiny", say=print)}).chain()
+        return plan(stage, source=source, bases={"tiny": making.find(store, "tiny", say=print)}).chain()
 
     return make
 

@@ -99,7 +99,7 @@ def test_only_the_table_of_executors_knows_how_one_works() -> None:
     """And who makes login keys, for they are OpenSSH's, or base images by booting a guest."""
     others = {module for module in MODULES if not module.startswith("executors.qemu.")}
     knowing = {module for module in others if any(name.startswith("executors.qemu.") for name in own(module))}
-    assert knowing == {"executors.all", "bases.catalog", "bases.cloud"}
+    assert knowing == {"executors.all", "bases.catalog", "bases.cloud", "bases.making"}
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from obuild.bases import catalog
+from obuild.bases import making
 from obuild.builder.chain import Builder, located
 from obuild.builder.extract import Extractor
 from obuild.builder.listener import Guarded, ListenerFailed
@@ -136,8 +136,8 @@ class Engine:
         return plan_stages(stage, one)
 
     def _base(self, reference: str) -> Base:
-        making = partial(self._tell.phase, "making base")
-        found = catalog.find(self.store, reference, say=self._tell.note, making=making, scope=self._scope)
+        phase = partial(self._tell.phase, "making base")
+        found = making.find(self.store, reference, say=self._tell.note, making=phase, scope=self._scope)
         found = as_os(found, self.settings.os)
         self._machines.check(found)
         return found
@@ -238,7 +238,7 @@ def healthcheck(store: Store, *, base_name: str, settings: Settings, tell: Liste
             tell(event)
 
     # no two checks are the same step, so that none is ever found in the store
-    os_name = settings.os or catalog.find(store, base_name, say=Teller(tell).note).card.os
+    os_name = settings.os or making.find(store, base_name, say=Teller(tell).note).card.os
     shell = () if os_name == "windows" else (Shell(("/bin/sh", "-c")),)
     stage = Stage(base_name, (*shell, Run(f"echo healthcheck # {uuid4()}")))
     made = Engine(Path(), store, settings, listen).build(stage)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from obuild.bases import catalog, debian, kind, recipe, record, sources
+from obuild.bases import catalog, debian, kind, making, recipe, record, sources
 from obuild.bases.download import Remote
 from obuild.bases.kind import Making, Recipe
 from obuild.bases.record import Record
@@ -34,7 +34,7 @@ RECIPE = 'kind = "debian"\nsize = "64M"\n[card]\nmemory = "512M"\n[debian]\nsuit
 
 
 def find(store: Store, reference: str) -> Base:
-    return catalog.find(store, reference, say=lambda text: None)
+    return making.find(store, reference, say=lambda text: None)
 
 
 def digest(path: Path) -> str:
@@ -209,7 +209,7 @@ def made(tmp_path: Path, qcow2_disk: Path, monkeypatch: pytest.MonkeyPatch) -> l
 
 def test_a_base_that_has_only_a_recipe_is_made_and_said_so(store: Store, made: list[str]) -> None:
     said: list[str] = []
-    found = catalog.find(store, "new", say=said.append)
+    found = making.find(store, "new", say=said.append)
     assert found.path == store.base_image / "new.qcow2"
     assert found.card == Card(memory=512 << 20)
     assert any("recipe" in text for text in said)
@@ -217,16 +217,16 @@ def test_a_base_that_has_only_a_recipe_is_made_and_said_so(store: Store, made: l
 
 
 def test_a_base_is_made_for_the_stores_own_key_and_once(store: Store, made: list[str]) -> None:
-    catalog.make(store, "new", say=lambda text: None)
-    catalog.make(store, "new", say=lambda text: None)
+    making.make(store, "new", say=lambda text: None)
+    making.make(store, "new", say=lambda text: None)
     assert made == [ssh.make_key(catalog.store_key(store))]
-    catalog.make(store, "new", say=lambda text: None, again="yes")
+    making.make(store, "new", say=lambda text: None, again="yes")
     assert len(made) == 2
 
 
 def test_what_has_no_recipe_cannot_be_made(store: Store, made: list[str]) -> None:
     with pytest.raises(UsageError, match="there is no recipe 'other'") as caught:
-        catalog.make(store, "other", say=lambda text: None)
+        making.make(store, "other", say=lambda text: None)
     assert "new" in caught.value.hint
 
 
@@ -239,7 +239,7 @@ def made_of(store: Store, name: str = "new") -> Record:
 def test_a_base_says_what_it_was_made_of(store: Store, made: list[str], tmp_path: Path) -> None:
     choices = Choices("", {})
     before = time.time()
-    catalog.make(store, "new", say=print, choices=choices)
+    making.make(store, "new", say=print, choices=choices)
     kept = made_of(store)
     assert (kept.kind, kept.recipe, kept.path) == ("debian", "new", str(tmp_path / "new.toml"))
     assert kept.digest == kind.digest(recipe.load(tmp_path / "new.toml"))
@@ -251,13 +251,13 @@ def test_a_base_says_what_it_was_made_of(store: Store, made: list[str], tmp_path
 def test_a_base_whose_recipe_changed_is_stale_and_used_all_the_same(
     store: Store, made: list[str], tmp_path: Path
 ) -> None:
-    catalog.make(store, "new", say=print)
+    making.make(store, "new", say=print)
     found = find(store, "new")
     (tmp_path / "new.toml").write_text(f"# a word\n{RECIPE}")
     assert catalog.stale(found.path) == ""  # nothing that matters
     (tmp_path / "new.toml").write_text(RECIPE.replace("64M", "128M"))
     said: list[str] = []
-    assert catalog.find(store, "new", say=said.append) == found
+    assert making.find(store, "new", say=said.append) == found
     assert len(said) == 1
     assert "'new' is stale: its recipe, or a file that it names, has changed" in said[0]
     assert "obuild base make new --if-changed" in said[0]
@@ -265,7 +265,7 @@ def test_a_base_whose_recipe_changed_is_stale_and_used_all_the_same(
 
 
 def test_a_drop_in_makes_a_base_stale(store: Store, made: list[str], tmp_path: Path) -> None:
-    path, _ = catalog.make(store, "new", say=print)
+    path, _ = making.make(store, "new", say=print)
     (tmp_path / "new.d").mkdir()
     assert catalog.stale(path) == ""
     (tmp_path / "new.d" / "1.toml").write_text('size = "1G"')
@@ -275,7 +275,7 @@ def test_a_drop_in_makes_a_base_stale(store: Store, made: list[str], tmp_path: P
 def test_a_base_without_its_recipe_is_not_stale_and_with_a_broken_one_it_is(
     store: Store, made: list[str], tmp_path: Path
 ) -> None:
-    path, _ = catalog.make(store, "new", say=print)
+    path, _ = making.make(store, "new", say=print)
     (tmp_path / "new.toml").write_text("kind =")
     assert "stale: its recipe can no longer be read" in catalog.stale(path)
     (tmp_path / "new.toml").unlink()
@@ -284,18 +284,18 @@ def test_a_base_without_its_recipe_is_not_stale_and_with_a_broken_one_it_is(
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"kind": 1}'])
 def test_a_damaged_record_is_none(store: Store, made: list[str], text: str) -> None:
-    path, _ = catalog.make(store, "new", say=print)
+    path, _ = making.make(store, "new", say=print)
     path.with_suffix(".made").write_text(text)
     assert record.read(path) is None
     assert catalog.stale(path) == ""
 
 
 def test_a_base_is_made_again_if_its_recipe_changed(store: Store, made: list[str], tmp_path: Path) -> None:
-    catalog.make(store, "new", say=print)
-    assert catalog.make(store, "new", say=print, again="changed")[1] is False
+    making.make(store, "new", say=print)
+    assert making.make(store, "new", say=print, again="changed")[1] is False
     (tmp_path / "new.toml").write_text(RECIPE.replace("64M", "128M"))
-    assert catalog.make(store, "new", say=print)[1] is False
-    path, again = catalog.make(store, "new", say=print, again="changed")
+    assert making.make(store, "new", say=print)[1] is False
+    path, again = making.make(store, "new", say=print, again="changed")
     assert again
     assert catalog.stale(path) == ""
     assert len(made) == 2
@@ -305,8 +305,8 @@ def test_an_image_that_was_added_is_replaced_by_force_alone(
     store: Store, made: list[str], qcow2_disk: Path
 ) -> None:
     catalog.add(store, qcow2_disk, "new", about=Card(), key=None)
-    assert catalog.make(store, "new", say=print, again="changed")[1] is False
-    assert catalog.make(store, "new", say=print, again="yes")[1] is True
+    assert making.make(store, "new", say=print, again="changed")[1] is False
+    assert making.make(store, "new", say=print, again="yes")[1] is True
 
 
 def test_who_builds_hears_of_what_is_downloaded_for_a_base(
@@ -322,7 +322,7 @@ def test_who_builds_hears_of_what_is_downloaded_for_a_base(
     monkeypatch.setattr(debian, "make", make)
     heard: list[Event] = []
     tell = Teller(heard.append)
-    catalog.find(store, "new", say=tell.note, making=partial(tell.phase, "making base"))
+    making.find(store, "new", say=tell.note, making=partial(tell.phase, "making base"))
     assert [event.what for event in heard if isinstance(event.what, Progress)] == [
         Progress("making base", "new", 300_000, 0)
     ]
@@ -331,11 +331,11 @@ def test_who_builds_hears_of_what_is_downloaded_for_a_base(
 def test_what_was_chosen_is_kept_and_chosen_again(store: Store, made: list[str], tmp_path: Path) -> None:
     text = RECIPE + '[vars]\nrelease = "a"\n[profile.debug]\npackages = ["strace"]\n'
     (tmp_path / "new.toml").write_text(text)
-    catalog.make(store, "new", say=print, choices=Choices("debug", {"release": "b"}))
+    making.make(store, "new", say=print, choices=Choices("debug", {"release": "b"}))
     first = made_of(store)
     assert (first.profile, first.values) == ("debug", {"release": "b"})
-    assert catalog.make(store, "new", say=print, again="changed")[1] is False
-    assert catalog.make(store, "new", say=print, again="changed", choices=Choices())[1] is True
+    assert making.make(store, "new", say=print, again="changed")[1] is False
+    assert making.make(store, "new", say=print, again="changed", choices=Choices())[1] is True
     assert made_of(store).profile == ""
 
 
@@ -343,18 +343,18 @@ def test_a_recipe_is_made_from_any_file_under_any_name(store: Store, made: list[
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "mine.toml").write_text('extend = "new"\nsize = "128M"\n')
-    path, _ = catalog.make(store, str(elsewhere / "mine.toml"), say=print, name="Other")
+    path, _ = making.make(store, str(elsewhere / "mine.toml"), say=print, name="Other")
     assert path == store.base_image / "Other.qcow2"
     assert made_of(store, "Other").recipe == "mine"
     assert find(store, "Other").card.memory == 512 << 20
     with pytest.raises(UsageError, match="cannot read the recipe"):
-        catalog.make(store, "./none.toml", say=print)
+        making.make(store, "./none.toml", say=print)
 
 
 def test_an_added_image_has_no_record_of_the_one_it_replaces(
     store: Store, made: list[str], qcow2_disk: Path
 ) -> None:
-    path, _ = catalog.make(store, "new", say=print)
+    path, _ = making.make(store, "new", say=print)
     catalog.add(store, qcow2_disk, "new", about=Card(), key=None, force=True)
     assert record.read(path) is None
     assert list(fsck.check(store)) == []

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from obuild.bases import catalog
+from obuild.bases import making
 from obuild.builder.chain import Builder
 from obuild.errors import ObuildError, UsageError
 from obuild.plan.keys import LayerId
@@ -106,8 +106,8 @@ def test_a_base_is_hashed_once_as_long_as_it_is_the_same_file(
         return real(file, name)  # type: ignore[arg-type]
 
     monkeypatch.setattr(hashlib, "file_digest", counted)
-    digests = {catalog.find(store, "tiny", say=print).digest for _ in range(3)}
+    digests = {making.find(store, "tiny", say=print).digest for _ in range(3)}
     assert len(digests) == len(hashed) == 1
     os.utime(tiny)
-    digests |= {catalog.find(store, "tiny", say=print).digest for _ in range(3)}
+    digests |= {making.find(store, "tiny", say=print).digest for _ in range(3)}
     assert (len(digests), len(hashed)) == (1, 2)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from obuild.bases import catalog, cloud, cloud_verdict, disk_layout, recipe, seed, sources
+from obuild.bases import cloud, cloud_verdict, disk_layout, making, recipe, seed, sources
 from obuild.bases.cloud import Options
 from obuild.bases.download import Remote
 from obuild.bases.kind import Making, Recipe, digest
@@ -375,7 +375,7 @@ def make(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Calla
         (tmp_path / "image").write_bytes(content)
         text = RECIPE.replace("https://example.org/image.img", (tmp_path / "image").as_uri())
         (tmp_path / "mine.toml").write_text(text.replace(DIGEST, f"sha256:{hashlib.sha256(content).hexdigest()}"))
-        catalog.make(store, str(tmp_path / "mine.toml"), say=print)
+        making.make(store, str(tmp_path / "mine.toml"), say=print)
 
     return make
 
@@ -420,19 +420,19 @@ def test_a_recipe_without_a_digest_needs_trust_once(store: Store, tmp_path: Path
     path = tmp_path / "mine.toml"
     path.write_text(RECIPE.replace("https://example.org/image.img", url).replace(f'digest = "{DIGEST}"\n', ""))
     with pytest.raises(UsageError, match="nobody knows the digest"):
-        catalog.make(store, str(path), say=print)
+        making.make(store, str(path), say=print)
     with pytest.raises(UsageError, match=f"mine cannot be made with --locked: the digest of {url} is not known"):
-        catalog.make(store, str(path), say=print, locked=True)
+        making.make(store, str(path), say=print, locked=True)
     with pytest.raises(UsageError, match="is not a disk image"):
-        catalog.make(store, str(path), say=print, trust=True)
+        making.make(store, str(path), say=print, trust=True)
     kept = toml.loads((tmp_path / "mine.lock").read_text(), where="it")
     assert kept == {"digests": {url: f"sha256:{hashlib.sha256(b'no disk').hexdigest()}"}}
     with pytest.raises(UsageError, match="is not a disk image"):
-        catalog.make(store, str(path), say=print, locked=True)
+        making.make(store, str(path), say=print, locked=True)
     (tmp_path / "image").write_bytes(b"another")
     (store.downloads.folder / next(store.downloads.names())).unlink()
     with pytest.raises(ObuildError, match="not what the recipe pins"):
-        catalog.make(store, str(path), say=print)
+        making.make(store, str(path), say=print)
 
 
 def test_what_is_kept_of_a_recipe_says_what_its_image_is() -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from obuild import spec
-from obuild.bases import catalog
+from obuild.bases import making
 from obuild.builder.chain import Builder
 from obuild.errors import Cancelled, MachineError, ObuildError, StepFailed, StoreError
 from obuild.events import Event, Hit, Note, Output, Place, Saved, Started, Teller
@@ -268,7 +268,7 @@ def test_the_value_of_a_secret_reaches_the_step_and_nothing_that_is_kept(
     made = plan(
         spec.parse(ops.encode()),
         source=tmp_path,
-        bases={"tiny": catalog.find(store, "tiny", say=print)},
+        bases={"tiny": making.find(store, "tiny", say=print)},
         secrets=("s",),
     ).chain()
     _, heard = build(store, made, {"x": act}, {"s": value})
@@ -512,7 +512,7 @@ def test_each_new_layer_is_remembered_with_its_op(store: Store, chain: ChainMake
 
 def test_an_op_that_is_no_text_is_remembered(store: Store, tiny: Path, tmp_path: Path) -> None:
     stage = spec.Stage("tiny", (spec.Workdir("/\udcff"), spec.Run("a\udcff")))
-    made = plan(stage, source=tmp_path, bases={"tiny": catalog.find(store, "tiny", say=print)}).chain()
+    made = plan(stage, source=tmp_path, bases={"tiny": making.find(store, "tiny", say=print)}).chain()
     build(store, made, {"a\udcff": lambda run: 0})
     with Index(store) as index:
         assert [row.op for row in index.rows()][1] == '/\\xff: (run (shell "a\\255"))'

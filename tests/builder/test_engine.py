@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from obuild import spec
-from obuild.bases import catalog
+from obuild.bases import making
 from obuild.builder import engine
 from obuild.errors import MachineError, StepFailed, StoreError, UsageError
 from obuild.events import Hit, Note, Output, Place, Planned, Saved
@@ -262,7 +262,7 @@ def test_each_stage_is_planned_once_and_each_base_is_looked_for_once(
     executor.files = {"out": b"result"}
     (tmp_path / "file").touch()
     walked, found = [], []
-    walk, find = tree.walk, catalog.find
+    walk, find = tree.walk, making.find
 
     def counted_walk(
         root: Path, sources: Sequence[str], *, exclude: Sequence[str], rename: str | None
@@ -275,7 +275,7 @@ def test_each_stage_is_planned_once_and_each_base_is_looked_for_once(
         return find(store, reference, **how)
 
     monkeypatch.setattr(tree, "walk", counted_walk)
-    monkeypatch.setattr(catalog, "find", counted_find)
+    monkeypatch.setattr(making, "find", counted_find)
     text = STAGES.replace("(copy (from", "(copy (src file) (dst /x)) (copy (from").format(made="one")
     engine.Engine(tmp_path, store, Settings(accel="tcg"), heard).build(spec.parse(text.encode()))
     assert walked == [("file",)]

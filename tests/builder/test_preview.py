@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from obuild import spec
-from obuild.bases import catalog
+from obuild.bases import making
 from obuild.builder import preview
 from obuild.builder.preview import NOTHING_LIKE_IT, Outlook
 from obuild.errors import SpecError, UsageError
@@ -123,7 +123,7 @@ def test_another_base_is_not_like_it(store: Store, look: Look, chain: ChainMaker
 def test_a_base_that_is_yet_to_be_made_is_not_made(
     store: Store, look: Look, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(catalog, "make", lambda *args, **options: pytest.fail("made"))
+    monkeypatch.setattr(making, "make", lambda *args, **options: pytest.fail("made"))
     steps = look("(run (shell a)) (run (shell b))", name="micro")
     assert [(step.op, step.id, step.cached) for step in steps] == [
         ("(from micro)", None, False),

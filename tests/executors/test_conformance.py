@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from obuild import spec
-from obuild.bases import catalog
+from obuild.bases import making
 from obuild.builder.engine import Engine
 from obuild.builder.provision import Machines
 from obuild.errors import MachineError
@@ -85,7 +85,7 @@ def qemu(root: Path, vm: str) -> Iterator[Place]:
     store = Store.open(new_store(root, base_images("micro")))
     settings = Settings(vm=vm)
     base = Engine(Path(), store, settings, print).build(spec.parse(b"((from micro))"))
-    start = Machines(store, settings).of(catalog.find(store, "micro", say=print), SILENT)
+    start = Machines(store, settings).of(making.find(store, "micro", say=print), SILENT)
     get = "exec 3<>/dev/tcp/10.0.2.2/{}; cat <&3"
     yield Place(store, start, base, lambda port: f"timeout 20 bash -c '{get.format(port)}' 2>&1")
 

@@ -15,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from obuild import spec
-from obuild.bases import catalog, kind
+from obuild.bases import digests, kind
 from obuild.builder.extract import _manifest
 from obuild.errors import ObuildError, SpecError
 from obuild.guests import profile, windows_quoting
@@ -96,10 +96,10 @@ def memos(data: bytes) -> None:
     """A memo only saves time: nothing that is in it may stop a build."""
     with tempfile.NamedTemporaryFile() as file:
         Path(file.name).write_bytes(data)
-        kept = catalog._read_memo(Path(file.name))
+        kept = digests.read_memo(Path(file.name))
     for entry in kept.values():
         if isinstance(entry, list):
-            catalog._is_sha256(entry[3:])
+            digests.is_sha256(entry[3:])
         try:
             assert all(isinstance(word, str) for line in _manifest(entry) for word in line)
         except TypeError:

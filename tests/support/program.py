@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from obuild.bases import catalog, kind, recipe
+from obuild.bases import kind, making, recipe
 from obuild.store.layers import Store
 
 ROOT = Path(__file__).parent.parent.parent
@@ -58,13 +58,13 @@ def base_images(*recipes: str) -> Path:
 
     It is made once for each state of the recipes.
     """
-    paths = [catalog.recipe_path(each) for each in recipes]
+    paths = [making.recipe_path(each) for each in recipes]
     names = "-".join(path.stem for path in paths)
     stamp = "-".join(kind.digest(recipe.load(path))[:12] for path in paths)
     kept = ROOT / ".cache" / "test-bases" / f"{names}-{stamp}"
     store = Store.open(kept)
     for path in paths:
-        catalog.make(store, str(path), say=print)
+        making.make(store, str(path), say=print)
     return kept
 
 

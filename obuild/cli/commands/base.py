@@ -58,7 +58,7 @@ def base_make(
     verbose: VerboseOption = False,
 ) -> None:
     """Make a base image from its recipe, unattended."""
-    from obuild.bases import catalog, record
+    from obuild.bases import making, record
     from obuild.bases.sources import Choices
 
     values = dict(_assignment(each) for each in set_ or ())
@@ -67,13 +67,13 @@ def base_make(
         from obuild.bases import kind
         from obuild.bases import recipe as recipes
 
-        merged = recipes.load(catalog.recipe_path(recipe), choices)
+        merged = recipes.load(making.recipe_path(recipe), choices)
         put(f"{recipes.show(merged)}\n# sha256:{kind.digest(merged)}")
         return
     if trust_first and locked:
         raise UsageError("--trust-first and --locked exclude each other")
     with Bar(sys.stderr) as bar:
-        path, made = catalog.make(
+        path, made = making.make(
             open_store(store, create=True),
             recipe,
             say=bar.under(say),
@@ -180,10 +180,10 @@ def _made_row(found: Found) -> tuple[str, ...]:
 
 
 def _recipe_row(name: str) -> tuple[str, ...]:
-    from obuild.bases import catalog, recipe
+    from obuild.bases import making, recipe
 
     try:
-        plan = recipe.load(catalog.recipe_path(name))
+        plan = recipe.load(making.recipe_path(name))
     except UsageError as error:
         return name, "?", "?", "-", "-", f"its recipe cannot be read: {error.message}"
     untried = "" if plan.tried else ", but nobody has tried it yet"

@@ -1,0 +1,140 @@
+"""Make base images from recipes: when they are asked for by name, or when a spec needs one that is not there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from obuild.bases import catalog, record
+from obuild.bases.catalog import Say
+from obuild.errors import UsageError
+from obuild.events import Phase
+from obuild.guests import profile
+from obuild.host import locks
+from obuild.host.process import CancelScope
+from obuild.plan.steps import Base
+from obuild.store.layers import Store
+from obuild.store.usage import storage_errors
+
+if TYPE_CHECKING:
+    from obuild.bases.sources import Choices
+
+
+def find(
+    store: Store,
+    reference: str,
+    *,
+    say: Say,
+    making: Callable[[str], AbstractContextManager[Phase | str]] = nullcontext,
+    scope: CancelScope | None = None,
+) -> Base:
+    """The base that `reference` (NAME, or NAME@sha256:HEX) names, made first if there is only a recipe for it.
+
+    UsageError, listing what there is, if there is neither; or if its content is not what the pin says. One that is
+    stale is said to be, and used. While a base is made, `making` is entered with its name, and hears of downloads;
+    cancelling `scope` ends a machine that makes it.
+    """
+    name, _ = catalog.split(reference)
+    found = catalog.look(store, reference)
+    if found is None:
+        say(f"base image {name!r} is not in the store yet; making it from its recipe")
+        with making(name) as phase:
+            path, _ = make(store, name, say=say, progress=_advancing(phase), scope=scope)
+        return catalog.read(store, path, reference)
+    if why := catalog.stale(found.path):
+        say(why)
+    return found
+
+
+def make(
+    store: Store,
+    reference: str,
+    *,
+    say: Say,
+    name: str = "",
+    choices: Choices | None = None,
+    again: Literal["no", "changed", "yes"] = "no",
+    trust: bool = False,
+    locked: bool = False,
+    progress: Callable[[int, int], object] = lambda done, total: None,
+    scope: CancelScope | None = None,
+) -> tuple[Path, bool]:
+    """Make a base image from a recipe, named or in a file. Returns where it is, and whether it was made now.
+
+    It is called `name`, or like its recipe. One that is there already stays, unless `again` says otherwise:
+    "changed" makes it if its recipe would give another one now, with the last time's choices if there are none.
+    With `trust`, downloads without a digest are taken as they come, and their digests kept in the recipe's lock
+    file; with `locked`, a recipe is refused that does not say the digest of every input. `progress` hears how many
+    bytes of a download are there, and how many there will be, or 0.
+    If two processes want the base, one makes it and the other waits. UsageError if there is no such recipe.
+    """
+    from obuild.bases import lockfile, recipe, sources
+    from obuild.bases.all import KINDS
+    from obuild.bases.download import Remote, fetch
+    from obuild.bases.kind import Making, digest
+    from obuild.executors.qemu.ssh import make_key
+
+    news: list[str] = []
+
+    def get(remote: Remote) -> Path:
+        found, known = fetch(remote, store.downloads, trust=trust, say=say, progress=progress)
+        if not remote.digest:
+            lock = lockfile.path_of(path)
+            lockfile.write(lock, {**lockfile.read(lock), remote.urls[0]: known})
+            news.append(known)
+        return found
+
+    path = recipe_path(reference)
+    name = catalog.checked(name or path.stem)
+    with locks.file_lock(store.places.lock(name)):
+        existing = catalog.image_path(store, name)
+        made = record.read(existing) if existing else None
+        if choices is None:
+            last = made if again == "changed" else None
+            choices = sources.Choices(last.profile, last.values) if last else sources.Choices()
+        if existing and (again == "no" or (again == "changed" and made is None)):
+            return existing, False  # one that was added has no recipe: it is the user's
+        plan = recipe.load(path, choices, name=name)
+        if locked and (what := KINDS[plan.kind].unpinned(plan.options)):
+            raise UsageError(f"{path.stem} cannot be made with --locked: {what}")
+        if existing and made and again == "changed" and made.digest == digest(plan):
+            return existing, False
+        with storage_errors(store.root), store.places.staged(name) as folder:
+            out = folder / f"{name}.qcow2"
+            making = Making(store, make_key(catalog.store_key(store)), say, get, scope or CancelScope())
+            card = KINDS[plan.kind].make(plan, out, making)
+            catalog.card_path(out).write_text(profile.dump(card))
+            if news:  # the digest of all inputs is known only now
+                plan = recipe.load(path, choices, name=name)
+            record.write(out, plan, choices, when=time.time())
+        return store.base_image / out.name, True
+
+
+def recipe_path(reference: str) -> Path:
+    """The file of a recipe: one that comes with obuild, by its name, or any file that ends in .toml."""
+    from obuild.bases import sources
+    from obuild.bases.table import nearest
+
+    if reference.endswith(".toml") or "/" in reference:
+        return Path(reference)
+    path = sources.find(catalog.checked(reference))
+    if path is None:
+        hint = f"a file? write ./{reference}.toml; {nearest(reference, sources.names())}"
+        raise UsageError(f"there is no recipe {reference!r}", hint=hint)
+    return path
+
+
+def _advancing(phase: Phase | str) -> Callable[[int, int], object]:
+    """What tells a phase of the bytes of downloads."""
+    last = 0
+
+    def progress(done: int, total: int) -> None:
+        nonlocal last
+        if isinstance(phase, Phase) and done > last:
+            phase.advance(done - last)
+        last = done
+
+    return progress
