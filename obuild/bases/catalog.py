@@ -13,7 +13,7 @@ from obuild.bases import digests, record
 from obuild.bases.record import Record
 from obuild.errors import UsageError
 from obuild.guests import profile
-from obuild.guests.profile import INITRD, KERNEL, Card
+from obuild.guests.profile import INITRD, KERNEL, NVRAM, Card
 from obuild.host import locks, qemu_img, stamp
 from obuild.host.regular import read_bytes
 from obuild.plan.keys import SHA256
@@ -82,11 +82,13 @@ def read(store: Store, path: Path, reference: str) -> Base:
 
 
 def beside(image: Path, about: Card) -> tuple[Beside, ...]:
-    """The kernel, and its initial RAM disk if there is one. UsageError if a kernel is needed and not there."""
-    if about.firmware != "kernel":
-        return ()
-    paths = (image.with_suffix(KERNEL), image.with_suffix(INITRD))
-    if not paths[0].is_file():
+    """The files that a machine needs besides the disk: a kernel and its initial RAM disk, or UEFI's variables.
+
+    UsageError if a kernel is needed and not there; all else may lack.
+    """
+    suffixes = {"kernel": (KERNEL, INITRD), "uefi": (NVRAM,)}.get(about.firmware, ())
+    paths = [image.with_suffix(suffix) for suffix in suffixes]
+    if about.firmware == "kernel" and not paths[0].is_file():
         raise UsageError(f"{paths[0]} is missing: the card of {image.stem!r} says that QEMU loads its kernel")
     return tuple(Beside(f"image{path.suffix}", path, stamp.of(path)) for path in paths if path.is_file())
 

@@ -16,8 +16,7 @@ from obuild.bases.sources import Sources
 from obuild.bases.table import Table
 from obuild.errors import MachineError, UsageError
 from obuild.executors.qemu import argv, kvm, machine
-from obuild.executors.qemu.arches import ARCHES
-from obuild.executors.qemu.shape import Shape
+from obuild.executors.qemu.shape import Shape, require_host
 from obuild.guests.profile import Card
 from obuild.host import failpoints, process, qemu_img, units
 from obuild.host.fs import discard, fsync
@@ -131,11 +130,8 @@ def seed_files(recipe: Recipe, public_key: str) -> dict[str, bytes]:
 
 def _check_host(recipe: Recipe) -> None:
     """Complain about all that is missing before anything is downloaded."""
-    row = ARCHES[recipe.card.arch]
-    for program in (row.binary, "qemu-img"):
-        process.require(program)
-    if row.firmware:
-        process.require_file(Path(row.firmware[-1]), row.firmware_package)
+    require_host(Shape(arch=recipe.card.arch))
+    process.require("qemu-img")
 
 
 def _boot(recipe: Recipe, disk: Path, medium: Path, making: Making) -> None:

@@ -7,7 +7,7 @@ import json
 import re
 from pathlib import Path
 
-from obuild.guests.profile import INITRD, KERNEL
+from obuild.guests.profile import INITRD, KERNEL, NVRAM
 from obuild.host import qemu_img
 from obuild.host.fs import replace_text
 from obuild.host.regular import open_file, read_text
@@ -26,7 +26,7 @@ def of_file(store: Store, path: Path, seen: Stamp) -> str:
     entry = kept.get(path.name)
     if isinstance(entry, list) and entry[:3] == list(seen) and is_sha256(entry[3:]):
         return str(entry[3])
-    if path.suffix not in (KERNEL, INITRD):
+    if path.suffix not in (KERNEL, INITRD, NVRAM):
         qemu_img.inspect(path)
     with open_file(path, follow=True) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()

@@ -3,7 +3,8 @@
 os = "linux"                 # linux, windows, openbsd, freebsd
 arch = "x86_64"
 login = "root"               # the user that SSH logs in as
-firmware = "bios"            # bios: the machine's own starts the disk; kernel: NAME.vmlinuz is loaded by QEMU
+firmware = "bios"            # bios: the machine's own starts the disk; uefi: UEFI does, with the variables that
+                             # NAME.nvram has, if there is one; kernel: QEMU loads NAME.vmlinuz
 cmdline = "root=/dev/vda1"   # for that kernel, besides its console; NAME.initrd is its initial RAM disk
 memory = "256M"              # the least it boots with
 warm = "yes"                 # no: its machines are never saved and resumed, each step boots one
@@ -29,13 +30,16 @@ ARCHES = ("x86_64", "aarch64", "riscv64", "s390x", "ppc64le")
 DEBIAN_ARCHES = {"x86_64": "amd64", "aarch64": "arm64", "ppc64le": "ppc64el"}
 ARCH_ALIASES = {debian: arch for arch, debian in DEBIAN_ARCHES.items()}
 
-FIRMWARES = ("bios", "kernel")
+FIRMWARES = ("bios", "uefi", "kernel")
 
 #: The card of a base that was taken into a store, in its layer.
 NAME = "card.toml"
 
 #: With firmware "kernel": the files that lie beside the image, by the ends of their names. The first must.
 KERNEL, INITRD = ".vmlinuz", ".initrd"
+
+#: With firmware "uefi": the variables that UEFI keeps, such as what to boot. Without it they are the defaults.
+NVRAM = ".nvram"
 
 #: The most memory that any machine can have, in bytes: addresses have 52 bits at most.
 MOST_MEMORY = 1 << 52

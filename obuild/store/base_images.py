@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from obuild.errors import StoreError
-from obuild.guests.profile import INITRD, KERNEL
+from obuild.guests.profile import INITRD, KERNEL, NVRAM
 from obuild.host import failpoints, locks
 from obuild.host.fs import discard, fsync, replace_text
 from obuild.host.regular import is_file, is_folder, read_text
@@ -26,7 +26,7 @@ MADE = ".made"
 
 #: All that a base image may be made of, by the ends of the names. The image is last: it is what names the base.
 IMAGES = (".qcow2", ".img")
-SUFFIXES = (KERNEL, INITRD, ".key", ".toml", MADE, *IMAGES)
+SUFFIXES = (KERNEL, INITRD, NVRAM, ".key", ".toml", MADE, *IMAGES)
 
 _UNFINISHED = re.compile(r"\.[A-Za-z0-9][A-Za-z0-9._+:-]*\.(?:part|ready)")
 

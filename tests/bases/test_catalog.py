@@ -20,8 +20,8 @@ from obuild.bases.sources import Choices
 from obuild.errors import UsageError
 from obuild.events import Event, Progress, Teller
 from obuild.executors.qemu import ssh
-from obuild.executors.qemu.provision import kernel_of
-from obuild.executors.qemu.shape import Kernel
+from obuild.executors.qemu.provision import kernel_of, nvram_of
+from obuild.executors.qemu.shape import Kernel, Nvram
 from obuild.guests import profile
 from obuild.guests.profile import Card
 from obuild.host import qemu_img
@@ -159,6 +159,18 @@ def test_a_base_without_its_kernel_is_refused(store: Store, direct: Path) -> Non
     direct.with_suffix(".vmlinuz").unlink()
     with pytest.raises(UsageError, match=r"tiny\.vmlinuz is missing"):
         find(store, "tiny")
+
+
+def test_the_variables_of_uefi_are_part_of_a_base_and_may_lack(store: Store, tiny: Path) -> None:
+    tiny.with_suffix(".toml").write_text('firmware = "uefi"\n')
+    plain = find(store, "tiny")
+    assert nvram_of(store, plain) is None
+    tiny.with_suffix(".nvram").write_bytes(b"variables")
+    found = find(store, "tiny")
+    assert found.digest != plain.digest
+    layer = store.result / Step(None, Import(found)).id
+    assert nvram_of(store, found) == Nvram(layer / "rootfs" / "image.nvram")
+    assert kernel_of(store, found) is None
 
 
 def test_a_machine_is_started_with_the_layers_own_kernel(store: Store, direct: Path) -> None:

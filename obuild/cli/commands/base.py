@@ -126,6 +126,7 @@ def base_add(
     cmdline: Annotated[
         str, typer.Option(metavar="TEXT", help="For that kernel, besides its console.")
     ] = "root=/dev/vda1 rw",
+    uefi: Annotated[bool, typer.Option("--uefi", help="UEFI starts the disk, not a BIOS.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an image of that name.")] = False,
     verbose: VerboseOption = False,
 ) -> None:
@@ -137,6 +138,10 @@ def base_add(
     boot = [path for path in (kernel, initrd) if path]
     if initrd and not kernel:
         raise UsageError("--initrd is of use only with --kernel")
+    if kernel and uefi:
+        raise UsageError("--kernel and --uefi exclude each other")
+    if uefi:
+        fields["firmware"] = "uefi"
     if kernel:
         fields |= {"firmware": "kernel", "cmdline": cmdline}
     about = profile.from_strings(fields, where="obuild base add")

@@ -26,6 +26,8 @@ class Arch:
     firmware: tuple[str, ...] = ()
     #: Debian's package for the last of them, a file.
     firmware_package: str = ""
+    #: UEFI's code and its default variables, and Debian's package for them.
+    uefi: tuple[str, str, str] | None = None
 
 
 ARCHES = {
@@ -40,6 +42,7 @@ ARCHES = {
         net="virtio-net-pci,romfile=",  # an empty romfile: no option ROM, so no time lost on network boot
         rng="virtio-rng-pci",
         genid="vmgenid,guid=auto",
+        uefi=("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd", "ovmf"),
     ),
     # The button is a GPIO key if QEMU loads the kernel itself, and ACPI's under UEFI.
     "aarch64": Arch(
@@ -54,6 +57,7 @@ ARCHES = {
         rng="virtio-rng-pci",
         firmware=("-bios", "/usr/share/qemu-efi-aarch64/QEMU_EFI.fd"),
         firmware_package="qemu-efi-aarch64",
+        uefi=("/usr/share/AAVMF/AAVMF_CODE.fd", "/usr/share/AAVMF/AAVMF_VARS.fd", "qemu-efi-aarch64"),
     ),
     "riscv64": Arch(
         binary="qemu-system-riscv64",

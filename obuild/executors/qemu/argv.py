@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from obuild.executors.qemu.arches import ARCHES, Arch
-from obuild.executors.qemu.shape import Kernel, Shape
+from obuild.executors.qemu.shape import Kernel, Nvram, Shape
 from obuild.guests.linux_agent import CONTROL_PORT, DATA_PORT
 
 
@@ -73,12 +73,13 @@ def qemu_argv(
         # unsafe is safe here: a draft is thrown away after a crash, and the commit fsyncs
         "-blockdev", f"driver=file,filename={_comma(image)},node-name=file0,cache.no-flush=on,discard=unmap",
         "-blockdev", "driver=qcow2,file=file0,node-name=disk0,cache.no-flush=on,discard=unmap",
-        "-device", f"{arch.disk},drive=disk0,bootindex=0",
+        # a kernel that QEMU loads comes first, and some machines refuse to have two that do
+        "-device", f"{arch.disk},drive=disk0" + (",bootindex=0" if shape.kernel is None else ""),
         *(_network_argv(network) if memory is None else _switched_network_argv()),
         "-device", f"{arch.net},netdev=net0" if "," not in arch.net else arch.net.replace(",", ",netdev=net0,", 1),
         *(_warm_argv(arch, links or Links("null", "null")) if shape.warm else ()),
         *(_memory_argv(memory, shape.ram) if memory else ()),
-        *(arch.firmware if shape.kernel is None else _kernel_argv(shape.kernel, arch.tty)),
+        *_firmware_argv(shape, arch),
         *extra,
     ]  # fmt: skip
 
@@ -128,6 +129,24 @@ def _memory_argv(memory: Memory, size: int) -> list[str | Path]:
         # the state that xen-save-devices-state writes has no such section
         *("-global", "migration.send-configuration=off"),
         *(("-incoming", "defer") if memory.file else ()),
+    ]
+
+
+def _firmware_argv(shape: Shape, arch: Arch) -> Sequence[str | Path]:
+    if shape.kernel is not None:
+        return _kernel_argv(shape.kernel, arch.tty)
+    if shape.firmware != "uefi" or arch.uefi is None:
+        return arch.firmware
+    code, defaults, _ = arch.uefi
+    nvram = shape.nvram or Nvram(Path(defaults))
+    snapshot = "off" if nvram.kept else "on"
+    return [
+        *("-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={code}"),
+        # a snapshot is QEMU's own file, without a name
+        *(
+            "-drive",
+            f"if=pflash,unit=1,format=raw,snapshot={snapshot},file={_comma(nvram.file)}",
+        ),
     ]
 
 

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from obuild.executors.qemu.arches import ARCHES
-from obuild.executors.qemu.shape import Kernel, shape_for
+from obuild.executors.qemu.shape import Kernel, Nvram, require_host, shape_for
 from obuild.executors.settings import Settings
 from obuild.guests.profile import Card
-from obuild.host import process
 from obuild.plan.steps import Base, Import, Step
 
 if TYPE_CHECKING:  # late: a cached build needs no machine
@@ -52,16 +51,14 @@ def configure(setup: Setup) -> Config:
 
     card, settings, store = setup.base.card, setup.settings, setup.store
     shape = shape_for(settings, card, "tcg")
-    kernel = kernel_of(store, setup.base)
-    row = ARCHES[shape.arch]
-    process.require(row.binary)
-    if row.firmware and kernel is None:
-        process.require_file(Path(row.firmware[-1]), row.firmware_package)
+    shape = replace(shape, kernel=kernel_of(store, setup.base), nvram=nvram_of(store, setup.base))
+    require_host(shape)
     memo = store.state / "accel.json"
     chosen = kvm.choose(settings.accel, shape.arch, memo=memo, note=setup.say)
-    shape = replace(shape, accel=chosen, kernel=kernel)
+    shape = replace(shape, accel=chosen)
+    binary, versions_memo = ARCHES[shape.arch].binary, store.state / "qemu.json"
     lasts = shape.warm and settings.vm != "boot" and _can_be_told(store, setup.say)
-    if lasts and settings.vm == "auto" and (why := versions.untried(row.binary, memo=store.state / "qemu.json")):
+    if lasts and settings.vm == "auto" and (why := versions.untried(binary, memo=versions_memo)):
         setup.say(f"no machine is kept warm ({why}): each step boots one; --vm warm does it all the same")
         lasts = False
     home = HOMES[card.os] if lasts else None
@@ -82,11 +79,25 @@ def kernel_of(store: Store, base: Base) -> Kernel | None:
 
     It is the layer's own copy: a base that is made again has another kernel, and other modules for it.
     """
-    if not base.beside:
+    if base.card.firmware != "kernel":
         return None
-    layer = store.layer(Step(None, Import(base)).id)
-    image, *initrd = (layer.image.with_name(file.name) for file in base.beside)
+    image, *initrd = _beside(store, base)
     return Kernel(image, initrd[0] if initrd else None, base.card.cmdline)
+
+
+def nvram_of(store: Store, base: Base) -> Nvram | None:
+    """The variables that a machine on a base gets from UEFI; None for the default ones."""
+    if base.card.firmware != "uefi":
+        return None
+    return next((Nvram(file) for file in _beside(store, base)), None)
+
+
+def _beside(store: Store, base: Base) -> list[Path]:
+    """The base layer's own copies of what lies beside the image."""
+    if not base.beside:
+        return []
+    layer = store.layer(Step(None, Import(base)).id)
+    return [layer.image.with_name(file.name) for file in base.beside]
 
 
 def _can_be_told(store: Store, say: Callable[[str], object]) -> bool:

@@ -13,6 +13,7 @@ from obuild.errors import UsageError
 from obuild.executors.qemu.arches import ARCHES
 from obuild.executors.settings import Settings
 from obuild.guests.profile import Card, arch_named
+from obuild.host import process
 
 Accel = Literal["kvm", "tcg"]
 
@@ -30,10 +31,19 @@ class Kernel:
 
 
 @dataclass(frozen=True, slots=True)
+class Nvram:
+    """The file with UEFI's variables. Unless `kept`, what the machine changes in them is gone with it."""
+
+    file: Path
+    kept: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Shape:
     """`memory` is in bytes; `boot_time` in seconds, for booting and for powering off.
 
-    Without a `kernel` the machine's firmware starts what is on the disk. `warm` gives it the devices that it needs
+    Without a `kernel` the machine's firmware starts what is on the disk; with UEFI, by `nvram` or else the default
+    variables. `warm` gives it the devices that it needs
     to be saved and resumed; a guest sees the same ones whether it is or not.
     """
 
@@ -44,6 +54,7 @@ class Shape:
     firmware: str = "bios"
     boot_time: float = 180.0
     kernel: Kernel | None = None
+    nvram: Nvram | None = None
     warm: bool = False
 
     @property
@@ -52,9 +63,33 @@ class Shape:
         return self.memory >> 20 << 20
 
 
+def require_host(shape: Shape) -> None:
+    """UsageError, naming the package, if this host lacks the QEMU or the firmware for such a machine."""
+    row = ARCHES[shape.arch]
+    process.require(row.binary)
+    if shape.kernel is not None:
+        return
+    if shape.firmware == "uefi":
+        *files, package = _uefi(shape.arch)
+    else:
+        files, package = list(row.firmware[-1:]), row.firmware_package
+    for file in files:
+        process.require_file(Path(file), package)
+
+
+def _uefi(arch: str) -> tuple[str, str, str]:
+    uefi = ARCHES[arch].uefi
+    if uefi is None:
+        known = ", ".join(name for name, row in ARCHES.items() if row.uefi)
+        raise UsageError(f"obuild starts no machine for {arch} by UEFI", hint=f"it does for {known}")
+    return uefi
+
+
 def shape_for(settings: Settings, card: Card, accel: Accel) -> Shape:
     """The machine for a base image with this card. UsageError if its guest cannot be run so."""
     arch = arch_named(settings.arch or card.arch)
+    if card.firmware == "uefi":
+        _uefi(arch)
     why_not = _why_not_warm(arch, settings.os or card.os, card)
     if why_not and settings.vm == "warm":
         raise UsageError(f"this guest cannot be kept warm: {why_not}", hint="--vm auto, or --vm boot")
@@ -72,6 +107,8 @@ def shape_for(settings: Settings, card: Card, accel: Accel) -> Shape:
 def _why_not_warm(arch: str, os: str, card: Card) -> str:
     if os != "linux":
         return "it runs no Linux"
+    if card.firmware == "uefi":
+        return "UEFI has memory of its own, which is not saved"
     if card.warm == "no":
         return "its base image's card says so"
     if not ARCHES[arch].genid:

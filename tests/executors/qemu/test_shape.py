@@ -11,10 +11,11 @@ import pytest
 from obuild.errors import UsageError
 from obuild.executors.qemu.arches import ARCHES
 from obuild.executors.qemu.argv import Links, Memory, qemu_argv, reporting
-from obuild.executors.qemu.shape import DEFAULT_MEMORY, Accel, Kernel, Shape, shape_for
+from obuild.executors.qemu.shape import DEFAULT_MEMORY, Accel, Kernel, Nvram, Shape, require_host, shape_for
 from obuild.executors.settings import VM, Settings
 from obuild.guests import profile
 from obuild.guests.profile import OSES, Card, arch_named
+from obuild.host import process
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "qemu"
 
@@ -105,6 +106,34 @@ def test_a_comma_in_the_image_path_does_not_end_it() -> None:
 
 def test_no_default_device_and_no_user_configuration_slips_in() -> None:
     assert argv(Shape())[1:3] == ["-nodefaults", "-no-user-config"]
+
+
+def test_uefi_gets_its_variables_and_keeps_them_only_if_it_shall() -> None:
+    code, defaults = option(argv(Shape(firmware="uefi")), "-drive")
+    assert code == "if=pflash,unit=0,format=raw,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd"
+    assert defaults == "if=pflash,unit=1,format=raw,snapshot=on,file=/usr/share/OVMF/OVMF_VARS_4M.fd"
+    own = option(argv(Shape(firmware="uefi", nvram=Nvram(Path("/a,b"), kept=True))), "-drive")[1]
+    assert own == "if=pflash,unit=1,format=raw,snapshot=off,file=/a,,b"
+
+
+def test_a_machine_with_uefi_is_not_kept_warm() -> None:
+    assert not shape_for(Settings(), Card(firmware="uefi"), "kvm").warm
+    with pytest.raises(UsageError, match="UEFI has memory of its own"):
+        shape_for(Settings(vm="warm"), Card(firmware="uefi"), "kvm")
+    with pytest.raises(UsageError, match="no machine for s390x by UEFI"):
+        shape_for(Settings(), Card(arch="s390x", firmware="uefi"), "kvm")
+
+
+def test_a_host_without_the_firmware_is_told_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "require", lambda program: program)
+    monkeypatch.setattr(Path, "exists", lambda path: False)
+    with pytest.raises(UsageError, match=r"OVMF_CODE_4M\.fd is missing") as caught:
+        require_host(Shape(firmware="uefi"))
+    assert caught.value.hint == "apt install ovmf"
+    with pytest.raises(UsageError) as caught:
+        require_host(Shape(arch="aarch64"))
+    assert caught.value.hint == "apt install qemu-efi-aarch64"
+    require_host(Shape(arch="aarch64", kernel=Kernel(Path("/k"), None, "")))
 
 
 @pytest.mark.parametrize("accel", ["kvm", "tcg"])
