@@ -220,7 +220,9 @@ class Engine:
             self._machines.of(chain.base, tell)
 
 
-def healthcheck(store: Store, *, base_name: str, settings: Settings, tell: Listener) -> None:
+def healthcheck(
+    store: Store, *, base_name: str, settings: Settings, tell: Listener, executor: str = "qemu"
+) -> None:
     """Run one command on a base image, really, and remove its layer again. ObuildError if anything fails."""
     from uuid import uuid4
 
@@ -241,7 +243,7 @@ def healthcheck(store: Store, *, base_name: str, settings: Settings, tell: Liste
     os_name = settings.os or making.find(store, base_name, say=Teller(tell).note).card.os
     shell = () if os_name == "windows" else (Shell(("/bin/sh", "-c")),)
     stage = Stage(base_name, (*shell, Run(f"echo healthcheck # {uuid4()}")))
-    made = Engine(Path(), store, settings, listen).build(stage)
+    made = Engine(Path(), store, settings, listen, executor=executor).build(stage)
     removal.delete(store, made, tell=lambda id: None)
     if not heard:
         raise MachineError("the guest ran the command but its output did not arrive")

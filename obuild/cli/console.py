@@ -20,6 +20,9 @@ from obuild.host.regular import NotAFile
 if TYPE_CHECKING:
     from obuild.store.layers import Store
 
+#: What runs the steps of a store if --store does not say.
+EXECUTOR = "qemu"
+
 #: The largest spec or secret that is read, in bytes.
 LARGEST = 64 << 20
 
@@ -109,9 +112,18 @@ def _store_path(store: str) -> Path:
     kind, colon, path = store.partition(":")
     if not colon or not path:
         raise UsageError(f"--store={store} is not KIND:PATH", hint="for example --store=qemu:/data")
-    if kind != "qemu":
-        raise UsageError(f"unknown kind of store {kind!r} in --store={store}", hint="there is: qemu:PATH")
+    if kind != EXECUTOR:  # the table is not loaded for the usual kind
+        from obuild.executors.all import EXECUTORS
+
+        if kind not in EXECUTORS:
+            known = ", ".join(f"{name}:PATH" for name in EXECUTORS)
+            raise UsageError(f"unknown kind of store {kind!r} in --store={store}", hint=f"there is: {known}")
     return Path(path)
+
+
+def executor_of(store: str) -> str:
+    """The kind of executor that --store names."""
+    return store.partition(":")[0] or EXECUTOR
 
 
 def default_store() -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from obuild.cli.console import note, open_store
+from obuild.cli.console import executor_of, note, open_store
 from obuild.errors import UsageError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def open_layer(store: str, id: str, settings: Settings) -> Debugger:
         raise UsageError(
             f"{layer[:12]} is a step that is being made", hint=f"obuild logs {layer[:12]} shows how far it is"
         )
-    return Debugger(opened, Machines(opened, settings), layer, Teller(_say))
+    return Debugger(opened, Machines(opened, settings, executor_of(store)), layer, Teller(_say))
 
 
 def _say(event: Event) -> None:

@@ -261,6 +261,17 @@ def program(tmp_path_factory: pytest.TempPathFactory, qcow2_disk: Path) -> Progr
     return Program(tmp_path_factory.mktemp("debug"), qcow2_disk)
 
 
+def test_the_kind_of_the_store_says_what_runs_the_steps(program: Program) -> None:
+    done = program("run", f"--store=other:{program.root}", program.id, "--", "true")
+    assert done.returncode == 0
+    (program.root.parent / "other.spec").write_text("((from tiny) (run (shell other)))")
+    options = ("--qemu-accel=tcg", "-f", program.root.parent / "other.spec", program.root.parent)
+    assert program("build", f"--store=other:{program.root}", *options).returncode == 0
+    refused = program("build", f"--store=none:{program.root}", *options)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "there is: qemu:PATH, other:PATH" in refused.stderr
+
+
 def test_run_prints_what_the_program_says_and_ends_as_it_does(program: Program) -> None:
     done = program("run", program.id, "--", "echo", "-n", "it's said")
     assert (done.stdout, done.stderr, done.returncode) == ("it's said\n", "", 0)

@@ -78,5 +78,5 @@ if __name__ == "__main__":
     if FULL:
         failpoints.reach = full_at
     obuild.store.flatten.LONGEST = 3  # so that even a short chain is flattened
-    EXECUTORS["qemu"] = guests()
+    EXECUTORS["qemu"] = EXECUTORS["other"] = guests()
     main()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from obuild.cli import text as ui
-from obuild.cli.console import guarded, lines, open_store, read_file, read_spec, spec_path
+from obuild.cli.console import executor_of, guarded, lines, open_store, read_file, read_spec, spec_path
 from obuild.cli.options import (
     MACHINE,
     Machine,
@@ -126,6 +126,7 @@ def build(
         values = _secrets(secret or [])
         with _in_turn(tell, opened, jobs) as listener:
             builder = engine.Engine(Path(source), opened, settings, listener, values, jobs)
+            builder.executor = executor_of(store)
             builder.on_failure = failing.chosen(on_failure, jobs=jobs)
             builder.tags = names
             builder.no_cache = no_cache

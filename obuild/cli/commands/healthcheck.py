@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from obuild.cli.console import guarded, lines, open_store
+from obuild.cli.console import executor_of, guarded, lines, open_store
 from obuild.cli.options import Machine, StoreOption, VerboseOption, machine_options
 
 app = typer.Typer()
@@ -29,5 +29,6 @@ def healthcheck(
     from obuild.builder import engine
 
     settings = machine.settings(vm="boot")
-    engine.healthcheck(open_store(store, create=True), base_name=base, settings=settings, tell=lines())
+    opened = open_store(store, create=True)
+    engine.healthcheck(opened, base_name=base, settings=settings, tell=lines(), executor=executor_of(store))
     print("Healthcheck passed")
