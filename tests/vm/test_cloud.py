@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -149,7 +150,7 @@ def test_debians_own_cloud_init_makes_a_base(
     built = program.build(spec(text), source).stdout
     assert "\nme\nroot\n" in built
     assert "result.json" not in built
-    assert "\n   6G\n" in built
+    assert re.search(r"^ *6G$", built, re.MULTILINE), built
     assert "cannot access '/dev/vdb'" in built
 
 
