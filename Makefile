@@ -4,15 +4,15 @@ PYTHON ?= python3
 STORE ?= qemu:$(CURDIR)/demo-store
 OBUILD := .venv/bin/obuild
 
-# What obuild calls, and what it takes to make base images; Debian's and Ubuntu's names.
+# The programs that obuild calls and that base images are made with, as Debian and Ubuntu name the packages.
 PACKAGES := python3-venv qemu-system-x86 qemu-utils mmdebstrap debian-archive-keyring uidmap \
 	grub-common grub-pc-bin e2fsprogs fdisk util-linux ca-certificates
 
-# What `make test-arch` needs besides: QEMU for each architecture, and what looks into a foreign root from outside.
+# What `make test-arch` also needs: QEMU for each architecture, and tools that work on a foreign root from outside.
 ARCHES ?= aarch64 s390x ppc64le riscv64
 ARCH_PACKAGES := qemu-system-arm qemu-system-misc qemu-system-ppc cpio kmod openssh-client xz-utils
 
-# What tests use: another tar, as FreeBSD and Windows have it, another shell, an assembler, and who reads scripts.
+# What the tests need: the tar of FreeBSD and Windows, another shell, an assembler, and shellcheck.
 TEST_PACKAGES := libarchive-tools gpg gpgv busybox binutils shellcheck
 
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
@@ -47,40 +47,42 @@ demo: setup
 	$(OBUILD) base make debian-12 --store=$(STORE)
 	@echo '== build specs/hello/hello.spec: install a compiler, copy the sources in, compile, run'
 	$(OBUILD) build --store=$(STORE) -f specs/hello/hello.spec --qemu-memory 2 --qemu-cpus 2 specs/hello
-	@echo '== the same again: everything is there, nothing boots'
+	@echo '== build it again: everything is cached, nothing boots'
 	$(OBUILD) build --store=$(STORE) -f specs/hello/hello.spec --qemu-memory 2 --qemu-cpus 2 specs/hello
 	@echo
-	@echo 'Now change specs/hello/hello.c and run `make demo` again: only what changed is built.'
+	@echo 'Now change specs/hello/hello.c and run `make demo` again: only what changed is rebuilt.'
 	@echo 'Or look around:  $(OBUILD) ls --store=$(STORE)'
-	@echo '                 $(OBUILD) --help; the language is in docs/spec.md'
+	@echo '                 $(OBUILD) --help; docs/spec.md describes the language'
 
 test: setup lint
 	.venv/bin/pytest -q -n auto --maxprocesses 8 --dist worksteal
 
-# make test-arch: the tests that boot guests, in those of other architectures, emulated; ARCHES=s390x for one of them.
+# make test-arch: run the tests with guests in emulated guests of other architectures; ARCHES=s390x for one of them.
 test-arch: setup .venv/packages-arch
 	@for arch in $(ARCHES); do \
 	    echo "== $$arch"; .venv/bin/pytest -q -m 'arch and not crash and not long' -k "$$arch" tests/vm || exit 1; \
 	done
 
-# make test-long: warm and cold builds of a stock Debian give the same files; a boot for each step is as good.
+# make test-long: compare warm and cold builds of a stock Debian file by file, and test booting for each step.
 test-long: setup
 	.venv/bin/pytest -q -m long tests
 
-# make test-crash: kill builds at every point and at random moments, with real guests; KILLS=20 for fewer than 200.
+# make test-crash: kill builds at every failpoint and at random moments, with real guests; KILLS=20 for fewer than 200.
 KILLS ?= 200
 test-crash: setup
 	OBUILD_TEST_KILLS=$(KILLS) .venv/bin/pytest -q -m 'crash and not arch' tests/vm/test_crashes.py
 
-# make bench-steps: what builds take, cold and warm, and docs/steps.png; STEPS='--base micro --repeat 1' for less.
+# make bench-steps: time cold and warm builds and draw docs/steps.png; STEPS='--base micro --repeat 1' for a short run.
 STEPS ?=
 bench-steps: setup
 	.venv/bin/pip install -q -e '.[bench]'
 	.venv/bin/python -m bench.steps $(STEPS)
 
+# make docs: write docs/cli.md from the program.
 docs: setup
 	.venv/bin/python -m obuild.cli.reference >docs/cli.md
 
+# make lint: ruff, mypy, shellcheck.
 lint: setup .venv/packages-test
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
