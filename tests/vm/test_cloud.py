@@ -96,23 +96,27 @@ def test_a_command_that_fails_is_a_failure_with_cloud_inits_output(
     assert_only_the_download_is_left(program, tiny_cloud)
 
 
+@pytest.mark.long
 def test_a_user_that_is_not_there_is_a_failure(program: Program, tiny_cloud: Path, tmp_path: Path) -> None:
     mine = recipe_of(tmp_path, tiny_cloud, "{}", login="nobody-there")
     assert "there is no user 'nobody-there'" in program("base", "make", mine, code=1).stderr
 
 
+@pytest.mark.long
 def test_a_guest_that_reboots_is_a_failure(program: Program, tiny_cloud: Path, tmp_path: Path) -> None:
     mine = recipe_of(tmp_path, tiny_cloud, "power_state: {mode: reboot}")
     assert "mine: the guest rebooted instead of powering off" in program("base", "make", mine, code=1).stderr
     assert_only_the_download_is_left(program, tiny_cloud)
 
 
+@pytest.mark.long
 def test_a_guest_that_does_not_end_is_ended(program: Program, tiny_cloud: Path, tmp_path: Path) -> None:
     mine = recipe_of(tmp_path, tiny_cloud, "{}", timeout="1s")
     assert "mine: the guest has not powered off after 1 s" in program("base", "make", mine, code=1).stderr
     assert_only_the_download_is_left(program, tiny_cloud)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("point", ["machine.started", "base.placing"])
 def test_a_killed_process_leaves_the_download(
     program: Program, tiny_cloud: Path, tmp_path: Path, point: str
