@@ -1,4 +1,4 @@
-"""A line on the terminal that shows how far a download is."""
+"""A progress bar for downloads, on one line of the terminal."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import TextIO
 
 from obuild.host import units
 
-#: How often the line is drawn anew, in seconds.
+#: How often the line is redrawn, in seconds.
 _EVERY = 0.2
 
 _WIDTH = 24
 
 
 class Bar:
-    """Draws on a terminal, and nothing on anything else. The line is gone when the `with` block ends."""
+    """Draws the line if `out` is a terminal, else nothing. The line is erased when the `with` block ends."""
 
     def __init__(self, out: TextIO, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._out = out
@@ -31,7 +31,7 @@ class Bar:
         self._wipe()
 
     def __call__(self, done: int, total: int) -> None:
-        """`done` bytes of `total` are there; `total` is 0 if nobody knows it."""
+        """`done` bytes of `total` have arrived; `total` is 0 if unknown."""
         now = self._clock()
         if self._begun is None or done < self._begun[1]:
             self._begun = (now, done)
@@ -43,7 +43,7 @@ class Bar:
             self._out.flush()
 
     def under(self, say: Callable[[str], None]) -> Callable[[str], None]:
-        """As `say`, with the line out of the way."""
+        """Return a function that erases the line, then calls `say`."""
 
         def told(text: str) -> None:
             self._wipe()
@@ -60,7 +60,7 @@ class Bar:
 
 
 def line(done: int, total: int, rate: float) -> str:
-    """How far it is: `[#####-----]  50%  1.0 GiB of 2.0 GiB  8.0 MiB/s`. `rate` is in bytes per second."""
+    """Return a line like `[#####-----]  50%  1.0 GiB of 2.0 GiB  8.0 MiB/s`. `rate` is in bytes per second."""
     speed = f"  {units.size(int(rate))}/s" if rate else ""
     if not total:
         return f"{units.size(done)}{speed}"

@@ -1,4 +1,4 @@
-"""What every command has in common: how it opens the store, reads files, prints, and ends."""
+"""What all commands share: opening the store, reading files, printing, and handling errors."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ EXECUTOR = "qemu"
 #: The largest spec or secret that is read, in bytes.
 LARGEST = 64 << 20
 
-#: What the spec is called in its source folder.
+#: The name of the spec in its source folder.
 SPEC = "obuild.spec"
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
 
 def guarded(command: Command) -> Command:
-    """End a command with a message and an exit code, never with a traceback."""
+    """Wrap a command so that errors end it with a message and an exit code, never with a traceback."""
 
     @functools.wraps(command)
     def guarded(*args: Any, **options: Any) -> None:
@@ -54,14 +54,14 @@ def guarded(command: Command) -> Command:
             streams.forget_output()
             raise typer.Exit(1) from error
         except NotAFile as error:
-            hint = "`obuild fsck` tells what of the store is damaged, and `--repair` puts it right"
+            hint = "`obuild fsck` shows what is damaged in the store, and `--repair` repairs it"
             ui.report(ObuildError(f"{error.filename}: {error.strerror}", hint=hint))
             raise typer.Exit(1) from error
         except OSError as error:
             ui.report(ObuildError(_words(error)))
             raise typer.Exit(2 if error.errno == errno.ENAMETOOLONG else 1) from error
         except KeyboardInterrupt as error:
-            saved = "what was saved stays; the next build goes on from there"
+            saved = "finished steps are kept; the next build continues from there"
             ui.report(ObuildError("interrupted", hint=saved if command.__name__ == "build" else ""))
             raise typer.Exit(130) from error
 
@@ -69,14 +69,14 @@ def guarded(command: Command) -> Command:
 
 
 def _spec_of(options: dict[str, Any]) -> str:
-    """The spec that a command reads, for an error about a place in it."""
+    """Return the path of the spec that a command reads, for error messages with a line number."""
     if "spec" in options and "source" in options and not options["spec"]:
         return str(Path(options["source"]) / SPEC)
     return str(options.get("spec") or "")
 
 
 def _words(error: OSError) -> str:
-    """What an error of the system's says, without its number."""
+    """Return the message of a system error, without its errno."""
     if error.strerror is None:
         return str(error)
     return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
@@ -90,7 +90,7 @@ def log_commands() -> None:
 
 
 def open_store(store: str, *, create: bool = False, sweep: bool = True, quiet: bool = False) -> Store:
-    """The store that --store names, or the default one, which commands that make it say in a line."""
+    """Open the store that --store names, or the default one. With `create`, print where the default one is."""
     from obuild.store.layers import Store
 
     if create and not store and not quiet:
@@ -99,7 +99,7 @@ def open_store(store: str, *, create: bool = False, sweep: bool = True, quiet: b
 
 
 def look_at(store: str) -> Store:
-    """The store that --store names, or the default one, for a command that changes nothing in it."""
+    """Open the store that --store names, or the default one, for a command that changes nothing in it."""
     from obuild.store.layers import Store
 
     return Store.look(_store_path(store))
@@ -127,13 +127,15 @@ def executor_of(store: str) -> str:
 
 
 def default_store() -> Path:
-    """Where the store is if nobody says. UsageError if this user has no home."""
+    """Return the path of the default store. UsageError if this user has no home directory."""
     data = Path(os.environ.get("XDG_DATA_HOME", ""))
-    if not data.is_absolute():  # as the XDG base directory specification wants it
+    if not data.is_absolute():  # the XDG base directory specification says to ignore relative paths
         try:
             data = Path.home() / ".local" / "share"
         except RuntimeError as error:
-            raise UsageError("you have no home for a store", hint="--store=qemu:PATH names one") from error
+            raise UsageError(
+                "you have no home directory for the default store", hint="name one with --store=qemu:PATH"
+            ) from error
     return data / "obuild"
 
 
@@ -143,7 +145,7 @@ def lines(*, plain: bool = False) -> ui.Lines:
 
 
 def put(*lines: str) -> None:
-    """Print lines, whatever bytes are in them and whatever the terminal's encoding."""
+    """Print lines. They may hold any bytes (as surrogate escapes), whatever the terminal's encoding."""
     sys.stdout.buffer.write("".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape"))
 
 
@@ -155,21 +157,21 @@ def put_json(value: object) -> None:
 
 
 def spec_path(source: str, spec: str) -> Path:
-    """The spec to read: `spec`, or the one in the folder `source`. UsageError if that is no folder."""
+    """Return the spec to read: `spec`, or the one in the folder `source`. UsageError if `source` is no folder."""
     if not Path(source).is_dir():
         raise UsageError(f"there is no source directory {source}")
     return Path(spec) if spec else Path(source) / SPEC
 
 
 def read_spec(path: Path) -> bytes:
-    """What is in a spec. UsageError if it cannot be read."""
+    """Return the bytes of a spec. UsageError if it cannot be read."""
     if path.is_dir():
-        raise UsageError(f"{path} is a directory, not a spec", hint="-f takes the spec file")
-    return read_file(path, f"the spec {path}", hint="-f names the spec")
+        raise UsageError(f"{path} is a directory, not a spec", hint="name the spec file with -f")
+    return read_file(path, f"the spec {path}", hint="name the spec with -f")
 
 
 def read_file(path: Path, name: str, *, hint: str = "") -> bytes:
-    """What is in a file that the user has named. UsageError if it cannot be read, or is endless."""
+    """Return the bytes of a file that the user named. UsageError if it cannot be read or is too large."""
     try:
         with path.open("rb") as file:
             data = file.read(LARGEST + 1)
@@ -181,17 +183,17 @@ def read_file(path: Path, name: str, *, hint: str = "") -> bytes:
 
 
 def say(text: str) -> None:
-    """Tell at once."""
+    """Print a line and flush."""
     put(text)
     sys.stdout.flush()
 
 
 def put_bytes(data: bytes) -> None:
-    """Print bytes as they are, at once."""
+    """Print bytes unchanged and flush."""
     sys.stdout.buffer.write(data)
     sys.stdout.buffer.flush()
 
 
 def note(text: str) -> None:
-    """Tell people, on stderr, where it is in no program's way."""
+    """Print a line for people on stderr, so that it does not get into output that a program reads."""
     print(f"obuild: {text}", file=sys.stderr, flush=True)

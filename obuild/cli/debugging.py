@@ -1,4 +1,4 @@
-"""What the commands that start a machine on a layer share."""
+"""What `shell`, `run` and `cp` share: starting a machine on a layer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def open_layer(store: str, id: str, settings: Settings) -> Debugger:
-    """What starts machines on the layer `id`. UsageError if there is none, or if it is still being made."""
+    """Return what starts machines on the layer `id`. UsageError if there is no such layer, or not yet."""
     from obuild.builder.debug import Debugger
     from obuild.builder.provision import Machines
     from obuild.events import Teller
@@ -24,13 +24,13 @@ def open_layer(store: str, id: str, settings: Settings) -> Debugger:
     layer = resolve(opened, id, drafts=True)
     if opened.find(layer) is None:
         raise UsageError(
-            f"{layer[:12]} is a step that is being made", hint=f"obuild logs {layer[:12]} shows how far it is"
+            f"the step {layer[:12]} is still being built", hint=f"obuild logs {layer[:12]} shows its output so far"
         )
     return Debugger(opened, Machines(opened, settings, executor_of(store)), layer, Teller(_say))
 
 
 def _say(event: Event) -> None:
-    """Show notes, and nothing of what is only of interest in a build."""
+    """Print notes and ignore all other events."""
     from obuild.events import Note
 
     if isinstance(event.what, Note):
@@ -38,7 +38,7 @@ def _say(event: Event) -> None:
 
 
 def is_open(network: str) -> bool:
-    """What --network says. UsageError if it says neither."""
+    """Return whether --network opens the network. UsageError for an unknown value."""
     if network not in ("", "none", "host"):
-        raise UsageError(f"--network {network}: it can be host, or none")
+        raise UsageError(f"--network {network}: it can be host or none")
     return network == "host"

@@ -1,7 +1,7 @@
-"""The command line: find the module of the command that is called, load it, run it.
+"""The command line: find the module of the command, load it, run it.
 
-What a command needs is imported by it, and no other command is loaded: a fully cached build should cost little
-more than starting Python.
+Only the called command is loaded, and it imports only what it needs: a fully cached build should cost little more
+than starting Python.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typer.models import CommandInfo
 from obuild.host import failpoints
 from obuild.version import VERSION
 
-#: The commands as the help lists them. Each is a module of `commands`.
+#: The commands in the order of the help. Each is a module in `commands`.
 HELP: dict[str, tuple[str, ...]] = {
     "Build": ("build", "plan", "fmt", "dockerfile", "healthcheck"),
     "Look": ("ls", "logs", "inspect", "shell", "run", "cp"),
@@ -27,13 +27,13 @@ HELP: dict[str, tuple[str, ...]] = {
     "Images": ("base",),
 }
 
-#: Commands that are called by two words, such as `tag ls`.
+#: Commands of two words, such as `tag ls`.
 GROUPS = ("tag", "cache", "base")
 
-#: Other names, which the help leaves out: OBuilder's own, and older ones.
+#: Aliases, which the help omits: OBuilder's names, and older ones of obuild.
 ALIASES = {"log": "logs", "explain": "inspect", "delete": "rm", "gc": "prune"}
 
-#: Commands that the help leaves out, with the modules that they are in.
+#: Commands that the help omits, with the modules they are in.
 HIDDEN = {"clean": "rm"}
 
 COMMANDS = tuple(name for names in HELP.values() for name in names)
@@ -53,7 +53,7 @@ class _Grouped(TyperGroup):
 
 app = typer.Typer(
     cls=_Grouped,
-    help="Build virtual-machine images step by step, and only what changed.",
+    help="Build virtual-machine images step by step, and rebuild only what changed.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -70,7 +70,7 @@ def run() -> None:
 
 
 def load(name: str) -> None:
-    """Load the command `name`, alone; if there is none of that name, all: for the help, or an error."""
+    """Load only the command `name`. If there is no such command, load all, for the help or an error message."""
     known = (*COMMANDS, *ALIASES, *HIDDEN)
     for each in (name,) if name in known else known:
         if each in GROUPS:
@@ -80,7 +80,7 @@ def load(name: str) -> None:
 
 
 def _command(name: str) -> CommandInfo:
-    """A command that is called by one word. Making the parser of each costs a cached build a tenth of its time."""
+    """Return a command of one word. Making the parsers of all commands costs a tenth of a cached build's time."""
     target = ALIASES.get(name, name)
     found = next(each for each in _module(HIDDEN.get(target, target)).registered_commands if target == _word(each))
     found = copy(found)

@@ -1,4 +1,4 @@
-"""The options that several commands have, each spelled once."""
+"""Options that several commands share, each defined once."""
 
 from __future__ import annotations
 
@@ -25,16 +25,14 @@ StoreOption = Annotated[
         metavar="KIND:PATH",
         show_default=False,
         help="Where layers, caches and base images are kept, for example qemu:/data. "
-        "A build makes it, in a new or an empty folder. [default: qemu:~/.local/share/obuild]",
+        "A build creates it in a new or empty folder. [default: qemu:~/.local/share/obuild]",
     ),
 ]
 VerboseOption = Annotated[
     bool,
-    typer.Option("--verbose", "-v", help="Show every external command, as a line to paste into a shell."),
+    typer.Option("--verbose", "-v", help="Log every external command, in a form to paste into a shell."),
 ]
-SourceArgument = Annotated[
-    str, typer.Argument(metavar="SOURCE", help="The folder that (copy …) takes files from.")
-]
+SourceArgument = Annotated[str, typer.Argument(metavar="SOURCE", help="The folder that (copy …) copies from.")]
 SpecOption = Annotated[
     str,
     typer.Option(
@@ -42,28 +40,28 @@ SpecOption = Annotated[
     ),
 ]
 IdArgument = Annotated[
-    str, typer.Argument(metavar="ID", help="A layer: its id, the first digits of that, or a tag.")
+    str, typer.Argument(metavar="ID", help="A layer: its id, the first digits of its id, or a tag.")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 NetworkOption = Annotated[
-    str, typer.Option("--network", metavar="host", help="What the machine may reach. [default: nothing]")
+    str, typer.Option("--network", metavar="host", help="Give the machine network access. [default: none]")
 ]
 UserOption = Annotated[
     str,
-    typer.Option("--user", "-u", metavar="UID[:GID]|NAME", help="Who to be. [default: as the layer's own step]"),
+    typer.Option("--user", "-u", metavar="UID[:GID]|NAME", help="The user. [default: that of the layer's step]"),
 ]
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """The options for machines, as they were given."""
+    """The machine options, as given on the command line."""
 
     qemu_accel: Annotated[
         str,
         typer.Option(
             metavar="auto|kvm|tcg",
             rich_help_panel=MACHINE,
-            help="How guests run: KVM, or emulated (tcg). auto is KVM if it really runs a guest.",
+            help="How guests run: under KVM, or emulated (tcg). auto is KVM if a test guest runs under it.",
         ),
     ] = "auto"
     qemu_memory: Annotated[
@@ -71,7 +69,7 @@ class Machine:
         typer.Option(
             metavar="SIZE",
             rich_help_panel=MACHINE,
-            help="Memory of each machine, in GiB or as 512M. [default: 2, or what the base needs]",
+            help="Memory of each machine, in GiB or like 512M. [default: 2, or what the base needs]",
         ),
     ] = ""
     qemu_cpus: Annotated[
@@ -84,7 +82,7 @@ class Machine:
             metavar="SECONDS",
             min=0.1,
             rich_help_panel=MACHINE,
-            help="How long a guest may take to boot, and to power off.",
+            help="How long a guest may take to boot, and how long to power off.",
         ),
     ] = 180.0
     qemu_guest_os: Annotated[
@@ -92,21 +90,25 @@ class Machine:
         typer.Option(
             metavar="OS",
             rich_help_panel=MACHINE,
-            help="linux; experimental: windows, openbsd, freebsd. [default: as the base's card says]",
+            help="linux; experimental: windows, openbsd, freebsd. [default: from the base's card]",
         ),
     ] = ""
     qemu_guest_arch: Annotated[
         str,
-        typer.Option(metavar="ARCH", rich_help_panel=MACHINE, help="[default: as the base's card says]"),
+        typer.Option(
+            metavar="ARCH",
+            rich_help_panel=MACHINE,
+            help="The guest's architecture. [default: from the base's card]",
+        ),
     ] = ""
 
     def settings(self, *, vm: str = "auto", warm_budget: str = "4G") -> Settings:
-        """What the options say. UsageError if no machine can be like that."""
+        """Return the settings. UsageError if a value is invalid."""
         from obuild.executors.settings import Settings
 
         size = parse_bytes("--qemu-memory", self.qemu_memory, default_unit="G") if self.qemu_memory else 0
         if self.qemu_memory and not size:
-            raise UsageError(f"--qemu-memory {self.qemu_memory}: a machine needs some")
+            raise UsageError(f"--qemu-memory {self.qemu_memory}: it must be greater than 0")
         return Settings(
             accel=self.qemu_accel,
             memory=size,
@@ -123,7 +125,7 @@ Command = TypeVar("Command", bound=Callable[..., None])
 
 
 def machine_options(command: Command) -> Command:
-    """Give a command that takes `machine: Machine` an option for each field of it."""
+    """Give a command with a parameter `machine: Machine` an option for each field of Machine."""
     fields = inspect.signature(Machine, eval_str=True).parameters
     taken = inspect.signature(command, eval_str=True).parameters.values()
     expanded = [
@@ -142,7 +144,7 @@ def machine_options(command: Command) -> Command:
 
 
 def parse_bytes(option: str, text: str, *, default_unit: str = "") -> int:
-    """What an option says in bytes. UsageError, with the option's name, if it is no size."""
+    """Return the value of an option in bytes. UsageError, with the option's name, if it is no size."""
     from obuild.guests.profile import parse_size
 
     try:

@@ -1,4 +1,4 @@
-"""docs/cli.md, written from the commands themselves: python -m obuild.cli.reference >docs/cli.md"""
+"""Write docs/cli.md from the commands themselves: python -m obuild.cli.reference >docs/cli.md"""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import typer.main
 from obuild.cli import main
 from obuild.cli.options import Machine
 
-#: The parameters that are described once, for all commands.
+#: The parameters described once for all commands.
 _SHARED = {field.name for field in fields(Machine)}
 
 _DEFAULT = re.compile(r" ?\[default: (.*)\]$")
@@ -21,25 +21,25 @@ _DEFAULT = re.compile(r" ?\[default: (.*)\]$")
 INTRODUCTION = """\
 # The command line
 
-`make docs` writes this page from the program itself, and `obuild COMMAND --help` says the same.
+`make docs` generates this page from the program; `obuild COMMAND --help` shows the same text.
 
-A command ends with 0; with 1 if a step or an action failed; with 2 if something was found wrong before anything
-was built or changed; with 130 if it was interrupted. `shell` and `run` end with the exit status of what ran.
+Exit codes: 0, success; 1, a step or an action failed; 2, an error was found before anything was built or changed;
+130, interrupted. `shell` and `run` exit with the status of the command that ran.
 
 ID is a layer's id, its first digits, or a tag. SIZE is a number of bytes, or a size like `512M` or `1.5G`.
 """
 
 
-#: Other names that are not of a whole command.
+#: Aliases that are more than another name of a command.
 OTHERS = {
-    "clean": "`obuild prune --all`, told as OBuilder tells it; ends with 1 if a layer is in use",
-    "prune --before WHEN [--limit N]": "removes layers not used since a date or a time span ago, N at most",
+    "clean": "`obuild prune --all`, with OBuilder's output; exits with 1 if a layer is in use",
+    "prune --before WHEN [--limit N]": "remove at most N layers not used since WHEN, a date or a time span ago",
     "build --events lines\\|json": "`obuild build --progress plain\\|json`",
 }
 
 
 def reference() -> str:
-    """All of docs/cli.md."""
+    """Return the text of docs/cli.md."""
     main.load("")
     commands: dict[str, Any] = typer.main.get_command(main.app).commands  # type: ignore[attr-defined]
     lines = [INTRODUCTION]
@@ -48,19 +48,19 @@ def reference() -> str:
         for name in names:
             for path, command in _leaves(name, commands[name]):
                 lines += _command(path, command)
-    lines.append("## Options for machines\n")
-    lines.append("`build`, `healthcheck`, `shell`, `run` and `cp` take these, besides their own.\n")
+    lines.append("## Machine options\n")
+    lines.append("`build`, `healthcheck`, `shell`, `run` and `cp` also take these options.\n")
     lines += _table([each for each in commands["shell"].params if each.name in _SHARED])
-    lines.append("## Other names\n")
-    lines.append("These work, and the help leaves them out: OBuilder's names, and older ones of obuild's own.\n")
-    lines += ["| name | stands for |", "|---|---|"]
+    lines.append("## Aliases\n")
+    lines.append("The help does not list these names: they are OBuilder's, or older ones of obuild.\n")
+    lines += ["| alias | meaning |", "|---|---|"]
     lines += [f"| `obuild {alias}` | `obuild {name}` |" for alias, name in main.ALIASES.items()]
     lines += [f"| `obuild {name}` | {text} |" for name, text in OTHERS.items()]
     return "\n".join(lines) + "\n"
 
 
 def _leaves(path: str, command: Any) -> Iterator[tuple[str, Any]]:
-    """A command, or the commands of a group."""
+    """Yield a command, or the commands of a group."""
     if not hasattr(command, "commands"):
         yield path, command
     for name, inner in getattr(command, "commands", {}).items():
@@ -74,7 +74,7 @@ def _command(path: str, command: Any) -> list[str]:
     usage = " ".join([f"obuild {path}", "[OPTIONS]", *(_metavar(each) for each in arguments)])
     lines = [f"### `{usage}`\n", inspect.cleandoc(command.help or ""), ""]
     if len(options) + len(arguments) != len(shown):
-        lines.append("It takes the [options for machines](#options-for-machines), too.\n")
+        lines.append("Also takes the [machine options](#machine-options).\n")
     return lines + _table([*arguments, *options])
 
 
@@ -91,7 +91,7 @@ def _row(parameter: Any) -> str:
     elif parameter.default not in (None, "", False, []) and not parameter.required:
         default = f"{parameter.default:g}" if isinstance(parameter.default, float) else str(parameter.default)
     if parameter.required and parameter.param_type_name == "option":
-        default = "none: it must be given"
+        default = "required"
     if parameter.param_type_name == "argument":
         name = f"`{_metavar(parameter)}`"
     else:

@@ -1,4 +1,4 @@
-"""Events as plain lines, as OBuilder prints them, in colour on a terminal; or as JSON, a record to a line."""
+"""Print events: as lines like OBuilder's, in colour on a terminal, or as JSON, one record per line."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ if TYPE_CHECKING:
     from obuild.builder.preview import Outlook
     from obuild.store.inspect import Description, Neighbour
 
-#: The longest error that is shown, in characters: twenty lines of a console, and what is said of them.
+#: The longest error message that is shown, in characters: enough for twenty lines of a console and an explanation.
 LONGEST = 6000
 
-#: How much of a log is read at once, in bytes.
+#: How many bytes of a log are read at a time.
 _CHUNK = 1 << 16
 
-#: Control characters, which a guest may have put into what an error says of it; not newline and tab.
+#: Control characters except newline and tab: a guest may have put them into text that an error quotes.
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *range(127, 160))}
 
 _BLUE, _YELLOW, _RED, _OFF = b"\x1b[94m", b"\x1b[33m", b"\x1b[31m", b"\x1b[0m"
 
 
 class Lines:
-    """Writes events to `out`; output of a step that does not end its line does not swallow the next note."""
+    """Writes events to `out` as lines. If a step's output does not end with a newline, one is added."""
 
     def __init__(self, out: BinaryIO, *, colour: bool) -> None:
         self._out = out
@@ -73,16 +73,16 @@ class Lines:
                 self._line(f'Got: "{id}"', b"")
 
     def to(self, out: BinaryIO) -> Lines:
-        """Such lines in another place."""
+        """Return a writer with the same settings for another file."""
         return Lines(out, colour=self._colour)
 
     def copy(self, file: BinaryIO) -> None:
-        """Write what a file holds from where it stands."""
+        """Write the rest of a file, from its current position."""
         while data := file.read(_CHUNK):
             self._raw(data)
 
     def end_line(self) -> None:
-        """Begin a new line, unless one has just begun."""
+        """End the current line, unless it is empty."""
         if self._midline:
             self._out.write(b"\n")
             self._midline = False
@@ -102,12 +102,12 @@ class Lines:
 
 
 class Quiet:
-    """Writes nothing but the id of what was built; if a step fails, the end of what it printed goes to `err`."""
+    """Writes only the id of the result. If a step fails, the end of its output goes to `err`."""
 
     def __init__(self, out: BinaryIO, err: BinaryIO) -> None:
         self._out = out
         self._err = err
-        self._ends: dict[str, bytes] = {}  # of the step that each stage is at
+        self._ends: dict[str, bytes] = {}  # by stage: the end of the current step's output
         self._failed = b""
 
     def __call__(self, event: Event) -> None:
@@ -124,18 +124,18 @@ class Quiet:
                 self._out.flush()
 
     def failed(self, error: BaseException) -> None:
-        """Show what the step that failed has printed, for nothing else has it."""
+        """Show the output of the failed step, since it is kept nowhere else."""
         if isinstance(error, StepFailed) and self._failed:
             self._err.write(self._failed.removesuffix(b"\n") + b"\n")
             self._err.flush()
 
 
 class JsonLines:
-    """Writes events to `out`, each as one JSON object on a line of its own; docs/json.md says what is in them.
+    """Writes events to `out`, each as one JSON object on a line of its own; docs/json.md describes them.
 
     The event's place and time come first, then the fields of the record.
 
-    A field that is not UTF-8 comes as base64, under its name with `_base64` after it, so no byte is lost.
+    A field that is not UTF-8 is base64, under its name with `_base64` appended, so no byte is lost.
     """
 
     def __init__(self, out: BinaryIO) -> None:
@@ -145,7 +145,7 @@ class JsonLines:
         self._put(_snake(type(event.what).__name__), event.place, event.time, event.what._asdict())
 
     def failed(self, error: BaseException) -> None:
-        """Say how the build ended, for who reads nothing but this."""
+        """Write a record of the failure, for programs that do not read stderr."""
         message, hint = (error.message, error.hint) if isinstance(error, ObuildError) else (str(error), "")
         code = error.exit_code if isinstance(error, ObuildError) else 1
         if isinstance(error, KeyboardInterrupt):
@@ -191,7 +191,7 @@ def _json_field(name: str, value: object) -> tuple[str, object]:
 
 @contextmanager
 def ending(tell: Lines | JsonLines | Quiet) -> Iterator[None]:
-    """Tell JSON's readers if the block fails; people read it on stderr, from `report`."""
+    """Tell `tell` if the block fails. Not needed for Lines: `report` prints errors for people on stderr."""
     try:
         yield
     except BrokenPipeError:  # nobody reads any more
@@ -203,7 +203,7 @@ def ending(tell: Lines | JsonLines | Quiet) -> Iterator[None]:
 
 
 def report(error: ObuildError, *, what: str = "", file: str = "") -> None:
-    """Print an error to stderr: where, what, and what to do."""
+    """Print an error to stderr: where it is, what is wrong, and what to do."""
     where = f"{file}:" if file and isinstance(error, SpecError) else ""
     if where and isinstance(error, SpecError) and error.line:
         where += f"{error.line}:{error.column}:"
@@ -220,12 +220,12 @@ def report(error: ObuildError, *, what: str = "", file: str = "") -> None:
 
 
 def _some_of(text: str) -> str:
-    """A text without its middle, if it is very long: it may quote whatever it is about."""
+    """Cut the middle out of a very long text: a message may quote something of any length."""
     return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}"
 
 
 def ago(then: float) -> str:
-    """How long ago `then` was, in one short word."""
+    """Return how long ago `then` was, such as `3 d`."""
     seconds = max(0.0, time.time() - then)
     for span, unit in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= span:
@@ -234,18 +234,18 @@ def ago(then: float) -> str:
 
 
 def word(text: str) -> str:
-    """A word that somebody else chose, safe to show on a terminal."""
+    """Escape a word from an untrusted source, so that it is safe to print on a terminal."""
     return text if text and text.isprintable() else ascii(text)
 
 
 def one_line(op: str, width: int) -> str:
-    """An op as the start of one line."""
+    """Return the op on one line, cut off at `width` characters."""
     text = " ".join(op.split())
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
 def outlook(steps: Sequence[Outlook]) -> Iterator[str]:
-    """The lines for what a build would do. What only follows from a step before is not repeated."""
+    """Yield the lines that show what a build would do. A reason that follows from an earlier step is left out."""
     for step in steps:
         yield f"{'cached' if step.cached else 'build':6}  {(step.id or '?')[:12]:12}  {one_line(step.op, 90)}"
         why = [reason for reason in step.why if reason != "parent changed"]
@@ -258,7 +258,7 @@ def outlook(steps: Sequence[Outlook]) -> Iterator[str]:
 
 
 def description(layer: Description) -> Iterator[str]:
-    """The lines for all that is known of a layer."""
+    """Yield the lines that describe a layer."""
     from obuild.plan import diff
 
     made = date(layer.created)
@@ -268,23 +268,23 @@ def description(layer: Description) -> Iterator[str]:
         yield f"tags    {', '.join(layer.tags)}"
     yield f"op      {one_line(layer.op, 400)}"
     yield f"made    {made}, {ago(layer.created)} ago{took}; last used {ago(layer.used)} ago"
-    yield f"size    {size(layer.size)}; with all that it stands on {size(layer.total)}"
+    yield f"size    {size(layer.size)}; with all its ancestors {size(layer.total)}"
     yield f"log     {size(layer.log_size)}: obuild logs {layer.id[:12]}"
     yield "key"
     for name, lines in diff.describe(layer.key):
         for index, line in enumerate(_some(lines)):
             yield f"  {name if index == 0 else '':10}{line}"
-    yield from _neighbours("stands on", layer.parents)
+    yield from _neighbours("ancestors", layer.parents)
     yield from _neighbours("children", layer.children)
 
 
 def _some(lines: Sequence[str], most: int = 40) -> Iterator[str]:
     yield from lines[:most]
     if len(lines) > most:
-        yield f"… and {len(lines) - most} more; --json has them all"
+        yield f"… and {len(lines) - most} more; --json shows all"
 
 
 def _neighbours(title: str, layers: Sequence[Neighbour]) -> Iterator[str]:
-    yield title if layers else f"{title}: nothing"
+    yield title if layers else f"{title}: none"
     for line in _some([f"{layer.id[:12]}  {one_line(layer.op, 90)}" for layer in layers]):
         yield f"  {line}"

@@ -1,7 +1,7 @@
-"""Lines for people of stages that are built side by side: one stage is shown live, the others when it is over.
+"""Output of stages built in parallel: one stage is shown live, the others after it.
 
-What the others print meanwhile waits in files in the store, so memory does not grow with it. It waits there as it
-will be shown: what is a layer's log, or a draft's that a failure removes, need not be there any more by then.
+The output of the others waits in files in the store, not in memory. These files hold the lines as they will
+be shown, not references to logs: by then a log may be gone, as when a failure removes its draft.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from obuild.store.usage import storage_errors
 
 @dataclass(frozen=True, slots=True)
 class _Spool:
-    """What a stage has printed that is not shown yet."""
+    """The output of a stage that is not shown yet."""
 
     file: BinaryIO
     lines: Lines
@@ -27,7 +27,7 @@ class _Spool:
 class Turns:
     """A listener that shows one stage at a time on `lines`, in the order in which they began.
 
-    StoreError if the store has no room for what must wait. That is gone when the block ends.
+    StoreError if the store has no room for waiting output. Waiting output is discarded when the block ends.
     """
 
     def __init__(self, lines: Lines, store: Store) -> None:
@@ -67,7 +67,7 @@ class Turns:
         return self._spools[path]
 
     def _show(self, path: str) -> None:
-        """Show what a stage has printed so far."""
+        """Show the output of a stage so far."""
         self._lines.end_line()
         if spool := self._spools.pop(path, None):
             spool.file.seek(0)

@@ -329,7 +329,7 @@ def test_a_step_that_is_being_made_cannot_be_looked_into_yet(program: Program) -
     id = LayerId("f" * 64)
     with store.claim(id):
         (store.result_tmp / id).mkdir()
-        assert "is a step that is being made" in program.refused("shell", id[:12])
+        assert "is still being built" in program.refused("shell", id[:12])
         (store.result_tmp / id).rmdir()
 
 

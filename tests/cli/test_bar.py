@@ -1,4 +1,4 @@
-"""The line that shows how far a download is."""
+"""The progress bar for downloads."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ class Screen(StringIO):
         return True
 
 
-def test_it_says_how_far_how_much_and_how_fast() -> None:
+def test_the_line_shows_percentage_bytes_and_rate() -> None:
     assert line(0, 4 << 20, 0.0) == "[------------------------]   0%  0 B of 4.0 MiB"
     assert line(1 << 20, 4 << 20, 2048.0) == "[######------------------]  25%  1.0 MiB of 4.0 MiB  2.0 KiB/s"
     assert line(5 << 20, 4 << 20, 0.0).startswith("[########################] 100%")
     assert line(1 << 20, 0, 1024.0) == "1.0 MiB  1.0 KiB/s"
 
 
-def test_it_is_drawn_in_one_line_and_is_gone_at_the_end() -> None:
+def test_the_bar_is_redrawn_in_place_and_erased_at_the_end() -> None:
     screen = Screen()
     times = iter([0.0, 0.1, 1.0])
     said: list[str] = []
@@ -32,7 +32,7 @@ def test_it_is_drawn_in_one_line_and_is_gone_at_the_end() -> None:
     assert said == ["done"]
 
 
-def test_nothing_is_drawn_where_nobody_looks() -> None:
+def test_nothing_is_drawn_unless_out_is_a_terminal() -> None:
     out = StringIO()
     with Bar(out) as bar:
         bar(1, 2)

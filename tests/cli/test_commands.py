@@ -1,4 +1,4 @@
-"""The habits of the command line: names, aliases, the default store and spec, progress. No guest boots."""
+"""The command line: names, aliases, the default store and spec, progress. No guest boots."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ChainMaker = Callable[[str], Chain]
 
 @pytest.fixture
 def ids(store: Store, chain: ChainMaker) -> list[LayerId]:
-    """The layers of a small chain in the store."""
+    """The ids of a small chain of layers in the store."""
     return make_all(store, chain("(run (shell one)) (run (shell two))"))
 
 
@@ -35,17 +35,17 @@ def src(tmp_path: Path) -> Path:
 
 
 def obuild(*args: str | Path, code: int = 0, env: dict[str, str] | None = None) -> tuple[str, str]:
-    """Run the program in a process of its own; what it says on stdout and on stderr."""
+    """Run the program in its own process; return its stdout and stderr."""
     ended, out, err = odd.run(map(str, args), before=partial(os.environ.update, env or {}))
     assert "Traceback" not in err
     assert ended == code, out + err
     return out, err
 
 
-# -- other names
+# -- aliases
 
 
-def test_old_names_do_what_they_did(store: Store, ids: list[LayerId]) -> None:
+def test_aliases_work_like_the_commands_they_stand_for(store: Store, ids: list[LayerId]) -> None:
     where = f"--store=qemu:{store.root}"
     assert obuild("log", ids[1], where) == obuild("logs", ids[1], where)
     assert obuild("explain", ids[1], where, "--json") == obuild("inspect", ids[1], where, "--json")
@@ -57,19 +57,19 @@ def test_old_names_do_what_they_did(store: Store, ids: list[LayerId]) -> None:
     assert store.ids() == []
 
 
-def test_each_other_name_is_of_a_command_or_hidden() -> None:
+def test_aliases_and_hidden_commands_are_not_in_the_help() -> None:
     assert set(main.ALIASES.values()) <= set(main.COMMANDS)
     assert not {*main.ALIASES, *main.HIDDEN} & set(main.COMMANDS)
 
 
-def test_several_layers_are_removed_at_once(store: Store, ids: list[LayerId]) -> None:
+def test_rm_removes_several_layers_or_none(store: Store, ids: list[LayerId]) -> None:
     assert "no layer has the id" in obuild("rm", ids[2], "f" * 64, f"--store=qemu:{store.root}", code=2)[1]
     assert len(store.ids()) == 3
     obuild("rm", ids[2], ids[1], f"--store=qemu:{store.root}")
     assert store.ids() == [ids[0]]
 
 
-def test_prune_all_removes_all_layers_but_no_caches(store: Store, ids: list[LayerId]) -> None:
+def test_prune_all_removes_untagged_layers_but_no_caches(store: Store, ids: list[LayerId]) -> None:
     where = f"--store=qemu:{store.root}"
     archive = store.caches.file("old")
     archive.parent.mkdir()
@@ -88,7 +88,7 @@ def test_prune_all_removes_all_layers_but_no_caches(store: Store, ids: list[Laye
 # -- the default store
 
 
-def test_without_a_store_it_is_in_the_users_data_folder_and_a_build_says_so(tmp_path: Path, src: Path) -> None:
+def test_the_default_store_is_in_the_data_folder_and_is_announced_when_made(tmp_path: Path, src: Path) -> None:
     data = tmp_path / "data"
     env = {"XDG_DATA_HOME": str(data), "OBUILD_STORE": ""}
     (src / "tar").write_bytes(b"\0" * 10240)
@@ -108,7 +108,7 @@ def test_the_data_folder_is_below_home_unless_it_is_absolute(tmp_path: Path, dat
     assert f"{tmp_path}/.local/share/obuild is not a store" in said
 
 
-def test_the_environment_names_a_store_and_the_option_another(store: Store, ids: list[LayerId]) -> None:
+def test_the_store_option_overrides_the_environment(store: Store, ids: list[LayerId]) -> None:
     env = {"OBUILD_STORE": f"qemu:{store.root}"}
     assert obuild("ls", env=env)[0].count("\n") == 3
     assert "is not a store" in obuild("ls", "--store=qemu:/nosuch", code=2, env=env)[1]
@@ -134,7 +134,7 @@ def test_a_build_finds_the_spec_in_its_source(store: Store, ids: list[LayerId], 
 # -- progress
 
 
-def test_progress_is_lines_or_json(store: Store, ids: list[LayerId], src: Path) -> None:
+def test_progress_can_be_lines_or_json(store: Store, ids: list[LayerId], src: Path) -> None:
     argv = ("build", f"--store=qemu:{store.root}", src)
     plain = obuild(*argv, "--progress=plain")[0]
     assert plain == obuild(*argv)[0] == obuild(*argv, "--events=lines")[0]
@@ -148,14 +148,14 @@ def test_progress_is_lines_or_json(store: Store, ids: list[LayerId], src: Path) 
         assert "it can be" in why
 
 
-def test_quiet_prints_the_id_alone(store: Store, ids: list[LayerId], src: Path, tmp_path: Path) -> None:
+def test_quiet_prints_only_the_id(store: Store, ids: list[LayerId], src: Path, tmp_path: Path) -> None:
     argv = ("build", f"--store=qemu:{store.root}", "-q", src)
     assert obuild(*argv) == (f"{ids[1]}\n", "")
     assert obuild(*argv, "-t", "web", "--vm=boot") == (f"{ids[1]}\n", "")
-    assert "give one of them" in obuild(*argv, "--progress=json", code=2)[1]
+    assert "exclude each other" in obuild(*argv, "--progress=json", code=2)[1]
 
 
-def test_quiet_shows_what_a_step_that_failed_has_printed(store: Store, ids: list[LayerId], src: Path) -> None:
+def test_quiet_shows_the_output_of_a_failed_step(store: Store, ids: list[LayerId], src: Path) -> None:
     (src / "obuild.spec").write_text('((from tiny) (run (shell one)) (run (shell "fail here")))')
     said, why = obuild("build", f"--store=qemu:{store.root}", "--qemu-accel=tcg", "-q", src, code=1)
     assert said == ""

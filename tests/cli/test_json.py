@@ -1,4 +1,4 @@
-"""JSON for programs: the records of a build, exactly; and that docs/json.md names every field there is."""
+"""JSON output: the exact records of a build, and that docs/json.md describes every field."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ from obuild.store.tags import Tag
 DOCS = (Path(__file__).parents[2] / "docs" / "json.md").read_text(encoding="utf-8")
 
 
-#: What every record has besides its own fields.
+#: The fields that every record has.
 COMMON = {"stage": "dev", "step": "abc", "op": 3, "time": 1.5}
 NOWHERE = {"stage": "", "step": "", "op": 0}
 
@@ -107,7 +107,7 @@ def test_each_event_is_one_record(event: What, record: dict[str, Any]) -> None:
     assert records(event) == [{**record, **COMMON}]
 
 
-def test_every_byte_of_an_output_can_be_had_back_wherever_it_was_cut() -> None:
+def test_output_can_be_restored_byte_for_byte_wherever_it_was_cut() -> None:
     whole = "é€\n".encode() + bytes(range(256))
     for cut in range(len(whole)):
         got = records(Output(whole[:cut]), Output(whole[cut:]))
@@ -130,7 +130,7 @@ def test_every_byte_of_an_output_can_be_had_back_wherever_it_was_cut() -> None:
         (KeyboardInterrupt(), ("interrupted", "", 130, 0, 0)),
     ],
 )
-def test_a_failure_is_the_last_record_and_goes_on(error: BaseException, record: tuple[Any, ...]) -> None:
+def test_a_failure_is_the_last_record_and_is_raised_again(error: BaseException, record: tuple[Any, ...]) -> None:
     out = io.BytesIO()
     with pytest.raises(type(error)), text.ending(text.JsonLines(out)):
         raise error
@@ -139,7 +139,7 @@ def test_a_failure_is_the_last_record_and_goes_on(error: BaseException, record: 
     assert told == {"event": "failed", **NOWHERE, "time": told["time"], **dict(zip(names, record, strict=True))}
 
 
-def test_a_failure_says_where_in_the_build_it_was() -> None:
+def test_a_failure_names_its_place_in_the_build() -> None:
     error = StepFailed("no")
     error.place = Place("dev", "abc", 3)
     out = io.BytesIO()
@@ -148,7 +148,7 @@ def test_a_failure_says_where_in_the_build_it_was() -> None:
     assert {name: told[name] for name in NOWHERE} == {"stage": "dev", "step": "abc", "op": 3}
 
 
-def test_lines_for_people_say_nothing_of_a_failure_that_stderr_says() -> None:
+def test_a_failure_is_not_printed_twice_for_people() -> None:
     out = io.BytesIO()
     with pytest.raises(ObuildError), text.ending(text.Lines(out, colour=False)):
         raise ObuildError("no")
@@ -178,7 +178,7 @@ def here(tmp_path: Path, qcow2_disk: Path) -> Path:
     return tmp_path
 
 
-def test_a_build_is_told_in_exactly_these_records(here: Path) -> None:
+def test_a_build_prints_exactly_these_records(here: Path) -> None:
     told, said = build(here, code=0)
     id = told[-1]["id"]
     assert re.fullmatch("[0-9a-f]{64}", id)
@@ -224,7 +224,7 @@ def test_a_build_is_told_in_exactly_these_records(here: Path) -> None:
         ("((from there)\n (copy (src none) (dst /)))", "not found", (2, 2)),
     ],
 )
-def test_a_mistake_is_a_record_too_and_on_stderr(
+def test_a_mistake_in_a_spec_is_a_record_and_an_error_on_stderr(
     here: Path, spec: str, message: str, place: tuple[int, int]
 ) -> None:
     (here / "spec").write_text(spec)
@@ -237,13 +237,13 @@ def test_a_mistake_is_a_record_too_and_on_stderr(
     assert told[0]["hint"] in said
 
 
-def test_an_interrupted_build_says_so(here: Path) -> None:
+def test_an_interrupted_build_prints_a_failed_record(here: Path) -> None:
     (here / "spec").unlink()
     os.mkfifo(here / "spec")
     argv = [sys.executable, "-m", "obuild", "build", f"--store=qemu:{here / 'store'}", "-f", str(here / "spec")]
     with (
         subprocess.Popen([*argv, "--progress=json", str(here)], stdout=-1, stderr=-1, text=True) as child,
-        (here / "spec").open("w"),  # it has come to reading the spec
+        (here / "spec").open("w"),  # returns when the build opens the spec
     ):
         child.send_signal(signal.SIGINT)
         out, _ = child.communicate()
@@ -251,7 +251,7 @@ def test_an_interrupted_build_says_so(here: Path) -> None:
     assert json.loads(out)["exit_code"] == 130
 
 
-def test_other_ways_to_tell_are_refused(here: Path) -> None:
+def test_an_unknown_progress_format_is_refused(here: Path) -> None:
     argv = [sys.executable, "-m", "obuild", "build", f"--store=qemu:{here / 'store'}", "-f", str(here / "spec")]
     done = subprocess.run([*argv, "--progress=xml", str(here)], capture_output=True, text=True, check=False)
     assert done.returncode == 2

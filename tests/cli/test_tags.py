@@ -1,4 +1,4 @@
-"""Tags, as a user meets them. No guest boots."""
+"""Tags on the command line. No guest boots."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Program:
         self.spec = spec
 
     def __call__(self, *args: str, code: int = 0) -> str:
-        """Run a command; what it says."""
+        """Run a command; return its stdout and stderr."""
         ended, out, err = odd.run([*args, f"--store=qemu:{self.store.root}"])
         assert "Traceback" not in err
         assert ended == code, out + err
@@ -72,7 +72,7 @@ def test_tags_are_set_listed_moved_and_removed(obuild: Program) -> None:
         ("web:1.3:/x", ("web", "1.3:/x")),
     ],
 )
-def test_a_file_is_named_by_a_tag_with_colons(obuild: Program, source: str, parts: tuple[str, str]) -> None:
+def test_cp_takes_the_longest_tag_before_the_path(obuild: Program, source: str, parts: tuple[str, str]) -> None:
     for name in ("web", "web:1.2", "team/web:1.2"):
         obuild.store.tag(obuild.store.ids()[0], name)
     assert cp._parted(source, obuild.store.tags) == parts
@@ -83,7 +83,7 @@ def test_a_source_without_a_path_is_refused(obuild: Program, source: str) -> Non
     assert "is not ID:PATH" in obuild("cp", source, ".", code=2)
 
 
-def test_options_of_tag_may_stand_anywhere(obuild: Program) -> None:
+def test_options_of_tag_may_come_anywhere(obuild: Program) -> None:
     for args in (("tag", "-v0"), ("tag", "STORE", obuild.ids[0], "web"), ("tag", obuild.ids[0], "STORE", "web2")):
         ended, _, err = odd.run(arg.replace("STORE", f"--store=qemu:{obuild.store.root}") for arg in args)
         assert (ended, "No such option" in err) == ((2, True) if args[1] == "-v0" else (0, False))
@@ -102,16 +102,16 @@ def test_options_of_tag_may_stand_anywhere(obuild: Program) -> None:
         (["ROOT"], "NAME..."),
     ],
 )
-def test_a_tag_that_cannot_be_sets_none(obuild: Program, args: list[str], said: str) -> None:
+def test_an_invalid_tag_or_layer_sets_no_tag(obuild: Program, args: list[str], said: str) -> None:
     assert said in obuild("tag", *(obuild.ids[0] if arg == "ROOT" else arg for arg in args), code=2)
     assert obuild("tag", "ls") == ""
 
 
-def test_removing_says_which_tag_is_in_the_way(obuild: Program) -> None:
+def test_removing_a_tagged_layer_fails_and_names_the_tag(obuild: Program) -> None:
     root, _, two = obuild.ids
     obuild("tag", two, "web")
     said = obuild("rm", root, code=1)
-    assert f"the tag web ({two[:12]}) would lose what it names" in said
+    assert f"the tag web ({two[:12]}) would lose its layer" in said
     assert "obuild tag rm web" in said
     assert len(obuild.store.ids()) == 3
     assert "Removed 0 items" in obuild("clean")
@@ -124,7 +124,7 @@ def test_removing_says_which_tag_is_in_the_way(obuild: Program) -> None:
     assert obuild("tag", "ls") == ""
 
 
-def test_a_build_tags_its_result_and_checks_the_names_first(obuild: Program, tmp_path: Path) -> None:
+def test_a_build_checks_tag_names_first_and_tags_its_result(obuild: Program, tmp_path: Path) -> None:
     argv = ("build", "--qemu-accel=tcg", "-f", str(obuild.spec), str(tmp_path))
     assert "looks like an id" in obuild(*argv, "-t", "web", "--tag", "f00", code=2)
     assert obuild("tag", "ls") == ""

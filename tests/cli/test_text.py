@@ -1,4 +1,4 @@
-"""What people see: events as lines, errors with a place and advice."""
+"""Output for people: events as lines, errors with a place and a hint."""
 
 from __future__ import annotations
 
@@ -59,30 +59,30 @@ def lines(*said: What, colour: bool = False) -> str:
         (Started("bytes \udcff"), "bytes \udcff\n"),
     ],
 )
-def test_each_event_is_a_line_as_obuilder_prints_it(event: What, line: str) -> None:
+def test_events_are_printed_as_obuilder_prints_them(event: What, line: str) -> None:
     assert lines(event) == line
 
 
 @pytest.mark.parametrize("log", [b"", b"log\n", b"long\n" * ui._CHUNK])
-def test_a_hit_shows_its_log_unless_that_was_shown(tmp_path: Path, log: bytes) -> None:
+def test_a_hit_prints_its_log_unless_it_was_already_printed(tmp_path: Path, log: bytes) -> None:
     (tmp_path / "log").write_bytes(log)
     end = '---> using "abc" from cache\n'
     assert lines(Hit("abc", tmp_path / "log")) == log.decode() + end
     assert lines(Hit("abc", tmp_path / "log", told=True)) == end
 
 
-def test_output_that_ends_within_a_line_does_not_swallow_the_next() -> None:
+def test_a_newline_is_added_after_output_without_one() -> None:
     assert lines(Output(b"a"), Output(b"b"), Saved("x", 1.5)) == 'ab\n---> saved as "x"\n'
     assert lines(Output(b"a"), Output(b"\n"), Saved("x", 1.5)) == 'a\n---> saved as "x"\n'
 
 
-def test_output_is_shown_byte_for_byte_and_at_once() -> None:
+def test_output_is_written_unchanged_and_at_once() -> None:
     out = io.BytesIO()
     ui.Lines(out, colour=True)(Event(Output(b"\x00\xff\x1b[1m"), Place(), 0.0))
     assert out.getvalue() == b"\x00\xff\x1b[1m"
 
 
-def test_colour_is_put_around_our_own_lines_only() -> None:
+def test_only_our_own_lines_are_coloured() -> None:
     shown = lines(Started("op"), Output(b"text\n"), Saved("x", 1.5), Note("note"), colour=True).splitlines()
     assert [line.startswith("\x1b[") and line.endswith("\x1b[0m") for line in shown] == [True, False, True, False]
 
@@ -98,7 +98,7 @@ def test_colour_is_put_around_our_own_lines_only() -> None:
         (UsageError("no \udcff"), "", "x.spec", "obuild: no \udcff\n"),
     ],
 )
-def test_an_error_says_where_what_and_what_to_do(
+def test_an_error_names_the_place_the_problem_and_the_remedy(
     capfdbinary: pytest.CaptureFixture[bytes], error: ObuildError, what: str, file: str, text: str
 ) -> None:
     ui.report(error, what=what, file=file)
@@ -119,7 +119,7 @@ def test_an_error_says_where_what_and_what_to_do(
         (5000 << 40, "5000.0 TiB"),
     ],
 )
-def test_sizes_for_people(count: int, text: str) -> None:
+def test_sizes_have_binary_units(count: int, text: str) -> None:
     assert ui.size(count) == text
 
 

@@ -1,4 +1,4 @@
-"""Lines of stages that are built side by side: not mixed, and not kept in memory."""
+"""Output of stages built in parallel: not mixed, and not kept in memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from obuild.store.layers import Store
 
 
 class Shown:
-    """What is shown of what stages say."""
+    """A Turns whose output is kept."""
 
     def __init__(self, store: Store) -> None:
         self.out = io.BytesIO()
@@ -36,7 +36,7 @@ def shown(store: Store) -> Shown:
     return Shown(store)
 
 
-def test_one_stage_is_live_and_the_next_is_shown_when_it_is_over(shown: Shown) -> None:
+def test_one_stage_is_shown_live_and_the_next_after_it(shown: Shown) -> None:
     a, b = shown.stage("a"), shown.stage("b")
     with shown.turns:
         a(StageStarted("a"))
@@ -60,7 +60,7 @@ def test_one_stage_is_live_and_the_next_is_shown_when_it_is_over(shown: Shown) -
     ]
 
 
-def test_a_stage_that_is_over_early_is_shown_whole_in_its_turn(shown: Shown) -> None:
+def test_a_stage_that_ends_early_is_shown_in_its_turn(shown: Shown) -> None:
     a, b, c = (shown.stage(path) for path in "abc")
     with shown.turns:
         for tell, name in ((a, "a"), (b, "b"), (c, "c")):
@@ -77,7 +77,7 @@ def test_a_stage_that_is_over_early_is_shown_whole_in_its_turn(shown: Shown) -> 
     ]
 
 
-def test_what_is_said_outside_of_stages_that_have_begun_is_shown_at_once(shown: Shown) -> None:
+def test_events_outside_started_stages_are_shown_at_once(shown: Shown) -> None:
     with shown.turns:
         shown.stage("")(Note("first"))
         shown.stage("a")(StageStarted("a"))
@@ -85,7 +85,7 @@ def test_what_is_said_outside_of_stages_that_have_begun_is_shown_at_once(shown: 
     assert shown.lines == ["first", '(build "a" …)', "second"]
 
 
-def test_a_stage_begins_on_a_line_of_its_own(shown: Shown) -> None:
+def test_a_stage_starts_on_a_new_line(shown: Shown) -> None:
     with shown.turns:
         shown.stage("a")(StageStarted("a"))
         shown.stage("b")(StageStarted("b"))
@@ -94,7 +94,7 @@ def test_a_stage_begins_on_a_line_of_its_own(shown: Shown) -> None:
     assert shown.lines == ['(build "a" …)', "half", '(build "b" …)']
 
 
-def test_a_log_is_read_while_it_is_sure_to_be_there(shown: Shown, tmp_path: Path) -> None:
+def test_the_log_of_a_hit_is_copied_before_it_can_go_away(shown: Shown, tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text("old\n")
     with shown.turns:
@@ -106,7 +106,7 @@ def test_a_log_is_read_while_it_is_sure_to_be_there(shown: Shown, tmp_path: Path
     assert shown.lines[-2:] == ["old", '---> using "abc" from cache']
 
 
-def test_what_waits_is_not_in_memory_and_has_no_name(store: Store) -> None:
+def test_waiting_output_is_in_an_unnamed_file_not_in_memory(store: Store) -> None:
     piece, count = b"x" * (1 << 16), 512
     with Path(os.devnull).open("wb") as out, Turns(Lines(out, colour=False), store) as turns:
         live, waiting = Teller(turns).of_stage("a"), Teller(turns).of_stage("b")
@@ -124,7 +124,7 @@ def test_what_waits_is_not_in_memory_and_has_no_name(store: Store) -> None:
     assert peak < 16 * len(piece)
 
 
-def test_a_full_disk_is_an_error_of_the_store(shown: Shown, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_a_store_error(shown: Shown, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     with shown.turns, Path("/dev/full").open("r+b", buffering=0) as full:
         monkeypatch.setattr(store, "spool", lambda: full)
         shown.stage("a")(StageStarted("a"))

@@ -80,7 +80,7 @@ def test_a_cloud_image_becomes_a_base(
     look = "cat /root/made /sys/block/vda/size; test ! -e /dev/vdb; test -e /etc/cloud/cloud-init.disabled"
     built = program.build(spec(f'((from mine) (run (shell "{look}")))'), source).stdout
     assert "mine\n2097152\n" in built
-    assert "is there already, and its recipe is the same" in program("base", "make", mine, "--if-changed").stdout
+    assert "exists already, and its recipe has not changed" in program("base", "make", mine, "--if-changed").stdout
     mine.write_text(mine.read_text().replace("echo second", "echo third"))
     assert "stale" in program("base", "ls").stdout
 

@@ -84,7 +84,7 @@ def test_a_layer_is_looked_into_with_machines_that_are_thrown_away(
     assert done.stdout == "12\n34\n/\nerr\n"
 
     with at_a_terminal(fresh.argv("shell", id[:9], "--user=1000")) as (child, typist):
-        typist.expect(b"thrown away\r\n")
+        typist.expect(b"will be thrown away\r\n")
         typist.expect(b"$ ")
         typist.type(b"echo $TERM; id -u; stty size; echo mine >$(tty)")
         typist.expect(b"\rvt52\r\n1000\r\n33 101\r\nmine\r\n")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from obuild.bases.catalog import Found
 
 app = typer.Typer(
-    help="Make, add, list and remove base images: what `(from NAME)` starts from.", no_args_is_help=True
+    help="Make, add, list and remove base images, which `(from NAME)` starts from.", no_args_is_help=True
 )
 
 
@@ -27,33 +27,33 @@ app = typer.Typer(
 def base_make(
     recipe: Annotated[
         str,
-        typer.Argument(metavar="NAME|FILE.toml", help="The recipe; `obuild base ls` shows those that are there."),
+        typer.Argument(metavar="NAME|FILE.toml", help="The recipe; `obuild base ls` lists those of obuild."),
     ],
     store: StoreOption = "",
-    profile: Annotated[str, typer.Option(metavar="P", help="Add what the recipe says under [profile.P].")] = "",
+    profile: Annotated[str, typer.Option(metavar="P", help="Apply [profile.P] of the recipe.")] = "",
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Give a variable of the recipe another value."),
+        typer.Option("--set", metavar="KEY=VALUE", help="Set a variable of the recipe. May be repeated."),
     ] = None,
     name: Annotated[
-        str, typer.Option(metavar="NAME", help="What specs call it. [default: the recipe's name]")
+        str, typer.Option(metavar="NAME", help="Name of the image in specs. [default: the recipe's name]")
     ] = "",
     if_changed: Annotated[
         bool,
-        typer.Option("--if-changed", help="Make it again if its recipe or its inputs are others than they were."),
+        typer.Option("--if-changed", help="Make an existing image again if its recipe or inputs have changed."),
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Make it again if it is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Make an existing image again.")] = False,
     trust_first: Annotated[
         bool,
         typer.Option(
-            "--trust-first", help="Take a download whose digest nobody knows, and keep its digest in NAME.lock."
+            "--trust-first", help="Accept downloads without a known digest, and record the digests in NAME.lock."
         ),
     ] = False,
     locked: Annotated[
-        bool, typer.Option("--locked", help="Refuse a recipe that does not pin every input by its digest.")
+        bool, typer.Option("--locked", help="Refuse a recipe that does not pin every input by digest.")
     ] = False,
     print_: Annotated[
-        bool, typer.Option("--print", help="Make nothing; show the whole recipe and the digest of all inputs.")
+        bool, typer.Option("--print", help="Only print the merged recipe and the digest of all inputs.")
     ] = False,
     verbose: VerboseOption = False,
 ) -> None:
@@ -87,16 +87,16 @@ def base_make(
     if made:
         put(f"made {path}")
     elif if_changed:
-        same = "and its recipe is the same" if record.read(path) else "and was not made here; see --force"
-        put(f"{path.stem} is there already, {same}")
+        same = "and its recipe has not changed" if record.read(path) else "and was not made here; see --force"
+        put(f"{path.stem} exists already, {same}")
     else:
-        put(f"{path.stem} is there already; --if-changed or --force makes it again")
+        put(f"{path.stem} exists already; --if-changed or --force makes it again")
 
 
 def _assignment(text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise UsageError(f"--set {text}: write it like --set release=trixie")
+        raise UsageError(f"--set {text} is not KEY=VALUE", hint="for example --set release=trixie")
     return key, value
 
 
@@ -104,40 +104,40 @@ def _assignment(text: str) -> tuple[str, str]:
 @guarded
 def base_add(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A bootable disk image, qcow2 or raw.")],
-    name: Annotated[str, typer.Option(metavar="NAME", help="What specs call it: (from NAME).")],
+    name: Annotated[str, typer.Option(metavar="NAME", help="Name of the image in specs: (from NAME).")],
     store: StoreOption = "",
     login: Annotated[
-        str, typer.Option(metavar="USER", help="Who SSH logs in as; root, or an administrator.")
+        str, typer.Option(metavar="USER", help="The user to log in as by SSH: root, or an administrator.")
     ] = "root",
     key: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="The private key that USER is logged in with. [default: the store's]"),
+        typer.Option(metavar="FILE", help="The private key to log in with. [default: the store's]"),
     ] = None,
-    os_name: Annotated[str, typer.Option("--os", metavar="OS", help="The guest's system.")] = "linux",
+    os_name: Annotated[str, typer.Option("--os", metavar="OS", help="The guest's operating system.")] = "linux",
     arch: Annotated[str, typer.Option(metavar="ARCH", help="The guest's architecture.")] = "x86_64",
     memory: Annotated[str, typer.Option(metavar="SIZE", help="The least memory it boots with.")] = "256M",
     kernel: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="A Linux kernel for QEMU to load. [default: the disk boots by itself]"),
+        typer.Option(metavar="FILE", help="A Linux kernel for QEMU to load. [default: the disk's boot loader]"),
     ] = None,
     initrd: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The initial RAM disk for that kernel.")
     ] = None,
     cmdline: Annotated[
-        str, typer.Option(metavar="TEXT", help="For that kernel, besides its console.")
+        str, typer.Option(metavar="TEXT", help="Command line for that kernel; the console is added.")
     ] = "root=/dev/vda1 rw",
-    uefi: Annotated[bool, typer.Option("--uefi", help="UEFI starts the disk, not a BIOS.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace an image of that name.")] = False,
+    uefi: Annotated[bool, typer.Option("--uefi", help="Boot the disk by UEFI instead of a BIOS.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing image of that name.")] = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Take a disk image made elsewhere as a base. Its SSH server must start by itself."""
+    """Add a disk image made elsewhere as a base. It must start an SSH server when it boots."""
     from obuild.bases import catalog
     from obuild.guests import profile
 
     fields = {"os": os_name, "arch": profile.arch_named(arch), "login": login, "memory": memory}
     boot = [path for path in (kernel, initrd) if path]
     if initrd and not kernel:
-        raise UsageError("--initrd is of use only with --kernel")
+        raise UsageError("--initrd needs --kernel")
     if kernel and uefi:
         raise UsageError("--kernel and --uefi exclude each other")
     if uefi:
@@ -152,7 +152,7 @@ def base_add(
 @app.command("ls")
 @guarded
 def base_list(store: StoreOption = "") -> None:
-    """List the base images in the store, and the recipes that more can be made from."""
+    """List the base images in the store, and the recipes for more."""
     from obuild.bases import catalog, sources
 
     there = catalog.listing(look_at(store))
@@ -190,8 +190,8 @@ def _recipe_row(name: str) -> tuple[str, ...]:
     try:
         plan = recipe.load(making.recipe_path(name))
     except UsageError as error:
-        return name, "?", "?", "-", "-", f"its recipe cannot be read: {error.message}"
-    untried = "" if plan.tried else ", but nobody has tried it yet"
+        return name, "?", "?", "-", "-", f"cannot read its recipe: {error.message}"
+    untried = "" if plan.tried else "; not tested yet"
     return name, plan.kind, plan.card.arch, "-", "-", f"can be made{untried}"
 
 

@@ -40,20 +40,21 @@ def build(
     spec: SpecOption = "",
     tag: Annotated[
         list[str] | None,
-        typer.Option("--tag", "-t", metavar="NAME", help="Name the result; it is kept then. May be repeated."),
+        typer.Option("--tag", "-t", metavar="NAME", help="Tag the result, which keeps it. May be repeated."),
     ] = None,
     no_cache: Annotated[
         bool,
         typer.Option(
             "--no-cache",
-            help="Run every command again: the layers of the spec's commands, and all on top of them, go.",
+            help="Run every command again. Removes the commands' layers, and all layers built on them.",
         ),
     ] = False,
     secret: Annotated[
-        list[str] | None, typer.Option(metavar="ID:FILE", help="A value for (secrets ID). May be repeated.")
+        list[str] | None, typer.Option(metavar="ID:FILE", help="The value of (secrets ID). May be repeated.")
     ] = None,
     jobs: Annotated[
-        int, typer.Option("--jobs", "-j", metavar="N", min=1, help="How many independent stages to build at once.")
+        int,
+        typer.Option("--jobs", "-j", metavar="N", min=1, help="How many independent stages to build in parallel."),
     ] = 1,
     reserve: Annotated[
         str,
@@ -69,22 +70,20 @@ def build(
         str,
         typer.Option(
             metavar="auto|plain|json",
-            help="How to tell what happens: lines, with colour on a terminal (auto) or without (plain), or one "
-            "JSON record a line.",
+            help="How to show progress: as lines, with colour on a terminal (auto) or without (plain), or as one "
+            "JSON record per line.",
         ),
     ] = "auto",
     events: Annotated[str, typer.Option(metavar="lines|json", hidden=True)] = "",
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Print the id of the result, and nothing else.")
-    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the id of the result.")] = False,
     machine: Machine,
     vm: Annotated[
         str,
         typer.Option(
             metavar="auto|warm|boot",
             rich_help_panel=MACHINE,
-            help="Whether machines last from step to step, and are saved and resumed (warm), or each step boots "
-            "one. auto is warm for guests that can. Saving machines is experimental under KVM.",
+            help="Whether steps share a machine that is saved and resumed (warm), or each step boots its own. "
+            "auto is warm for guests that support it. Saving machines is experimental under KVM.",
         ),
     ] = "auto",
     warm_budget: Annotated[
@@ -92,19 +91,19 @@ def build(
         typer.Option(
             metavar="SIZE",
             rich_help_panel=MACHINE,
-            help="What all saved machines of the store may take on disk; 0 saves none.",
+            help="How much disk space all saved machines of the store may take; 0 saves none.",
         ),
     ] = "4G",
     on_failure: Annotated[
         str,
         typer.Option(
             metavar="stop|shell|keep",
-            help="If a command fails: stop, or open a shell in its machine, or keep that until you press Ctrl-C.",
+            help="If a command fails: stop, open a shell in its machine, or keep the machine until Ctrl-C.",
         ),
     ] = "stop",
     verbose: VerboseOption = False,
 ) -> None:
-    """Build a spec: make the layers that are not there yet.
+    """Build a spec: make the layers that are not in the store yet.
 
     Without -f, the spec is SOURCE/obuild.spec.
 
@@ -138,14 +137,14 @@ def build(
 
 
 def _listener(progress: str, events: str, *, quiet: bool) -> ui.Lines | ui.JsonLines | ui.Quiet:
-    """Who tells what happens. `events` is an older spelling of `progress`. UsageError for neither's words."""
+    """Return the listener that shows progress. `events` is its old name. UsageError for unknown values."""
     if events not in ("", "lines", "json"):
         raise UsageError(f"--events {events}: it can be lines or json")
     if progress not in ("auto", "plain", "json"):
         raise UsageError(f"--progress {progress}: it can be auto, plain or json")
     json = "json" in (progress, events)
     if quiet and json:
-        raise UsageError("--quiet prints the id alone, and JSON more than that", hint="give one of them")
+        raise UsageError("--quiet and JSON exclude each other", hint="give only one of them")
     if quiet:
         return ui.Quiet(sys.stdout.buffer, sys.stderr.buffer)
     return ui.JsonLines(sys.stdout.buffer) if json else lines(plain=progress == "plain")
@@ -154,7 +153,7 @@ def _listener(progress: str, events: str, *, quiet: bool) -> ui.Lines | ui.JsonL
 def _in_turn(
     tell: ui.Lines | ui.JsonLines | ui.Quiet, store: Store, jobs: int
 ) -> AbstractContextManager[Listener]:
-    """A listener that keeps the lines of stages apart, if several are built at once."""
+    """Wrap the listener so that it keeps the lines of parallel stages apart."""
     if jobs == 1 or not isinstance(tell, ui.Lines):
         return nullcontext(tell)
     from obuild.cli.turns import Turns  # late: seldom needed

@@ -16,7 +16,7 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 CacheArgument = Annotated[
-    str, typer.Argument(metavar="NAME", help="The cache, as `(cache (NAME …))` in a spec calls it.")
+    str, typer.Argument(metavar="NAME", help="The cache's name, as in `(cache (NAME …))` in a spec.")
 ]
 
 
@@ -42,7 +42,7 @@ def cache_list(store: StoreOption = "", as_json: JsonOption = False) -> None:
 @app.command("rm")
 @guarded
 def cache_remove(name: CacheArgument, store: StoreOption = "") -> None:
-    """Remove a cache. The next step that wants it begins with an empty one.
+    """Remove a cache. The next step that uses it starts with an empty one.
 
     Example: obuild cache rm apt-archives
     """
@@ -55,11 +55,11 @@ def cache_export(
     name: CacheArgument,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write the tar archive.")],
     store: StoreOption = "",
-    force: Annotated[bool, typer.Option("--force", help="Replace FILE if it is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")] = False,
 ) -> None:
-    """Copy a cache into a tar archive, for another store or to look at.
+    """Copy a cache into a tar archive, to examine it or for another store.
 
-    It holds what guests have put there: look before you unpack it.
+    The content comes from guests: check it before you unpack it.
 
     Example: obuild cache export apt-archives apt.tar
     """
@@ -70,10 +70,10 @@ def cache_export(
 @guarded
 def cache_import(
     name: CacheArgument,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A tar archive, not compressed.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="An uncompressed tar archive.")],
     store: StoreOption = "",
 ) -> None:
-    """Make a tar archive the content of a cache, in place of what is in it.
+    """Replace the content of a cache with a tar archive.
 
     Example: obuild cache import apt-archives apt.tar
     """

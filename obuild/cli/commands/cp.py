@@ -1,4 +1,4 @@
-"""Files out of a layer."""
+"""Copy files out of a layer."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ app = typer.Typer()
 @machine_options
 def cp(
     source: Annotated[str, typer.Argument(metavar="ID:PATH", help="A file or folder of a layer.")],
-    dest: Annotated[str, typer.Argument(metavar="DEST", help="A folder, or a new name; - for a tar archive.")],
+    dest: Annotated[
+        str, typer.Argument(metavar="DEST", help="A folder, or a new name; - writes a tar archive to stdout.")
+    ],
     store: StoreOption = "",
     *,
     machine: Machine,
@@ -32,8 +34,8 @@ def cp(
 ) -> None:
     """Copy a file or folder out of a layer.
 
-    It becomes DEST, or goes into it if that is a folder; it appears whole, or not at all. Symlinks stay symlinks,
-    the files are yours, and no program among them is setuid.
+    It becomes DEST, or goes into DEST if that is a folder. It appears complete or not at all. Symlinks stay
+    symlinks, the files belong to you, and no file is setuid.
 
     Example: obuild cp 3f2a:/var/log/dpkg.log .
     """
@@ -43,7 +45,9 @@ def cp(
     settings = machine.settings()
     id, path = _parted(source, look_at(store).tags)
     if dest == "-" and sys.stdout.isatty():
-        raise UsageError("a tar archive is nothing for a terminal", hint="send it to a file, or to: tar --list")
+        raise UsageError(
+            "stdout is a terminal, not for a tar archive", hint="redirect it to a file or to: tar --list"
+        )
     debugger = open_layer(store, id, settings)
     wanted = debugger.source(path)
     to = None if dest == "-" else place(dest, wanted.name)
@@ -52,11 +56,11 @@ def cp(
             _put_file(archive)
         else:
             if left_out := unpack(archive, to, root=not wanted.name, strict=wanted.strict):
-                note(f"left out, for they are devices or pipes: {listed(left_out)}")
+                note(f"skipped devices and pipes: {listed(left_out)}")
 
 
 def _parted(source: str, tags: Tags) -> tuple[str, str]:
-    """ID and PATH. A tag may have colons in it: of several ways to read it, the longest tag counts."""
+    """Split ID:PATH. A tag may contain colons: if there are several ways to split it, the longest tag wins."""
     colons = [index for index, letter in enumerate(source) if letter == ":"]
     end = next((index for index in reversed(colons) if tags.is_there(source[:index])), min(colons, default=0))
     if not colons or end + 1 == len(source):

@@ -1,4 +1,4 @@
-"""Where the bytes are."""
+"""Disk usage."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ app = typer.Typer()
 @app.command()
 @guarded
 def df(store: StoreOption = "", as_json: JsonOption = False) -> None:
-    """Show where the bytes are.
+    """Show what the store takes on disk.
 
-    There is a line for each kind of things: how many the store has, and what they take on disk.
+    Each line shows a kind of content, how many of it the store has, and its size on disk.
 
     Example: obuild df
     """
@@ -27,5 +27,5 @@ def df(store: StoreOption = "", as_json: JsonOption = False) -> None:
         put_json(usage)
         return
     put(*(f"{part.what:16} {part.count:>6}  {units.size(part.size):>10}" for part in usage.parts))
-    put(f"{'all':16} {'':6}  {units.size(usage.total):>10}")
-    put(f"{units.size(usage.free)} of {units.size(usage.capacity)} are free on its disk")
+    put(f"{'total':16} {'':6}  {units.size(usage.total):>10}")
+    put(f"{units.size(usage.free)} of {units.size(usage.capacity)} are free on the store's disk")

@@ -1,4 +1,4 @@
-"""A spec as a Dockerfile."""
+"""Print a spec as a Dockerfile."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ def dockerfile(
     spec: Annotated[
         str, typer.Option("--file", "-f", metavar="SPEC", help="The spec to convert.")
     ] = "obuild.spec",
-    buildkit: Annotated[bool, typer.Option("--buildkit", help="Use BuildKit's syntax: caches, secrets.")] = False,
-    escape: Annotated[str, typer.Option(metavar="unix|windows", help="How lines are continued.")] = "unix",
+    buildkit: Annotated[
+        bool, typer.Option("--buildkit", help="Use BuildKit's syntax for caches and secrets.")
+    ] = False,
+    escape: Annotated[str, typer.Option(metavar="unix|windows", help="The style of line continuations.")] = "unix",
 ) -> None:
     """Print a spec as a Dockerfile."""
     from obuild.spec import dockerfile as convert

@@ -1,4 +1,4 @@
-"""A spec in its one layout."""
+"""Format a spec."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def fmt(
         str, typer.Option("--file", "-f", metavar="SPEC", help="The spec to format; - is standard input.")
     ] = "-",
     check: Annotated[
-        bool, typer.Option("--check", help="Print nothing; exit with 1 if the spec would change.")
+        bool, typer.Option("--check", help="Only check; exit with 1 if the spec would change.")
     ] = False,
     write: Annotated[bool, typer.Option("--write", "-w", help="Rewrite the file instead of printing.")] = False,
 ) -> None:
-    """Print a spec in its one layout, comments kept.
+    """Print a spec in the standard layout, with its comments.
 
-    The layout is the one that OBuilder prints. The spec means the same as before: every step keeps its id.
+    This is the layout that OBuilder prints. The meaning does not change: every step keeps its id.
 
     Example: obuild fmt --write -f hello.spec
     """
@@ -35,7 +35,7 @@ def fmt(
 
     if write and (check or spec == "-"):
         raise UsageError(
-            "--write cannot be had " + ("with --check" if check else "for standard input: add -f SPEC")
+            "--write does not work " + ("with --check" if check else "on standard input: add -f SPEC")
         )
     text = sys.stdin.buffer.read() if spec == "-" else read_spec(Path(spec))
     done = reformat.tidy(text)

@@ -1,4 +1,4 @@
-"""See whether a store is sound, and repair it."""
+"""Check a store, and repair it."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def fsck(
     read_data: Annotated[
         bool, typer.Option("--read-data", help="Read every byte of every layer and cache, and compare digests.")
     ] = False,
-    repair: Annotated[bool, typer.Option("--repair", help="Put right what can be put right.")] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Repair what can be repaired.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Check the store, and repair it.
 
-    It looks at keys, parents, images, tags, the index, and what crashes left. It ends with 1 if something is wrong
-    and was not repaired. Builds may go on meanwhile.
+    It checks keys, parents, images, tags, the index, and what crashes left behind. The exit code is 1 if something
+    is wrong and was not repaired. Builds may run at the same time.
 
     Example: obuild fsck --repair
     """
@@ -47,7 +47,7 @@ def fsck(
     elif not findings:
         put(f"clean: {len(opened.layers())} layers")
     if left:
-        hint = "" if repair else "`obuild fsck --repair` puts right what can be put right"
+        hint = "" if repair else "`obuild fsck --repair` repairs what can be repaired"
         raise ObuildError(
             f"{left} of {len(findings)} findings {'are' if left > 1 else 'is'} not repaired", hint=hint
         )

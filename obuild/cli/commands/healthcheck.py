@@ -1,4 +1,4 @@
-"""Does building work here?"""
+"""Check that building works on this host."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ app = typer.Typer()
 def healthcheck(
     store: StoreOption = "",
     *,
-    base: Annotated[str, typer.Option(metavar="NAME", help="The base image to try.")] = "micro",
+    base: Annotated[str, typer.Option(metavar="NAME", help="The base image to test.")] = "micro",
     machine: Machine,
     verbose: VerboseOption = False,
 ) -> None:
     """Boot a guest, run a command in it, and shut it down.
 
-    That shows whether QEMU, a base image and SSH work here.
+    This shows whether QEMU, the base image and SSH work on this host.
     """
     from obuild.builder import engine
 

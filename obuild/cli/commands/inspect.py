@@ -1,4 +1,4 @@
-"""All about one layer."""
+"""Describe a layer."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ app = typer.Typer()
 @app.command("inspect")
 @guarded
 def inspect_layer(id: IdArgument, store: StoreOption = "", as_json: JsonOption = False) -> None:
-    """Show all about a layer.
+    """Describe a layer.
 
-    That is what made it, when, how big it is, its tags, what it stands on and what stands on it. Its key is
-    everything that its id is the hash of. Sizes are on disk.
+    Shows the op that made it, when, its size on disk, its tags, ancestors and children, and its key: everything
+    that its id is the hash of.
 
     Example: obuild inspect 3f2a
     """

@@ -1,4 +1,4 @@
-"""What a step printed."""
+"""Print the output of a step."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ app = typer.Typer()
 def logs(id: IdArgument, store: StoreOption = "") -> None:
     """Print the output of a step.
 
-    That is what it printed when its layer was made, or what it has printed so far.
+    If the step is still being built, this is its output so far.
 
     Example: obuild logs 3f2a
     """

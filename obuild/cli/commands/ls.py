@@ -1,4 +1,4 @@
-"""The layers of a store."""
+"""List the layers of a store."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
-#: How many layers `ls` lists by itself.
+#: How many layers `ls` lists by default.
 MOST = 100
 
 
@@ -25,22 +25,22 @@ MOST = 100
 def list_layers(
     store: StoreOption = "",
     limit: Annotated[
-        int | None, typer.Option("--limit", "-n", metavar="N", min=0, help="Only the N newest. [default: 100]")
+        int | None, typer.Option("--limit", "-n", metavar="N", min=0, help="List the N newest. [default: 100]")
     ] = None,
-    everything: Annotated[bool, typer.Option("--all", help="All layers, however many.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="List all layers.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """List the layers, the newest last.
 
-    A line has the id, the age, how long it took, the size on disk, the op that made it, and its tags. With --json,
-    all layers are listed unless there is a --limit.
+    Each line shows a layer's id, age, build time, size on disk, op and tags. With --json, all layers are listed
+    unless --limit is given.
 
     Example: obuild ls --limit 10
     """
     from obuild.store.inspect import listing
 
     if everything and limit is not None:
-        raise UsageError("--all and --limit say different things", hint="give one of them")
+        raise UsageError("--all and --limit exclude each other", hint="give only one of them")
     newest = None if everything else MOST if limit is None and not as_json else limit
     layers, more = listing(look_at(store), newest)
     if as_json:
@@ -48,7 +48,7 @@ def list_layers(
         return
     put(*map(_line, layers))
     if more:
-        put(f"… and {more} older {'one' if more == 1 else 'ones'}; --all lists them, --limit N the N newest")
+        put(f"… and {more} older {'one' if more == 1 else 'ones'}; --all lists all, --limit N the N newest")
 
 
 def _line(layer: Listed) -> str:

@@ -1,4 +1,4 @@
-"""What a build would do."""
+"""Show what a build would do."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def plan(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what a build would do, and why; build nothing.
+    """Show what a build would do, and why, without building.
 
-    Each step is `cached`, or a `build` would make it. For a step that is not there, it says in what it differs
-    from the nearest layer that is.
+    Each step is marked `cached` or `build`. A step that is not in the store is compared with the most similar
+    layer that is.
 
     Example: obuild plan .
     """

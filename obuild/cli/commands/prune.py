@@ -1,4 +1,4 @@
-"""Make room."""
+"""Free disk space."""
 
 from __future__ import annotations
 
@@ -26,44 +26,42 @@ app = typer.Typer()
 def prune(
     store: StoreOption = "",
     all_layers: Annotated[
-        bool, typer.Option("--all", help="Remove all layers and saved machines; caches stay.")
+        bool, typer.Option("--all", help="Remove all layers and saved machines, but not caches.")
     ] = False,
     older_than: Annotated[
         str,
         typer.Option(
-            metavar="TIME", help="Remove layers, caches and saved machines not used for 30m, 12h, 7d, 4w."
+            metavar="TIME", help="Remove layers, caches and saved machines not used for TIME: 30m, 12h, 7d, 4w."
         ),
     ] = "",
     keep_bytes: Annotated[
         str,
         typer.Option(
-            metavar="SIZE", help="Remove layers, caches and saved machines until they take no more than SIZE."
+            metavar="SIZE", help="Remove layers, caches and saved machines until the rest takes at most SIZE."
         ),
     ] = "",
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would go, and why; remove nothing.")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be removed, and why.")] = False,
     as_json: JsonOption = False,
     before: Annotated[str, typer.Option(metavar="WHEN", hidden=True)] = "",
     limit: Annotated[int | None, typer.Option(metavar="N", min=0, hidden=True)] = None,
 ) -> None:
-    """Make room: remove what was not used for longest.
+    """Free disk space: remove what was least recently used.
 
-    What nobody can need is removed, too; without options, only that. A layer goes after those that were built on
-    it. What a tag names, what a running build uses, and all that these stand on, stays; so do base images.
+    Without options, only what nothing can use any more is removed. A layer is removed only after those built on
+    it. Tagged layers, layers that running builds use, and all their ancestors stay; so do base images.
 
     Example: obuild prune --keep-bytes 20G --older-than 4w --dry-run
     """
     from obuild.store import gc
 
     if as_json and not dry_run:
-        raise UsageError("--json shows a plan: it goes with --dry-run")
+        raise UsageError("--json needs --dry-run")
     if before and (all_layers or older_than or keep_bytes or dry_run):
-        raise UsageError("--before goes with --limit alone", hint="--older-than goes with the others")
+        raise UsageError("--before works with --limit alone", hint="use --older-than with the other options")
     if limit is not None and not before:
-        raise UsageError("--limit goes with --before", hint="--keep-bytes limits what is kept")
+        raise UsageError("--limit needs --before", hint="use --keep-bytes to limit the size")
     if all_layers and (older_than or keep_bytes):
-        raise UsageError("--all removes layers of any age and size", hint="leave it out, or give it alone")
+        raise UsageError("--all removes layers of any age and size", hint="give it alone, or leave it out")
     if before:
         _before(store, before, limit)
         return
@@ -84,7 +82,7 @@ def prune(
 
 
 def _before(store: str, before: str, limit: int | None) -> None:
-    """Remove layers not used since a moment, and tell it, as OBuilder's `prune --before` does."""
+    """Remove layers not used since a moment, with the output of OBuilder's `prune --before`."""
     from obuild.store import gc
 
     try:
@@ -115,8 +113,8 @@ def _carry_out(store: Store, plan: Plan) -> None:
     put(*(_line("stays", item) for item in (*plan.in_use, *stayed)), _sum("Removed", gone))
     if plan.short:
         raise ObuildError(
-            f"{units.size(plan.short)} more should go, but all that is left is in use or tagged",
-            hint="a build that runs lets go when it ends; `obuild tag ls` lists the tags",
+            f"{units.size(plan.short)} more should be removed, but everything left is in use or tagged",
+            hint="running builds release their layers when they end; `obuild tag ls` lists the tags",
         )
 
 

@@ -24,9 +24,9 @@ app = typer.Typer()
 def remove(
     ids: Annotated[list[str], typer.Argument(metavar="ID...", help="A layer's id, its first digits, or a tag.")],
     store: StoreOption = "",
-    force: Annotated[bool, typer.Option("--force", help="Remove tags that are in the way, too.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Remove tagged layers and their tags, too.")] = False,
 ) -> None:
-    """Remove layers, each with all layers that were built on it. If one of these has a tag, nothing is removed.
+    """Remove layers, and all layers built on them. If any of these has a tag, nothing is removed.
 
     Example: obuild rm 3f2a
     """
@@ -41,7 +41,7 @@ def remove(
 
 
 def _see_untagged(store: Store, layers: Sequence[LayerId]) -> None:
-    """ObuildError, naming the tags, if some would lose their layers."""
+    """Raise an ObuildError that names the tags of layers that would be removed, if there are any."""
     from obuild.store import removal
 
     tags = {name: id for layer in layers for name, id in removal.in_the_way(store, layer).items()}
@@ -49,15 +49,15 @@ def _see_untagged(store: Store, layers: Sequence[LayerId]) -> None:
         named = ", ".join(f"{name} ({id[:12]})" for name, id in tags.items())
         one = len(tags) == 1
         raise ObuildError(
-            f"the {'tag' if one else 'tags'} {named} would lose what {'it names' if one else 'they name'}",
-            hint=f"obuild tag rm {' '.join(tags)}, or --force to remove layers and tags",
+            f"the {'tag' if one else 'tags'} {named} would lose {'its layer' if one else 'their layers'}",
+            hint=f"obuild tag rm {' '.join(tags)} first, or --force to remove layers and tags",
         )
 
 
 @app.command()
 @guarded
 def clean(store: StoreOption = "") -> None:
-    """Remove all layers without a tag, and the machines saved for them: `prune --all`, as OBuilder calls it."""
+    """Remove all layers without a tag, and their saved machines: OBuilder's name for `prune --all`."""
     from obuild.store import removal
 
     gone: list[str] = []
@@ -82,7 +82,7 @@ def _removed(ids: Sequence[str]) -> None:
 def _stayed(ids: Sequence[str]) -> None:
     if ids:
         raise ObuildError(
-            f"{units.count(len(ids), 'layer')} {'is' if len(ids) == 1 else 'are'} in use and stayed: "
+            f"{units.count(len(ids), 'layer')} {'is' if len(ids) == 1 else 'are'} in use and not removed: "
             + ", ".join(id[:12] for id in ids),
-            hint="a build is running on them; try again when it has ended",
+            hint="a build is using them; try again when it has ended",
         )

@@ -1,4 +1,4 @@
-"""One command in a layer."""
+"""Run a command in a layer."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ app = typer.Typer()
 @machine_options
 def run(
     id: IdArgument,
-    argv: Annotated[list[str], typer.Argument(metavar="CMD...", help="A program and its arguments, after `--`.")],
+    argv: Annotated[
+        list[str], typer.Argument(metavar="CMD...", help="The program and its arguments, after `--`.")
+    ],
     store: StoreOption = "",
     *,
     machine: Machine,
@@ -34,9 +36,10 @@ def run(
     user: UserOption = "",
     verbose: VerboseOption = False,
 ) -> None:
-    """Run a program in a layer; nothing is kept.
+    """Run a program in a layer; changes are thrown away.
 
-    It runs where the layer's own command was run, and obuild ends with its exit status.
+    It runs in the folder, as the user and with the environment of the layer's own command. obuild exits with its
+    status.
 
     Example: obuild run 3f2a -- ls -l
     """

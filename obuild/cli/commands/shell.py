@@ -1,4 +1,4 @@
-"""A shell in a layer."""
+"""Open a shell in a layer."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def shell(
     user: UserOption = "",
     verbose: VerboseOption = False,
 ) -> None:
-    """Open a shell in a layer; nothing is kept.
+    """Open a shell in a layer; changes are thrown away.
 
-    It starts where the layer's own command was run. obuild ends with the shell's exit status. `~.` at the start of
-    a line leaves a machine that hangs.
+    It starts in the folder, as the user and with the environment of the layer's own command. obuild exits with the
+    shell's status. `~.` at the start of a line leaves a machine that hangs.
 
     Example: obuild shell 3f2a
     """
@@ -44,5 +44,5 @@ def shell(
     open_network = is_open(network)
     debugger = open_layer(store, id, settings)
     if sys.stdin.isatty():
-        note(f"a machine starts on layer {debugger.layer[:12]}; what you change in it is thrown away")
+        note(f"starting a machine on layer {debugger.layer[:12]}; your changes will be thrown away")
     raise typer.Exit(debugger.shell(network=open_network, user=user))

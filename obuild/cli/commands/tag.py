@@ -1,4 +1,4 @@
-"""Names for layers."""
+"""Set, list and remove tags: names for layers."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from obuild.errors import ObuildError, UsageError
 
 
 class _AddByDefault(TyperGroup):
-    """A group whose command `add` need not be said: `obuild tag ID NAME`."""
+    """A group whose default command is `add`: `obuild tag ID NAME`."""
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
         words = [each for each in args if not each.startswith("-")]
-        if words and words[0] in self.commands:  # options may stand before it
+        if words and words[0] in self.commands:  # options may come before it
             args.remove(words[0])
             args = [words[0], *args]
         elif words:
@@ -28,7 +28,7 @@ class _AddByDefault(TyperGroup):
 
 app = typer.Typer(
     cls=_AddByDefault,
-    help="Name layers, and keep them: `obuild tag ID NAME`.",
+    help="Tag layers, which keeps them: `obuild tag ID NAME`.",
     no_args_is_help=True,
 )
 
@@ -37,13 +37,13 @@ app = typer.Typer(
 @guarded
 def add(
     id: IdArgument,
-    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="The tags to set, or to move here.")],
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="The tags to set or move.")],
     store: StoreOption = "",
 ) -> None:
-    """Give a layer one or more tags. A tag that names another layer moves.
+    """Give a layer one or more tags. A tag of another layer moves.
 
-    A tag works wherever an id does. The layer, and all that it stands on, is kept until the tag is removed.
-    `add` may be left out.
+    A tag works wherever an id does. The layer and all its ancestors are kept until the tag is removed. `add` may
+    be left out.
 
     Example: obuild tag 3f2a web web:1.2
     """
@@ -77,7 +77,7 @@ def remove(
     names: Annotated[list[str], typer.Argument(metavar="NAME...", help="The tags to remove.")],
     store: StoreOption = "",
 ) -> None:
-    """Remove tags. Their layers stay, until `prune` or `rm` removes them.
+    """Remove tags. Their layers stay until `prune` or `rm` removes them.
 
     Example: obuild tag rm web
     """
@@ -88,4 +88,4 @@ def remove(
         raise UsageError(f"there is no tag {text.word(unknown[0])}", hint=f"there are: {known}")
     gone = [name for name in names if not opened.tags.remove(name)]
     if gone:
-        raise ObuildError(f"the tag {gone[0]} was removed just now, but not by this command")
+        raise ObuildError(f"another command has just removed the tag {gone[0]}")
