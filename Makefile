@@ -13,7 +13,7 @@ ARCHES ?= aarch64 s390x ppc64le riscv64
 ARCH_PACKAGES := qemu-system-arm qemu-system-misc qemu-system-ppc cpio kmod openssh-client xz-utils
 
 # What the tests need: the tar of FreeBSD and Windows, another shell, an assembler, and shellcheck.
-TEST_PACKAGES := libarchive-tools gpg gpgv busybox binutils shellcheck
+TEST_PACKAGES := libarchive-tools gpg gpg-agent gpgv busybox binutils shellcheck
 
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 

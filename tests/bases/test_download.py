@@ -267,7 +267,7 @@ def test_a_lock_file_that_cannot_be_written_is_said(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A GnuPG home with one key, and keyring.gpg with its public half."""
     home = tmp_path_factory.mktemp("gnupg")
     home.chmod(0o700)
@@ -275,7 +275,8 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run([*gpg, "--quick-generate-key", "me@example.org", "ed25519"], check=True, capture_output=True)
     exported = subprocess.run([*gpg, "--export"], check=True, capture_output=True).stdout
     (home / "keyring.gpg").write_bytes(exported)
-    return home
+    yield home
+    subprocess.run(["gpgconf", "--homedir", home, "--kill", "gpg-agent"], check=True)
 
 
 def signed(keys: Path, text: bytes, how: str) -> bytes:
