@@ -1,6 +1,6 @@
 """obuild: virtual-machine images, built the way a compiler builds objects.
 
-The front door for programs that use it as a library; nothing is loaded until it is asked for:
+The entry point for programs that use it as a library. Each name is imported when it is first used:
 
     from pathlib import Path
     import obuild

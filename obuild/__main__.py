@@ -1,4 +1,4 @@
-"""The program's first step: whatever is interrupted from here on ends with exit code 130, not a traceback."""
+"""The program's entry point. From here on an interrupt ends with exit code 130, not with a traceback."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import NoReturn
 from obuild.errors import OutputError
 from obuild.host import streams
 
-#: How many more objects there must be before Python looks for garbage. A cached build makes some 25,000, hardly
-#: any of them garbage, and looking would take a tenth of its time.
+#: How many new objects make Python collect garbage. A cached build makes some 25,000, hardly any of them garbage,
+#: and collecting would take a tenth of its time.
 GARBAGE = 100_000
 
 
@@ -30,7 +30,7 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.stderr.write("obuild: interrupted\n")
         sys.exit(130)
-    except BrokenPipeError:  # `obuild --help | head`; commands see to it themselves
+    except BrokenPipeError:  # `obuild --help | head`; commands handle it themselves
         streams.forget_output()
         sys.exit(1)
     except OutputError as error:
@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def _terminate(number: int, frame: object) -> NoReturn:
-    """A polite kill ends a build as Ctrl-C does, so that no guest is left behind."""
+    """Let SIGTERM end a build as Ctrl-C does, so that no guest is left behind."""
     raise KeyboardInterrupt
 
 

@@ -1,10 +1,10 @@
-"""The exceptions a user may see: what went wrong, what to do about it, and the exit code.
+"""The exceptions that a user may see: what went wrong, what to do about it, and the exit code.
 
 An expected failure is always an ObuildError and is printed as `message` and `hint`, never as a
-traceback. Everything else that escapes is a defect in obuild.
+traceback. Any other exception that escapes is a bug in obuild.
 
-Exit codes: 2, found wrong before anything was built; 1, a build or an action that failed;
-130, interrupted or cancelled.
+Exit codes: 1, a build or an action failed; 2, the input was found wrong before anything was
+built; 130, interrupted or cancelled.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class ObuildError(Exception):
-    """A failure of a build or an action. `place` is where in a build it happened, if it was in a stage."""
+    """A build or an action failed. `place` is where in the build, if it was in a stage."""
 
     exit_code = 1
     place: Place | None = None
@@ -28,7 +28,7 @@ class ObuildError(Exception):
 
 
 class UsageError(ObuildError):
-    """Input found wrong before anything was built: command line, spec, base, source, secret."""
+    """Wrong input, found before anything was built: command line, spec, base, source, secret."""
 
     exit_code = 2
 
@@ -43,31 +43,31 @@ class SpecError(UsageError):
 
 
 class ProcessError(ObuildError):
-    """Another program ended badly; `message` holds its command line and the end of its stderr."""
+    """Another program failed; `message` holds its command line and the end of its stderr."""
 
 
 class Cancelled(ObuildError):
-    """The build was told to stop."""
+    """The build was cancelled."""
 
     exit_code = 130
 
 
 class StepFailed(ObuildError):
-    """A step's command said no: its exit status is not 0."""
+    """A step's command failed: its exit status is not 0."""
 
 
 class MachineError(ObuildError):
-    """A guest that would not start, was lost, or would not stop."""
+    """A guest did not start, was lost, or did not stop."""
 
 
 class StoreError(ObuildError):
-    """The store cannot do what it was asked: no space, no permission, damaged, in use."""
+    """The store cannot do what was asked: no space, no permission, damaged, in use."""
 
 
 class OutputError(ObuildError):
-    """What we print cannot be written; whatever was built stays."""
+    """Our output cannot be written. Whatever was built is kept."""
 
 
 def words(error: Exception) -> str:
-    """What an error says, without the number that an error of the system's has."""
+    """The text of an error; for an OSError, without its number."""
     return (isinstance(error, OSError) and error.strerror) or str(error)

@@ -1,10 +1,10 @@
-"""What a build tells, and where in the build it happened. Every user interface reads this and nothing else.
+"""The events of a build: what happened, and where. Every user interface reads these and nothing else.
 
-Whoever works somewhere in a build is handed a `Teller`, which knows the place; it makes the events and passes them
-to the listener. No record holds the value of a secret, and none holds more output than came in one piece.
+Code that works somewhere in a build gets a `Teller`, which knows the place, makes the events, and passes them to
+the listener. No record holds the value of a secret, and none holds more output than came in one piece.
 
-The records are named tuples: Python makes such classes several times as fast as frozen dataclasses, and a build
-that finds everything in the store has to make them, too.
+The records are named tuples: Python defines such classes several times as fast as frozen dataclasses, and even a
+fully cached build has to define them.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-#: How often the progress of a phase is told, in seconds.
+#: The shortest time between two reports of a phase's progress, in seconds.
 PROGRESS_PERIOD = 0.25
 
-#: What can take long inside a step, or before one.
+#: What can take a while in a step, or before one.
 PhaseName = Literal[
     "making base",  # the subject is its name
-    "waiting",  # for another build that makes the same step, or boots the same layer
+    "waiting",  # for another build that is making the same step, or booting the same layer
     "preparing",  # the draft
     "importing",  # the subject is the file of the base image
     "booting",
@@ -36,11 +36,11 @@ PhaseName = Literal[
 
 
 class Place(NamedTuple):
-    """Where in a build something happens.
+    """A place in a build.
 
-    `stage` is the path of a stage: the names of the builds that it lies in, with slashes between; "" is the
-    outermost one. `step` is a step's id, "" outside of steps. `op` is the number of an op in its stage, with
-    `from` as 1; 0 outside of ops.
+    `stage` is the path of a stage: the names of the builds that contain it, separated by slashes; "" is the
+    outermost one. `step` is a step's id, "" outside of steps. `op` is the number of an op in its stage, counted
+    from `from`, which is 1; 0 outside of ops.
     """
 
     stage: str = ""
@@ -69,16 +69,16 @@ class Planned(NamedTuple):
 
 
 class Started(NamedTuple):
-    """An op is looked at: `text` is the op as written, after the workdir it stands in."""
+    """Work on an op begins: `text` is its workdir and the op as written."""
 
     text: str
 
 
 class Hit(NamedTuple):
-    """The step's layer is in the store. The file `log` has what the step printed when it was made.
+    """The step's layer is in the store. The file `log` holds what the step printed when it was made.
 
-    The file can be read until the listener returns. `told` is true if all of it has just come as `Output`, because
-    another build was making the step.
+    The file can be read until the listener returns. `told` is true if all of it has just been sent as `Output`,
+    because another build was making the step.
     """
 
     id: str
@@ -87,13 +87,13 @@ class Hit(NamedTuple):
 
 
 class Output(NamedTuple):
-    """Bytes that a step's command printed, stdout and stderr in order, as they came."""
+    """Bytes that a step's command printed: stdout and stderr in the order in which they came."""
 
     data: bytes
 
 
 class PhaseStarted(NamedTuple):
-    """Something begins that can take long. `total` is how many bytes it will move, 0 if it is not known."""
+    """A phase begins. `total` is the number of bytes it will move, 0 if unknown."""
 
     phase: PhaseName
     subject: str = ""
@@ -101,7 +101,7 @@ class PhaseStarted(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """So many bytes of `total` have been moved; told a few times a second, and once at the end."""
+    """`done` of `total` bytes have been moved; sent a few times a second, and once at the end."""
 
     phase: PhaseName
     subject: str
@@ -110,7 +110,7 @@ class Progress(NamedTuple):
 
 
 class PhaseEnded(NamedTuple):
-    """A phase is over, whether it succeeded or not; it took so many `seconds`."""
+    """A phase ended after `seconds`, whether it succeeded or not."""
 
     phase: PhaseName
     subject: str
@@ -118,20 +118,20 @@ class PhaseEnded(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """The step's layer is complete and in the store; making it took so many `seconds`."""
+    """The step's layer is complete and in the store; it took `seconds` to make."""
 
     id: str
     seconds: float
 
 
 class Note(NamedTuple):
-    """Something worth a line that is no output of a step."""
+    """A remark for the user that is not a step's output."""
 
     text: str
 
 
 class StageEnded(NamedTuple):
-    """A stage is over after so many `seconds`."""
+    """A stage ended after `seconds`."""
 
     name: str
     seconds: float
@@ -139,7 +139,7 @@ class StageEnded(NamedTuple):
 
 
 class Done(NamedTuple):
-    """The whole build is there after so many `seconds`; `id` is its last layer."""
+    """The whole build is complete after `seconds`; `id` is its last layer."""
 
     id: str
     seconds: float
@@ -169,14 +169,14 @@ class Event(NamedTuple):
     time: float
 
 
-#: Hears the events of a build, in order and one at a time. With several jobs the calls come from several threads,
+#: Gets the events of a build, in order and one at a time. With several jobs the calls come from several threads,
 #: but never two at once, so a listener needs no lock. The build waits while it runs. It must not call the engine.
 #: If it raises, it is not called again, the build ends, and `Engine.build` raises the same exception.
 Listener = Callable[[Event], None]
 
 
 class Phase:
-    """A phase that goes on; `advance` counts the bytes that it has moved."""
+    """A running phase; `advance` counts the bytes that it has moved."""
 
     def __init__(self, tell: Teller, started: PhaseStarted) -> None:
         self._tell = tell
@@ -185,20 +185,20 @@ class Phase:
         self._last = time.monotonic()
 
     def advance(self, count: int) -> None:
-        """So many more bytes have been moved."""
+        """Add `count` to the bytes moved, and report them if the last report is old enough."""
         self._done += count
         if time.monotonic() - self._last >= PROGRESS_PERIOD:
             self.report()
 
     def report(self) -> None:
-        """Tell how far it is, if that was not told yet."""
+        """Send the progress, unless it was sent already."""
         if self._done > self._told:
             self._told, self._last = self._done, time.monotonic()
             self._tell(Progress(self._started.phase, self._started.subject, self._done, self._started.total))
 
 
 class Teller:
-    """Tells a listener what happens at one place of a build."""
+    """Sends a listener the events of one place in a build."""
 
     def __init__(self, listener: Listener, place: Place = Place()) -> None:  # noqa: B008  # it never changes
         self.listener = listener
@@ -208,20 +208,20 @@ class Teller:
         self.listener(Event(what, self.place, time.time()))
 
     def note(self, text: str) -> None:
-        """Tell a Note."""
+        """Send a Note."""
         self(Note(text))
 
     def of_stage(self, path: str) -> Teller:
-        """The same listener, told of a stage."""
+        """A teller to the same listener, for a stage."""
         return Teller(self.listener, Place(path))
 
     def of_op(self, op: int, step: str = "") -> Teller:
-        """The same listener, told of an op of this stage, and of the step that the op is."""
+        """A teller to the same listener, for an op of this stage and, if it is one, for its step."""
         return Teller(self.listener, Place(self.place.stage, step, op))
 
     @contextmanager
     def phase(self, name: PhaseName, subject: str = "", total: int = 0) -> Iterator[Phase]:
-        """Tell that a phase begins, and when the block ends, that it is over."""
+        """Send that a phase begins and, when the block ends, that it has ended."""
         started = PhaseStarted(name, subject, total)
         self(started)
         phase = Phase(self, started)
@@ -234,7 +234,7 @@ class Teller:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Tell that this stage begins, and when the block ends, that it is over."""
+        """Send that this stage begins and, when the block ends, that it has ended."""
         self(StageStarted(name))
         began = time.monotonic()
         failed = True
@@ -245,5 +245,5 @@ class Teller:
             self(StageEnded(name, time.monotonic() - began, failed))
 
 
-#: Tells nobody.
+#: Drops every event.
 SILENT = Teller(lambda event: None)

@@ -1,1 +1,1 @@
-"""This computer: files, locks, programs, archives, the terminal. Knows nothing of obuild's own matters."""
+"""The host: files, locks, programs, archives, the terminal. Nothing here is specific to obuild."""

@@ -1,6 +1,6 @@
-"""Named points of the flow at which a process may die: what a crash leaves there is in docs/design.md.
+"""Named points in the code at which a process may die. docs/design.md says what a crash leaves at each.
 
-Tests end a process at each of them with `OBUILD_KILL_AT=POINT`, or `POINT:N` for the Nth time it gets there.
+Tests kill a process at a point with `OBUILD_KILL_AT=POINT`, or `POINT:N` for the Nth time it gets there.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import signal
 
-#: All points, in the order in which a build that has everything to do passes them.
+#: All points, in the order in which an uncached build passes them.
 POINTS = (
     "store.making",
     "store.formatting",
@@ -44,21 +44,21 @@ POINTS = (
     "remove.done",
 )
 
-# The process is what is killed, so this belongs to the process. Nothing but tests and OBUILD_KILL_AT sets it.
+# What is killed is the process, so this state is the process's. Only tests and OBUILD_KILL_AT set it.
 _fatal: list[tuple[str, int]] = []
 _seen: dict[str, int] = {}
 
 
 def kill_at(point: str) -> None:
-    """From now on, end this process with SIGKILL where it says `reach(POINT)`; `point` is POINT or POINT:N."""
+    """Have `reach` kill this process with SIGKILL at `point`, which is POINT or POINT:N."""
     name, _, count = point.partition(":")
     if name not in POINTS or not (count or "1").isdecimal():
-        raise ValueError(f"there is no point {point!r}; there are {', '.join(POINTS)}")
+        raise ValueError(f"no point {point!r}; the points are {', '.join(POINTS)}")
     _fatal.append((name, int(count or "1")))
 
 
 def reach(point: str) -> None:
-    """The flow is at `point`."""
+    """Say that this process is at `point`; it dies here if a test wants it to."""
     if not _fatal:
         return
     assert point in POINTS, point

@@ -1,4 +1,4 @@
-"""Files and folders that are replaced or removed whole, that survive a power cut, or that are ours for a while."""
+"""Replace and remove files and folders as a whole, flush them to the disk, and own temporary folders."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def replace_text(path: Path, text: str, *, mode: int = 0o644, durable: bool = Fa
 def replace_bytes(
     path: Path, content: bytes, *, mode: int = 0o644, durable: bool = False, point: str = ""
 ) -> None:
-    """Write a small file that appears with all of `content` or not at all. NotAFile if a folder is there.
+    """Write a small file that appears with all of `content` or not at all. NotAFile if `path` is a folder.
 
-    With `durable`, it is on the disk when this returns. `point` names the moment before it appears.
+    With `durable`, it is on the disk when this returns. `point` is the failpoint just before it appears.
     """
     import tempfile  # late: a cached build writes nothing
 
@@ -52,7 +52,7 @@ def replace_bytes(
 
 
 def fsync(path: Path) -> None:
-    """Have what a file or folder holds on the disk before anything that is written from now on."""
+    """Flush a file or folder to the disk, before anything that is written later."""
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         os.fsync(fd)
@@ -61,16 +61,16 @@ def fsync(path: Path) -> None:
 
 
 def touch(path: Path) -> None:
-    """Have the time of a file or folder be now: its last use. What is another user's keeps its time."""
+    """Set the times of a file or folder to now, its last use. If another user owns it, they stay."""
     with suppress(PermissionError):
         os.utime(path)
 
 
 def discard(path: Path) -> None:
-    """Remove a file, or a folder with all below it; whoever else removes it at the same time is welcome.
+    """Remove a file, or a folder with all below it. Another process may remove it at the same time.
 
-    Of a symlink the link goes, and never what it leads to: neither here nor below is one followed, and the folder
-    that holds `path` is no symlink either, whoever changes what while we are at it.
+    Of a symlink only the link is removed: none is followed, neither here nor below. The folder that holds `path`
+    must not be a symlink; one that is put there meanwhile is not followed either.
     """
     try:
         folder = open_folder(path.parent)
@@ -96,22 +96,22 @@ def _stays(path: Path, error: OSError) -> ObuildError:
 
 
 def in_memory(name: str, content: bytes = b"") -> BinaryIO:
-    """A file that is only in memory: who dies leaves nothing behind. `name` is for who looks in /proc."""
+    """A file in memory only: a process that dies leaves nothing behind. `name` is what /proc shows."""
     file = os.fdopen(os.memfd_create(f"obuild-{name}"), "r+b", buffering=0)
     file.write(content)
     return file
 
 
-#: What a file holds that says of a folder that it is on its way out.
+#: The content of a file that stands for a folder being removed; see `move_out`.
 _LEAVING = b"on its way out\n"
 
 
 def move_out(folder: Path, aside: Path, *, first: str) -> None:
-    """Have a finished folder gone from its place: it becomes `aside`, where it is rubbish, by a rename.
+    """Remove a finished folder from its place by renaming it to `aside`, where it is rubbish.
 
-    A folder in the lower part of an overlay cannot be renamed, as where a store came with a container's image.
-    It is removed where it is, its file `first` before all else: without that, nobody takes it for whole. A file
-    `aside` tells meanwhile that it is leaving, for whoever finds that after a crash; see `leaving`.
+    A folder in the lower layer of an overlay file system (a store that came with a container image) cannot be
+    renamed. It is removed in place, its file `first` before all else: without that file, the folder does not count
+    as complete. Meanwhile a file at `aside` says after a crash that it was being removed; see `leaving`.
     """
     try:
         folder.rename(aside)
@@ -127,7 +127,7 @@ def move_out(folder: Path, aside: Path, *, first: str) -> None:
 
 
 def leaving(aside: Path) -> bool:
-    """Whether there is a file here that `move_out` has left behind."""
+    """Whether `aside` is a file that `move_out` has left behind."""
     try:
         with open_file(aside) as file:
             return file.read(len(_LEAVING) + 1) == _LEAVING
@@ -137,9 +137,9 @@ def leaving(aside: Path) -> bool:
 
 @contextmanager
 def owned_folder(parent: Path, name: str, *, mode: int = 0o777) -> Iterator[Path]:
-    """A new folder N-NAME that is locked while it is in use, so that its lock says if it is rubbish.
+    """A new folder N-NAME that is locked while it is in use; if nobody holds the lock, it is rubbish.
 
-    It is gone when the block ends. `mode` is as for mkdir(2).
+    It is removed when the block ends. `mode` is as for mkdir(2).
     """
     number = 0
     while True:
@@ -150,7 +150,7 @@ def owned_folder(parent: Path, name: str, *, mode: int = 0o777) -> Iterator[Path
         except FileExistsError:
             continue
         with locks.folder_lock(folder, wait=False) as held:
-            if not held:  # a sweep was quicker than our lock: it takes the folder away, we take another
+            if not held:  # a sweep locked it first and will remove it: make another
                 continue
             try:
                 yield folder

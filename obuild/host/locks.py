@@ -1,4 +1,4 @@
-"""Kernel locks on files and folders: whoever dies lets go, so no lock is ever stale.
+"""Kernel locks on files and folders: a process that dies releases them, so no lock is ever stale.
 
 `flock(2)` locks belong to the open file, not to the process: two threads of one process exclude
 each other just as two processes do, and a lock ends when its last descriptor is closed.
@@ -16,19 +16,19 @@ from pathlib import Path
 
 from obuild.host.regular import NotAFile, open_fd, open_folder
 
-#: How often, in seconds, who waits for a claim looks what its holder does.
+#: How often a waiter for a claim looks at it, in seconds.
 LOOK = 0.05
 
-#: The longest word, in bytes.
+#: The longest message (`Claim.word`), in bytes.
 MAX_WORD = 1 << 16
 
 
 @contextmanager
 def file_lock(path: Path, *, wait: bool = True) -> Iterator[bool]:
-    """Hold the exclusive lock file `path`, made for this and removed at the end; yields whether it is held.
+    """Lock the file `path` exclusively; yields whether it is held. It is created for this and removed at the end.
 
-    Without `wait` a lock that another holds yields False at once. Look, lock, look again: the holder
-    removes the file before it lets go, so after locking we make sure that ours is the file at `path`.
+    Without `wait`, yields False at once if another holds it. Look, lock, look again: the holder removes
+    the file before it releases the lock, so after locking we check that ours is still the file at `path`.
     """
     while True:
         fd = open_fd(path, os.O_RDWR | os.O_CREAT)
@@ -49,23 +49,23 @@ def file_lock(path: Path, *, wait: bool = True) -> Iterator[bool]:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A place that one at a time may hold. If `held` is False, `word` is what the last holder left to us."""
+    """A lock that its holder can leave a message in. If `held` is False, `word` is the last holder's message."""
 
     held: bool
     word: bytes
     _fd: int
 
     def leave(self, word: bytes) -> None:
-        """Say something to all who wait for this claim now, in place of letting them have it; at most 64 KiB."""
+        """Leave a message to all who wait now: they get it in place of the lock. At most 64 KiB."""
         os.pwrite(self._fd, word[:MAX_WORD], 0)
 
 
 @contextmanager
 def claim(path: Path, *, meanwhile: Callable[[], object] = lambda: None) -> Iterator[Claim]:
-    """As `file_lock`, but while another holds it `meanwhile` is called over and over, and its word is heard.
+    """As `file_lock`, but `meanwhile` is called repeatedly while another holds it, and its message is passed on.
 
-    The word is written into the lock file, which who waits has open already. A holder that was killed leaves
-    none that counts: its file is still at `path`, so it has not let go by itself.
+    The message is written into the lock file, which all waiters have open. That of a holder that was killed does
+    not count: its file is still at `path`, so it did not release the lock itself.
     """
     while True:
         fd = open_fd(path, os.O_RDWR | os.O_CREAT)
@@ -94,7 +94,7 @@ def is_free(path: Path) -> bool:
 
 
 def is_held(path: Path) -> bool:
-    """Whether somebody holds the lock file `path`. Nothing is written to find out."""
+    """Whether somebody holds the lock file `path`. Writes nothing."""
     return _held(path) is True
 
 
@@ -114,9 +114,9 @@ def _held(path: Path) -> bool | None:
 
 @contextmanager
 def folder_lock(path: Path, *, shared: bool = False, wait: bool = True) -> Iterator[bool]:
-    """Hold a lock on a folder that exists; yields False if another holds it (without `wait`) or it is gone.
+    """Lock an existing folder; yields False if another holds it (without `wait`) or it is gone.
 
-    What is no folder, or a symlink to one, counts as gone: it is none of ours.
+    Anything that is not a folder, or a symlink to one, counts as gone: it is not ours.
     """
     try:
         fd = open_folder(path)

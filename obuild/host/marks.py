@@ -1,4 +1,4 @@
-"""How the end of a command's output is known: a random word in the same stream, and the exit status behind it."""
+"""Marks the end of a command's output: a random word in the same stream, followed by the exit status."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from obuild.host.mask import overlap
 
 
 def new_mark() -> str:
-    """A word that no output has by chance."""
+    """A word that no output contains by chance."""
     return f"obuild-{secrets.token_hex(16)}"
 
 
 class MarkReader:
-    """Splits a stream at `MARK STATUS\\n`: what is before goes to `output`, as early as it safely can.
+    """Splits a stream at `MARK STATUS\\n`: what comes before goes to `output`, as early as is safe.
 
-    What is behind goes nowhere.
+    What comes after is dropped.
     """
 
     def __init__(self, mark: bytes, output: Callable[[bytes], object]) -> None:

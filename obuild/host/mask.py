@@ -8,14 +8,14 @@ from types import TracebackType
 
 STARS = b"***"
 
-#: A line of a secret that is shorter than this is not masked by itself: it would blot out half the log.
+#: A shorter line of a secret is not masked by itself: it would blot out half the log.
 SHORTEST = 4
 
 
 class Mask:
     """Passes output on with every secret, and every longer line of one, replaced by stars.
 
-    A context manager: what could still be the beginning of a secret is held back, and passed on at the end.
+    A context manager: what may be the beginning of a secret is held back, and passed on at the end.
     """
 
     def __init__(self, secrets: Iterable[bytes], output: Callable[[bytes], object]) -> None:
@@ -40,7 +40,7 @@ class Mask:
         data = self._held + data
         safe = len(data) - max(overlap(data, word) for word in self._words)
         for match in self._pattern.finditer(data):
-            if match.end() > safe:  # it may be the beginning of a longer one
+            if match.end() > safe:  # it may be the beginning of a longer secret
                 safe = min(safe, match.start())
         self._held = data[safe:]
         if safe:

@@ -1,7 +1,7 @@
-"""The one door to other programs: run one to its end, or spawn one that never outlives us.
+"""The only module that starts other programs: it runs one to its end, or spawns one that never outlives us.
 
-Every command is logged as one line that can be pasted into a shell. Programs run in a session of
-their own, so a Ctrl-C in the terminal reaches obuild alone, which then ends them in order.
+Every command is logged as one line that can be pasted into a shell. Programs run in sessions of
+their own, so Ctrl-C in the terminal reaches obuild alone, which then ends them in order.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import IO
 from obuild.errors import Cancelled, ProcessError, UsageError
 from obuild.host.tail import KEPT
 
-#: Debian's package for each program we call, for the message when it is missing.
+#: The Debian package of each program that we call, for the message when it is missing.
 PACKAGES = {
     "qemu-img": "qemu-utils",
     "qemu-system-x86_64": "qemu-system-x86",
@@ -44,7 +44,7 @@ Arg = str | Path
 
 
 def require(program: str) -> str:
-    """The path of `program`; a UsageError that says what to install if it is not on PATH.
+    """The path of `program`. UsageError, with the package to install, if it is not on PATH.
 
     System folders are searched too: Debian keeps mke2fs and sfdisk off a plain user's PATH.
     """
@@ -57,7 +57,7 @@ def require(program: str) -> str:
 
 
 def require_file(path: Path, package: str) -> None:
-    """A UsageError that says to install `package` if what it brings is not there."""
+    """UsageError, with the `package` to install, if `path` is missing."""
     if not path.exists():
         raise UsageError(f"{path} is missing", hint=f"apt install {package}")
 
@@ -76,7 +76,7 @@ def run(
     is killed before the interrupt goes on.
     """
     command = [require(str(argv[0])), *map(str, argv[1:])]
-    _tell(argv)
+    _log(argv)
     with subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL if input is None else subprocess.PIPE,
@@ -99,14 +99,14 @@ def run(
 def spawn(
     argv: Sequence[Arg], *, stderr: IO[bytes], pass_fds: Sequence[int] = (), shown: Sequence[Arg] | None = None
 ) -> subprocess.Popen[bytes]:
-    """Start a program that the kernel kills when the calling thread ends, however that comes about.
+    """Start a program that the kernel kills when the calling thread ends, however it ends.
 
-    The caller owns the process: it must wait for it. The calling thread must live as long as the
-    program is wanted (the kernel's parent-death signal follows the thread, not the process). `shown` is
-    what is logged, if `argv` by itself could not be run again.
+    The caller owns the process and must wait for it. The calling thread must live as long as the
+    program is needed (the kernel's parent-death signal follows the thread, not the process). `shown` is
+    logged in place of `argv` if that could not be run again by itself.
     """
     command = [require("setpriv"), "--pdeathsig", "KILL", "--", require(str(argv[0])), *map(str, argv[1:])]
-    _tell(shown or argv)
+    _log(shown or argv)
     return subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -118,9 +118,9 @@ def spawn(
 
 
 class CancelScope:
-    """The programs that one build has running, and whether it has been told to stop.
+    """The running programs of one build, and whether it was cancelled.
 
-    Any thread may cancel it, at any time and for good: its programs are killed, and it starts no more.
+    Any thread may cancel it at any time. That is final: its programs are killed, and it starts no more.
     """
 
     def __init__(self) -> None:
@@ -130,7 +130,7 @@ class CancelScope:
 
     @property
     def cancelled(self) -> bool:
-        """Whether `cancel` was called. What fails from then on may fail because of that."""
+        """Whether `cancel` was called. Anything that fails after that may fail because of it."""
         return self._cancelled
 
     def cancel(self) -> None:
@@ -139,7 +139,7 @@ class CancelScope:
             child.kill()
 
     def check(self) -> None:
-        """Cancelled if `cancel` was called."""
+        """Raise Cancelled if `cancel` was called."""
         if self._cancelled:
             raise Cancelled("the build was cancelled")
 
@@ -152,12 +152,12 @@ class CancelScope:
         pass_fds: Sequence[int] = (),
         shown: Sequence[Arg] | None = None,
     ) -> Iterator[subprocess.Popen[bytes]]:
-        """As `spawn`; on the way out the program is killed, if it still runs, and waited for."""
+        """As `spawn`; when the block ends, the program is killed if it still runs, and waited for."""
         self.check()
         child = spawn(argv, stderr=stderr, pass_fds=pass_fds, shown=shown)
         self._children.add(child)
         try:
-            if self._cancelled:  # perhaps `cancel` looked just before
+            if self._cancelled:  # `cancel` may have run just before it was added
                 child.kill()
             yield child
         finally:
@@ -168,7 +168,7 @@ class CancelScope:
 
 
 def terminal_name() -> str:
-    """What our environment calls the terminal that we were started in."""
+    """The name of our terminal, from the environment."""
     return os.environ.get("TERM") or "dumb"
 
 
@@ -177,7 +177,7 @@ def ending(returncode: int) -> str:
     return f"was killed by signal {-returncode}" if returncode < 0 else f"failed with exit status {returncode}"
 
 
-def _tell(argv: Sequence[Arg]) -> None:
+def _log(argv: Sequence[Arg]) -> None:
     import logging  # late: a cached build starts no program
 
     logging.getLogger("obuild").info("Exec %s", shlex.join(map(str, argv)))

@@ -1,4 +1,4 @@
-"""Disk images: what they are, overlays on them, checks. The only caller of qemu-img.
+"""Disk images: inspect, check and convert them, and make overlays. The only caller of qemu-img.
 
 qcow2: https://www.qemu.org/docs/master/interop/qcow2.html
 """
@@ -18,15 +18,15 @@ from obuild.host.regular import NotAFile, open_file
 
 Format = Literal["qcow2", "raw"]
 
-#: Small writes into large clusters are slow and fat; subclusters (extended L2) mend that: measured on
-#: 20,000 scattered 4 KiB writes, 0.21 s and 79 MiB against 1.64 s and 1,251 MiB for the defaults.
+#: Small writes into large clusters are slow and take much space. Subclusters (extended L2) avoid that: 20,000
+#: scattered 4 KiB writes took 0.21 s and 79 MiB, against 1.64 s and 1,251 MiB with the defaults.
 OVERLAY_OPTIONS = "extended_l2=on,cluster_size=128k"
 
-#: More images than QEMU opens in one chain.
+#: An upper bound of the images that QEMU opens in one chain.
 _LONGEST = 256
 
 _MAGIC = b"QFI\xfb"
-_HEADER = struct.Struct(">4s4xQI4xQ")  # magic, version, where the backing file's name is, its length, disk's size
+_HEADER = struct.Struct(">4s4xQI4xQ")  # magic, version, offset of the backing file's name, its length, disk size
 _FOREIGN = {
     b"KDMV": "a VMDK image",
     b"vhdxfile": "a VHDX image",
@@ -40,7 +40,7 @@ _FOREIGN = {
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """What an image file holds. `virtual_size` is in bytes, as the guest sees the disk."""
+    """An image file. `virtual_size` is the size of the disk that the guest sees, in bytes."""
 
     path: Path
     format: Format
@@ -48,9 +48,9 @@ class Image:
 
 
 def inspect(path: Path) -> Image:
-    """What kind of disk image `path` is, by its content and never its name.
+    """Find out what kind of disk image `path` is, from its content and never from its name.
 
-    UsageError if it is no disk, is damaged or truncated, or points at other files on the host
+    UsageError if it is not a disk, is damaged or truncated, or refers to other files on the host
     (a backing or data file), which a guest could then read.
     """
     kind = detect(path)
@@ -69,8 +69,8 @@ def inspect(path: Path) -> Image:
 
 
 def detect(path: Path) -> Format:
-    """`qcow2` or `raw`, from the first bytes. UsageError for anything that is not a bootable disk."""
-    if path.exists() and not (path.is_file() or path.is_block_device()):  # a pipe would be waited for
+    """`qcow2` or `raw`, from the first bytes. UsageError if it is not a bootable disk."""
+    if path.exists() and not (path.is_file() or path.is_block_device()):  # opening a pipe would block
         raise UsageError(f"cannot read the image {path}: it is not a file")
     try:
         with open_file(path, follow=True) as file:
@@ -85,7 +85,7 @@ def detect(path: Path) -> Format:
                 f"{path} is {what}, not a qcow2 or raw disk",
                 hint="unpack it, or convert it with: qemu-img convert -O qcow2 IN OUT",
             )
-    # Any disk that firmware can boot has a boot signature there: an MBR, or the one that GPT keeps for safety.
+    # Any disk that firmware can boot has a boot signature there: that of an MBR, or of GPT's protective MBR.
     if head[510:512] != b"\x55\xaa":
         size = path.stat().st_size
         raise UsageError(
@@ -96,34 +96,35 @@ def detect(path: Path) -> Format:
 
 
 def check(path: Path) -> None:
-    """UsageError unless the qcow2 image's own tables agree with each other and with the file's length."""
+    """UsageError unless the qcow2 image's tables are consistent with each other and with the file's length."""
     _see_files(path)
     try:
-        # 3: leaked clusters only, which waste space and harm nothing
+        # 3: leaked clusters only, which waste space but do no harm
         process.run(["qemu-img", "check", "-q", "-f", "qcow2", path], ok=(0, 3))
     except ProcessError as error:
         raise UsageError(f"{path} is damaged or truncated: {_last_line(error)}") from error
 
 
 def _see_files(path: Path) -> None:
-    """UsageError if an image of a chain is not a file: QEMU opens all of them, and would wait for a named pipe."""
-    image = path.resolve()  # a base image may be a link to one elsewhere
+    """UsageError if an image of the chain is not a file: QEMU opens all of them, and a named pipe blocks it."""
+    image = path.resolve()  # a base image may be a symlink
     for _ in range(_LONGEST):
         try:
             backing = backing_file(image)
         except NotAFile as error:
-            raise UsageError(f"{path} stands on {image}: {error.strerror}") from error
+            raise UsageError(f"{path} is based on {image}: {error.strerror}") from error
         except (OSError, ValueError):
-            return  # QEMU says it better
+            return  # QEMU's own message is better
         if not backing:
             return
         image = Path(os.path.normpath(image.parent / backing))
 
 
 def create_overlay(path: Path, backing: str, *, size: int | None = None) -> None:
-    """An empty qcow2 overlay at `path`, as large as its backing file, which need not be there yet if `size` says.
+    """Create an empty qcow2 overlay at `path`, as large as its backing file, or of `size` bytes.
 
-    `backing` is written as given: relative to the folder of `path`, so the store can be moved.
+    `backing` is written as given: relative to the folder of `path`, so that the store can be moved. It need not
+    exist yet if `size` is given.
     """
     unchecked = ["-u"] if size is not None else []
     options = ["-o", OVERLAY_OPTIONS, "-b", backing, "-F", "qcow2"]
@@ -132,41 +133,41 @@ def create_overlay(path: Path, backing: str, *, size: int | None = None) -> None
 
 
 def create_grown(path: Path, source: Image, *, size: int) -> None:
-    """An empty overlay at `path` on an image of any format, with a disk of `size` bytes."""
+    """Create an empty overlay at `path` on an image of any format, with a disk of `size` bytes."""
     options = ["-o", OVERLAY_OPTIONS, "-b", str(source.path), "-F", source.format]
     process.run(["qemu-img", "create", "-q", "-f", "qcow2", *options, path, str(size)])
 
 
 def flat_copy(path: Path, out: Path) -> None:
-    """A qcow2 at `out` that stands alone and shows what `path` and all below it show."""
+    """Create a stand-alone qcow2 at `out` with the content of `path` and all images below it."""
     process.run(["qemu-img", "convert", "-q", "-W", "-f", "qcow2", "-O", "qcow2", path, out])
 
 
 def extract_head(image: Image, out: Path, length: int) -> None:
-    """The first `length` bytes of the disk in an image, as a file; `length` is in whole sectors."""
+    """Write the first `length` bytes of an image's disk to `out`; `length` is a multiple of the sector size."""
     count = [f"bs={length}", "count=1", f"if={image.path}", f"of={out}"]
     process.run(["qemu-img", "dd", "-f", image.format, "-O", "raw", *count])
 
 
 def rebase(path: Path, backing: str) -> None:
-    """Have an overlay name another backing file, which shows the same bytes."""
+    """Change the backing file of an overlay to another with the same content."""
     process.run(["qemu-img", "rebase", "-q", "-u", "-f", "qcow2", "-b", backing, "-F", "qcow2", path])
 
 
 def flatten(path: Path, top: str, bottom: str) -> None:
-    """An overlay at `path` on the image `bottom` that shows what `top`, some images above it, shows.
+    """Create an overlay at `path` on the image `bottom` with the content of `top`, which is some images above it.
 
-    It holds what those between have written. Both are written as given, as in `create_overlay`. Nothing is
-    flushed: the caller has it fsynced.
+    It holds what the images in between have written. Both names are written as given, as in `create_overlay`.
+    Nothing is flushed: the caller must fsync it.
     """
     create_overlay(path, top)
-    # looks only at what is allocated above `bottom`; 280 MiB in 16 images took 1 s. (QEMU's block-stream took as
-    # long, and its overlay was larger by half: it copies whole clusters.)
+    # This reads only what is allocated above `bottom`; 280 MiB in 16 images took 1 s. (QEMU's block-stream took as
+    # long, and its overlay was half as large again: it copies whole clusters.)
     process.run(["qemu-img", "rebase", "-q", "-f", "qcow2", "-t", "unsafe", "-b", bottom, "-F", "qcow2", path])
 
 
 def backing_file(path: Path) -> str:
-    """The backing file of a qcow2 image as its header names it, "" if it has none; ValueError for no qcow2."""
+    """The backing file that a qcow2 image's header names, "" if none. ValueError if it is not qcow2."""
     with open_file(path) as file:
         offset, size, _ = _header(file)
         file.seek(offset)
@@ -174,13 +175,13 @@ def backing_file(path: Path) -> str:
 
 
 def virtual_size(path: Path) -> int:
-    """How large the disk in a qcow2 image is, in bytes; ValueError for no qcow2."""
+    """The size of the disk in a qcow2 image, in bytes. ValueError if it is not qcow2."""
     with open_file(path) as file:
         return _header(file)[2]
 
 
 def _header(file: BinaryIO) -> tuple[int, int, int]:
-    """Where the backing file's name is, how long it is, how large the disk is."""
+    """The offset and length of the backing file's name, and the size of the disk."""
     head = file.read(_HEADER.size)
     if len(head) < _HEADER.size:
         raise ValueError("its image is cut off")
@@ -191,7 +192,7 @@ def _header(file: BinaryIO) -> tuple[int, int, int]:
 
 
 def import_image(source: Image, path: Path) -> None:
-    """A stand-alone qcow2 copy of `source` at `path`; blocks are shared where the file system can."""
+    """Copy `source` to `path` as a stand-alone qcow2; blocks are shared where the file system can."""
     if source.format == "qcow2":
         copy(source.path, path)
     else:
@@ -199,12 +200,12 @@ def import_image(source: Image, path: Path) -> None:
 
 
 def copy(source: Path, dest: Path) -> None:
-    """A copy of a file; blocks are shared where the file system can, holes stay holes."""
+    """Copy a file; blocks are shared where the file system can, and holes stay holes."""
     process.run(["cp", "--reflink=auto", "--sparse=auto", "--", source, dest])
 
 
 def pack(raw: Path, path: Path) -> None:
-    """A compressed qcow2 copy of a raw disk; zstd costs nothing measurable when a guest boots from it."""
+    """Copy a raw disk to a compressed qcow2; zstd costs nothing measurable when a guest boots from it."""
     compress = ["-c", "-o", "compression_type=zstd"]
     process.run(["qemu-img", "convert", "-q", "-f", "raw", "-O", "qcow2", *compress, raw, path])
 

@@ -1,8 +1,8 @@
-"""Files and folders of a store that are what they should be: nothing is waited for, and no symlink is followed.
+"""Open files and folders of a store that may have been replaced: never block, and follow no symlink.
 
-Whoever may write to a store, or a broken tool, can put anything anywhere: a named pipe that a plain open(2) waits
-for without end, a symlink that leads to somebody else's files. What is not a regular file where one should be is a
-`NotAFile`, at once.
+Anybody who may write to a store, or a broken tool, can put anything anywhere: a named pipe on which a plain
+open(2) blocks for ever, a symlink to somebody else's files. Anything but a regular file where one should be
+raises `NotAFile` at once.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import stat
 from io import BufferedReader
 from pathlib import Path
 
-#: The most that is read of a small file, in bytes. The longest are keys: one may list 100,000 files.
+#: The largest small file that is read, in bytes. The largest are keys: one may list 100,000 files.
 MOST = 1 << 28
 
 _KINDS = {
@@ -25,19 +25,19 @@ _KINDS = {
     stat.S_IFBLK: "a device",
 }
 
-#: What open(2) says of a symlink that is not to be followed, of a socket, and of a device that is not there.
+#: The errors of open(2) for a symlink under O_NOFOLLOW, for a socket, and for a device that does not exist.
 _ODD = (errno.ELOOP, errno.ENXIO, errno.ENODEV)
 
 
 class NotAFile(OSError):
-    """Something else is where a regular file should be; `strerror` says what."""
+    """A path that should be a regular file is something else; `strerror` says what."""
 
     def __init__(self, path: Path | str) -> None:
-        super().__init__(errno.EINVAL, f"it is {kind(path)}, and not a file", os.fspath(path))
+        super().__init__(errno.EINVAL, f"it is {kind(path)}, not a file", os.fspath(path))
 
 
 def kind(path: Path | str) -> str:
-    """What is at `path`, in words; a symlink is one, wherever it leads."""
+    """What is at `path`, in words. A symlink is not followed."""
     try:
         return _KINDS.get(stat.S_IFMT(os.lstat(path).st_mode), "a file")
     except OSError:
@@ -45,12 +45,12 @@ def kind(path: Path | str) -> str:
 
 
 def is_file(path: Path) -> bool:
-    """Whether a regular file is at `path`, and not a symlink to one."""
+    """Whether `path` is a regular file, and not a symlink to one."""
     return _is(path, stat.S_IFREG)
 
 
 def is_folder(path: Path) -> bool:
-    """Whether a folder is at `path`, and not a symlink to one."""
+    """Whether `path` is a folder, and not a symlink to one."""
     return _is(path, stat.S_IFDIR)
 
 
@@ -62,7 +62,7 @@ def _is(path: Path, kind: int) -> bool:
 
 
 def open_file(path: Path, *, follow: bool = False) -> BufferedReader:
-    """Open a regular file for reading; with `follow`, the one that a symlink leads to. NotAFile, OSError."""
+    """Open a regular file for reading; with `follow`, also through a symlink. NotAFile, OSError."""
     return os.fdopen(open_fd(path, os.O_RDONLY, follow=follow), "rb")
 
 
@@ -84,7 +84,7 @@ def open_fd(path: Path, flags: int, *, follow: bool = False, mode: int = 0o644) 
 
 
 def read_bytes(path: Path, *, follow: bool = False) -> bytes:
-    """All of a small file. NotAFile, OSError; one of them, too, for a file that is larger than any of ours."""
+    """All of a small file. NotAFile; OSError, also for a file larger than `MOST`."""
     with open_file(path, follow=follow) as file:
         if os.fstat(file.fileno()).st_size > MOST:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
@@ -92,10 +92,10 @@ def read_bytes(path: Path, *, follow: bool = False) -> bytes:
 
 
 def read_text(path: Path, *, follow: bool = False) -> str:
-    """As `read_bytes`, as UTF-8. ValueError if it is none."""
+    """As `read_bytes`, decoded as UTF-8. ValueError if it is not UTF-8."""
     return read_bytes(path, follow=follow).decode("utf-8")
 
 
 def open_folder(path: Path) -> int:
-    """A descriptor of a folder, and not of one that a symlink leads to. NotADirectoryError, OSError."""
+    """Open a folder; a symlink to one is not followed. NotADirectoryError, OSError."""
     return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)

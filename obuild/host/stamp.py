@@ -1,4 +1,4 @@
-"""Is it still the same? Values that change when a file, a folder or the boot of the host is another one."""
+"""Values that change when a file or a folder changes, or the host boots: whether something is still the same."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Stamp = tuple[int, int, int]
 
 
 def of(path: Path) -> Stamp:
-    """Changes when a file is replaced or written to: inode, size, time of the last change in ns.
+    """A value that changes when a file is replaced or written to: inode, size, mtime in ns.
 
     OSError if there is no such file.
     """
@@ -19,7 +19,7 @@ def of(path: Path) -> Stamp:
 
 
 def of_folder(path: Path) -> Stamp:
-    """Changes when the names in a folder do, in a later tick of the clock: inode, mtime and ctime in ns.
+    """A value that changes when the names in a folder do, if the clock has ticked: inode, mtime and ctime in ns.
 
     OSError if there is no such folder.
     """
@@ -28,5 +28,5 @@ def of_folder(path: Path) -> Stamp:
 
 
 def boot_id() -> str:
-    """Another one each time the host boots."""
+    """A value that is new each time the host boots."""
     return BOOT_ID.read_text().strip()

@@ -1,7 +1,7 @@
-"""stdin, stdout and stderr, whatever we were started with: closed, on a full disk, or with nobody who reads.
+"""stdin, stdout and stderr, whatever we were started with: closed, on a full disk, or a pipe without a reader.
 
-A closed one is opened on /dev/null, or the next file to be opened would get its number: what is printed would go
-into the store's index. What cannot be written to stdout is an error of its own, and not one of the store.
+A closed one is opened on /dev/null. Otherwise the next file opened would get its number, and what is printed would
+go into the store's index. A failed write to stdout has an error of its own, so that the store is not blamed.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from obuild.errors import OutputError
 
 
 def prepare() -> None:
-    """See that all three can be used. Called before any file is opened that stays open."""
+    """Make all three usable. Call this before any file is opened that stays open."""
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
             _open_null(number)
     if sys.stdin is None:
-        sys.stdin = open(0, closefd=False)  # noqa: SIM115  # for as long as we live
+        sys.stdin = open(0, closefd=False)  # noqa: SIM115  # for the life of the process
     sys.stdout = _text(sys.stdout, _Output(1))
     sys.stderr = _text(sys.stderr, _Complaints(2))
 
 
 def forget_output() -> None:
-    """Let what is still to be written to stdout go nowhere: it could not be, and Python would try once more."""
+    """Drop what is still to be written to stdout: writing it failed, and Python would try again at exit."""
     _open_null(sys.stdout.fileno())
 
 
@@ -43,7 +43,7 @@ def _open_null(number: int) -> None:
 
 
 def _text(was: TextIO | None, raw: io.RawIOBase) -> TextIO:
-    """A text stream over `raw`, in place of the one that Python has made, if it has made one."""
+    """A text stream over `raw`, with the settings of the one that Python made, if it made one."""
     out = io.BufferedWriter(raw)
     if not isinstance(was, io.TextIOWrapper):
         return io.TextIOWrapper(out, encoding="utf-8", errors="backslashreplace")
@@ -57,7 +57,7 @@ def _text(was: TextIO | None, raw: io.RawIOBase) -> TextIO:
 
 
 class _Output(io.RawIOBase):
-    """A file descriptor to write to. OutputError if that fails; BrokenPipeError if nobody reads any more."""
+    """A file descriptor to write to. OutputError if that fails; BrokenPipeError if the reader has gone."""
 
     def __init__(self, number: int) -> None:
         self._number = number
@@ -66,7 +66,7 @@ class _Output(io.RawIOBase):
         while True:
             try:
                 return os.write(self._number, data)  # type: ignore[arg-type]  # a buffer, says BufferedWriter
-            except BlockingIOError:  # a terminal that another program has set so
+            except BlockingIOError:  # another program has made the terminal non-blocking
                 select.select([], [self._number], [])
             except BrokenPipeError:
                 raise
@@ -84,7 +84,7 @@ class _Output(io.RawIOBase):
 
 
 class _Complaints(_Output):
-    """As _Output, but what cannot be written is dropped: there is nowhere left to say so."""
+    """As _Output, but what cannot be written is dropped: there is nowhere left to report it."""
 
     def write(self, data: object) -> int:
         try:

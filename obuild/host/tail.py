@@ -1,4 +1,4 @@
-"""The end of what a program prints: enough for a message, however much it was."""
+"""The end of a program's output, for an error message."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ KEPT = 2000
 
 
 class Tail:
-    """Call it with each piece as it comes; it keeps the end."""
+    """Keeps the end of the output; call it with each piece as it comes."""
 
     def __init__(self) -> None:
         self._end = bytearray()
@@ -18,5 +18,5 @@ class Tail:
 
     @property
     def text(self) -> str:
-        """The end, as text that a message can quote."""
+        """The end of the output, as text that a message can quote."""
         return self._end.decode(errors="replace").strip()

@@ -1,8 +1,8 @@
-"""A file or a folder out of an archive that a guest made: it appears whole, under one name, or not at all.
+"""Extract a file or a folder from an archive that a guest made. It appears whole, under one name, or not at all.
 
-The guest may be hostile. All is made in a fresh folder that nobody else can enter, each file and folder in a
-folder that was made here before it, and nothing that is there is ever opened again to be written to. No symlink
-is made before all the rest is, so none can be followed. Owners, special bits of modes, and devices stay behind.
+The guest may be hostile. Everything is made in a new folder that nobody else can enter, each file and folder in a
+folder that was made here before it, and nothing that exists is ever opened again for writing. Symlinks are made
+last, so none can be followed. Owners, special mode bits, and devices are left out.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from obuild.host import tar_reader
 from obuild.host.fs import discard
 from obuild.host.tar_reader import Member
 
-#: How many folders may be inside each other. To remove them again, Python's library calls itself as often.
+#: How deep folders may be nested. shutil.rmtree recurses as deep to remove them again.
 DEEPEST = 256
 
-#: File systems that have no hard links, or not so many, say one of these.
+#: The errors of file systems that have no hard links, or not that many.
 _NO_LINK = (errno.EPERM, errno.EMLINK, errno.ENOSYS, errno.EOPNOTSUPP)
 
-#: Character and block devices, and pipes. Sockets are in no archive.
+#: Character and block devices, and pipes. No archive holds sockets.
 _SPECIAL = ("3", "4", "6")
 
 _CHUNK = 1 << 20
@@ -36,20 +36,20 @@ Parts = tuple[str, ...]
 
 
 def place(dest: str, name: str) -> Path:
-    """Where something called `name` (a root folder is "") goes if the user says `dest`, as for cp.
+    """Where something called `name` ("" for a root folder) goes if the user says `dest`, as cp does it.
 
     UsageError if nothing can be put there.
     """
     path = Path(dest)
     if path.is_dir():
         if not name:
-            raise UsageError(f"{dest} is there already", hint="a root folder needs a new name")
+            raise UsageError(f"{dest} already exists", hint="a root folder needs a new name")
         path /= name
     elif dest.endswith("/"):
         raise UsageError(f"there is no folder {dest}")
     if path.is_dir():  # or a symlink to one: on many systems /bin is
-        raise UsageError(f"{path} is there already, and is a folder", hint="remove it, or name another place")
-    if path.exists() and not path.is_file():  # /dev/null, say: it would be replaced
+        raise UsageError(f"{path} already exists and is a folder", hint="remove it, or name another place")
+    if path.exists() and not path.is_file():  # such as /dev/null, which would be replaced
         raise UsageError(
             f"{path} is not a regular file", hint="name another place; - writes a tar archive to stdout"
         )
@@ -59,12 +59,12 @@ def place(dest: str, name: str) -> Path:
 
 
 def unpack(archive: Path, path: Path, *, root: bool, strict: bool) -> list[str]:
-    """Make the one file or folder that is in an archive as `path`, of which only the parent is there.
+    """Extract the one file or folder in an archive as `path`, whose parent exists.
 
-    Returns what is left out: the names of devices and pipes.
+    Returns the names of what is left out: devices and pipes.
 
-    If it is a guest's `root`, the archive holds what is in that. `strict` is as for tarball. ObuildError, and
-    there is nothing at `path` but what was there before, if the archive is not sound, or cannot be written out.
+    If it is a guest's `root`, the archive holds the content of that folder. `strict` is as for
+    `tar_reader.members`. ObuildError if the archive is not sound or cannot be extracted; `path` is then as before.
     """
     try:
         with _beside(path) as folder, archive.open("rb") as file:
@@ -77,7 +77,7 @@ def unpack(archive: Path, path: Path, *, root: bool, strict: bool) -> list[str]:
             finally:
                 tree.reopen()
     except tar_reader.Damaged as error:
-        raise ObuildError(f"the guest sent no sound tar archive: {error}") from error
+        raise ObuildError(f"the guest sent a damaged tar archive: {error}") from error
     except OSError as error:
         raise ObuildError(f"cannot write {path}: {error.strerror}") from error
     return list(tree.skipped.values())
@@ -85,8 +85,8 @@ def unpack(archive: Path, path: Path, *, root: bool, strict: bool) -> list[str]:
 
 @contextmanager
 def _beside(path: Path) -> Iterator[Path]:
-    """A folder of our own beside `path`, gone when the block ends."""
-    # not a TemporaryDirectory: to be rid of all that is in it, Python before 3.11.8 changes modes through symlinks
+    """A folder of our own beside `path`, removed when the block ends."""
+    # Not a TemporaryDirectory: to remove one, Python before 3.11.8 changes modes through symlinks.
     folder = Path(tempfile.mkdtemp(prefix=".obuild-", dir=path.parent.resolve()))
     try:
         yield folder
@@ -96,12 +96,12 @@ def _beside(path: Path) -> Iterator[Path]:
 
 @dataclass(slots=True)
 class _Tree:
-    """What is being made at `top`. Names are relative to it: its own is the empty tuple."""
+    """The tree being extracted to `top`. Names are relative to that: its own is the empty tuple."""
 
     top: Path
     root: bool
-    first: str = ""  # what the guest calls it
-    folders: dict[Parts, int] = field(default_factory=dict)  # the modes that they are to have
+    first: str = ""  # the guest's name of it
+    folders: dict[Parts, int] = field(default_factory=dict)  # the modes that they get at the end
     files: dict[Parts, Member] = field(default_factory=dict)
     symlinks: dict[Parts, str] = field(default_factory=dict)
     skipped: dict[Parts, str] = field(default_factory=dict)
@@ -111,7 +111,7 @@ class _Tree:
         if any(parts in known for known in (self.folders, self.files, self.symlinks, self.skipped)):
             raise _refused(f"{member.path!r} twice")
         if parts and parts[:-1] not in self.folders:
-            raise _refused(f"{member.path!r}, and not the folder that it is in")
+            raise _refused(f"{member.path!r} without the folder that holds it")
         match member.kind:
             case tar_reader.FOLDER:
                 self.path(parts).mkdir(0o700)
@@ -125,10 +125,10 @@ class _Tree:
             case kind if kind in _SPECIAL:
                 self.skipped[parts] = member.path
             case _:
-                raise _refused(f"{member.path!r}, of a kind {member.kind!r} that nobody knows")
+                raise _refused(f"{member.path!r}, which is of an unknown kind, {member.kind!r}")
 
     def parts(self, name: str) -> Parts:
-        """The parts of a member's name, below the top."""
+        """The parts of a member's name, relative to the top."""
         text = _checked(name).removeprefix("./").removesuffix("/")
         parts = tuple(text.split("/")) if text not in ("", ".") else ()
         if name.startswith("/") or not {"", ".", ".."}.isdisjoint(parts) or len(parts) > DEEPEST:
@@ -144,7 +144,7 @@ class _Tree:
         return self.top.joinpath(*parts)
 
     def write(self, file: BinaryIO, member: Member, parts: Parts) -> None:
-        """Make a file, with its holes."""
+        """Write a file, with its holes."""
         if member.size >= 1 << 63:
             raise _refused(f"{member.path!r}, which is larger than a file can be")
         fd = os.open(self.path(parts), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -159,7 +159,7 @@ class _Tree:
         self.files[parts] = member
 
     def link(self, file: BinaryIO, member: Member, parts: Parts) -> None:
-        """Make a second name of what was made before; or, if there are no hard links here, a copy."""
+        """Make another name of something made before; a copy if the file system has no hard links."""
         first = self.parts(member.link)
         if first in self.skipped:
             self.skipped[parts] = member.path
@@ -174,10 +174,10 @@ class _Tree:
                 self.write(file, self.files[first], parts)
             self.files[parts] = self.files[first]
         else:
-            raise _refused(f"{member.path!r}, a hard link to {member.link!r}, which it did not send before")
+            raise _refused(f"{member.path!r}, a hard link to {member.link!r}, which it had not sent before")
 
     def finish(self) -> None:
-        """What comes last: symlinks, and the modes of folders, which may forbid to write into them."""
+        """Do what comes last: symlinks, and the modes of folders, which may not be writable."""
         if () in self.skipped:
             raise ObuildError(f"{self.skipped[()]!r} is a device or a pipe: it cannot be copied")
         if not any(() in known for known in (self.folders, self.files, self.symlinks)):
@@ -189,30 +189,33 @@ class _Tree:
                 self.path(parts).chmod(mode)
 
     def reopen(self) -> None:
-        """Take the modes of folders back, so that they can be removed."""
+        """Make all folders writable again, so that they can be removed."""
         for parts in self.folders:
             with suppress(OSError):
                 self.path(parts).chmod(0o700)
 
 
 def _replace(tree: _Tree, path: Path) -> None:
-    """Let the tree appear at `path`, unless something there does not give way to it. ObuildError then."""
+    """Move the tree to `path`. ObuildError if something is there that it must not replace."""
     what = "a folder" if () in tree.folders else "a file" if () in tree.files else "a symlink"
     if not _gives_way(path, what):
-        raise ObuildError(f"{path} is there already, and is not replaced by {what}", hint="remove it before")
+        raise ObuildError(f"{path} already exists and is not replaced by {what}", hint="remove it first")
     if what != "a folder":
         tree.top.rename(path)
         return
     fd = os.open(tree.top, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         tree.top.rename(path)
-        os.fchmod(fd, tree.folders[()])  # last: a folder that forbids to write into it cannot be moved
+        os.fchmod(fd, tree.folders[()])  # last: a folder that is not writable cannot be moved
     finally:
         os.close(fd)
 
 
 def _gives_way(path: Path, what: str) -> bool:
-    """A file gives way to a file, a symlink that leads to no folder to what is none, and all else to nothing."""
+    """Whether `what` may replace what is at `path`.
+
+    A file may replace a file; anything but a folder may replace a symlink that leads to no folder.
+    """
     if not os.path.lexists(path):
         return True
     return (
@@ -221,7 +224,7 @@ def _gives_way(path: Path, what: str) -> bool:
 
 
 def _copy(file: BinaryIO, fd: int, offset: int, size: int) -> None:
-    """The next `size` bytes of an archive into a file."""
+    """Copy the next `size` bytes of an archive into a file."""
     while size:
         data = memoryview(file.read(min(size, _CHUNK)))
         if not data:
@@ -233,11 +236,11 @@ def _copy(file: BinaryIO, fd: int, offset: int, size: int) -> None:
 
 
 def _checked(text: str) -> str:
-    """A name or a symlink's target as this system takes it: the bytes that it was. Not one with a NUL."""
+    """A name or a symlink's target, as the host's file system takes it: the same bytes. A NUL is refused."""
     if "\0" in text:
         raise _refused(f"{text[:1000]!r}, a name with a NUL")
     return os.fsdecode(text.encode("utf-8", "surrogateescape"))
 
 
 def _refused(what: str) -> ObuildError:
-    return ObuildError(f"the guest sent {what}", hint="nothing was written: no system's own tar does that")
+    return ObuildError(f"the guest sent {what}", hint="nothing was written; no system's tar does this")

@@ -1,7 +1,7 @@
-"""Tar archives that somebody else made: read without trusting a byte of them, and without unpacking anything.
+"""Read tar archives from an untrusted source, without extracting anything.
 
 tarfile guesses where an archive is odd, and an archive can make it loop, recurse, or fill memory. Here each header
-is either understood or an error, and what is remembered of one is bounded.
+is either understood or an error, and what is kept of it is bounded.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import BinaryIO, NoReturn
 
 BLOCK = 512
 
-#: The most that a long name, or pax's records of one member, may take, in bytes.
+#: The largest size of a long name, or of one member's pax records, in bytes.
 LONGEST = 1 << 20
 
-#: The most pieces that a sparse file may have. GNU tar lists them in the archive, 21 to a block.
+#: The largest number of a sparse file's pieces. GNU tar lists them in the archive, 21 to a block.
 MOST_EXTENTS = 1 << 20
 
 _ZEROS = bytes(BLOCK)
@@ -27,12 +27,12 @@ _RECORD = re.compile(rb"([1-9][0-9]{0,7}) ")
 _DIGITS = re.compile(rb"[0-9]{1,19}")
 
 FILE, LINK, SYMLINK, FOLDER, SPARSE = "0", "1", "2", "5", "S"
-#: No type flag: a file of which pax's records say that it is sparse, in a way that is not read here.
+#: Not a type flag: a file that is sparse according to its pax records, in a format that is not read here.
 OLD_SPARSE = "old sparse"
 
 
 class Damaged(Exception):
-    """This is no tar archive, or not one that is taken: why, and the byte `at` which the trouble begins."""
+    """Not a tar archive, or not one that is accepted: why, and `at` which byte it goes wrong."""
 
     def __init__(self, why: str, at: int) -> None:
         super().__init__(f"{why} at byte {at}")
@@ -41,10 +41,10 @@ class Damaged(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One member. `kind` is its type flag, `size` how long its file is, in bytes.
+    """One member. `kind` is its type flag, `size` the length of its file in bytes.
 
-    `extents` are the pieces of that file that the archive holds, (offset in the file, length), in order; they lie
-    one after the other from byte `start` on. What is between them is zeros.
+    `extents` are the pieces of that file that the archive holds, as (offset in the file, length), in order. They
+    lie one after the other from byte `start` of the archive on. Between them, the file has zeros.
     """
 
     kind: str
@@ -59,13 +59,13 @@ class Member:
 
 
 def members(file: BinaryIO, *, strict: bool) -> Iterator[Member]:
-    """The members of an archive, which must be whole and not compressed. Damaged if it is not.
+    """The members of an archive, which must be complete and not compressed. Damaged if it is not.
 
-    `strict` takes only what `tar --format=gnu` writes, so that no two programs can understand it differently: who
-    reads the archive here knows what GNU tar will make of it. Otherwise ustar and pax do, too; of pax's records,
-    those about names, sizes and owners count, and those of sparse files as bsdtar and GNU tar write them by
-    themselves (GNU.sparse, version 1.0). A sparse file that is stored in an older way is of the kind OLD_SPARSE,
-    and its extents are as they are stored.
+    `strict` accepts only what `tar --format=gnu` writes, so that no two programs can read it differently: the
+    caller knows what GNU tar will make of the archive. Otherwise ustar and pax are accepted, too. Of the pax
+    records, those about names, sizes and owners count, and those of sparse files as bsdtar and GNU tar write them
+    by default (GNU.sparse, version 1.0). A sparse file in an older format has the kind OLD_SPARSE, and its extents
+    as stored.
     """
     return _Reader(file, strict).members()
 
@@ -75,9 +75,9 @@ class _Reader:
         self.file = file
         self.strict = strict
         self.length = file.seek(0, os.SEEK_END)
-        self.header = 0  # where the header in hand begins; of several for one member, the first
+        self.header = 0  # where the current header begins; the first, if a member has several
         self.at = 0
-        self.said: dict[bytes, bytes] = {}  # what headers before a member say of it, by pax's names
+        self.said: dict[bytes, bytes] = {}  # what headers before a member say about it, by their names in pax
 
     def members(self) -> Iterator[Member]:
         while (block := self.read(BLOCK)) != _ZEROS:
@@ -92,13 +92,13 @@ class _Reader:
                 self.said = {}
                 self.header = self.at
         if self.said or (self.strict and self.read(BLOCK) != _ZEROS):
-            self.fail("it ends in the middle")
+            self.fail("it ends too early")
 
     def fail(self, why: str) -> NoReturn:
         raise Damaged(why, self.header)
 
     def read(self, size: int) -> bytes:
-        """The next `size` bytes, to which `at` moves on."""
+        """Read the next `size` bytes."""
         if size > self.length - self.at:
             self.fail("it is cut off")
         self.file.seek(self.at)
@@ -109,40 +109,40 @@ class _Reader:
         return data
 
     def skip(self, size: int) -> None:
-        """Go past what a member holds, and to the end of its last block."""
+        """Skip a member's `size` bytes, and the rest of the last block."""
         self.at += -(-size // BLOCK) * BLOCK
         if self.at > self.length:
             self.fail("it is cut off")
 
     def checked(self, block: bytes) -> str:
-        """The type flag of a header that is one."""
+        """Check that a block is a header; returns its type flag."""
         if sum(block) - sum(block[148:156]) + 8 * ord(" ") != self.number(block[148:156]):
             self.fail("there is no header")
         kind = chr(block[156]) if block[156] else FILE
         if self.strict:
             if block[257:265] != _GNU or kind not in "0123456LKS" or not block[156]:
-                self.fail("there is no header of GNU tar's")
+                self.fail("there is no GNU tar header")
             if kind != SPARSE and block[345:] != _ZEROS[345:]:
-                self.fail("a header has more to say than it should")
+                self.fail("a header has unexpected fields")
         return kind
 
     def number(self, field: bytes) -> int:
-        """A number that is not negative: octal, or, after a byte of 0x80, binary."""
+        """A non-negative number: octal, or binary after a byte of 0x80."""
         if field[0] == 0x80:
             return int.from_bytes(field[1:], "big")
         found = _OCTAL.fullmatch(field)
         if found is None:
-            self.fail("a header holds no number where one belongs")
+            self.fail("a header has no number where one belongs")
         return int(found[1] or b"0", 8)
 
     def text(self, field: bytes) -> bytes:
         text, _, rest = field.partition(b"\0")
         if self.strict and rest.strip(b"\0"):
-            self.fail("a name goes on behind its end")
+            self.fail("a name has bytes after its end")
         return text
 
     def small(self, size: int) -> bytes:
-        """What a header that says something of the next member holds."""
+        """The content of a header that describes the next member."""
         if size > LONGEST:
             self.fail("a name is too long")
         data = self.read(size)
@@ -152,11 +152,11 @@ class _Reader:
     def long_name(self, name: bytes, size: int) -> None:
         data = self.small(size)
         if self.strict and (name in self.said or data.find(b"\0") != len(data) - 1):
-            self.fail("a long name is not one")
+            self.fail("a long name is malformed")
         self.said[name] = data.partition(b"\0")[0]
 
     def records(self, size: int, *, everywhere: bool) -> None:
-        """pax's `LENGTH NAME=VALUE` lines, for the next member or for all."""
+        """Read pax records, `LENGTH NAME=VALUE` lines, for the next member or for `everywhere`."""
         data = self.small(size)
         found = {}
         at = 0
@@ -164,14 +164,14 @@ class _Reader:
             length = _RECORD.match(data, at)
             end = at + int(length[1]) if length else 0
             if length is None or end <= length.end() or data[end - 1 : end] != b"\n":
-                self.fail("a record of pax is not one")
+                self.fail("a pax record is malformed")
             name, _, value = data[length.end() : end - 1].partition(b"=")
             found[name] = value
             at = end
         if not everywhere:
             self.said.update(found)
         elif found.keys() & {b"path", b"linkpath", b"size"}:
-            self.fail("all members have one name or size")
+            self.fail("a pax record gives all members one name or size")
 
     def member(self, kind: str, block: bytes, size: int) -> Member:
         path, link = self.text(block[:100]), self.text(block[157:257])
@@ -232,7 +232,7 @@ class _Reader:
         return length, tuple(extents)
 
     def pax_sparse(self, held: int) -> tuple[int, tuple[tuple[int, int], ...]]:
-        """As `sparse`, if the `held` bytes begin with a list, a number to a line: of pieces, where, how long."""
+        """As `sparse`, if the data begins with a list, one number to a line: pieces, then offset and length."""
         length = self.digits(self.said.get(b"GNU.sparse.realsize", b""))
         start, lines = self.at, [b""]
         wanted = 1
@@ -249,15 +249,15 @@ class _Reader:
 
     def digits(self, text: bytes) -> int:
         if not _DIGITS.fullmatch(text):
-            self.fail("a size is no number")
+            self.fail("a size is not a number")
         return int(text)
 
     def check_pieces(self, length: int, extents: list[tuple[int, int]], held: int) -> None:
-        """That a sparse file is made of these pieces, in this order, and that the archive has so much of it."""
+        """Check that a sparse file's pieces are in order and within it, and that the archive holds all of them."""
         end = 0
         for offset, size in extents:
             if offset < end:
                 self.fail("the pieces of a sparse file overlap")
             end = offset + size
         if end > length or sum(size for _, size in extents) != held:
-            self.fail("the pieces of a sparse file are not all there")
+            self.fail("pieces of a sparse file are missing")

@@ -1,4 +1,4 @@
-"""Our end of an interactive shell: the terminal that we were started in, raw for that time, or pipes."""
+"""The local end of an interactive shell: our terminal, in raw mode meanwhile, or pipes."""
 
 from __future__ import annotations
 
@@ -13,45 +13,45 @@ from typing import NoReturn, Protocol
 
 from obuild.host import process
 
-#: How long nothing may come of a program that has ended while something else holds its output open, in seconds.
+#: How long to wait for output of a program that has ended while something else keeps its output open, in seconds.
 IDLE = 1.0
 
-#: How long to wait for what no file descriptor tells of, before it is asked again, in seconds: a far end that
-#: takes no input now, or has closed its output and goes on.
+#: How often to poll what no file descriptor signals, in seconds: a far end that takes no input now, or that has
+#: closed its output but still runs.
 POLL = 0.02
 
 _CHUNK = 1 << 16
 
 
 class Line(Protocol):
-    """The far end. None of it blocks."""
+    """The far end. No method blocks."""
 
     def fileno(self) -> int | None:
-        """Can be read when there is output, or the end of it; None once there will be no more."""
+        """Readable when there is output, or its end; None once there will be no more."""
 
     def ended(self, *, idle: bool) -> bool:
-        """Whether it is over, and all of the output has come; `idle` if none has for a while."""
+        """Whether it has ended and all output has come; `idle` if none has come for a while."""
 
     def receive(self) -> tuple[bytes, bytes]:
-        """What has come of its output and of its error output."""
+        """What has come on its stdout and on its stderr."""
 
     def send(self, data: bytes) -> int:
-        """How many bytes of the input it takes now."""
+        """Send input; returns how many bytes it takes now."""
 
     def end_input(self) -> None:
-        """Say that there is no more input."""
+        """Send the end of the input."""
 
     def resize(self, columns: int, lines: int) -> None:
-        """Say that the terminal has another size."""
+        """Send the terminal's new size."""
 
 
-#: Waits so many seconds until some of the file descriptors can be read, and returns those.
+#: Waits for some of the file descriptors to become readable, at most so many seconds, and returns those.
 Wait = Callable[..., Sequence[int]]
 
 
 @dataclass(frozen=True, slots=True)
 class Terminal:
-    """Three file descriptors. What is typed comes from a terminal if the first is one."""
+    """Three file descriptors. The session is interactive if the first is a terminal."""
 
     stdin: int = 0
     stdout: int = 1
@@ -59,27 +59,27 @@ class Terminal:
 
     @property
     def typed(self) -> bool:
-        """Whether there is somebody who types."""
+        """Whether the input is typed at a terminal."""
         return os.isatty(self.stdin)
 
     @property
     def name(self) -> str:
-        """What programs know the terminal by."""
+        """The terminal's name, as in TERM."""
         return process.terminal_name()
 
     def size(self) -> tuple[int, int]:
-        """Its columns and lines."""
+        """Columns and lines."""
         with suppress(OSError):
             columns, lines = os.get_terminal_size(self.stdin)
-            if columns and lines:  # a serial console knows neither
+            if columns and lines:  # a serial console has neither
                 return columns, lines
         return 80, 24
 
     def join(self, line: Line, wait: Wait) -> None:
-        """Carry to a line what is typed, and back what it says, until that ends.
+        """Connect the terminal to a line until that ends.
 
-        A terminal is raw meanwhile, and as it was afterwards, whatever happens. KeyboardInterrupt if the user
-        leaves by typing `~.` at the start of a line, for Ctrl-C is the guest's, or if the terminal goes away.
+        The terminal is in raw mode meanwhile, and restored afterwards, whatever happens. KeyboardInterrupt if the
+        user leaves by typing `~.` at the start of a line (Ctrl-C goes to the guest), or if the terminal goes away.
         """
         if not self.typed:
             _carry(self, line, wait, None, lambda data: data)
@@ -89,14 +89,14 @@ class Terminal:
 
 
 class Escape:
-    """Finds `~.` at the start of a line in what is typed; `~~` there is one of them, as in ssh."""
+    """Finds `~.` at the start of a typed line; `~~` sends one `~`, as in ssh."""
 
     def __init__(self) -> None:
         self._fresh = True
         self._held = False
 
     def __call__(self, data: bytes) -> bytes:
-        """What is left to be sent. KeyboardInterrupt if the user leaves, or if the terminal has gone."""
+        """What to send. KeyboardInterrupt if the user leaves, or if the terminal has gone."""
         if not data:
             raise KeyboardInterrupt
         passed = bytearray()
@@ -118,10 +118,10 @@ class Escape:
 def _carry(
     terminal: Terminal, line: Line, wait: Wait, resized: int | None, filter: Callable[[bytes], bytes]
 ) -> None:
-    pending = b""  # typed, and not taken yet
+    pending = b""  # typed, but not sent yet
     typing, idle = True, False
     while True:
-        ended = line.ended(idle=idle)  # asked first: what comes after it is for the next turn
+        ended = line.ended(idle=idle)  # before `receive`: what comes after it is for the next turn
         output, errors = line.receive()
         _write(terminal.stdout, output)
         _write(terminal.stderr, errors)
@@ -159,11 +159,11 @@ def _write(fd: int, data: bytes) -> None:
 
 @contextmanager
 def _raw(fd: int) -> Iterator[int]:
-    """Make a terminal raw until the block ends; yields what can be read when its size has changed."""
+    """Put a terminal in raw mode until the block ends; yields a descriptor, readable when the size has changed."""
     resized, ring = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def changed(number: int, frame: object) -> None:
-        with suppress(BlockingIOError):  # nobody has looked yet
+        with suppress(BlockingIOError):  # one is pending already
             os.write(ring, b"\0")
 
     before = termios.tcgetattr(fd)
@@ -184,7 +184,7 @@ def _leave(number: int, frame: object) -> NoReturn:
 
 @contextmanager
 def _signals(handlers: dict[signal.Signals, Callable[[int, object], object]]) -> Iterator[None]:
-    """Handle these signals so until the block ends. In a thread other than the first none can be."""
+    """Install these signal handlers until the block ends; in any thread but the main one, do nothing."""
     before = {}
     try:
         with suppress(ValueError):

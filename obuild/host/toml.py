@@ -1,4 +1,4 @@
-"""TOML: read it, write it, and say at which line and column a key stands, which tomllib does not tell."""
+"""TOML: read it, write it, and find the line and column of a key, which tomllib does not give."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from obuild.errors import UsageError
 
-#: The way from the top of a file to a key: names of tables and keys, and an index for each array of tables.
+#: The path to a key from the top of a file: names of tables and keys, and an index for each array of tables.
 KeyPath = tuple[str | int, ...]
 
 _NAME = r"""(?:[A-Za-z0-9_-]+|"[^"\n]*"|'[^'\n]*')"""
@@ -21,17 +21,17 @@ _BARE = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def loads(text: str, *, where: str) -> dict[str, Any]:
-    """The table that a TOML file says. UsageError, beginning with `where`, if it is not TOML."""
+    """Parse a TOML file. UsageError, beginning with `where`, if it is not TOML."""
     import tomllib
 
     try:
         return tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # ValueError: a number of 5,000 digits, too
+    except (ValueError, RecursionError) as error:  # ValueError: also a number of 5,000 digits
         raise UsageError(f"{where}: not a TOML file: {error}") from error
 
 
 def position(text: str, path: KeyPath) -> tuple[int, int] | None:
-    """The line and column, from 1, of a key or a table's header, or of the nearest table around it."""
+    """The line and column, from 1, of a key or a table's header; if not found, of the nearest table around it."""
     places: dict[KeyPath, tuple[int, int]] = {}
     for found, line, column in _keys(text):
         places.setdefault(found, (line, column))
@@ -102,12 +102,12 @@ def _value(value: Any) -> str:
 
 
 def _block(text: str) -> str:
-    """Text of several lines as people write it, if that is possible."""
+    """Text of several lines as a multi-line literal, if possible."""
     literal = "'''" not in text and not text.endswith("'")
     plain = all(character in "\n\t" or character.isprintable() for character in text)
     return f"'''\n{text}'''" if literal and plain else quoted(text)
 
 
 def quoted(text: str) -> str:
-    """A JSON string is a TOML string too, but for JSON's surrogate pairs and DEL."""
+    """A TOML string. It is a JSON string but for JSON's surrogate pairs and DEL."""
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

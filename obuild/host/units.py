@@ -1,4 +1,4 @@
-"""Amounts of bytes and of time, in words for people and from them."""
+"""Format and parse sizes, counts and times for people."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
 def size(count: int) -> str:
-    """Bytes for people."""
+    """A number of bytes in a readable unit."""
     value = float(count)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if value < 1024:
@@ -25,22 +25,22 @@ def count(number: int, thing: str) -> str:
 
 
 def date(seconds: float) -> str:
-    """A moment, in seconds since the epoch, as this computer's clock shows it."""
+    """A time, given in seconds since the epoch, in the host's time zone."""
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
 
 
 def duration(text: str) -> float:
-    """`30m`, `12h`, `7d` or `4w` in seconds. ValueError if it is none."""
+    """`30m`, `12h`, `7d` or `4w` in seconds. ValueError for anything else."""
     match = _DURATION.fullmatch(text.strip())
     if not match:
-        raise ValueError(f"{text!r} is not a span of time")
+        raise ValueError(f"{text!r} is not a duration")
     return float(match[1]) * _SECONDS[match[2]]
 
 
 def moment(text: str, now: float) -> float:
     """`7d` before `now`, or a date such as 2026-01-31 or 2026-01-31T12:00, in seconds since the epoch.
 
-    A date without a time zone is one of this machine's. ValueError if it is neither.
+    A date without a time zone is in the host's. ValueError if it is neither.
     """
     from datetime import datetime
 
@@ -49,4 +49,4 @@ def moment(text: str, now: float) -> float:
     try:
         return datetime.fromisoformat(text.strip()).timestamp()
     except (ValueError, OverflowError, OSError) as error:
-        raise ValueError(f"{text!r} is neither a span of time nor a date") from error
+        raise ValueError(f"{text!r} is neither a duration nor a date") from error

@@ -1,6 +1,6 @@
-"""The files of a copy as a tar archive: sent to a guest, or read as a guest has packed them.
+"""The files of a copy as a tar archive: send one to a guest, or read one that a guest has packed.
 
-What is sent is what was hashed, or sending fails. What a guest packed is never unpacked on the host.
+Exactly what was hashed is sent, or sending fails. A guest's archive is never unpacked on the host.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from obuild.errors import ObuildError
 from obuild.host import tar_reader
 from obuild.plan.tree import Entry, Manifest, Tree, open_file, readlink
 
-#: The most that the files in a guest's archive may hold together, in bytes. A sparse file of 8 EiB fits into a
-#: small archive, and it would take years to hash.
+#: The largest total size of the files in a guest's archive, in bytes. A sparse file of 8 EiB fits into a small
+#: archive, and hashing it would take years.
 MOST_CONTENT = 1 << 40
 
 _ZEROS = bytes(1 << 20)
 
 
 class Sink(Protocol):
-    """Where a tar stream goes."""
+    """The destination of a tar stream."""
 
     def write(self, data: bytes, /) -> object: ...
 
@@ -35,16 +35,16 @@ class Sink(Protocol):
 def send(
     tree: Tree, sink: Sink, *, uid: int, gid: int, sent: Callable[[int], object] = lambda count: None
 ) -> None:
-    """Stream the tree as a GNU tar archive into `sink`, everything owned by uid:gid, times kept.
+    """Stream the tree to `sink` as a GNU tar archive, everything owned by uid:gid, with times.
 
-    `sent` hears of each piece of a file how many bytes it has; all together they are `tree.size`.
-    ObuildError if a file is no longer what it was when the tree was hashed; the stream then ends without
-    an end-of-archive mark and must not be used. `sink` must not raise OSError.
+    `sent` is called with the number of bytes of each piece of a file; their sum is `tree.size`.
+    ObuildError if a file has changed since the tree was hashed; the stream then has no end-of-archive
+    mark and must not be used. `sink` must not raise OSError.
     """
     import tarfile
 
     out = cast(BinaryIO, sink)
-    # errors: names that are no UTF-8 travel as the bytes they are
+    # errors: names that are not UTF-8 keep their bytes
     with tarfile.open(
         fileobj=out, mode="w|", format=tarfile.GNU_FORMAT, encoding="utf-8", errors="surrogateescape"
     ) as archive:
@@ -107,17 +107,16 @@ class _HashingReader:
 def _changed(entry: Entry) -> ObuildError:
     return ObuildError(
         f"{entry.source!r} changed while it was being copied",
-        hint="nothing was saved; build again when the source directory is at rest",
+        hint="nothing was saved; build again when nothing changes the source directory",
     )
 
 
 def manifest_of(path: Path, *, owner: tuple[int, int] | None = None, pax: bool = False) -> Manifest:
     """The manifest of a tar archive that a guest made; nothing is unpacked here.
 
-    It is GNU tar's, which can be understood in one way only, or with `pax` that of another program. ObuildError if
-    it is damaged, holds what a copy cannot (a device, say), names paths outside itself, or says that something
-    belongs to another user than `owner` (uid, gid), if it is given: then what a guest made of it would not be what
-    its manifest says.
+    It must be in GNU tar's strict format, which every program reads alike; with `pax`, other formats are accepted.
+    ObuildError if it is damaged, holds what a copy cannot (such as a device), has paths that lead outside, or, if
+    `owner` (uid, gid) is given, has files of another owner: a guest would not unpack what the manifest says.
     """
     found = []
     total = 0
@@ -128,10 +127,10 @@ def manifest_of(path: Path, *, owner: tuple[int, int] | None = None, pax: bool =
                 if total > MOST_CONTENT:
                     raise ObuildError(f"the guest sent files of more than {MOST_CONTENT >> 40} TiB")
                 if owner not in (None, (member.uid, member.gid)):
-                    raise ObuildError(f"the guest sent {member.path!r} with another owner than was asked for")
+                    raise ObuildError(f"the guest sent {member.path!r} with the wrong owner")
                 found.append(_described(file, member))
     except tar_reader.Damaged as error:
-        raise ObuildError(f"the guest sent no sound tar archive: {error}") from error
+        raise ObuildError(f"the guest sent a damaged tar archive: {error}") from error
     return tuple(found)
 
 
@@ -151,7 +150,7 @@ def _described(file: BinaryIO, member: tar_reader.Member) -> tuple[str, ...]:
         case tar_reader.FILE | tar_reader.SPARSE:
             return ("file", path, mode, _content(file, member))
         case tar_reader.OLD_SPARSE:
-            raise ObuildError(f"the guest sent {path!r} as a sparse file of an old format")
+            raise ObuildError(f"the guest sent {path!r} as a sparse file in an old format")
     raise ObuildError(
         f"cannot copy {path!r} from the build: it is neither a file, a folder nor a symlink",
         hint=f"leave it out: (exclude {path.rpartition('/')[2]})",

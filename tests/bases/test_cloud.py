@@ -135,7 +135,7 @@ def test_cloud_inits_own_schema_is_asked_if_it_is_here(tmp_path: Path, monkeypat
         ("meta-data = '- a'", "meta-data must have keys and values"),
         ("network-config = ': :'", "network-config is not YAML"),
         ("user-data-file = 'x'", "there are user-data and user-data-file"),
-        ("timeout = 'long'", "timeout: 'long' is not a span of time"),
+        ("timeout = 'long'", "timeout: 'long' is not a duration"),
         ("user-date = ''", "unknown key 'user-date'"),
     ],
 )

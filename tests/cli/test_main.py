@@ -601,7 +601,7 @@ def test_prune_fails_if_it_cannot_remove_enough(filled: Path) -> None:
     ("args", "said"),
     [
         (["prune", "--keep-bytes=all"], "--keep-bytes: 'all' is not a size"),
-        (["prune", "--older-than=old"], "--older-than: 'old' is not a span of time"),
+        (["prune", "--older-than=old"], "--older-than: 'old' is not a duration"),
         (["prune", "--json"], "--dry-run"),
         (["prune", "--before=soon"], "--before: 'soon' is neither"),
         (["prune", "--limit=1"], "--before"),

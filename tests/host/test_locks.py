@@ -1,4 +1,4 @@
-"""Locks: one holder, in this process or another, and none once the holder is dead."""
+"""Locks: one holder, in this process or another, and none once the holder has died."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_file_lock_is_a_file_only_while_it_is_held(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-def test_a_file_lock_is_let_go_when_the_block_raises(tmp_path: Path) -> None:
+def test_a_file_lock_is_released_when_the_block_raises(tmp_path: Path) -> None:
     path = tmp_path / "a.lock"
     with pytest.raises(KeyError), file_lock(path):
         raise KeyError
@@ -59,7 +59,7 @@ def test_two_holders_in_one_process_exclude_each_other(tmp_path: Path) -> None:
         assert not second
 
 
-def test_a_refused_lock_does_not_take_the_holders_file_away(tmp_path: Path) -> None:
+def test_a_refused_lock_does_not_remove_the_holders_file(tmp_path: Path) -> None:
     path = tmp_path / "a.lock"
     with file_lock(path):
         with file_lock(path, wait=False):
@@ -68,7 +68,7 @@ def test_a_refused_lock_does_not_take_the_holders_file_away(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("lock", ["file_lock(Path({path!r}))", "folder_lock(Path({folder!r}))"])
-def test_another_process_is_kept_out_until_the_holder_dies(tmp_path: Path, lock: str) -> None:
+def test_the_lock_excludes_other_processes_until_the_holder_dies(tmp_path: Path, lock: str) -> None:
     path = tmp_path / "a.lock"
     code = HOLD.format(lock=lock.format(path=str(path), folder=str(tmp_path)))
 
@@ -85,7 +85,7 @@ def test_another_process_is_kept_out_until_the_holder_dies(tmp_path: Path, lock:
         assert free()
 
 
-def test_who_waits_gets_the_lock_after_the_holder(tmp_path: Path) -> None:
+def test_a_waiter_gets_the_lock_after_the_holder(tmp_path: Path) -> None:
     path = tmp_path / "a.lock"
     order = []
 
@@ -101,7 +101,7 @@ def test_who_waits_gets_the_lock_after_the_holder(tmp_path: Path) -> None:
     assert order == ["first", "second"]
 
 
-def test_processes_count_together_without_losing_one(tmp_path: Path) -> None:
+def test_processes_that_share_a_counter_lose_no_increment(tmp_path: Path) -> None:
     counter = tmp_path / "counter"
     counter.write_text("0")
     argv = [sys.executable, "-c", COUNT, str(tmp_path / "lock"), str(counter)]
@@ -110,10 +110,10 @@ def test_processes_count_together_without_losing_one(tmp_path: Path) -> None:
     assert counter.read_text() == "200"
 
 
-def test_a_lock_on_a_file_that_was_removed_meanwhile_is_no_lock(
+def test_a_lock_on_a_file_that_was_removed_meanwhile_does_not_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The holder before us removes the file as we get its lock: we must hold the one that is there now."""
+    """The previous holder removes the file as we lock it: we must lock the one that is there now."""
     path = tmp_path / "a.lock"
     flock = locks._flock
 
@@ -132,7 +132,7 @@ def test_a_lock_on_a_file_that_was_removed_meanwhile_is_no_lock(
         os.close(fd)
 
 
-def test_shared_folder_locks_go_together_and_keep_the_exclusive_one_out(tmp_path: Path) -> None:
+def test_shared_folder_locks_exclude_only_the_exclusive_one(tmp_path: Path) -> None:
     with folder_lock(tmp_path, shared=True) as one, folder_lock(tmp_path, shared=True, wait=False) as two:
         assert one
         assert two

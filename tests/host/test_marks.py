@@ -1,4 +1,4 @@
-"""Marks: where a command's output ends in a stream, and with which status."""
+"""Marks: where a command's output ends in a stream, and its exit status."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MARK = b"obuild-12345 "
 
 
 def read(pieces: Sequence[bytes]) -> tuple[bytes, int | None]:
-    """What a reader passes on of a stream that arrives in pieces, and the status it finds."""
+    """The output and the status that a reader finds in a stream that arrives in pieces."""
     passed = bytearray()
     reader = MarkReader(MARK, passed.extend)
     for piece in pieces:
@@ -32,26 +32,28 @@ def read(pieces: Sequence[bytes]) -> tuple[bytes, int | None]:
         (MARK + b"-1\n", b"", 255),
     ],
 )
-def test_all_before_the_mark_is_output_however_it_arrives(stream: bytes, output: bytes, status: int) -> None:
+def test_everything_before_the_mark_is_output_however_it_arrives(
+    stream: bytes, output: bytes, status: int
+) -> None:
     end = stream.index(b"\n", stream.index(MARK)) + 1
     for cut in range(end):
         assert read([stream[:cut], stream[cut:]]) == (output, status)
     assert read([stream[at : at + 1] for at in range(end)]) == (output, status)
 
 
-def test_what_comes_behind_the_mark_is_passed_over() -> None:
+def test_bytes_after_the_mark_are_dropped() -> None:
     assert read([b"text" + MARK + b"3\n", b"later", MARK + b"4\n"]) == (b"text", 3)
 
 
-def test_output_is_passed_on_as_early_as_it_safely_can() -> None:
+def test_output_is_passed_on_as_early_as_is_safe() -> None:
     assert read([b"hello", b" world obuild-1"]) == (b"hello world ", None)
 
 
-def test_a_mark_without_an_end_does_not_wait_for_ever() -> None:
+def test_a_mark_without_an_end_does_not_hold_the_stream_up() -> None:
     assert read([MARK + b"not a number"])[1] == 255
 
 
-def test_what_is_held_back_comes_out_at_the_end() -> None:
+def test_flush_passes_on_what_is_held_back() -> None:
     passed = bytearray()
     reader = MarkReader(MARK, passed.extend)
     reader.feed(b"text obuild-")
@@ -59,7 +61,7 @@ def test_what_is_held_back_comes_out_at_the_end() -> None:
     assert bytes(passed) == b"text obuild-"
 
 
-def test_no_two_marks_are_the_same_and_each_is_one_word() -> None:
+def test_each_mark_is_one_unique_word() -> None:
     marks = {new_mark() for _ in range(100)}
     assert len(marks) == 100
     assert all(mark.removeprefix("obuild-").isalnum() for mark in marks)

@@ -1,4 +1,4 @@
-"""Secrets do not show in what a step prints, however it arrives."""
+"""A step's output shows no secret, however it arrives."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def masked(secrets: list[bytes], pieces: list[bytes]) -> bytes:
         ([], b"anything", b"anything"),
     ],
 )
-def test_a_secret_is_replaced_wherever_it_is_cut(secrets: list[bytes], text: bytes, shown: bytes) -> None:
+def test_a_secret_is_masked_wherever_the_stream_is_cut(secrets: list[bytes], text: bytes, shown: bytes) -> None:
     for cut in range(len(text) + 1):
         assert masked(secrets, [text[:cut], text[cut:]]) == shown
     assert masked(secrets, [text[at : at + 1] for at in range(len(text))]) == shown
 
 
-def test_what_cannot_begin_a_secret_is_passed_on_at_once() -> None:
+def test_bytes_that_cannot_begin_a_secret_are_passed_on_at_once() -> None:
     out: list[bytes] = []
     with Mask([b"hunter22"], out.append) as mask:
         mask(b"hello")

@@ -1,4 +1,4 @@
-"""Other programs: what they say, how they end, and that none outlives us."""
+"""Other programs: their output, how they end, and that none outlives us."""
 
 from __future__ import annotations
 
@@ -66,12 +66,12 @@ def test_a_failure_by_signal_names_the_signal() -> None:
         process.run(["sh", "-c", "kill -9 $$"])
 
 
-def test_other_statuses_can_be_success() -> None:
+def test_other_exit_statuses_can_be_accepted() -> None:
     assert process.run(["sh", "-c", "echo fine; exit 3"], ok=(0, 3)) == b"fine\n"
 
 
 @pytest.mark.parametrize("program", ["qemu-img", "mke2fs"])
-def test_a_missing_program_is_named_with_what_to_install(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
+def test_the_error_for_a_missing_program_names_its_package(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
     monkeypatch.setattr(shutil, "which", lambda program, path: None)
     with pytest.raises(UsageError, match=program) as caught:
         process.run([program])
@@ -86,7 +86,7 @@ def test_programs_in_system_folders_are_found_off_the_path(
     assert Path(process.require(program)).name == program
 
 
-def test_every_command_is_logged_as_a_line_to_paste(caplog: pytest.LogCaptureFixture) -> None:
+def test_every_command_is_logged_as_a_shell_line(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "obuild"):
         process.run(["echo", "two words", Path("/a b")])
     assert caplog.messages == ["Exec echo 'two words' '/a b'"]
@@ -126,7 +126,7 @@ def test_a_spawned_program_is_killed_with_the_thread_that_started_it() -> None:
     def start() -> None:
         with os.fdopen(writing, "wb") as said:
             spawned.append(process.spawn(["sh", "-c", "echo running; exec sleep 600"], stderr=said))
-        os.read(reading, 1)  # the kernel knows by now whom the program goes with
+        os.read(reading, 1)  # by now the kernel knows the program's parent thread
 
     thread = threading.Thread(target=start)
     thread.start()
@@ -141,12 +141,12 @@ def test_a_spawned_program_does_not_outlive_a_killed_process() -> None:
         assert parent.stdout is not None
         assert parent.stdout.readline() == "ready\n"
         parent.kill()
-        # its stdout is ours too: the end of the file comes when the last of them is dead
+        # its stdout is ours too: the end of the file comes when the last of them has died
         assert parent.stdout.read() == ""
 
 
 @needs_setpriv
-def test_a_cancelled_scope_kills_its_own_programs_only_and_starts_no_more(tmp_path: Path) -> None:
+def test_a_cancelled_scope_kills_only_its_own_programs_and_starts_no_more(tmp_path: Path) -> None:
     one, other = process.CancelScope(), process.CancelScope()
     with (tmp_path / "said").open("wb") as said:
         with (
@@ -161,7 +161,7 @@ def test_a_cancelled_scope_kills_its_own_programs_only_and_starts_no_more(tmp_pa
             assert (one.cancelled, other.cancelled) == (True, False)
             with pytest.raises(Cancelled), one.spawned(["sleep", "600"], stderr=said):
                 pass
-        assert theirs.returncode == -9  # and waited for
+        assert theirs.returncode == -9  # and was waited for
 
 
 @needs_setpriv
@@ -180,6 +180,6 @@ def test_a_program_that_starts_while_its_scope_is_cancelled_is_killed(
         assert child.wait() == -9
 
 
-def test_endings_are_told_in_words() -> None:
+def test_endings_are_put_in_words() -> None:
     assert process.ending(-11) == "was killed by signal 11"
     assert process.ending(2) == "failed with exit status 2"

@@ -25,7 +25,9 @@ def info(path: Path) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("name", ["disk.img", "disk.qcow2", "misleading.vmdk"])
-def test_an_image_is_known_by_its_content(tmp_path: Path, raw_disk: Path, qcow2_disk: Path, name: str) -> None:
+def test_the_format_is_detected_from_the_content(
+    tmp_path: Path, raw_disk: Path, qcow2_disk: Path, name: str
+) -> None:
     for source, format in ((raw_disk, "raw"), (qcow2_disk, "qcow2")):
         path = tmp_path / name
         path.write_bytes(source.read_bytes())
@@ -44,7 +46,7 @@ def test_an_image_is_known_by_its_content(tmp_path: Path, raw_disk: Path, qcow2_
         (b"BZh9", "bzip2"),
     ],
 )
-def test_a_foreign_format_is_named_with_what_to_do(tmp_path: Path, head: bytes, what: str) -> None:
+def test_the_error_for_a_foreign_format_says_what_to_do(tmp_path: Path, head: bytes, what: str) -> None:
     path = tmp_path / "image"
     path.write_bytes(head.ljust(4096, b"\0"))
     with pytest.raises(UsageError, match=what) as caught:
@@ -53,7 +55,7 @@ def test_a_foreign_format_is_named_with_what_to_do(tmp_path: Path, head: bytes, 
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>404 not found</html>", bytes(4096)])
-def test_what_no_firmware_could_boot_is_no_disk(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_no_firmware_could_boot_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "image"
     path.write_bytes(content)
     with pytest.raises(UsageError, match="not a disk image") as caught:
@@ -82,7 +84,7 @@ def test_a_truncated_image_is_refused(tmp_path: Path, qcow2_disk: Path) -> None:
 
 
 def test_leaked_clusters_do_no_harm(tmp_path: Path, qcow2_disk: Path) -> None:
-    """As left by a QEMU that was killed: a cluster that is counted but not used."""
+    """A QEMU that was killed leaves such a cluster: counted but not used."""
     path = tmp_path / "image"
     path.write_bytes(qcow2_disk.read_bytes())
     os.truncate(path, path.stat().st_size + 65536)
@@ -98,7 +100,7 @@ def test_leaked_clusters_do_no_harm(tmp_path: Path, qcow2_disk: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [["-F", "raw", "-b", "{}"], ["-o", "data_file={}"]])
-def test_an_image_that_reads_other_files_of_the_host_is_refused(tmp_path: Path, options: list[str]) -> None:
+def test_an_image_that_refers_to_other_files_of_the_host_is_refused(tmp_path: Path, options: list[str]) -> None:
     other = tmp_path / "passwords"
     other.write_bytes(bytes(1 << 20))
     path = tmp_path / "image"

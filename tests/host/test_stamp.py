@@ -1,4 +1,4 @@
-"""What changes when something is another one."""
+"""Stamps: values that change when a file or a folder changes."""
 
 from __future__ import annotations
 
@@ -31,5 +31,5 @@ def test_the_stamp_of_a_folder_changes_with_its_names(tmp_path: Path) -> None:
     assert stamp.of_folder(tmp_path) != first
 
 
-def test_the_host_says_which_boot_this_is() -> None:
+def test_the_boot_id_is_the_hosts() -> None:
     assert stamp.boot_id() == stamp.boot_id() != ""

@@ -1,4 +1,4 @@
-"""The program with its stdin, stdout and stderr closed, full, or with nobody at the other end. No guest boots."""
+"""The program with its stdin, stdout and stderr closed, full, or without a reader. No guest boots."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from obuild.store.layers import Store
 
-#: A store in which something is to be said of each: STORE is its option, FILE and SPEC are there.
+#: Commands that all have something to print. STORE stands for the --store option; FILE and SPEC exist.
 COMMANDS = (
     "--help",
     "--version",
@@ -32,7 +32,7 @@ COMMANDS = (
     "run none STORE -- true",
     "cp none:/x - STORE",
 )
-#: These say nothing on stdout, or find nothing wrong with what is on stdin.
+#: These print nothing on stdout, or accept what is on stdin.
 SILENT = ("logs", "run", "cp", "cache ls", "fmt")
 
 
@@ -67,23 +67,23 @@ def run(place: Path, command: str, how: str) -> subprocess.CompletedProcess[str]
 
 
 def sound(place: Path) -> bool:
-    """Whether the store is as it should be: nothing was printed into one of its files."""
+    """Whether the store is sound: no output went into one of its files."""
     return run(place, "fsck --repair STORE", "").returncode == 0 and run(place, "fsck STORE", "").returncode == 0
 
 
 def status(command: str) -> int:
-    """What a command ends with, if all goes well."""
+    """A command's exit status if nothing is wrong with its streams."""
     return 2 if command == "fmt" or " none" in command else 0
 
 
 @pytest.mark.parametrize("how", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
-def test_what_is_closed_is_as_if_it_were_dev_null(place: Path, how: str) -> None:
+def test_a_closed_stream_acts_like_dev_null(place: Path, how: str) -> None:
     for command in COMMANDS:
         assert run(place, command, how).returncode == status(command), command
     assert sound(place)
 
 
-def test_output_that_cannot_be_written_is_no_fault_of_the_store(place: Path) -> None:
+def test_a_failed_write_to_stdout_is_not_blamed_on_the_store(place: Path) -> None:
     for command in COMMANDS:
         done = run(place, command, ">/dev/full")
         if not command.startswith(SILENT):
@@ -92,12 +92,12 @@ def test_output_that_cannot_be_written_is_no_fault_of_the_store(place: Path) -> 
     assert sound(place)
 
 
-def test_complaints_that_cannot_be_written_change_no_status(place: Path) -> None:
+def test_a_failed_write_to_stderr_does_not_change_the_exit_status(place: Path) -> None:
     for command in COMMANDS:
         assert run(place, command, "2>/dev/full").returncode == status(command), command
 
 
-def test_a_reader_who_leaves_ends_the_command_quietly(place: Path) -> None:
+def test_a_reader_that_goes_away_ends_the_command_quietly(place: Path) -> None:
     for command in COMMANDS:
         done = run(place, command, "| head -c0")
         assert done.stderr == "" or command.startswith(SILENT), command

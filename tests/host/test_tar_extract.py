@@ -1,4 +1,4 @@
-"""Files out of a guest's archive: whole and under one name, or not at all; and nothing anywhere else."""
+"""Extracting a guest's archive: whole and under one name, or not at all; and nothing anywhere else."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TOP: Entry = ("top", FOLDER, "")
 
 @pytest.fixture
 def here(tmp_path: Path) -> Path:
-    """A folder to unpack in, beside which there is something that a guest could harm."""
+    """A folder to extract into, beside a file that a guest could try to harm."""
     (tmp_path / "outside").mkdir()
     (tmp_path / "outside/there").write_text("as it was")
     (tmp_path / "here").mkdir()
@@ -36,7 +36,7 @@ Out = Callable[..., Path]
 
 @pytest.fixture
 def out(here: Path) -> Out:
-    """Unpack an archive as `here/out`; `out.left_out` is what that leaves out."""
+    """Extract an archive as `here/out`; `out.left_out` is what was left out."""
 
     def run(data: bytes, *, root: bool = False, strict: bool = True, to: str = "out") -> Path:
         archive = here.parent / "archive.tar"
@@ -50,7 +50,7 @@ def out(here: Path) -> Out:
 
 
 def of_gnu_tar(path: Path | str) -> bytes:
-    """What a Linux guest sends of one of its files."""
+    """The archive that a Linux guest sends for one of its files."""
     script = by_gnu_tar(("tar",), [str(path)], exclude=(), rename=None, owner=(0, 0)).script
     return subprocess.run(["sh"], input=script, check=True, capture_output=True).stdout
 
@@ -84,7 +84,7 @@ def test_it_goes_where_cp_would_put_it(here: Path, monkeypatch: pytest.MonkeyPat
         ("file/new", "x", "no folder"),
         ("folder", "inner", "is a folder"),
         ("folder", "link", "is a folder"),
-        ("folder", "", "there already"),
+        ("folder", "", "already exists"),
         ("fifo", "x", "not a regular file"),
         ("folder", "null", "not a regular file"),
     ],
@@ -99,10 +99,10 @@ def test_a_place_where_nothing_can_be_put_is_refused(here: Path, dest: str, name
         place(f"{here}/{dest}", name)
 
 
-# -- what is made
+# -- what is extracted
 
 
-def test_a_folder_comes_out_as_it_is_but_for_owners_and_special_bits(tmp_path: Path, here: Path, out: Out) -> None:
+def test_a_folder_is_extracted_without_owners_and_special_bits(tmp_path: Path, here: Path, out: Out) -> None:
     top = tmp_path / "top"
     (top / "sub/deep").mkdir(parents=True)
     (top / "file").write_text("x")
@@ -147,7 +147,7 @@ def test_a_sparse_file_stays_sparse(tmp_path: Path, out: Out) -> None:
         assert file.read(10) == b"data 59\0\0\0"
 
 
-def test_a_root_is_what_is_in_it(tmp_path: Path, out: Out) -> None:
+def test_a_root_is_extracted_as_its_content(tmp_path: Path, out: Out) -> None:
     (tmp_path / "top/sub").mkdir(parents=True)
     (tmp_path / "top/sub/file").write_text("x")
     os.link(tmp_path / "top/sub/file", tmp_path / "top/other")
@@ -156,13 +156,13 @@ def test_a_root_is_what_is_in_it(tmp_path: Path, out: Out) -> None:
 
 
 @pytest.mark.parametrize("kind", [FILE, SYMLINK])
-def test_a_single_thing_has_the_name_that_the_user_gives_it(out: Out, kind: bytes) -> None:
+def test_a_single_member_gets_the_name_that_the_user_gives(out: Out, kind: bytes) -> None:
     made = out(packed(("its-name", kind, "to" if kind == SYMLINK else "")))
     assert made.name == "out"
     assert made.is_symlink() == (kind == SYMLINK)
 
 
-def test_where_there_are_no_hard_links_a_second_name_is_a_copy(
+def test_a_hard_link_becomes_a_copy_where_links_are_not_supported(
     tmp_path: Path, out: Out, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def link(source: object, dest: object, *, follow_symlinks: bool) -> None:
@@ -179,7 +179,7 @@ needs_bsdtar = pytest.mark.skipif(not shutil.which("bsdtar"), reason="needs bsdt
 
 
 @needs_bsdtar
-def test_what_the_tar_of_freebsd_and_windows_packs_is_unpacked_too(tmp_path: Path, out: Out) -> None:
+def test_an_archive_by_bsdtar_is_extracted(tmp_path: Path, out: Out) -> None:
     top = tmp_path / "top"
     top.mkdir()
     with (top / "sparse").open("wb") as file:
@@ -237,17 +237,17 @@ def test_a_sparse_file_in_the_pax_format(out: Out) -> None:
         pax_sparse(b"1\n0\n3\n", b"abc", b"9999999999999999999"),
     ],
 )
-def test_a_sparse_file_that_is_none_is_refused(here: Path, out: Out, data: bytes) -> None:
+def test_a_malformed_sparse_file_is_refused(here: Path, out: Out, data: bytes) -> None:
     with pytest.raises(ObuildError):
         out(data, strict=False)
     assert list(here.iterdir()) == []
 
 
-# -- what a guest may try
+# -- what a hostile guest may try
 
 
 def hostile(outside: Path) -> dict[str, bytes]:
-    """Archives whose makers want to reach something that is not theirs; or to confuse us."""
+    """Archives that try to reach something outside, or to confuse us."""
     up = "../" * 12
     through = f"top/s/{up}{outside}"
     return {
@@ -289,7 +289,7 @@ def hostile(outside: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("trick", sorted(hostile(Path("/x"))))
 @pytest.mark.parametrize("strict", [True, False])
 @pytest.mark.parametrize("root", [True, False])
-def test_a_hostile_archive_leaves_nothing_and_harms_nothing(
+def test_a_hostile_archive_creates_nothing_and_harms_nothing(
     tmp_path: Path, here: Path, out: Out, trick: str, strict: bool, root: bool
 ) -> None:
     before = seen(tmp_path / "outside")
@@ -300,7 +300,7 @@ def test_a_hostile_archive_leaves_nothing_and_harms_nothing(
     assert seen(tmp_path / "outside") == before
 
 
-def test_a_symlink_as_the_thing_itself_is_made_and_not_followed(tmp_path: Path, out: Out) -> None:
+def test_a_symlink_as_the_only_member_is_made_and_not_followed(tmp_path: Path, out: Out) -> None:
     before = seen(tmp_path / "outside")
     made = out(packed(("top", SYMLINK, str(tmp_path / "outside"))))
     assert made.readlink() == tmp_path / "outside"
@@ -308,7 +308,7 @@ def test_a_symlink_as_the_thing_itself_is_made_and_not_followed(tmp_path: Path, 
 
 
 def header(name: bytes, size: int, **fields: bytes) -> bytes:
-    """A header of GNU tar's, of a sparse file that has one piece of 0 bytes at its end."""
+    """A GNU tar header of a sparse file with one piece of 0 bytes at its end."""
     info = tarfile.TarInfo(name.decode())
     block = bytearray(info.tobuf(tarfile.GNU_FORMAT)[:512])
     block[156:157] = tarfile.GNUTYPE_SPARSE
@@ -319,7 +319,7 @@ def header(name: bytes, size: int, **fields: bytes) -> bytes:
     return bytes(block)
 
 
-def test_a_file_that_no_file_system_has_room_for_is_refused(here: Path, out: Out) -> None:
+def test_a_file_too_large_for_any_file_system_is_refused(here: Path, out: Out) -> None:
     for size in (1 << 62, 1 << 63, 1 << 80):
         with pytest.raises(ObuildError, match=r"cannot write|larger than"):
             out(header(b"huge", size) + bytes(1024))
@@ -327,8 +327,10 @@ def test_a_file_that_no_file_system_has_room_for_is_refused(here: Path, out: Out
     assert out(header(b"large", 1 << 40) + bytes(1024)).stat().st_blocks == 0
 
 
-def test_what_was_left_shut_is_removed_as_well(here: Path, out: Out, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An error at the last moment, when a hostile folder has its mode already."""
+def test_unreadable_folders_are_removed_after_an_error(
+    here: Path, out: Out, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error comes at the last moment, when a hostile folder has its final mode."""
 
     def rename(self: Path, target: object) -> None:
         raise OSError(errno.EIO, "the disk is on fire")
@@ -345,12 +347,10 @@ def test_what_was_left_shut_is_removed_as_well(here: Path, out: Out, monkeypatch
     assert list(here.iterdir()) == []
 
 
-# -- what is there already
+# -- when the destination exists
 
 
-def test_a_file_takes_the_place_of_a_file_or_a_link_and_of_nothing_else(
-    tmp_path: Path, here: Path, out: Out
-) -> None:
+def test_a_file_replaces_a_file_or_a_link_and_nothing_else(tmp_path: Path, here: Path, out: Out) -> None:
     file, link, folder = packed(("a", FILE, "")), packed(("a", SYMLINK, "to")), packed(("a", FOLDER, ""))
     (here / "out").write_text("old")
     for other in (link, folder):
@@ -377,7 +377,7 @@ def test_a_file_takes_the_place_of_a_file_or_a_link_and_of_nothing_else(
     assert (tmp_path / "outside/there").read_text() == "as it was"
 
 
-def test_a_folder_that_appeared_meanwhile_stays(here: Path, out: Out) -> None:
+def test_a_folder_that_appears_meanwhile_is_kept(here: Path, out: Out) -> None:
     (here / "out").mkdir()
     for data in (packed(("a", FILE, "")), packed(("a", FOLDER, ""))):
         with pytest.raises(ObuildError):
@@ -385,6 +385,6 @@ def test_a_folder_that_appeared_meanwhile_stays(here: Path, out: Out) -> None:
     assert list(here.iterdir()) == [here / "out"]
 
 
-def test_a_folder_that_cannot_be_written_to_is_named(here: Path, out: Out) -> None:
+def test_the_error_names_a_folder_that_cannot_be_written_to(here: Path, out: Out) -> None:
     with pytest.raises(ObuildError, match=f"cannot write {here}/none/out"):
         out(packed(("a", FILE, "")), to="none/out")

@@ -1,4 +1,4 @@
-"""Our end of a shell: what is typed goes, what is said comes, and the terminal is afterwards what it was."""
+"""The local end of a shell: input goes out, output comes in, and the terminal is restored afterwards."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from obuild.host.terminal import Escape, Terminal
 
 @dataclass
 class Far:
-    """The far end: hears what is typed, does `act` with it, and has ended when it has said so."""
+    """The far end: gets what is typed, calls `act` with it, and ends when `end` is called."""
 
     act: Callable[[Far], object] = lambda far: None
     takes: list[int] = field(default_factory=list)  # bytes, call by call; then all
@@ -68,7 +68,7 @@ def wait(seconds: float, *fds: int) -> Sequence[int]:
 
 @dataclass
 class Pty:
-    """Both ends of a terminal, and what the one that is typed at was like when nobody had touched it."""
+    """Both ends of a terminal, and the settings that the user's end had at first."""
 
     ours: int
     theirs: int
@@ -109,7 +109,7 @@ def types(pty: Pty, monkeypatch: pytest.MonkeyPatch) -> Callable[[bytes], None]:
 Types = Callable[[bytes], None]
 
 
-def test_pipes_are_carried_both_ways_to_their_ends() -> None:
+def test_pipes_are_copied_both_ways_to_their_ends() -> None:
     stdin, typed = os.pipe()
     out, stdout = os.pipe()
     err, stderr = os.pipe()
@@ -123,7 +123,7 @@ def test_pipes_are_carried_both_ways_to_their_ends() -> None:
         os.close(fd)
 
 
-def test_a_far_end_that_takes_little_gets_all_and_is_heard_meanwhile() -> None:
+def test_a_far_end_that_reads_slowly_gets_all_input_while_its_output_is_shown() -> None:
     stdin, typed = os.pipe()
     out, stdout = os.pipe()
     os.write(typed, b"0123456789")
@@ -136,7 +136,7 @@ def test_a_far_end_that_takes_little_gets_all_and_is_heard_meanwhile() -> None:
         os.close(fd)
 
 
-def test_every_key_is_the_guests_and_nothing_is_echoed_here(pty: Pty, types: Types) -> None:
+def test_every_key_goes_to_the_guest_and_nothing_is_echoed_locally(pty: Pty, types: Types) -> None:
     keys = b"\x03\x04\x1a\x1c\x11\x13\r\n\xff"
     types(keys)
 
@@ -146,7 +146,7 @@ def test_every_key_is_the_guests_and_nothing_is_echoed_here(pty: Pty, types: Typ
             far.end()
 
     pty.at.join(Far(act), wait)
-    assert os.read(pty.ours, 100) == b"heard\n"  # and no CR: what the guest's terminal makes of it is enough
+    assert os.read(pty.ours, 100) == b"heard\n"  # and no CR: the guest's terminal adds what is needed
     assert pty.is_as_it_was()
 
 
@@ -159,7 +159,7 @@ def hang_up(far: Far) -> None:
 
 
 @pytest.mark.parametrize(("act", "error"), [(fails, MachineError), (hang_up, KeyboardInterrupt)])
-def test_a_terminal_is_what_it_was_whatever_happens(
+def test_the_terminal_is_restored_whatever_happens(
     pty: Pty, types: Types, act: Callable[[Far], object], error: type[BaseException]
 ) -> None:
     types(b"x")
@@ -170,7 +170,7 @@ def test_a_terminal_is_what_it_was_whatever_happens(
     assert [signal.getsignal(number) for number in (signal.SIGWINCH, signal.SIGHUP)] == handlers
 
 
-def test_the_size_of_the_window_is_followed(pty: Pty, types: Types) -> None:
+def test_a_resized_window_resizes_the_guests_terminal(pty: Pty, types: Types) -> None:
     def act(far: Far) -> None:
         termios.tcsetwinsize(pty.ours, (44, 55))
         os.kill(os.getpid(), signal.SIGWINCH)
@@ -182,7 +182,7 @@ def test_the_size_of_the_window_is_followed(pty: Pty, types: Types) -> None:
     assert far.sizes == [(55, 44)]
 
 
-def test_a_window_without_a_size_has_a_usual_one(pty: Pty) -> None:
+def test_a_terminal_without_a_size_gets_the_default(pty: Pty) -> None:
     termios.tcsetwinsize(pty.ours, (0, 0))
     assert pty.at.size() == (80, 24)
     assert Terminal(pty.at.stdin).typed
@@ -191,7 +191,7 @@ def test_a_window_without_a_size_has_a_usual_one(pty: Pty) -> None:
         assert not Terminal(null.fileno()).typed
 
 
-def test_a_terminal_that_goes_away_ends_it(pty: Pty, types: Types) -> None:
+def test_a_terminal_that_goes_away_ends_the_session(pty: Pty, types: Types) -> None:
     def close(far: Far) -> None:
         os.dup2(far.ring[0], pty.ours)
 
@@ -200,7 +200,7 @@ def test_a_terminal_that_goes_away_ends_it(pty: Pty, types: Types) -> None:
         pty.at.join(Far(close), wait)
 
 
-def test_a_thread_has_no_signals_and_can_do_without(pty: Pty, types: Types) -> None:
+def test_a_session_in_a_thread_works_without_signal_handlers(pty: Pty, types: Types) -> None:
     types(b"x")
     far = Far(act=Far.end)
     thread = threading.Thread(target=pty.at.join, args=(far, wait))
@@ -229,7 +229,7 @@ def test_what_is_typed_is_passed_on(pieces: Sequence[bytes], passed: bytes) -> N
 @pytest.mark.parametrize(
     "pieces", [[b"~."], [b"~", b"."], [b"ls\r~."], [b"ls\n", b"~", b"."], [b"x\r~~\r~."], [b""]]
 )
-def test_leaving_is_typed_at_the_start_of_a_line(pieces: Sequence[bytes]) -> None:
+def test_the_escape_works_at_the_start_of_a_line(pieces: Sequence[bytes]) -> None:
     escape = Escape()
     with pytest.raises(KeyboardInterrupt):
         list(map(escape, pieces))

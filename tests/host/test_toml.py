@@ -1,4 +1,4 @@
-"""TOML: what is written reads back, and keys are found where they stand."""
+"""TOML: what is written reads back, and keys are found at their line and column."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ path = "/b"
         (("debian", "file", 1, "text"), (21, 3)),
     ],
 )
-def test_a_key_is_found_where_it_stands(path: toml.KeyPath, place: tuple[int, int] | None) -> None:
+def test_the_position_of_a_key_is_found(path: toml.KeyPath, place: tuple[int, int] | None) -> None:
     assert toml.position(TEXT, path) == place
 
 
@@ -85,6 +85,6 @@ def test_text_of_several_lines_stays_readable() -> None:
     assert toml.dumps({"script": "a\nb\n"}) == "script = '''\na\nb\n'''\n"
 
 
-def test_what_is_no_toml_is_refused() -> None:
+def test_text_that_is_not_toml_is_refused() -> None:
     with pytest.raises(UsageError, match="it: not a TOML file"):
         toml.loads("a =", where="it")

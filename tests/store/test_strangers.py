@@ -373,7 +373,7 @@ def test_a_pipe_in_a_chain_of_images_is_not_waited_for(store: Store, qcow2_disk:
     os.mkfifo(store.root / "pipe")
     image = store.root / "image.qcow2"
     qemu_img.create_overlay(image, "pipe", size=1 << 20)
-    with pytest.raises(UsageError, match="pipe: it is a named pipe, and not a file"):
+    with pytest.raises(UsageError, match="pipe: it is a named pipe, not a file"):
         qemu_img.check(image)
 
 
