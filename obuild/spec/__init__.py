@@ -1,6 +1,6 @@
-"""The language of specs: a Stage and its ops; parse, check and print them.
+"""The spec language: a Stage and its ops; parse, check and print them.
 
-The parts are in ops (the values), parser and formatter; this is their front door.
+Import from here. The parts are in ops (the values), parser and formatter.
 """
 
 from obuild.spec.formatter import format, format_op

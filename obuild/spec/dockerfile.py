@@ -1,7 +1,7 @@
-"""A Stage as a Dockerfile, byte for byte as OBuilder writes it.
+"""Convert a Stage to a Dockerfile, byte for byte as OBuilder does.
 
-What a Dockerfile cannot say is left out, as there: `exclude`, `network` and, without BuildKit, caches
-and secrets. Words are written as they are, for Docker's rules of quoting differ from place to place.
+What a Dockerfile cannot express is left out, as in OBuilder: `exclude`, `network` and, without BuildKit,
+caches and secrets. Words are not quoted, since Docker's quoting rules differ from place to place.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ _ROOTS: dict[str, UnixUser | WindowsUser] = {
     "unix": UnixUser(0, 0),
     "windows": WindowsUser("ContainerAdministrator"),
 }
-#: What OCaml's String.trim takes away.
+#: The characters that OCaml's String.trim removes.
 _BLANK = " \t\n\f\r"
 
 
 def dockerfile(stage: Stage, *, buildkit: bool, escape: Escape) -> str:
-    """The Dockerfile for `stage`; every line of it ends in a newline.
+    """The Dockerfile for `stage`; every line ends in a newline.
 
-    `escape` says what continues a line, and who the user is until an op changes it. OBuilder crashes at
-    a BuildKit mount of a user who has no number; here that mount is written without one.
+    `escape` selects the line continuation character and the initial user. OBuilder crashes on a BuildKit
+    mount for a user without a uid; here the mount is written without one.
     """
     writer = _Writer(buildkit, _ESCAPES[escape], _ROOTS[escape])
     head = "#escape=`\n" if escape == "windows" else ""
@@ -50,7 +50,7 @@ def dockerfile(stage: Stage, *, buildkit: bool, escape: Escape) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Writer:
-    """Writes a stage's ops, as long as `user` is the user."""
+    """Writes a stage's ops; `user` is the current user."""
 
     buildkit: bool
     escape: str

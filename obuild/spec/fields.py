@@ -1,4 +1,4 @@
-"""The small parts of a spec: words, numbers, fields, and what to say when they are wrong."""
+"""The small parts of a spec: words, numbers, fields, and the errors about them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from obuild.errors import SpecError
 from obuild.spec import sexp
 from obuild.spec.sexp import Atom, List, Node
 
-#: A good example of each op and field, for hints.
+#: An example of each op and field, for hints.
 EXAMPLES = {
     "build": '(build NAME ((from debian-12) (run (shell "make"))))',
     "from": "(from debian-12)",
@@ -26,14 +26,14 @@ EXAMPLES = {
     "target": "(target /path)",
     "buildkit_options": "(buildkit_options ((sharing shared)))",
 }
-#: The fields that an op, or an item of a field, may have.
+#: The fields of each op, and of each item of a field.
 FIELDS = {
     "run": ("shell", "cache", "network", "secrets"),
     "copy": ("from", "src", "dst", "exclude"),
     "cache": ("target", "buildkit_options"),
     "secrets": ("target", "buildkit_options"),
 }
-#: What an op of a fixed number of words takes.
+#: The arguments of the ops that take a fixed number of words.
 WORDS = {
     "from": ("one name",),
     "workdir": ("one path",),
@@ -43,7 +43,7 @@ WORDS = {
 
 
 class Fields:
-    """The fields `(NAME VALUE…)` of `op`: each is known, and there at most once."""
+    """The fields `(NAME VALUE…)` of `op`. Each is known, and given at most once."""
 
     def __init__(self, op: str, node: List, items: tuple[Node, ...]) -> None:
         self.op = op
@@ -59,8 +59,8 @@ class Fields:
                 raise error(item, f"{self.op}: unknown field {quoted(name)}", hint)
             case List((Atom(name), *_)) if name in self.found:
                 first = self.found[name]
-                hint = f"the first is in line {first.line}, column {first.column}; keep one of them"
-                raise error(item, f"{self.op}: a second {name}", hint)
+                hint = f"the first is at line {first.line}, column {first.column}; keep one of them"
+                raise error(item, f"{self.op}: {name} is given twice", hint)
             case List((Atom(name), *_)):
                 self.found[name] = item
             case _:
@@ -70,19 +70,19 @@ class Fields:
         return f"{self.op} takes {choices(FIELDS[self.op])}, as in {EXAMPLES[self.op]}"
 
     def rest(self, name: str) -> tuple[Node, ...]:
-        """What follows the name in its list; nothing if there is no such field."""
+        """The items after the name; empty if there is no such field."""
         return self.found[name].items[1:] if name in self.found else ()
 
     def words(self, name: str) -> tuple[str, ...]:
         return tuple(word(item, f"{self.op}: {name}") for item in self.rest(name))
 
     def require(self, name: str) -> None:
-        """SpecError unless the field is there."""
+        """SpecError unless the field is given."""
         if name not in self.found:
             raise error(self.node, f"{self.op}: {name} is missing", f"add {self._example(name)}")
 
     def value(self, name: str) -> Node:
-        """The one value of a field that has to be there."""
+        """The value of a required field that takes one."""
         self.require(name)
         rest = self.rest(name)
         if len(rest) != 1:
@@ -94,7 +94,7 @@ class Fields:
         return word(self.value(name), f"{self.op}: {name}")
 
     def pairs(self, name: str) -> tuple[tuple[str, str], ...]:
-        """The pairs of `(NAME ((key value)…))`; none if there is no such field."""
+        """The pairs of `(NAME ((key value)…))`; empty if there is no such field."""
         if name not in self.found:
             return ()
         node = self.value(name)
@@ -109,23 +109,23 @@ class Fields:
         raise error(item, f"{self.op}: {name}: {show(item)} is not a pair", f"write {EXAMPLES[name]}")
 
     def _example(self, name: str) -> str:
-        # `shell` is an op, too, with another meaning.
+        # `shell` is also an op, with another meaning.
         return '(shell "make install")' if name == "shell" else EXAMPLES[name]
 
 
 def fixed_words(node: List, op: str) -> tuple[str, ...]:
-    """The arguments of `(OP WORD…)`, as many as WORDS says."""
+    """The arguments of `(OP WORD…)`; WORDS says how many there must be."""
     args = node.items[1:]
     if len(args) != len(WORDS[op]):
         hint = f"write {EXAMPLES[op]}"
         if len(args) > len(WORDS[op]):
-            hint += ", and put a word that has spaces in quotes"
+            hint += "; put a word with spaces in quotes"
         raise error(node, f"{op} takes {' and '.join(WORDS[op])}, but {_has(len(args))}", hint)
     return tuple(word(arg, op) for arg in args)
 
 
 def word(node: Node, where: str) -> str:
-    """The text of an atom."""
+    """The text of an atom. SpecError for a list."""
     if isinstance(node, Atom):
         return node.text
     hint = "write it without parentheses, or in quotes if they belong to it"
@@ -133,18 +133,18 @@ def word(node: Node, where: str) -> str:
 
 
 def number(node: Node, where: str) -> int:
-    """A whole number, written in any way that OCaml reads."""
+    """An integer, in any notation that OCaml reads."""
     text = word(node, where)
     value = _int(text)
     if value is None:
-        raise error(node, f"{where} is a whole number, not {quoted(text)}", f"write {EXAMPLES['user']}")
+        raise error(node, f"{where} takes a whole number, not {quoted(text)}", f"write {EXAMPLES['user']}")
     return value
 
 
 def _int(text: str) -> int | None:
     """`text` as OCaml's int_of_string reads it.
 
-    An int has 63 bits. Plain digits may not reach the sign bit; 0x, 0o, 0b and 0u may, and wrap.
+    An int has 63 bits. Decimal digits must not reach the sign bit; 0x, 0o, 0b and 0u may, and wrap around.
     """
     sign = -1 if text[:1] == "-" else 1
     body = text[1:] if text[:1] in ("-", "+") else text
@@ -162,12 +162,12 @@ def _int(text: str) -> int | None:
 
 
 def error(node: Node, message: str, hint: str) -> SpecError:
-    """A SpecError at the place of `node`."""
+    """A SpecError at the position of `node`."""
     return SpecError(message, line=node.line, column=node.column, hint=hint)
 
 
 def show(node: Node) -> str:
-    """`node` as text, cut short."""
+    """`node` as text, shortened."""
     text = sexp.dumps(sexp.plain(node))
     return text if len(text) <= 40 else text[:39] + "…"
 
@@ -181,8 +181,8 @@ def choices(names: tuple[str, ...]) -> str:
 
 
 def suggest(text: str, names: tuple[str, ...]) -> str:
-    """`did you mean …?`, or nothing if no name is near."""
-    import difflib  # slow to import, and needed only if something is wrong
+    """`did you mean …?`, or "" if no name is similar."""
+    import difflib  # slow to import, and needed only for an error
 
     near = difflib.get_close_matches(text.lower(), names, 1)
     return f"did you mean {quoted(near[0])}?" if near else ""

@@ -1,6 +1,6 @@
-"""A Stage as text, laid out as OBuilder lays it out: lines, and fields under fields.
+"""Print a Stage in OBuilder's layout: one op per line, fields below each other.
 
-What it prints reads back as the same Stage. A function that is told a `column` starts to write there.
+The output parses back to the same Stage. `column` is where a function's output will start on its line.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from obuild.spec.ops import (
 )
 from obuild.spec.sexp import Sexp
 
-#: OCaml's Format fills lines of this width, and indents no further than this.
+#: The line width of OCaml's Format, and its largest indentation.
 _WIDTH = 80
 _MAX_INDENT = 68
 
 
 def format(stage: Stage) -> str:
-    """`stage` as a spec, without a newline at its end."""
+    """`stage` as a spec, without a final newline."""
     return f"({_lines(stage, 1)}\n)"
 
 
 def format_op(op: Op, *, column: int = 0) -> str:
-    """One op, for a line on which `column` characters are taken already."""
+    """One op, for a line that already has `column` characters."""
     return _op(_op_sexp(op), column)
 
 
@@ -51,12 +51,12 @@ def format_name(name: str, *, column: int) -> str:
 
 
 def format_fields(op: Run | Copy, *, column: int) -> list[tuple[str, str]]:
-    """The name and the text of each field, for who puts each on a line of its own."""
+    """The name and the text of each field, for printing each on a line of its own."""
     return [(str(field[0]), _one_line(field, column)) for field in _op_sexp(op)[1:]]
 
 
 def newline(column: int) -> str:
-    """A line break, and what indents the next line."""
+    """A newline and the indentation of the next line."""
     return "\n" + " " * min(column, _MAX_INDENT)
 
 
@@ -85,7 +85,7 @@ def _width(items: Iterable[Sexp]) -> int:
 
 
 def _one_line(item: Sexp, column: int) -> str:
-    """`item` with single spaces; only a word of several lines breaks the line."""
+    """`item` with single spaces; only a multi-line word breaks the line."""
     if isinstance(item, str):
         return _word(item, column)
     text = "("
@@ -96,7 +96,7 @@ def _one_line(item: Sexp, column: int) -> str:
 
 
 def _end(text: str, column: int) -> int:
-    """The column after `text`, if it starts at `column`."""
+    """The column after `text`, which starts at `column`."""
     newline = text.rfind("\n")
     return column + len(text) if newline < 0 else len(text) - newline - 1
 
@@ -105,7 +105,7 @@ def _word(word: str, column: int) -> str:
     first = word.find("\n")
     if first in (-1, len(word) - 1):
         return sexp.quote(word)
-    # Lines end in a backslash and go on with `\\n`; the space before the quote lines them up.
+    # Lines end in a backslash and continue with `\\n`; the space before the quote aligns them.
     between = "\\" + newline(column) + "\\n"
     return f' "{between.join(map(sexp.escape, word.split(chr(10))))}"'
 
@@ -158,6 +158,6 @@ def _mount_sexp(mount: Cache | Secret) -> Sexp:
 
 
 def _field(name: str, items: Iterable[Sexp]) -> tuple[Sexp, ...]:
-    """The field `(NAME ITEM…)`, or nothing if there are no items."""
+    """The field `(NAME ITEM…)`; empty if there are no items."""
     field = (name, *items)
     return (field,) if len(field) > 1 else ()

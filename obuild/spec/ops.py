@@ -1,4 +1,4 @@
-"""What a spec says, as values: a Stage and its ops."""
+"""The values that a spec is parsed into: a Stage and its ops."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Op: TypeAlias = "Run | Copy | Env | Workdir | User | Shell | Comment"
 
 @dataclass(frozen=True, slots=True)
 class Cache:
-    """A volume that outlives the step, and where it is mounted."""
+    """A volume that outlives the step, and its mount point."""
 
     name: str
     target: str
@@ -19,7 +19,7 @@ class Cache:
 
 @dataclass(frozen=True, slots=True)
 class Secret:
-    """A secret by name, and the file in which the step finds its value."""
+    """A secret's name, and the file in which the step finds its value."""
 
     name: str
     target: str
@@ -28,7 +28,7 @@ class Secret:
 
 @dataclass(frozen=True, slots=True)
 class UnixUser:
-    """A user and group by number."""
+    """A user and a group, by number."""
 
     uid: int
     gid: int
@@ -43,7 +43,7 @@ class WindowsUser:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Placed:
-    """Where an op stands in its file, from 1; ops that differ in nothing else are equal."""
+    """An op's position in its file, from 1. It does not count in comparisons."""
 
     line: int = field(default=0, compare=False, repr=False)
     column: int = field(default=0, compare=False, repr=False)
@@ -61,7 +61,7 @@ class Run(_Placed):
 
 @dataclass(frozen=True, slots=True)
 class Copy(_Placed):
-    """Copy files in, from the context or, if `origin` names one, from another build."""
+    """Copy files from the context or, if `origin` is given, from that build."""
 
     src: tuple[str, ...]
     dst: str
@@ -71,7 +71,7 @@ class Copy(_Placed):
 
 @dataclass(frozen=True, slots=True)
 class Env(_Placed):
-    """Set a variable for what follows."""
+    """Set a variable for the ops that follow."""
 
     name: str
     value: str
@@ -79,35 +79,35 @@ class Env(_Placed):
 
 @dataclass(frozen=True, slots=True)
 class Workdir(_Placed):
-    """Change the folder of what follows."""
+    """Change the working folder of the ops that follow."""
 
     path: str
 
 
 @dataclass(frozen=True, slots=True)
 class User(_Placed):
-    """Change the user of what follows."""
+    """Change the user of the ops that follow."""
 
     user: UnixUser | WindowsUser
 
 
 @dataclass(frozen=True, slots=True)
 class Shell(_Placed):
-    """Change the program that is given the commands of what follows."""
+    """Change the shell that runs the commands of the ops that follow."""
 
     argv: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Comment(_Placed):
-    """A remark, which does nothing."""
+    """A comment, which does nothing."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A base image and the ops on it. `stages` are the builds that its copies may name, in order."""
+    """A base image and the ops on it. `stages` are the builds that its copies may refer to, in order."""
 
     base: str
     ops: tuple[Op, ...] = ()

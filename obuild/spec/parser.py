@@ -1,7 +1,7 @@
-"""From text to a Stage, or to a SpecError that says where, what, and what to do.
+"""Parse text into a Stage, or raise a SpecError that says where, what, and what to do.
 
-Accepts exactly what OBuilder accepts: nothing is judged here that it does not judge. But for a byte order mark at
-the start, which some editors write, and which OBuilder takes for a word.
+It accepts exactly what OBuilder accepts, with one exception: a byte order mark at the start, which some editors
+write, is ignored; OBuilder takes it for a word.
 """
 
 from __future__ import annotations
@@ -44,29 +44,29 @@ from obuild.spec.sexp import Atom, List, Node
 Mount = TypeVar("Mount", Cache, Secret)
 
 OPS = ("run", "copy", "env", "workdir", "user", "shell", "comment")
-#: The ops whose fields OBuilder wants in a list of their own if the name has a capital: `(Run (…))`.
+#: If the name of one of these ops is capitalized, OBuilder wants its fields in a list of their own: `(Run (…))`.
 _INLINE = ("run", "copy", "user", "env")
 
-#: How many builds may be inside each other. OBuilder's limit is its stack; ours is far from that of any reader.
+#: How deep builds may be nested. OBuilder's limit is its stack; ours is far more than anybody can read.
 DEEPEST = 100
 
 _SPEC = 'a spec looks like ((from debian-12) (run (shell "make")))'
 
 
 def parse(text: str | bytes) -> Stage:
-    """The Stage that `text` says. SpecError, with its place, for anything OBuilder would refuse."""
+    """Parse a spec. SpecError, with its position, for anything that OBuilder would refuse."""
     stage = _read_stage(_root(sexp.parse(without_mark(text))), 0)
     check(stage)
     return stage
 
 
 def without_mark(text: str | bytes) -> str | bytes:
-    """A text without the byte order mark that it may begin with."""
+    """`text` without a byte order mark at its start."""
     return text.removeprefix("\ufeff") if isinstance(text, str) else text.removeprefix(b"\xef\xbb\xbf")
 
 
 def check(stage: Stage) -> None:
-    """SpecError if a copy names a build out of its scope: those before its stage, here and outside."""
+    """SpecError if a copy names a build that is not in scope: those before its stage, at any level around it."""
     _check(stage, ())
 
 
@@ -87,18 +87,18 @@ def _origin_hint(origin: str, scope: tuple[str, ...], base: str) -> str:
     return f"put (build {sexp.quote(origin)} (…)) before (from {sexp.quote(base)})"
 
 
-# Each of the following takes the node of one thing, and returns that thing or raises.
+# Each of the following functions converts the node of one thing to that thing, or raises SpecError.
 
 
 def _root(node: Node) -> Node:
     match node:
         case Atom(text):
-            raise error(node, f"the spec is one word, {quoted(text)}, and not a list", _SPEC)
+            raise error(node, f"the spec is the word {quoted(text)}, not a list", _SPEC)
         case List(()):
             raise error(node, "the spec is an empty list", _SPEC)
         case List((Atom(text) as first, *_)):
             message = f"a spec is a list of lists, but this one starts with the word {quoted(text)}"
-            raise error(first, message, f"one more pair of parentheses belongs around the whole: {_SPEC}")
+            raise error(first, message, f"put one more pair of parentheses around the whole: {_SPEC}")
     return node
 
 
@@ -154,7 +154,7 @@ def _unknown_op(node: Node, name: str) -> SpecError:
 
 
 def _without_inner_list(node: List, head: str) -> List:
-    """`(Run ((shell x)))`, which OBuilder reads as `(run (shell x))`, as the latter."""
+    """Turn `(Run ((shell x)))` into `(run (shell x))`, as OBuilder does."""
     match node.items:
         case (name, List(items)) if head == "Env" or all(isinstance(item, List) for item in items):
             return List((name, *items), node.line, node.column)

@@ -1,8 +1,8 @@
-"""A spec written anew as OBuilder prints it, with its comments.
+"""Reformat a spec to OBuilder's layout, keeping its comments.
 
-A comment stays with the op, or the field of a `run` or `copy`, on whose line it ends or that follows it; one
-in the middle of something smaller goes before that. What is printed reads back as the same Stage, and is
-printed as itself.
+A comment stays with the op, or the field of a `run` or `copy`, on whose line it ends or that follows it. A comment
+inside something smaller moves before that. The output parses back to the same Stage, and reformatting it again
+changes nothing.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from obuild.spec.sexp import Annotated, Atom, List, Node, Remark
 
 
 def tidy(text: bytes) -> bytes:
-    """The spec `text` in its one layout. SpecError if it is none."""
+    """Reformat the spec `text`. SpecError if it is not a spec."""
     stage = parse(text)
     return _Printer(sexp.annotate(without_mark(text))).spec(stage).encode("utf-8", "surrogateescape")
 
 
 def rewrite(path: Path, text: bytes) -> None:
-    """Replace what a file holds, so that it is at all times the old or the new; a symlink stays one."""
+    """Replace the content of a file atomically; a symlink is kept, and the file it leads to is replaced."""
     path = path.resolve()
-    if not path.is_file():  # a pipe, say: it would be replaced
+    if not path.is_file():  # such as a pipe, which would be replaced
         raise UsageError(f"{path} is not a regular file", hint="without --write, the spec is printed")
     replace_bytes(path, text, mode=path.stat().st_mode & 0o7777, durable=True)
 
 
 @dataclass(slots=True)
 class _Piece:
-    """A build, an op, a field: where it stood, and the comments before it, in it, and after it on its line."""
+    """A build, op or field: its position, and the comments before it, in it, and after it on its line."""
 
     node: Node
     start: int
@@ -45,13 +45,13 @@ class _Piece:
     after: str = ""
 
     def line(self, text: str) -> list[str]:
-        """The lines of this piece, which is printed as `text`."""
+        """The lines of this piece; `text` is the piece without its comments."""
         return [*self.before, f"{text} {self.after}" if self.after else text]
 
 
 @dataclass(frozen=True, slots=True)
 class _Body:
-    """A stage without its parentheses; `lead` are the comments before the first thing in it."""
+    """A stage without its parentheses; `lead` are the comments before its first item."""
 
     lead: list[str]
     lines: list[str]
@@ -73,7 +73,7 @@ class _Printer:
         return _Piece(node, *self.source.span(node))
 
     def grouped(self) -> list[Remark]:
-        """The comments; those beside each other on a line are one."""
+        """The comments; neighbours on one line are merged."""
         groups: list[Remark] = []
         for remark in self.source.remarks:
             text = remark.text.replace("\r\n", "\n")
@@ -85,7 +85,7 @@ class _Printer:
         return groups
 
     def place(self, pieces: Sequence[_Piece], remarks: Iterable[Remark]) -> list[Remark]:
-        """Give each comment to the piece that it belongs to; returns those after the last."""
+        """Attach each comment to its piece; returns those after the last piece."""
         starts = [piece.start for piece in pieces]
         rest = []
         for remark in remarks:
@@ -94,7 +94,7 @@ class _Printer:
             if last and remark.start < last.end:
                 last.inside.append(remark)
             elif last and "\n" not in self.source.text[last.end : remark.start]:
-                last.after = f"{last.after} {remark.text}".lstrip()  # a parenthesis was between them
+                last.after = f"{last.after} {remark.text}".lstrip()  # a parenthesis separated them
             elif index < len(pieces):
                 pieces[index].before.append(remark.text)
             else:
@@ -102,7 +102,7 @@ class _Printer:
         return rest
 
     def stage(self, stage: Stage, node: Node, remarks: Iterable[Remark], column: int) -> _Body:
-        """What stands between the parentheses of a stage."""
+        """The content of a stage's parentheses."""
         assert isinstance(node, List)
         pieces = [self.piece(item) for item in node.items]
         rest = self.place(pieces, remarks)
@@ -119,7 +119,7 @@ class _Printer:
         return _Body(lead, [*lines, *_texts(rest)], bool(rest or pieces[-1].after))
 
     def build(self, piece: _Piece, name: str, stage: Stage, column: int) -> str:
-        """A build; a comment that is the last thing in it keeps its parentheses on a line of their own."""
+        """A build; if it ends in a comment, its closing parentheses go on a line of their own."""
         assert isinstance(piece.node, List)
         child = self.piece(piece.node.items[2])
         after = _texts(self.place([child], piece.inside))
@@ -133,7 +133,7 @@ class _Printer:
         return newline(inner).join([head, *child.before, *body.lead, f"({lines}{end}))"])
 
     def op(self, piece: _Piece, op: Op, column: int) -> str:
-        """An op; a `run` or `copy` with comments beside its fields has each field on a line of its own."""
+        """An op; a `run` or `copy` with comments at its fields has each field on a line of its own."""
         if not piece.inside or not isinstance(op, Run | Copy):
             piece.before += _texts(piece.inside)
             return format_op(op, column=column)
@@ -142,7 +142,7 @@ class _Printer:
         rest = self.place(list(fields.values()), piece.inside)
         printed = [
             (fields.pop(name), text) for name, text in format_fields(op, column=column + len(head))
-        ]  # what is left in `fields` says nothing, and is not printed
+        ]  # fields that are left are empty, and not printed
         for empty in fields.values():
             piece.before += [*empty.before, *_texts(empty.inside), *([empty.after] if empty.after else [])]
         piece.before += _texts(rest)
@@ -161,7 +161,7 @@ class _Printer:
 
 
 def _fields(node: Node) -> Sequence[Node]:
-    """The fields of a run or copy; with a capital, they have a list of their own."""
+    """The fields of a run or copy; if its name is capitalized, they are in a list of their own."""
     assert isinstance(node, List)
     items = node.items[1:]
     if _head(node)[:1].isupper():

@@ -1,10 +1,10 @@
-"""S-expressions, read and written byte for byte as OCaml's sexplib does.
+"""S-expressions, parsed and printed byte for byte as OCaml's sexplib does.
 
-An atom is a plain str that keeps its text (`007` and `nil` are words), a list is a tuple. OCaml's
-strings are bytes: text is UTF-8, and a byte that is not travels as a surrogate escape.
+An atom is a plain str that keeps its text (`007` and `nil` are words), and a list is a tuple. OCaml's
+strings are bytes: text is UTF-8, and bytes that are not become surrogate escapes.
 
-sexpdata's Parser reads the atoms. Its other rules are not sexplib's (it turns words into numbers,
-knows `'x`, `[x]` and fewer escapes, recurses and keeps no positions), so those are written here.
+sexpdata's Parser reads the atoms. Its other rules differ from sexplib's (it turns words into numbers,
+knows `'x`, `[x]` and fewer escapes, recurses and keeps no positions), so they are implemented here.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from obuild.errors import SpecError
 Sexp: TypeAlias = "str | tuple[Sexp, ...]"
 Node: TypeAlias = "Atom | List"
 
-#: What may stand between two s-expressions, but for `#;` and `#| |#`.
+#: What may separate two s-expressions, except `#;` and `#| |#`.
 _BLANK = re.compile(r"(?:[ \t\n\f]++|\r\n|;[^\r\n]*+)*+")
 _LINE_COMMENT = re.compile(r";[^\r\n]*")
 _ATOM_ENDS = ' \t\n\f\r"();'
@@ -39,7 +39,7 @@ _ESCAPES = {b"\n": b"\\n", b"\r": b"\\r", b"\b": b"\\b", b"\t": b"\\t", b"\\": b
 
 @dataclass(frozen=True, slots=True)
 class Atom:
-    """A word and where it starts; lines and columns count from 1."""
+    """A word and its position; lines and columns count from 1."""
 
     text: str
     line: int
@@ -48,7 +48,7 @@ class Atom:
 
 @dataclass(frozen=True, slots=True)
 class List:
-    """A list and where its parenthesis opens."""
+    """A list and the position of its opening parenthesis."""
 
     items: tuple[Node, ...]
     line: int
@@ -57,7 +57,7 @@ class List:
 
 @dataclass(frozen=True, slots=True)
 class Remark:
-    """A comment as written, and where it stands: characters `start` up to `end`."""
+    """A comment as written, and its position: characters `start` up to `end`."""
 
     text: str
     start: int
@@ -66,7 +66,7 @@ class Remark:
 
 @dataclass(frozen=True, slots=True)
 class Annotated:
-    """A node with what `parse` leaves out: the comments around and in it, and where each node ends."""
+    """A node with what `parse` leaves out: the comments, and where each node ends."""
 
     text: str
     node: Node
@@ -74,7 +74,7 @@ class Annotated:
     _spans: dict[tuple[int, int], tuple[int, int]]
 
     def span(self, node: Node) -> tuple[int, int]:
-        """The characters of `text` that a node takes."""
+        """The range of `text` that a node occupies."""
         return self._spans[node.line, node.column]
 
 
@@ -84,13 +84,13 @@ def loads(text: str | bytes) -> Sexp:
 
 
 def parse(text: str | bytes) -> Node:
-    """Like `loads`, but every atom and list says where it stands."""
+    """Like `loads`, but every atom and list has its position."""
     node: Node = _Reader(_decode(text)).parse()
     return node
 
 
 def annotate(text: str | bytes) -> Annotated:
-    """Like `parse`, for who writes the text anew and wants to keep the comments."""
+    """Like `parse`, for reformatting: it keeps the comments."""
     reader = _Annotator(_decode(text))
     node: Node = reader.parse()
     return Annotated(reader.string, node, reader.outermost(), reader.spans)
@@ -138,12 +138,12 @@ def dumps(sexp: Sexp) -> str:
 
 
 def quote(atom: str) -> str:
-    """`atom` as it is written: itself where that reads back, else in quotes."""
+    """`atom` as it is written: as it is if that parses back, else in quotes."""
     return f'"{escape(atom)}"' if not atom or _MUST_QUOTE.search(atom) else atom
 
 
 def escape(text: str) -> str:
-    """`text` as it stands between quotes: printable ASCII, other bytes as `\\ddd`."""
+    """`text` as written between quotes: printable ASCII, other bytes as `\\ddd`."""
     data = text.encode("utf-8", "surrogateescape")
     return _MUST_ESCAPE.sub(_escaped, data).decode("ascii")
 
@@ -156,7 +156,7 @@ def _decode(text: str | bytes) -> str:
     if isinstance(text, str):
         if text.isascii():
             return text
-        # One spelling for each string of bytes: escaped bytes that form a character become it.
+        # Each string of bytes has one representation: escaped bytes that form a character become it.
         text = _encode(text)
     return text.decode("utf-8", "surrogateescape")
 
@@ -169,7 +169,7 @@ def _encode(text: str) -> bytes:
 
 
 class _Frame:
-    """A list being read: where it opened, its items, and the `#;` that still await their victim."""
+    """A list being read: where it opened, its items, and each `#;` that is still to drop an item."""
 
     __slots__ = ("items", "skips", "start")
 
@@ -180,13 +180,13 @@ class _Frame:
 
 
 class _Reader(sexpdata.Parser):  # type: ignore[misc]  # sexpdata is not typed
-    """Reads `string` from left to right, once; the stack is a list, so no depth is too deep."""
+    """Reads `string` once, from left to right. The stack is a list, so nesting has no limit."""
 
     string: str
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
-        # What ends an atom is all that parse_atom needs to know. A backslash is a letter here.
+        # parse_atom only needs to know what ends an atom. A backslash is a letter here.
         self.atom_end = set(_ATOM_ENDS)
         self.atom_end_or_escape_re = _ATOM_END
         self.at = 0
@@ -204,7 +204,7 @@ class _Reader(sexpdata.Parser):  # type: ignore[misc]  # sexpdata is not typed
 
     def _skip_blank(self) -> bool:
         found = _BLANK.match(self.string, self.at)
-        assert found is not None  # it matches nothing at all, too
+        assert found is not None  # it also matches the empty string
         self.at = found.end()
         return self.at < len(self.string)
 
@@ -234,7 +234,7 @@ class _Reader(sexpdata.Parser):  # type: ignore[misc]  # sexpdata is not typed
             where = start + found.start()
             raise self._error(where, f'"{found[0]}" in the middle of a word', "put the word in quotes")
         if self.at == len(self.string) and len(self.stack) == 1 and self.stack[0].skips:
-            # sexplib does not see the end of this word, and so finds the comment unfinished.
+            # sexplib does not find the end of this word, so the comment is unfinished for it.
             raise self._error(start, "the last word is commented out by #;", "end the file with a newline")
         self._add(Atom(text, *self._where(start)))
 
@@ -258,15 +258,15 @@ class _Reader(sexpdata.Parser):  # type: ignore[misc]  # sexpdata is not typed
         frame.items.append(node)
 
     def _check_only(self, node: Node) -> None:
-        """Only one s-expression may stand in the text; a ) too many ends it early."""
+        """SpecError if this is a second s-expression. An extra ) may have ended the first one early."""
         if self.stack[0].items:
-            hint = f"{self._first_end()}; look there for a ) too many, or put parentheses around the whole"
-            message = "a second s-expression, where the text should end"
+            hint = f"{self._first_end()}; look for an extra ) there, or put parentheses around the whole"
+            message = "a second s-expression where the text should end"
             raise SpecError(message, line=node.line, column=node.column, hint=hint)
 
     def _first_end(self) -> str:
         line, column = self._where(self.end - 1)
-        return f"the first ends in line {line}, column {column}"
+        return f"the first ends at line {line}, column {column}"
 
     def _finish(self) -> Node:
         if len(self.stack) > 1:
@@ -274,7 +274,7 @@ class _Reader(sexpdata.Parser):  # type: ignore[misc]  # sexpdata is not typed
         self._check_skips(self.stack[0])
         if not self.stack[0].items:
             hint = "write one s-expression, such as ((from debian-12) (run (shell make)))"
-            raise SpecError("the text is empty, or all of it is comments", hint=hint)
+            raise SpecError("the text is empty or has only comments", hint=hint)
         return self.stack[0].items[0]
 
     def _unclosed_hint(self) -> str:
@@ -282,11 +282,11 @@ class _Reader(sexpdata.Parser):  # type: ignore[misc]  # sexpdata is not typed
         if missing > 1:
             return f"{missing} closing parentheses are missing"
         if (suspect := self._suspect()) is not None:
-            return f"the list in line {suspect.line}, column {suspect.column} may lack its )"
+            return f"the list at line {suspect.line}, column {suspect.column} may lack its )"
         return "add a ) where its list ends"
 
     def _suspect(self) -> List | None:
-        """The one list with a list below it that is indented no deeper, as if it were beside it."""
+        """The only list that has a list on a later line indented no deeper, as if that were its sibling."""
         root = List(tuple(self.stack[1].items), *self._where(self.stack[1].start))
         suspects: list[List] = []
         todo = [root]
@@ -351,7 +351,7 @@ class _Reader(sexpdata.Parser):  # type: ignore[misc]  # sexpdata is not typed
 
 
 class _Annotator(_Reader):
-    """Also notes the comments, and where nodes begin and end."""
+    """Also records the comments, and where nodes begin and end."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -359,7 +359,7 @@ class _Annotator(_Reader):
         self.spans: dict[tuple[int, int], tuple[int, int]] = {}
 
     def outermost(self) -> tuple[Remark, ...]:
-        """The comments that are in no other, in order."""
+        """The outermost comments, in order."""
         found: list[Remark] = []
         for start, end in sorted(self.remarks):
             if not found or start >= found[-1].end:
@@ -380,7 +380,7 @@ class _Annotator(_Reader):
 
     def _add(self, node: Node) -> None:
         skips = self.stack[-1].skips
-        if skips:  # `#;` and what it hides are one comment
+        if skips:  # `#;` and what it drops are one comment
             self.remarks.append((skips[-1], self.at))
         self.spans[node.line, node.column] = (self.lines[node.line - 1] + node.column - 1, self.at)
         super()._add(node)

@@ -1,4 +1,4 @@
-"""Dockerfiles: OBuilder's answers, and ours where it has none."""
+"""Dockerfiles: OBuilder's output, and ours where OBuilder crashes."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def convert(text: str, flags: str) -> str:
 
 
 @pytest.mark.parametrize("flags", FLAGS)
-def test_answers_as_obuilder_does(flags: str) -> None:
-    """The vectors hold what its command printed, which ends in one newline more."""
+def test_the_output_is_obuilders(flags: str) -> None:
+    """The vectors hold the output of OBuilder's command, which has one more newline at the end."""
     cases = [case for case in VECTORS if flags in case["dockerfile"]]
     wrong = [
         f"{case['spec']}\n-- got\n{got}\n-- OBuilder\n{case['dockerfile'][flags]}"
@@ -37,7 +37,7 @@ def test_answers_as_obuilder_does(flags: str) -> None:
     assert len(cases) > 60
 
 
-def test_has_an_answer_where_obuilder_has_none() -> None:
+def test_there_is_output_where_obuilder_crashes() -> None:
     missing = [case["spec"] for case in VECTORS if 0 < len(case["dockerfile"]) < len(FLAGS)]
     assert missing
     for text in missing:

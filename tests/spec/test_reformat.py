@@ -1,4 +1,4 @@
-"""Specs written anew: the layout, the comments, and what must hold for all."""
+"""Reformatting specs: the layout, the comments, and what holds for every spec."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def tidy(text: str) -> str:
     return reformat.tidy(text.encode("utf-8", "surrogateescape")).decode("utf-8", "surrogateescape")
 
 
-def test_without_comments_it_is_what_obuilder_prints() -> None:
+def test_a_spec_without_comments_is_printed_as_by_obuilder() -> None:
     wrong = [
         text
         for text in ACCEPTED
@@ -52,7 +52,7 @@ def test_without_comments_it_is_what_obuilder_prints() -> None:
         ("((from a)\n #;(run (shell b)) ; no\n (env c d))", "((from a)\n #;(run (shell b)) ; no\n (env c d)\n)\n"),
         ("((from a) #| b\n   c |#\n (env c d))", "((from a) #| b\n   c |#\n (env c d)\n)\n"),
         ("((from a) #| b\r\n c |# ; d\r\n)", "((from a) #| b\n c |# ; d\n)\n"),
-        # what stands before the first op goes before the parenthesis
+        # comments before the first op go before the parenthesis
         ("( ; head\n (from a))", "; head\n((from a)\n)\n"),
         # in an op: at its fields, if it has any
         (
@@ -63,7 +63,7 @@ def test_without_comments_it_is_what_obuilder_prints() -> None:
         ("((from a) (run (shell b) ; c\n) ; d\n)", "((from a)\n ; c\n (run (shell b)) ; d\n)\n"),
         ("((from a) (run (shell b)\n ; c\n))", "((from a)\n ; c\n (run (shell b))\n)\n"),
         ("((from a) (run (shell ; c\n b)))", "((from a)\n (run ; c\n      (shell b))\n)\n"),
-        # fields take theirs along
+        # comments move with their fields
         (
             "((from a) (run (shell b) ; c\n ; d\n (network host)))",
             "((from a)\n (run ; d\n      (network host)\n      (shell b)) ; c\n)\n",
@@ -76,7 +76,7 @@ def test_without_comments_it_is_what_obuilder_prints() -> None:
         ("((from a) (Run ((shell b) ; c\n)))", "((from a)\n (run (shell b)) ; c\n)\n"),
         ("((from a) (Run ((shell b) #| c |#) ; d\n))", "((from a)\n (run (shell b)) #| c |# ; d\n)\n"),
         ("((from a) (env ; c\n d e))", "((from a)\n ; c\n (env d e)\n)\n"),
-        # a build closes on its own line if a comment would hide its end
+        # the closing parentheses of a build that ends in a comment go on a line of their own
         (
             "((build b ; c\n ((from d) ; e\n)) (from a))",
             "((build b\n        ; c\n        ((from d) ; e\n        ))\n (from a)\n)\n",
@@ -87,17 +87,17 @@ def test_without_comments_it_is_what_obuilder_prints() -> None:
         ),
     ],
 )
-def test_comments_stay_where_they_stood(text: str, expected: str) -> None:
+def test_comments_stay_in_their_place(text: str, expected: str) -> None:
     assert tidy(text) == expected
     assert tidy(expected) == expected
 
 
-def test_the_page_on_the_language_shows_it_as_it_is() -> None:
+def test_the_example_in_the_manual_is_right() -> None:
     shown = example("One layout").spec
     assert tidy(shown) == shown
 
 
-def test_what_is_no_spec_is_refused_with_its_place() -> None:
+def test_an_invalid_spec_is_refused_with_the_position() -> None:
     with pytest.raises(SpecError) as caught:
         tidy("((from a)\n (rnu (shell b)))")
     assert (caught.value.line, caught.value.column) == (2, 2)
@@ -112,7 +112,7 @@ def test_nested_builds_are_printed() -> None:
 
 
 @pytest.mark.parametrize("deep", [310, 400, 480, 2000])
-def test_depth_is_no_danger(deep: int) -> None:
+def test_deep_nesting_is_no_problem(deep: int) -> None:
     with contextlib.suppress(SpecError):
         tidy(nested(deep))
 
@@ -184,13 +184,13 @@ def commented(draw: st.DrawFn) -> str:
 
 
 def said(text: str) -> list[str]:
-    """The comments, each as it is printed."""
+    """The text of each comment as printed."""
     return sorted(remark.text.replace("\r\n", "\n") for remark in sexp.annotate(text).remarks)
 
 
 @budget
 @given(commented())
-def test_it_reads_back_the_same_and_is_printed_as_itself(text: str) -> None:
+def test_the_output_parses_to_the_same_stage_and_is_stable(text: str) -> None:
     done = tidy(text)
     assert spec.parse(done) == spec.parse(text)
     assert said(done) == said(text)
@@ -220,7 +220,7 @@ def test_a_file_that_cannot_be_written_stays_as_it_was(tmp_path: Path, monkeypat
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("spec", "old")]
 
 
-def test_what_is_no_file_is_not_replaced_by_one(tmp_path: Path) -> None:
+def test_a_named_pipe_is_not_replaced(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     with pytest.raises(UsageError, match="is not a regular file"):
         reformat.rewrite(tmp_path / "fifo", b"new")

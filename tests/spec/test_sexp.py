@@ -1,4 +1,4 @@
-"""S-expressions: sexplib's answers to many texts, the messages, and what must hold for all."""
+"""S-expressions: sexplib's results for many texts, the messages, and what holds for every text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "sexp.json").read_
 
 budget = settings(max_examples=200, deadline=None, derandomize=True)
 
-#: Strings as they come out of `loads`: any bytes, read as UTF-8 as far as they are.
+#: Strings as `loads` returns them: any bytes, decoded as UTF-8 where they are that.
 atoms = st.one_of(
     st.text(alphabet="ab07#|;\"\\() \n\r\t'[]x", max_size=8),
     st.text(max_size=8),
@@ -40,7 +40,7 @@ def error(text: str | bytes) -> SpecError:
     return caught.value
 
 
-def test_answers_as_sexplib_does() -> None:
+def test_results_are_sexplibs() -> None:
     wrong = [
         f"{case['input']!r}: got {got!r}, sexplib says {case.get('mach') or case.get('error')!r}"
         for case in VECTORS
@@ -50,12 +50,12 @@ def test_answers_as_sexplib_does() -> None:
     assert len(VECTORS) > 400
 
 
-def test_bytes_and_text_are_one() -> None:
+def test_bytes_and_text_give_the_same() -> None:
     wrong = [case["input"] for case in VECTORS if mach(case["input"].encode()) != case.get("mach")]
     assert wrong == []
 
 
-# Rules that follow from sexplib's automaton, and that the vectors may miss.
+# Rules that follow from sexplib's automaton and that the vectors may miss.
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -64,7 +64,7 @@ def test_bytes_and_text_are_one() -> None:
         ("nil", "nil"),
         ("'x", "'x"),
         (r"C:\Users\opam", r'"C:\\Users\\opam"'),
-        ("a\vb", r'"a\011b"'),  # a vertical tab is no blank
+        ("a\vb", r'"a\011b"'),  # a vertical tab is not a blank
         ("a\fb", None),
         ("[a {b", None),
         ("([a] {b})", "([a] {b})"),
@@ -114,7 +114,7 @@ def test_rules(text: str | bytes, expected: str | None) -> None:
     assert mach(text) == expected
 
 
-def test_an_escape_makes_the_same_string_as_the_letter() -> None:
+def test_an_escape_gives_the_same_string_as_the_letter() -> None:
     assert sexp.loads(r'"\195\169"') == sexp.loads("é") == sexp.loads(b"\xc3\xa9") == "é"
 
 
@@ -125,7 +125,7 @@ def test_every_byte_survives() -> None:
     assert atom.encode("utf-8", "surrogateescape") == data
 
 
-def test_parse_says_where() -> None:
+def test_parse_gives_positions() -> None:
     node = sexp.parse('; one\n(a\n  "b\nc" #| x\n|# (d))')
     assert node == List(
         (Atom("a", 2, 2), Atom("b\nc", 3, 3), List((Atom("d", 5, 5),), 5, 4)),
@@ -134,7 +134,7 @@ def test_parse_says_where() -> None:
     )
 
 
-def test_annotate_says_where_comments_are_and_where_nodes_end() -> None:
+def test_annotate_gives_comments_and_the_ends_of_nodes() -> None:
     text = '; one \n(a #;(b ; in\n) "c" #;#;d e #| f |#) ; two\r\n'
     found = sexp.annotate(text)
     assert found.node == sexp.parse(text)
@@ -148,15 +148,15 @@ def test_annotate_says_where_comments_are_and_where_nodes_end() -> None:
 @pytest.mark.parametrize(
     ("text", "line", "column", "message", "hint"),
     [
-        ("", 0, 0, "the text is empty, or all of it is comments", "such as ((from"),
-        ("; nothing\n", 0, 0, "the text is empty, or all of it is comments", "such as ((from"),
+        ("", 0, 0, "the text is empty or has only comments", "such as ((from"),
+        ("; nothing\n", 0, 0, "the text is empty or has only comments", "such as ((from"),
         ("(a\n (b)", 1, 1, "this ( is never closed", "add a ) where its list ends"),
         ("((a\n (b", 2, 2, "this ( is never closed", "3 closing parentheses are missing"),
         ("((a)\n (b (c)\n (d))\n", 1, 1, "this ( is never closed", "line 2, column 2 may lack its )"),
-        ("(a))", 1, 4, "this ) closes nothing", "the first ends in line 1, column 3"),
+        ("(a))", 1, 4, "this ) closes nothing", "the first ends at line 1, column 3"),
         (") a", 1, 1, "this ) closes nothing", "remove it"),
         ("((a)\n (b)))\n(c)", 2, 6, "this ) closes nothing", "line 2, column 5"),
-        ("(a)\n(b)", 2, 1, "a second s-expression, where the text should end", "line 1, column 3; look"),
+        ("(a)\n(b)", 2, 1, "a second s-expression where the text should end", "line 1, column 3; look"),
         ('(a\n "b)', 2, 2, "this quoted string is never closed", 'end it with a "'),
         ("(a\n #| b)", 2, 2, "this #| comment is never closed", "end it with |#"),
         ("(a #;)", 1, 4, "#; with nothing after it to comment out", "remove it"),
@@ -176,11 +176,11 @@ def test_messages(text: str, line: int, column: int, message: str, hint: str) ->
 @pytest.mark.parametrize(
     "style", ["((build b\n ((from c)))\n (from a)\n (run (x)\n", "((from a)\n(run (x)\n(b))\n"]
 )
-def test_no_suspect_where_the_indentation_says_nothing(style: str) -> None:
+def test_no_list_is_suspected_if_the_indentation_says_nothing(style: str) -> None:
     assert "may lack" not in error(style).hint
 
 
-def test_depth_is_no_danger() -> None:
+def test_deep_nesting_is_no_problem() -> None:
     deep = 100_000
     text = "(" * deep + ")" * deep
     assert sexp.dumps(sexp.loads(text)) == text

@@ -1,4 +1,4 @@
-"""The language: what is accepted, what is said of what is not, and how it is printed."""
+"""The language: what is accepted, the messages for what is not, and how specs are printed."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_accepts_what_obuilder_accepts() -> None:
     assert len(VECTORS) > 150
 
 
-def test_every_refusal_has_a_place_and_a_hint() -> None:
+def test_every_error_has_a_position_and_a_hint() -> None:
     for case in VECTORS:
         if not case["accepted"]:
             caught = error(case["spec"])
@@ -70,7 +70,7 @@ def test_every_refusal_has_a_place_and_a_hint() -> None:
             assert caught.hint, caught.message
 
 
-def test_prints_what_reads_back() -> None:
+def test_the_printed_spec_parses_to_the_same_stage() -> None:
     for text in ACCEPTED:
         stage = spec.parse(text)
         assert spec.parse(spec.format(stage)) == stage, text
@@ -99,7 +99,7 @@ def test_prints_what_reads_back() -> None:
         ("(shell)", Shell(())),
         ("(shell /bin/sh -c)", Shell(("/bin/sh", "-c"))),
         ("(comment nil)", Comment("nil")),
-        # A capital is allowed, but then what is inlined in small letters needs a list.
+        # A capitalized name is allowed, but then the fields need a list of their own.
         ("(Comment a)", Comment("a")),
         ("(Workdir a)", Workdir("a")),
         ("(Shell a b)", Shell(("a", "b"))),
@@ -201,21 +201,21 @@ def test_refuses_what_obuilder_refuses(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "line", "column", "message", "hint"),
     [
-        ("", 0, 0, "the text is empty, or all of it is comments", "((from debian-12)"),
+        ("", 0, 0, "the text is empty or has only comments", "((from debian-12)"),
         ("()", 1, 1, "the spec is an empty list", "a spec looks like"),
-        ("x", 1, 1, 'the spec is one word, "x", and not a list', "a spec looks like"),
+        ("x", 1, 1, 'the spec is the word "x", not a list', "a spec looks like"),
         (
             "(from base)",
             1,
             2,
             'a spec is a list of lists, but this one starts with the word "from"',
-            "one more pair of parentheses belongs around the whole",
+            "put one more pair of parentheses around the whole",
         ),
         (
             "(from base)\n(run (shell a))",
             2,
             1,
-            "a second s-expression, where the text should end",
+            "a second s-expression where the text should end",
             "put parentheses around the whole",
         ),
         (
@@ -238,7 +238,7 @@ def test_refuses_what_obuilder_refuses(text: str) -> None:
             1,
             2,
             "from takes one name, but has 2",
-            "write (from debian-12), and put a word that has spaces in quotes",
+            "write (from debian-12); put a word with spaces in quotes",
         ),
         ("((build a b) (from c))", 1, 11, "a build takes a list, not b", "write (build NAME"),
         ("((build ((from c))) (from c))", 1, 2, "build takes a name and one list", "write (build NAME"),
@@ -302,8 +302,8 @@ def test_refuses_what_obuilder_refuses(text: str) -> None:
             "((from a)\n (run (shell x)\n  (shell y)))",
             3,
             3,
-            "run: a second shell",
-            "the first is in line 2, column 7; keep one of them",
+            "run: shell is given twice",
+            "the first is at line 2, column 7; keep one of them",
         ),
         (
             "((from a) (run (secrets tok) (shell x)))",
@@ -367,7 +367,7 @@ def test_refuses_what_obuilder_refuses(text: str) -> None:
             1,
             11,
             "env takes a name and a value, but has 3",
-            "write (env NAME value), and",
+            "write (env NAME value); put",
         ),
         ("((from a) (workdir))", 1, 11, "workdir takes one path, but has none", "write (workdir /src)"),
         (
@@ -381,7 +381,7 @@ def test_refuses_what_obuilder_refuses(text: str) -> None:
             "((from a) (user (uid me) (gid 0)))",
             1,
             22,
-            'user: uid is a whole number, not "me"',
+            'user: uid takes a whole number, not "me"',
             "write (user (uid 1000) (gid 1000))",
         ),
     ],
@@ -415,13 +415,13 @@ def test_check_looks_at_a_stage_made_by_hand() -> None:
         spec.check(Stage("x", (copy,)))
 
 
-def test_builds_nested_beyond_reason_are_refused() -> None:
+def test_builds_nested_too_deeply_are_refused() -> None:
     deep = 100_000
     text = "((build a " * deep + "((from b))" + ")(from b))" * deep
     assert error(text).message == "the builds are nested too deeply"
 
 
-def test_ops_know_their_place_and_are_equal_without() -> None:
+def test_ops_have_positions_that_do_not_count_in_comparisons() -> None:
     first, second = spec.parse("((from base)\n (env A b)\n   (env A b))").ops
     assert (first.line, first.column) == (2, 2)
     assert (second.line, second.column) == (3, 4)
@@ -430,7 +430,7 @@ def test_ops_know_their_place_and_are_equal_without() -> None:
     assert repr(first) == "Env(name='A', value='b')"
 
 
-def test_format_lays_out_as_obuilder_does() -> None:
+def test_the_layout_is_obuilders() -> None:
     text = """\
 ((build tools
         ((from base)
@@ -456,14 +456,14 @@ def test_format_lays_out_as_obuilder_does() -> None:
     assert spec.format(spec.parse(text)) == text
 
 
-def test_a_copy_is_broken_where_it_would_fill_the_line() -> None:
+def test_a_copy_that_fills_the_line_is_broken() -> None:
     fits = Copy(("a" * 59,), "b")
     assert len(spec.format_op(fits)) == 80
     assert "\n" not in spec.format_op(fits)
     assert spec.format_op(fits, column=1).splitlines()[1] == " " * 7 + "(dst b))"
 
 
-def test_format_op_starts_where_it_is_told() -> None:
+def test_format_op_starts_at_the_given_column() -> None:
     run = Run("a\nb", network=("host",))
     heading = "WORKDIR: "
     assert heading + spec.format_op(run, column=len(heading)) == (
@@ -501,7 +501,7 @@ stages = st.builds(
 
 @budget
 @given(stages)
-def test_any_stage_reads_back(stage: Stage) -> None:
+def test_any_stage_parses_back(stage: Stage) -> None:
     assert spec.parse(spec.format(stage)) == stage
 
 
