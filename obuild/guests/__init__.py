@@ -1,1 +1,1 @@
-"""How an operating system spells things. Nothing here runs anything; `all` has the table."""
+"""The commands of each guest operating system. Nothing here runs them; `all` has the table."""

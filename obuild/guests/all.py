@@ -1,7 +1,7 @@
-"""What OS families need to be told, each a module that spells it: they return command lines and run nothing.
+"""The OS families, one module each. They return scripts and command lines, and run nothing.
 
-A guest's own user, environment and file system are reached by an administrator's shell (`root_shell`) that
-takes a script on its stdin, or by a command (`receive_…`) that takes bytes on it.
+Scripts go to the stdin of an administrator's shell (`root_shell`); the commands `receive_…` take bytes on
+their stdin.
 """
 
 from __future__ import annotations
@@ -17,65 +17,67 @@ User = UnixUser | WindowsUser
 
 
 class Common(Protocol):
-    """What every member spells. Paths are absolute, and users of a kind that the OS knows."""
+    """What every family has. Paths are absolute, and users are of a kind that the OS has."""
 
     def root_shell(self, login: str) -> str:
-        """The command whose stdin takes a script that runs as root."""
+        """The command that runs a script from its stdin as root."""
 
     def run_script(
         self, argv: Iterable[str], *, cwd: str, env: Iterable[tuple[str, str]], user: User, mark: str
     ) -> bytes:
-        """Run argv as `user` in `cwd`, which is made if need be; then print `mark STATUS` and a newline.
+        """Run argv as `user` in `cwd`, which is made if missing; then print `mark STATUS` and a newline.
 
-        The mark comes through the same pipe as stdout and stderr, after all that the command printed.
+        The mark comes through the same pipe as stdout and stderr, after all output of the command.
         """
 
     def shell_command(self, login: str, *, cwd: str, env: Iterable[tuple[str, str]], user: User) -> str:
-        """A shell for people, at a terminal or a pipe, where `run_script` would run argv; it ends with its status.
+        """An interactive shell, at a terminal or a pipe, in the place of `run_script`'s command.
 
-        Unlike scripts it is a command line, for stdin is what is typed: UsageError if `env` is too large for one.
+        It ends with the shell's exit status. It is a command line and not a script, for stdin is what the user
+        types: UsageError if `env` is too large for one.
         """
 
     def pack_files(
         self, src: Iterable[str], *, exclude: Iterable[str], rename: str | None, owner: tuple[int, int]
     ) -> Packing:
-        """Pack files of the guest into a tar archive, sparse ones sparse, all owned by the uid and gid `owner`.
+        """Pack files of the guest into a tar archive, with holes, all owned by the uid and gid `owner`.
 
-        Each goes in under its basename, a root folder and `FOLDER/.` as their contents; a single one is called
-        `rename`. What has a name in `exclude` is left out. The script fails, and names it, if one is missing.
+        Each is stored under its basename, a root folder and `FOLDER/.` as their contents; a single one is stored
+        as `rename`. Files with a name in `exclude` are left out. If a source is missing, the script fails and
+        names it.
         """
 
     def receive_command(self, login: str, dest: str, user: User) -> str:
         """Unpack a tar stream from stdin in the folder `dest`, owned by `user`."""
 
     def prepare_scratch(self) -> bytes:
-        """Make room for caches."""
+        """Prepare the place for caches."""
 
     def open_cache(self, slot: int, target: str, user: User) -> bytes:
-        """Let an empty folder, owned by `user`, appear at `target`."""
+        """Put an empty folder, owned by `user`, at `target`."""
 
     def close_caches(self, targets: Iterable[str]) -> bytes:
         """Remove every trace of the caches; `targets` are all of them, in order."""
 
     def prepare_secrets(self) -> bytes:
-        """Make room for secrets: in memory, where the OS has a file system there."""
+        """Prepare the place for secrets: in memory, if the OS has a file system for that."""
 
     def receive_secret(self, login: str, slot: int) -> str:
         """Take a secret's value from stdin."""
 
     def open_secret(self, slot: int, target: str, user: User) -> bytes:
-        """Let a secret's file, readable by `user` only, appear at `target`."""
+        """Put a secret's file, readable by `user` only, at `target`."""
 
     def close_secrets(self, targets: Iterable[str]) -> bytes:
         """Remove every trace of the secrets; `targets` are all of them, in order."""
 
     def power_off(self) -> bytes:
-        """Power off, for a guest that does not hear the power button."""
+        """Power off, for a guest that does not react to the power button."""
 
 
 @runtime_checkable
 class Piping(Common, Protocol):
-    """A member whose tar reads and writes caches through SSH's own pipes: the quicker way."""
+    """A family that packs and unpacks caches through SSH's pipes: the faster way."""
 
     def receive_cache(self, login: str, slot: int) -> str:
         """Fill an open cache from the tar archive on stdin."""
@@ -83,21 +85,21 @@ class Piping(Common, Protocol):
     def send_cache(self, slot: int) -> bytes:
         """Write a cache's tar archive, and nothing else, to stdout.
 
-        Called for each, the last first, once the command has ended.
+        Called for each cache, the last first, once the command has ended.
         """
 
 
 class Copying(Common, Protocol):
-    """A member whose pipes do not keep bytes as they are: a cache's archive is a file there, moved by scp."""
+    """A family whose pipes change bytes: a cache's archive is a file in the guest, copied by scp."""
 
     def cache_archive(self, slot: int) -> str:
-        """Where scp finds a cache's archive, and puts it."""
+        """The path of a cache's archive in the guest, for scp."""
 
     def unpack_cache(self, slot: int) -> bytes:
-        """Fill an open cache from its archive, and remove that."""
+        """Fill an open cache from its archive, and remove the archive."""
 
     def pack_cache(self, slot: int) -> bytes:
-        """Make a cache's archive. Called for each, the last first, once the command has ended."""
+        """Make a cache's archive. Called for each cache, the last first, once the command has ended."""
 
 
 Guest = Piping | Copying
@@ -107,16 +109,16 @@ GUESTS: dict[str, Guest] = {"linux": linux, "freebsd": freebsd, "openbsd": openb
 
 
 class Home(Protocol):
-    """What a guest is told so that a shell stays in it, whose machine can be frozen and saved."""
+    """A family with a resident shell, so that its machines can be frozen and saved."""
 
     def start(self, mark: str) -> bytes:
         """Start the shell, then print `mark STATUS` and a newline, as `run_script` does.
 
-        If the guest lacks what it needs, the status is LACKING, and before it stands, in a few words, what.
+        If the guest lacks something, the status is LACKING, and the output before it says in a few words what.
         """
 
 
 LACKING = linux_agent.LACKING
 
-#: By the `os` of a base image's card: who can be kept warm.
+#: The families that can be kept warm, by the `os` of a base image's card.
 HOMES: dict[str, Home] = {"linux": linux_agent}

@@ -1,10 +1,10 @@
-"""How a FreeBSD guest spells what a step needs: POSIX shell scripts, fed to a root shell on stdin.
+"""The commands of a FreeBSD guest: POSIX shell scripts for the stdin of a root shell.
 
-Needed in the guest: its base system, and sudo or doas without a password where the login user is not root.
-Manual pages that lines here rest on: chroot(8) for `-u -g -G`, which takes numbers that no file knows;
+The guest needs its base system, and sudo or doas without a password if the login user is not root.
+Manual pages behind this module: chroot(8) for `-u -g -G`, which takes numbers that are in no file;
 mount_nullfs(8); tmpfs(5); bsdtar(1) for `--uid --gid` while unpacking. root's login shell may be csh, so
-what sshd is given is one line, and nothing in it is csh's to read; but csh looks for `!` even in quotes, so
-there a copy to a path with that in it fails, loudly.
+sshd gets one line in which nothing is special to csh. But csh looks for `!` even in quotes, so a copy to a
+path with a `!` fails there with an error.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ from obuild.guests.posix import (
 from obuild.guests.tar import Packing, bsdtar_options, names, split
 from obuild.spec import UnixUser, WindowsUser
 
-#: What a command sees if the spec says nothing else; as in login.conf(5).
+#: A command's PATH unless the spec sets another; as in login.conf(5).
 DEFAULT_PATH = "/sbin:/bin:/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin"
 
-#: Where caches live in the guest while a step runs; gone before the layer is sealed.
+#: Where caches are in the guest while a step runs; removed before the layer is sealed.
 SCRATCH = "/var/obuild-scratch"
 
-#: Where the values of secrets live in the guest, in a tmpfs, while a command runs.
+#: Where the values of secrets are in the guest, in a tmpfs, while a command runs.
 SECRETS = "/var/obuild-secrets"
 
-#: `sudo` and `doas` are both packages here: whichever there is.
+#: `sudo` and `doas` are both packages here: use the one that is installed.
 _BECOME_ROOT = """sh -c 'exec "$(command -v sudo || command -v doas)" -n "$@"' sh"""
 
-#: Run as the new user: its arguments are a workdir, then those of env(1).
+#: Run as the new user; the arguments are a workdir, then those of env(1).
 _ENTER = '\'cd -P -- "$0" || exit 125; exec env -i "$@"\''
 
 
 def root_shell(login: str) -> str:
-    """The command whose stdin takes a script that runs as root."""
+    """The command that runs a script from its stdin as root."""
     return "exec sh" if login == "root" else f"exec {_BECOME_ROOT} sh"
 
 
@@ -59,8 +59,8 @@ def run_script(
 ) -> bytes:
     """Run argv as `user` in `cwd`; then print `mark`, the exit status and a newline, in the same pipe.
 
-    chroot(8) forgets the folder it is called in, so the user's own shell enters the workdir. The environment
-    is set after that, so that nothing in it acts on a program run as root.
+    chroot(8) does not keep the current folder, so the user's own shell enters the workdir. The environment
+    is set after that, so that nothing in it affects a program run as root.
     """
     words = " ".join(shlex.quote(word) for word in argv)
     return script(
@@ -74,7 +74,7 @@ def run_script(
 
 
 def shell_command(login: str, *, cwd: str, env: Iterable[tuple[str, str]], user: UnixUser | WindowsUser) -> str:
-    """The command line of a shell that is where `run_script`'s command would be: bash if there is one, else sh."""
+    """The command line of a shell in the place of `run_script`'s command: bash if there is one, else sh."""
     lines = [
         *_prepare(cwd, user, otherwise="exit 125"),
         *open_shell(_become(cwd, env), '"$uid"'),
@@ -83,7 +83,7 @@ def shell_command(login: str, *, cwd: str, env: Iterable[tuple[str, str]], user:
 
 
 def _prepare(cwd: str, user: UnixUser | WindowsUser, *, otherwise: str) -> list[str]:
-    """Lines that find out who the user is, or else do `otherwise`, and make the workdir if need be."""
+    """Lines that look up the user, or do `otherwise` if there is none, and make the workdir if missing."""
     return [
         f"PATH={DEFAULT_PATH}; export PATH",
         f"{_who(user)} || {otherwise}",
@@ -93,7 +93,7 @@ def _prepare(cwd: str, user: UnixUser | WindowsUser, *, otherwise: str) -> list[
 
 
 def _become(cwd: str, env: Iterable[tuple[str, str]]) -> str:
-    """Words that run those after them as the user, in the workdir."""
+    """Words that run the words after them as the user, in the workdir."""
     pairs = " ".join(shlex.quote(f"{name}={value}") for name, value in env)
     return (
         f'chroot -u "$uid" -g "$gid" -G "$groups" / /bin/sh -c {_ENTER} {shlex.quote(cwd)} '
@@ -104,19 +104,19 @@ def _become(cwd: str, env: Iterable[tuple[str, str]]) -> str:
 def pack_files(
     src: Iterable[str], *, exclude: Iterable[str], rename: str | None, owner: tuple[int, int]
 ) -> Packing:
-    """Pack files of the guest, for a copy out of a build: find lists them, in the order of names, for tar.
+    """Pack files of the guest for a copy from a build: find lists them for tar, sorted by name.
 
-    What cannot be listed leaves a name in the list that tar does not find either.
+    If something cannot be listed, a name that does not exist is put in the list, so that tar fails.
     """
     roots = [_root(path, count) for count, path in enumerate(src, start=1)]
     words = ["tar", "-c", "-P", "-f", "-", *bsdtar_options(owner), "--no-recursion", "--null", "-T", "-"]
     return Packing(
         script(
             [
-                "LC_ALL=C; export LC_ALL",  # a letter is a byte
+                "LC_ALL=C; export LC_ALL",  # treat names as bytes
                 "cd / || exit",
                 """checked() { "$@" || printf 'some files could not be listed\\0'; }""",
-                # a slash comes before all other bytes, so that what is in a folder follows it at once
+                # a slash sorts before all other bytes, so that a folder is followed at once by its content
                 r"""list() { checked find "$@" | tr '/\001' '\001/' | checked sort -z | tr '/\001' '\001/'; }""",
                 "{",
                 *(f"list {shlex.quote(root)} {_unless(exclude)}! -type s -print0" for root in roots),
@@ -129,9 +129,9 @@ def pack_files(
 def receive_command(login: str, dest: str, user: UnixUser | WindowsUser) -> str:
     """The command line that unpacks a tar stream from stdin in the folder `dest`, owned by `user`.
 
-    A symlink to a folder is followed, not replaced (-P). Folders that exist get the owner and mode of those
-    that are copied onto them: FreeBSD's tar has no way to leave them, other than other guests' tars. Names that
-    an archive says are UTF-8, as from Windows, need a locale that has them; others stay the bytes they are.
+    A symlink to a folder is followed, not replaced (-P). Existing folders get the owner and mode of the folders
+    that are copied onto them: unlike other tars, FreeBSD's cannot leave them alone. Names that an archive declares
+    as UTF-8 (from Windows) need a UTF-8 locale; others stay the same bytes.
     """
     lines = [
         "set -e",
@@ -169,8 +169,8 @@ def open_cache(slot: int, target: str, user: UnixUser | WindowsUser) -> bytes:
 def receive_cache(login: str, slot: int) -> str:
     """The command line that unpacks a tar archive from stdin in a cache's folder.
 
-    FreeBSD's tar gives a folder that is there its time before it fills it. So the folder's own entry, if it is
-    the first, is held back and comes last: a cache in which nothing is changed is then packed into the same bytes.
+    FreeBSD's tar sets the time of an existing folder before it fills it. So the folder's own entry, if it is the
+    first, is held back until the end: an unchanged cache is then packed into the same bytes.
     """
     head = f"{SCRATCH}/{slot}.head"
     options = f"-C {SCRATCH}/{slot} -p --same-owner --numeric-owner"
@@ -185,9 +185,9 @@ def receive_cache(login: str, slot: int) -> str:
 
 
 def send_cache(slot: int) -> bytes:
-    """Write a cache's folder to stdout as a tar archive, in the order of names.
+    """Write a cache's folder to stdout as a tar archive, sorted by name.
 
-    To stdout, FreeBSD's tar fills the last record up with zeros, as GNU's always does.
+    On stdout, FreeBSD's tar pads the last record with zeros, as GNU tar always does.
     """
     return script(
         [
@@ -200,13 +200,13 @@ def send_cache(slot: int) -> bytes:
 
 
 def close_caches(targets: Iterable[str]) -> bytes:
-    """Unmount the caches, last first, though a process may use them still; and remove every trace of them."""
+    """Unmount the caches, last first, even if a process still uses them, and remove every trace of them."""
     lines = [f"umount -f {shlex.quote(target)}" for target in reversed(tuple(targets))]
     return script(["set -e", *lines, f"rm -rf {SCRATCH}"])
 
 
 def prepare_secrets() -> bytes:
-    """Mount the tmpfs that holds secrets. Users may pass through it, but not see what is in it."""
+    """Mount the tmpfs that holds secrets. Users may traverse it, but not list it."""
     return script(["set -e", f"mkdir -p {SECRETS}", f"mount -t tmpfs -o mode=711 tmpfs {SECRETS}"])
 
 
@@ -216,19 +216,19 @@ def receive_secret(login: str, slot: int) -> str:
 
 
 def open_secret(slot: int, target: str, user: UnixUser | WindowsUser) -> bytes:
-    """Link `target` to a secret's file; what is there is put aside. (nullfs mounts no files before FreeBSD 14.)"""
+    """Link `target` to a secret's file; what was there is put aside. (nullfs mounts files from FreeBSD 14 on.)"""
     return script(
         ["set -e", f"{_who(user)} || exit 1", *link_secret(f"{SECRETS}/{slot}", slot, target, '"$uid:$gid"')]
     )
 
 
 def close_secrets(targets: Iterable[str]) -> bytes:
-    """Remove the links, the folders made for them, and the values."""
+    """Remove the links, the folders made for them, and the values; put back what was there."""
     return script(["set -e", *unlink_secrets(SECRETS, targets), f"umount -f {SECRETS}", f"rmdir {SECRETS}"])
 
 
 def power_off() -> bytes:
-    """Power off from inside, for a guest that does not hear the power button."""
+    """Power off from inside, for a guest that does not react to the power button."""
     return script(["shutdown -p now"])
 
 
@@ -237,23 +237,23 @@ def _as_root(login: str, command: str) -> str:
 
 
 def _root(path: str, count: int) -> str:
-    """A source from the root, with `count` slashes before it, and single ones in it."""
+    """A source as an absolute path that begins with `count` slashes and has single ones in it."""
     folder, name = split(path)
     return "/" * count + "/".join([*(part for part in folder.split("/") if part not in ("", ".")), name])
 
 
 def _unless(exclude: Iterable[str]) -> str:
-    """Words of find that pass over files of these names, and what is below them."""
+    """Words of find that skip files of these names, and what is below them."""
     patterns = (re.sub(r"([\\*?[])", r"\\\1", name) for name in names(exclude))
     tests = " -o ".join(f"-name {shlex.quote(pattern)}" for pattern in patterns)
     return rf"\( {tests} \) -prune -o " if tests else ""
 
 
 def _edits(roots: Sequence[str], rename: str | None) -> Iterator[str]:
-    """Words of tar that cut off the folders of the roots, or rename the only one.
+    """Options of tar that strip the folders of the roots, or rename the only one.
 
-    They go by the number of bytes, so that nothing in a name means anything. One root may lie in another: the
-    slashes before it tell to which a path belongs. What is left of it begins with none, so later rules leave it.
+    They count bytes, so that no character of a name is special. One root may be inside another: the number of
+    slashes before a path says to which root it belongs. The rest begins with no slash, so later rules skip it.
     """
     if rename is not None:
         (root,) = roots
@@ -270,7 +270,7 @@ def _any(text: str) -> str:
 
 
 def _who(user: UnixUser | WindowsUser) -> str:
-    """Set uid, gid and groups. A number has no other groups; a name has those that the guest gives it."""
+    """Set uid, gid and groups. A user by number has no other groups; one by name has the guest's groups for it."""
     if isinstance(user, UnixUser):
         return f"uid={user.uid} gid={user.gid} groups={user.gid}"
     name = shlex.quote(user.name)

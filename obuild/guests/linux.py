@@ -1,10 +1,10 @@
-"""How a Linux guest spells what a step needs: POSIX shell scripts, fed to a root shell on stdin.
+"""The commands of a Linux guest: POSIX shell scripts for the stdin of a root shell.
 
-Feeding scripts on stdin keeps commands, environment and secrets off the guest's process list, and free
-of sshd's limit on a command line. Nothing here runs anything.
+Scripts go through stdin so that commands, environment and secrets are not in the guest's process list, and are
+not limited to the length of a command line. Nothing here runs them.
 
-Needed in the guest: a POSIX sh, GNU or busybox coreutils, GNU tar, mount, setpriv (util-linux) or sudo, and
-sudo without a password where the login user is not root.
+The guest needs a POSIX sh, GNU or busybox coreutils, GNU tar, mount, setpriv (util-linux) or sudo, and
+sudo without a password if the login user is not root.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from obuild.guests.posix import ensure_folder, inline, open_shell, refuse_root, 
 from obuild.guests.tar import Packing, by_gnu_tar
 from obuild.spec import UnixUser, WindowsUser
 
-#: What a command sees if the spec says nothing else; as in a login shell of Debian's root.
+#: A command's PATH unless the spec sets another; as in a login shell of Debian's root.
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-#: Where caches live in the guest while a step runs; gone before the layer is sealed.
+#: Where caches are in the guest while a step runs; removed before the layer is sealed.
 SCRATCH = "/var/lib/obuild-scratch"
 
 
-#: Where the values of secrets live in the guest, in a tmpfs, while a command runs.
+#: Where the values of secrets are in the guest, in a tmpfs, while a command runs.
 SECRETS = "/run/obuild-secrets"
 
 
 def root_shell(login: str) -> str:
-    """The command whose stdin takes a script that runs as root."""
+    """The command that runs a script from its stdin as root."""
     return "exec sh" if login == "root" else "exec sudo -n sh"
 
 
 def as_root(login: str, command: str) -> str:
-    """`command` (already quoted) as root."""
+    """A command line that runs `command` (already quoted) as root."""
     return command if login == "root" else f"sudo -n {command}"
 
 
@@ -47,8 +47,8 @@ def run_script(
 ) -> bytes:
     """Run argv as `user` in `cwd`; then print `mark`, the exit status and a newline.
 
-    The mark comes through the same pipe as the output, so all that the command itself printed stands
-    before it, and a background process it left behind holds nothing up.
+    The mark comes through the same pipe as the output, so all output of the command itself comes before it,
+    and a background process that the command has left running does not delay it.
     """
     words = " ".join(shlex.quote(word) for word in argv)
     return script(
@@ -62,7 +62,7 @@ def run_script(
 
 
 def shell_command(login: str, *, cwd: str, env: Iterable[tuple[str, str]], user: UnixUser | WindowsUser) -> str:
-    """The command line of a shell that is where `run_script`'s command would be: bash if there is one, else sh."""
+    """The command line of a shell in the place of `run_script`'s command: bash if there is one, else sh."""
     lines = [
         *_enter(cwd, user, otherwise="exit 125"),
         *open_shell(_become(env), str(_ids(user)[0])),
@@ -71,7 +71,7 @@ def shell_command(login: str, *, cwd: str, env: Iterable[tuple[str, str]], user:
 
 
 def _enter(cwd: str, user: UnixUser | WindowsUser, *, otherwise: str) -> list[str]:
-    """Lines that go to the workdir, or else do `otherwise`, and see how to become the user."""
+    """Lines that enter the workdir, or do `otherwise` if they cannot, and find out how to become the user."""
     uid, gid = _ids(user)
     return [
         *ensure_folder(cwd, f"{uid}:{gid}"),
@@ -83,7 +83,7 @@ def _enter(cwd: str, user: UnixUser | WindowsUser, *, otherwise: str) -> list[st
 
 def _how_to_become(uid: int, gid: int) -> list[str]:
     if uid == gid == 0:
-        return ["become="]  # it is root who reads this
+        return ["become="]  # the script runs as root
     return [
         f"become='setpriv --reuid {uid} --regid {gid} --clear-groups --'",
         f"command -v setpriv >/dev/null || become='sudo -n -u #{uid} -g #{gid} --'",
@@ -91,16 +91,16 @@ def _how_to_become(uid: int, gid: int) -> list[str]:
 
 
 def _become(env: Iterable[tuple[str, str]]) -> str:
-    """Words that run those after them as the user.
+    """Words that run the words after them as the user.
 
-    The environment is set last, so that nothing in it (LD_PRELOAD, say) acts on a program run as root.
+    The environment is set last, so that nothing in it (such as LD_PRELOAD) affects a program run as root.
     """
     pairs = " ".join(shlex.quote(f"{name}={value}") for name, value in env)
     return f'$become env -i HOME="${{home:-/}}" PATH={DEFAULT_PATH} {pairs}'
 
 
 def _find_home(uid: int) -> list[str]:
-    """Set `home` to the user's home folder. Each program that need not be started counts, in an emulated guest."""
+    """Set `home` to the user's home folder. Starting programs is slow in an emulated guest, so try without one."""
     return [
         "home=",
         "while IFS=: read -r _ _ id _ _ folder _; do",
@@ -112,7 +112,7 @@ def _find_home(uid: int) -> list[str]:
 def receive_script(dest: str, user: UnixUser | WindowsUser) -> bytes:
     """The command that unpacks a tar stream from stdin in the folder `dest`, as root.
 
-    Folders that exist keep their owner and mode, and a symlink to a folder is followed, not replaced.
+    Existing folders keep their owner and mode, and a symlink to a folder is followed, not replaced.
     """
     uid, gid = _ids(user)
     lines = [
@@ -125,7 +125,7 @@ def receive_script(dest: str, user: UnixUser | WindowsUser) -> bytes:
 
 
 def receive_command(login: str, dest: str, user: UnixUser | WindowsUser) -> str:
-    """`receive_script` as one command line, for stdin is taken by the stream."""
+    """`receive_script` as a command line, since stdin is the stream."""
     text = receive_script(dest, user).decode(errors="surrogateescape")
     return as_root(login, f"sh -c {shlex.quote(text)}")
 
@@ -133,10 +133,10 @@ def receive_command(login: str, dest: str, user: UnixUser | WindowsUser) -> str:
 def pack_files(
     src: Iterable[str], *, exclude: Iterable[str], rename: str | None, owner: tuple[int, int]
 ) -> Packing:
-    """Pack files of the guest, for a copy out of a build.
+    """Pack files of the guest for a copy from a build.
 
-    Of what is mounted below one of them, only the empty folder goes in: /proc and /sys are the machine's, not the
-    image's.
+    A mount point below one of them is packed as an empty folder: /proc and /sys belong to the machine, not to the
+    image.
     """
     tar = ("tar", "--one-file-system")
     return by_gnu_tar(tar, src, exclude=exclude, rename=rename, owner=owner)
@@ -145,7 +145,7 @@ def pack_files(
 def open_cache(slot: int, target: str, user: UnixUser | WindowsUser) -> bytes:
     """Make an empty cache folder, owned by `user`, and mount it over `target`.
 
-    It hides what the image has at `target`, and what is written there does not reach the layer.
+    It hides what the image has at `target`, and nothing written there gets into the layer.
     """
     uid, gid = _ids(user)
     folder = f"{SCRATCH}/{slot}"
@@ -156,7 +156,7 @@ def open_cache(slot: int, target: str, user: UnixUser | WindowsUser) -> bytes:
         *ensure_folder(target, f"{uid}:{gid}"),
         *refuse_root(target),
         f"mount --bind {folder} {shlex.quote(target)}",
-        # under systemd mounts are shared: one inside this cache would show in its folder, too, and be packed
+        # under systemd mounts are shared: one inside this cache would also appear in its folder, and be packed
         f"mount --make-private {shlex.quote(target)}",
     ]
     return script(lines)
@@ -174,7 +174,7 @@ def send_cache(slot: int) -> bytes:
     """Write a cache's folder to stdout as a tar archive; the same files give the same bytes."""
     return script(
         [
-            # 1: a file changed as it was read, by a process that the step left running
+            # 1: a file changed while it was read, by a process that the step has left running
             f"tar --create --file=- --directory={SCRATCH}/{slot} --format=gnu "
             "--sort=name --numeric-owner --sparse . || [ $? -eq 1 ]",
         ]
@@ -198,7 +198,7 @@ def receive_secret(login: str, slot: int) -> str:
 
 
 def open_secret(slot: int, target: str, user: UnixUser | WindowsUser) -> bytes:
-    """Mount a secret's file read-only at `target`; what had to be made for that is noted, to be removed."""
+    """Mount a secret's file read-only at `target`; record what had to be made for that, to remove it later."""
     uid, gid = _ids(user)
     file, path = f"{SECRETS}/{slot}", shlex.quote(target)
     lines = [
@@ -234,7 +234,7 @@ def prepare_scratch() -> bytes:
 
 
 def power_off() -> bytes:
-    """Power off from inside, for a guest that does not hear the power button."""
+    """Power off from inside, for a guest that does not react to the power button."""
     return script(["poweroff || shutdown -P now"])
 
 

@@ -1,29 +1,29 @@
-"""A root shell that stays in a Linux guest: it runs what comes through a virtio port, and survives being saved.
+"""A resident root shell in a Linux guest. It runs scripts from a virtio port, and survives saving and resuming.
 
-So a step in a machine that runs on, or that was resumed, needs no login: the port is there at once, whatever
-happened to the network meanwhile. The shell is started over SSH when the guest has booted. `obuild.resident` talks
-to it.
+So a step in a machine that keeps running, or that was resumed, needs no login: the port works at once, whatever
+has happened to the network. The shell is started over SSH when the guest has booted.
+`executors.qemu.agent` talks to it.
 
-A request is a line `KIND SIZE MARK` and a script of SIZE bytes, or, if SIZE is `-`, a line with a short script in
-the escapes of printf's %b, which needs no program to be read: where all is emulated, starting one takes its time.
-The answer is what the script prints, then a line `MARK STATUS`. The kinds:
+A request is a line `KIND SIZE MARK` and a script of SIZE bytes; or, if SIZE is `-`, a line with a short script in
+the escapes of printf's %b, which takes no program to read: starting one is slow in an emulated guest.
+The answer is the output of the script, then a line `MARK STATUS`. The kinds:
 
-    step    in a cgroup of its own, in which its processes are found again
+    step    in a cgroup of its own, so that its processes can be found later
     check   as root, with nothing on stdin
-    stream  the same, with the data port's pieces on stdin, each behind a line with its size; 0 ends them
+    stream  the same, with the pieces from the data port on stdin; a line with its size is before each, 0 ends them
     fetch   the same, with stdout to the data port, where `MARK` ends it
-    freeze  no script: end what a step has left behind, freeze the disks, and wait
+    freeze  no script: end what a step has left running, freeze the disks, and wait
 
-To `freeze`, the shell answers with a line `MARK frozen`, and then waits for a line
-`TIME SEED NETWORK TOKEN`: it makes random numbers anew from SEED (`-` if it was not resumed), sets the clock to
-TIME, in seconds since the epoch, thaws the disks, does what a boot would do, sees to it that the guest knows its
-network as `open` or `closed`, and answers with TOKEN in place of MARK; the status is 1 if it has to boot to know
-that network. Or it answers with `MARK boot WHY`; the disks are not frozen then.
+The shell answers `freeze` with a line `MARK frozen`, and then waits for a line `TIME SEED NETWORK TOKEN`. It
+reseeds the random number generator from SEED (`-` if it was not resumed), sets the clock to TIME, in seconds since
+the epoch, thaws the disks, does what a boot would do, configures the network as `open` or `closed`, and answers
+with TOKEN in place of MARK; the status is 1 if that network takes a boot. Or it answers `freeze` with
+`MARK boot WHY`; the disks are then not frozen.
 
-The first `freeze` takes down how all is; each further one compares, and a difference that cannot be put right is a
-reason to boot. What is compared, resident/look.sh says.
+The first `freeze` records the state of the guest. Each later one compares, and a difference that cannot be undone
+is a reason to boot. resident/look.sh says what is compared.
 
-Needed in the guest: virtio_console, cgroups (version 2), fanotify, coreutils or busybox, and a kernel of 5.14.
+The guest needs virtio_console, cgroups (version 2), fanotify, coreutils or busybox, and Linux 5.14 or later.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from pathlib import Path
 
 from obuild.guests.posix import say_status, script
 
-#: What is sent into guests: shell scripts, and a program.
+#: The shell scripts and the program that are sent into guests.
 _HERE = Path(__file__).parent / "resident"
 
-#: What the guest sees of the two ports, in /dev/virtio-ports/.
+#: The names of the two ports in the guest, in /dev/virtio-ports/.
 CONTROL_PORT, DATA_PORT = "obuild", "obuild-data"
 
-#: Where the shell has its files: in a tmpfs.
+#: The folder of the shell's files, a tmpfs.
 FOLDER = "/run/obuild"
 
-#: What a boot reads. If it changes, the guest is booted before the next step, for that could matter to it.
-#: Files that packages bring come and go by renames, so of their folders only the last change is looked at; what
-#: people edit, is looked at by itself.
+#: What a boot reads. If it changes, the guest is booted before the next step, which could depend on it.
+#: Packages create and remove files by renames, so of their folders only the last change is compared. Files that
+#: people edit are compared themselves.
 BOOT = (
     "/boot /boot/* /lib/modules /lib/modules/* /usr/lib/modules-load.d /usr/lib/sysctl.d /usr/lib/sysusers.d "
     "/usr/lib/tmpfiles.d /lib/systemd /lib/systemd/systemd /lib/systemd/system /lib/systemd/system/*.wants "
@@ -58,24 +58,24 @@ BOOT_TREES = (
     "/etc/network /etc/NetworkManager /etc/sysconfig /etc/security /etc/selinux"
 )
 
-#: In tmpfs mounts, what services keep there for themselves: nothing of it is looked at.
+#: The folders in tmpfs mounts that belong to services: nothing in them is compared.
 KEPT = "systemd udev user dbus sudo obuild log credentials"
 
-#: Who makes this file asks for a boot before the next step, as Debian's packages do.
+#: If this file exists, a boot is wanted before the next step; Debian's packages create it.
 REBOOT = "/run/reboot-required"
 
-#: How many seconds a step's left-over processes have to end by themselves when they are asked to.
+#: How long a step's remaining processes have to end after SIGTERM, in seconds.
 GRACE = 5
 
 
-#: The exit status that says that a guest lacks something.
+#: The exit status for a guest that lacks something.
 LACKING = 3
 
 
 def start(mark: str) -> bytes:
-    """Start the shell, once what else is starting has started; then print `mark STATUS` and a newline.
+    """Start the shell once the boot is complete; then print `mark STATUS` and a newline.
 
-    If the guest lacks what it needs, the status is LACKING, and before it stands, in a few words, what.
+    If the guest lacks something, the status is LACKING, and the output before it says in a few words what.
     """
     given = {
         "dir": FOLDER,
@@ -112,7 +112,7 @@ def _source(name: str) -> str:
 
 
 def _program() -> bytes:
-    """The program that amd64.S is the source of, as a file for x86_64. Format: elf(5)."""
+    """The program whose source is amd64.S, as an executable for x86_64. Format: elf(5)."""
     start, head = 0x400000, 64 + 56
     code = (_HERE / "amd64.bin").read_bytes()
     size = head + len(code)

@@ -1,9 +1,9 @@
-"""How an OpenBSD guest spells what a step needs: POSIX shell scripts, fed to a root shell on stdin.
+"""The commands of an OpenBSD guest: POSIX shell scripts for the stdin of a root shell.
 
-Needed in the guest: its base system (perl is part of it), the package gtar, and a line `permit nopass LOGIN` in
-doas.conf(5) where the login user is not root. OpenBSD has no bind mounts, so a cache is a folder that takes the
-place of what is at its target, which is put aside under a name of its own in the same folder: one rename each way,
-within one file system. Manual pages that lines here rest on: doas(1), mount_mfs(8), perlvar(1) for `$)`.
+The guest needs its base system (perl is part of it), the package gtar, and a line `permit nopass LOGIN` in
+doas.conf(5) if the login user is not root. OpenBSD has no bind mounts, so a cache's folder replaces what is at its
+target, which is put aside under another name in the same folder: one rename each way, within one file system.
+Manual pages behind this module: doas(1), mount_mfs(8), perlvar(1) for `$)`.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from obuild.guests.posix import (
 from obuild.guests.tar import Packing, by_gnu_tar
 from obuild.spec import UnixUser, WindowsUser
 
-#: What a command sees if the spec says nothing else; as in login.conf(5).
+#: A command's PATH unless the spec sets another; as in login.conf(5).
 DEFAULT_PATH = "/usr/bin:/bin:/usr/sbin:/sbin:/usr/X11R6/bin:/usr/local/bin:/usr/local/sbin"
 
-#: Where caches are noted in the guest while a step runs; gone before the layer is sealed.
+#: Where caches are recorded in the guest while a step runs; removed before the layer is sealed.
 SCRATCH = "/var/obuild-scratch"
 
-#: Where the values of secrets live in the guest, in a memory file system, while a command runs.
+#: Where the values of secrets are in the guest, in a memory file system, while a command runs.
 SECRETS = "/var/obuild-secrets"
 
-#: Become a uid and gid that the guest need not know: doas, su and chroot want a line in passwd(5).
+#: Become a uid and gid, which may be unknown to the guest: doas, su and chroot need a line in passwd(5).
 _BECOME = (
     "perl -MPOSIX=setuid,setgid -e '"
     'my ($u, $g) = splice @ARGV, 0, 2; $) = "$g $g"; '
@@ -41,12 +41,12 @@ _BECOME = (
     'exec { $ARGV[0] } @ARGV or die "$ARGV[0]: $!\\n"\''
 )
 
-#: Run as the new user: its arguments are a workdir, then those of env(1).
+#: Run as the new user; the arguments are a workdir, then those of env(1).
 _ENTER = '\'cd -P -- "$0" || exit 125; exec env -i "$@"\''
 
 
 def root_shell(login: str) -> str:
-    """The command whose stdin takes a script that runs as root."""
+    """The command that runs a script from its stdin as root."""
     return "exec sh" if login == "root" else "exec doas -n sh"
 
 
@@ -60,7 +60,7 @@ def run_script(
 ) -> bytes:
     """Run argv as `user` in `cwd`; then print `mark`, the exit status and a newline, in the same pipe.
 
-    The environment is set last, so that nothing in it acts on a program run as root.
+    The environment is set last, so that nothing in it affects a program run as root.
     """
     words = " ".join(shlex.quote(word) for word in argv)
     return script(
@@ -74,7 +74,7 @@ def run_script(
 
 
 def shell_command(login: str, *, cwd: str, env: Iterable[tuple[str, str]], user: UnixUser | WindowsUser) -> str:
-    """The command line of a shell that is where `run_script`'s command would be: bash if there is one, else sh."""
+    """The command line of a shell in the place of `run_script`'s command: bash if there is one, else sh."""
     lines = [
         *_prepare(cwd, user),
         *open_shell(_become(cwd, env, user), str(_ids(user)[0])),
@@ -83,7 +83,7 @@ def shell_command(login: str, *, cwd: str, env: Iterable[tuple[str, str]], user:
 
 
 def _prepare(cwd: str, user: UnixUser | WindowsUser) -> list[str]:
-    """Lines that make the workdir if need be, and find the user's home."""
+    """Lines that make the workdir if missing, and find the user's home folder."""
     uid, gid = _ids(user)
     return [
         f"PATH={DEFAULT_PATH}; export PATH",
@@ -93,7 +93,7 @@ def _prepare(cwd: str, user: UnixUser | WindowsUser) -> list[str]:
 
 
 def _become(cwd: str, env: Iterable[tuple[str, str]], user: UnixUser | WindowsUser) -> str:
-    """Words that run those after them as the user, in the workdir."""
+    """Words that run the words after them as the user, in the workdir."""
     uid, gid = _ids(user)
     pairs = " ".join(shlex.quote(f"{name}={value}") for name, value in env)
     return (
@@ -105,14 +105,14 @@ def _become(cwd: str, env: Iterable[tuple[str, str]], user: UnixUser | WindowsUs
 def pack_files(
     src: Iterable[str], *, exclude: Iterable[str], rename: str | None, owner: tuple[int, int]
 ) -> Packing:
-    """Pack files of the guest, for a copy out of a build."""
+    """Pack files of the guest for a copy from a build."""
     return by_gnu_tar(("gtar",), src, exclude=exclude, rename=rename, owner=owner)
 
 
 def receive_command(login: str, dest: str, user: UnixUser | WindowsUser) -> str:
     """The command line that unpacks a tar stream from stdin in the folder `dest`, as root.
 
-    Folders that exist keep their owner and mode, and a symlink to a folder is followed, not replaced.
+    Existing folders keep their owner and mode, and a symlink to a folder is followed, not replaced.
     """
     uid, gid = _ids(user)
     lines = [
@@ -131,7 +131,7 @@ def prepare_scratch() -> bytes:
 
 
 def open_cache(slot: int, target: str, user: UnixUser | WindowsUser) -> bytes:
-    """Put what is at `target` aside and an empty folder, owned by `user`, in its place; note that it is so."""
+    """Put what is at `target` aside and an empty folder, owned by `user`, in its place; record that."""
     uid, gid = _ids(user)
     path, aside = shlex.quote(target), shlex.quote(_aside(target, slot))
     return script(
@@ -148,7 +148,7 @@ def open_cache(slot: int, target: str, user: UnixUser | WindowsUser) -> bytes:
 
 
 def receive_cache(login: str, slot: int) -> str:
-    """The command that unpacks a tar archive from stdin in a cache's folder, which is at its target."""
+    """The command that unpacks a tar archive from stdin in a cache's folder, which is its target."""
     lines = [
         "set -e",
         *_read_target(str(slot)),
@@ -158,15 +158,15 @@ def receive_cache(login: str, slot: int) -> str:
 
 
 def send_cache(slot: int) -> bytes:
-    """Write a cache's folder to stdout as a tar archive, in the order of names; put back what was at its target.
+    """Write a cache's folder to stdout as a tar archive, sorted by name, and put back what was at its target.
 
-    So a cache that lies within another is out of it before that one is packed.
+    So a cache inside another is removed from it before the other is packed.
     """
     return script(
         [
             "set -e",
             *_read_target(str(slot)),
-            # 1: a file changed as it was read, by a process that the step left running
+            # 1: a file changed while it was read, by a process that the step has left running
             'gtar --create --file=- --directory="$target" --format=gnu '
             "--sort=name --numeric-owner --sparse . || [ $? -eq 1 ]",
             *_put_back(str(slot)),
@@ -175,7 +175,7 @@ def send_cache(slot: int) -> bytes:
 
 
 def close_caches(targets: Iterable[str]) -> bytes:
-    """Put back what was at the targets, last first, unless that is done, and remove every trace of the caches."""
+    """Put back what was at the targets, last first, unless that was done, and remove every trace of the caches."""
     return script(
         [
             "set -e",
@@ -188,9 +188,9 @@ def close_caches(targets: Iterable[str]) -> bytes:
 
 
 def prepare_secrets() -> bytes:
-    """Mount the memory file system that holds secrets (16 MiB). Users may pass through it, not see what is in it.
+    """Mount the memory file system that holds secrets (16 MiB). Users may traverse it, but not list it.
 
-    It may be swapped out, but OpenBSD encrypts what it swaps with keys that it forgets.
+    It may be swapped out, but OpenBSD encrypts swap with keys that it discards.
     """
     return script(
         [
@@ -208,23 +208,23 @@ def receive_secret(login: str, slot: int) -> str:
 
 
 def open_secret(slot: int, target: str, user: UnixUser | WindowsUser) -> bytes:
-    """Link `target` to a secret's file; what is there is put aside."""
+    """Link `target` to a secret's file; what was there is put aside."""
     uid, gid = _ids(user)
     return script(["set -e", *link_secret(f"{SECRETS}/{slot}", slot, target, f"{uid}:{gid}")])
 
 
 def close_secrets(targets: Iterable[str]) -> bytes:
-    """Remove the links, the folders made for them, and the values."""
+    """Remove the links, the folders made for them, and the values; put back what was there."""
     return script(["set -e", *unlink_secrets(SECRETS, targets), f"umount -f {SECRETS}", f"rmdir {SECRETS}"])
 
 
 def power_off() -> bytes:
-    """Power off from inside, for a guest that does not hear the power button."""
+    """Power off from inside, for a guest that does not react to the power button."""
     return script(["halt -p"])
 
 
 def _put_back(slot: str) -> list[str]:
-    """Take a cache away from its `target`, and note that it is done."""
+    """Remove a cache from its `target`, put back what was there, and record that."""
     return [
         'rm -rf -- "$target"',
         f'mv -- "{_aside("$target", slot)}" "$target"',
@@ -233,7 +233,7 @@ def _put_back(slot: str) -> list[str]:
 
 
 def _read_target(slot: str) -> list[str]:
-    """Set `target`; the dot saves newlines at its end."""
+    """Set `target`; the dot protects newlines at its end."""
     return [f"target=$(cat {SCRATCH}/{slot}.target; echo .)", "target=${target%.}"]
 
 

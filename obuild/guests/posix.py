@@ -1,4 +1,4 @@
-"""Lines of POSIX shell that every Unix guest needs. They are written for sh, and every path in them is quoted."""
+"""Shell lines that all Unix guests share. They are POSIX sh, and every path in them is quoted."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Iterable
 
 
 def script(lines: Iterable[str]) -> bytes:
-    """The script that these lines are; a name that is no UTF-8 travels as the bytes it is."""
+    """A script of these lines; a name that is not UTF-8 keeps its bytes."""
     return ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape")
 
 
 def inline(lines: Iterable[str]) -> str:
-    """The script that these lines are as one command line, for sh; its stdin is free.
+    """A script of these lines as one command line; its stdin is free.
 
-    root's login shell, which reads that first, may be csh: to it a newline, a quote and `!` mean something even
-    between quotes. So these, and what is no ASCII, travel as printf(1)'s escapes.
+    root's login shell, which reads it first, may be csh, for which a newline, a quote and `!` are special even
+    between quotes. So these, and everything but ASCII, are written as printf(1)'s escapes.
     """
     plain = {*range(32, 127)} - set(b"!'\\")
     text = "".join(chr(byte) if byte in plain else f"\\0{byte:03o}" for byte in script(lines))
@@ -23,7 +23,7 @@ def inline(lines: Iterable[str]) -> str:
 
 
 def ensure_folder(path: str, owner: str) -> list[str]:
-    """Make `path` and its missing parents, all owned by `owner` (shell text); what exists is left as it is."""
+    """Make `path` and its missing parents, all owned by `owner` (shell text); existing folders do not change."""
     quoted = shlex.quote(path)
     return [
         f"if [ ! -d {quoted} ]; then new={quoted}; top=$new",
@@ -33,13 +33,13 @@ def ensure_folder(path: str, owner: str) -> list[str]:
 
 
 def refuse_root(path: str) -> list[str]:
-    """End the script if the folder `path` is the root, by a symlink: what is mounted over that hides nothing."""
+    """Fail if the folder `path` is a symlink to the root: a mount over the root hides nothing."""
     quoted = shlex.quote(path)
     return [f'[ "$(cd -P -- {quoted} && pwd)" != / ] || {{ echo {quoted} is the root of the guest >&2; exit 1; }}']
 
 
 def make_parents(path: str, note: str) -> list[str]:
-    """Make the parents of `path`, and write the deepest one that was there already to the file `note`."""
+    """Make the parents of `path`, and write the deepest one that existed to the file `note`."""
     quoted = shlex.quote(path)
     return [
         f"top={quoted}",
@@ -49,7 +49,7 @@ def make_parents(path: str, note: str) -> list[str]:
 
 
 def remove_parents(path: str, note: str) -> list[str]:
-    """Remove the folders that `make_parents` made, as far as they are empty."""
+    """Remove the folders that `make_parents` made, if they are empty."""
     return [
         f"folder=$(dirname -- {shlex.quote(path)})",
         f'while [ "$folder" != "$(cat {note})" ] && rmdir -- "$folder" 2>/dev/null; do',
@@ -58,15 +58,15 @@ def remove_parents(path: str, note: str) -> list[str]:
 
 
 def say_status(mark: str, status: str) -> str:
-    """Print the mark and an exit status, with nothing before them."""
+    """Print the mark and an exit status, without a newline before them."""
     return f"printf '%s %d\\n' {shlex.quote(mark)} \"{status}\""
 
 
 def open_shell(become: str, uid: str) -> list[str]:
-    """Go on as a shell, bash if there is one: it runs as the user that the words `become` make of it.
+    """Replace the script with a shell, bash if there is one; the words `become` make it run as the user.
 
-    That user, `uid` (shell text), may then open the terminal, if there is one, which sshd gave to the login. TERM
-    says what the terminal really is, whatever a step has made of it for its commands.
+    That user, `uid` (shell text), gets the terminal, if there is one, which sshd gave to the login. TERM is that
+    of the real terminal, whatever the spec has set for its commands.
     """
     return [
         f'tty -s && chown {uid} "$(tty)" 2>/dev/null',
@@ -76,12 +76,12 @@ def open_shell(become: str, uid: str) -> list[str]:
 
 
 def take_secret(file: str) -> str:
-    """The command that takes a secret's value from stdin into `file`, for root's eyes only."""
+    """The command that writes a secret's value from stdin to `file`, readable by root only."""
     return f"sh -c 'umask 077 && exec cat >{file}'"
 
 
 def link_secret(file: str, slot: int, target: str, owner: str) -> list[str]:
-    """Give the secret in `file` to `owner` (shell text) and link `target` to it; what is there is put aside."""
+    """Give the secret in `file` to `owner` (shell text) and link `target` to it; what was there is put aside."""
     path, aside = shlex.quote(target), shlex.quote(f"{target}.obuild-secret-{slot}")
     return [
         f"chown {owner} {file}",
@@ -94,7 +94,7 @@ def link_secret(file: str, slot: int, target: str, owner: str) -> list[str]:
 
 
 def unlink_secrets(folder: str, targets: Iterable[str]) -> list[str]:
-    """Undo `link_secret` for all of them, the last first; their files are FOLDER/SLOT."""
+    """Undo `link_secret` for all targets, the last first; the files are FOLDER/SLOT."""
     lines = []
     for slot, target in reversed(tuple(enumerate(targets))):
         path, aside = shlex.quote(target), shlex.quote(f"{target}.obuild-secret-{slot}")

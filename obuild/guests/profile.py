@@ -1,13 +1,13 @@
-"""The card of a base image: NAME.toml beside NAME.qcow2, what a machine must know to boot and log in.
+"""The card of a base image: NAME.toml beside NAME.qcow2, with what is needed to boot it and log in.
 
 os = "linux"                 # linux, windows, openbsd, freebsd
 arch = "x86_64"
 login = "root"               # the user that SSH logs in as
-firmware = "bios"            # bios: the machine's own starts the disk; uefi: UEFI does, with the variables that
-                             # NAME.nvram has, if there is one; kernel: QEMU loads NAME.vmlinuz
-cmdline = "root=/dev/vda1"   # for that kernel, besides its console; NAME.initrd is its initial RAM disk
+firmware = "bios"            # bios: the machine's own firmware boots the disk; uefi: UEFI does, with the variables
+                             # in NAME.nvram, if there is one; kernel: QEMU loads NAME.vmlinuz
+cmdline = "root=/dev/vda1"   # for that kernel, without its console; NAME.initrd is its initial RAM disk
 memory = "256M"              # the least it boots with
-warm = "yes"                 # no: its machines are never saved and resumed, each step boots one
+warm = "yes"                 # no: machines are never saved and resumed; each step boots one
 key = "state/ssh/id_ed25519" # optional: private key, relative to the store or absolute
 """
 
@@ -22,26 +22,26 @@ from obuild.errors import UsageError
 from obuild.host import toml
 from obuild.host.regular import read_text
 
-#: The guest systems that there are, and what people call them. `guests.all` has their modules.
+#: The guest systems, and their names for people. `guests.all` has their modules.
 OSES = {"linux": "Linux", "windows": "Windows", "openbsd": "OpenBSD", "freebsd": "FreeBSD"}
 #: The architectures of guests. `executors.qemu.arches` says how QEMU runs them.
 ARCHES = ("x86_64", "aarch64", "riscv64", "s390x", "ppc64le")
-#: What Debian calls those that it names otherwise; users may, too.
+#: Debian's names of architectures, where they differ; users may use them, too.
 DEBIAN_ARCHES = {"x86_64": "amd64", "aarch64": "arm64", "ppc64le": "ppc64el"}
 ARCH_ALIASES = {debian: arch for arch, debian in DEBIAN_ARCHES.items()}
 
 FIRMWARES = ("bios", "uefi", "kernel")
 
-#: The card of a base that was taken into a store, in its layer.
+#: The file in a base's layer that holds its card.
 NAME = "card.toml"
 
-#: With firmware "kernel": the files that lie beside the image, by the ends of their names. The first must.
+#: The suffixes of the files beside the image for firmware "kernel". The first is required.
 KERNEL, INITRD = ".vmlinuz", ".initrd"
 
-#: With firmware "uefi": the variables that UEFI keeps, such as what to boot. Without it they are the defaults.
+#: The suffix of the file with UEFI's variables, such as what to boot. Without it they are the defaults.
 NVRAM = ".nvram"
 
-#: The most memory that any machine can have, in bytes: addresses have 52 bits at most.
+#: The largest memory of any machine, in bytes: addresses have 52 bits at most.
 MOST_MEMORY = 1 << 52
 
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)([KMGT]?)(?:i?B)?", re.IGNORECASE | re.ASCII)
@@ -50,7 +50,7 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """What a base image says of itself. `memory` is in bytes."""
+    """The properties of a base image. `memory` is in bytes."""
 
     os: str = "linux"
     arch: str = "x86_64"
@@ -63,7 +63,7 @@ class Card:
 
 
 def arch_named(name: str) -> str:
-    """The canonical name of an architecture. UsageError if there is no such row."""
+    """The canonical name of an architecture. UsageError if it is unknown."""
     canonical = ARCH_ALIASES.get(name, name)
     if canonical not in ARCHES:
         raise UsageError(f"unknown guest architecture {name!r}", hint=f"known: {', '.join(ARCHES)}")
@@ -71,7 +71,7 @@ def arch_named(name: str) -> str:
 
 
 def parse_size(text: str, *, default_unit: str = "") -> int:
-    """`512M`, `2G`, `1.5G` in bytes; a bare number counts in `default_unit`. ValueError if neither."""
+    """`512M`, `2G`, `1.5G` in bytes; a bare number is in `default_unit`. ValueError for anything else."""
     match = _SIZE.fullmatch(text.strip())
     if not match or len(match[1]) > 20:
         raise ValueError(f"{text!r} is not a size")
@@ -82,7 +82,7 @@ def read(path: Path) -> Card:
     """The card in `path`, or the default card if there is no such file. UsageError if it is malformed."""
     try:
         text = read_text(path, follow=True)
-        return parse(text.removeprefix("\ufeff"), where=str(path))  # an editor may have put a mark there
+        return parse(text.removeprefix("\ufeff"), where=str(path))  # an editor may have added a byte order mark
     except FileNotFoundError:
         return Card()
     except OSError as error:
@@ -92,7 +92,7 @@ def read(path: Path) -> Card:
 
 
 def parse(text: str, *, where: str) -> Card:
-    """The card in `text`; `where` names it in messages. UsageError for anything it does not know."""
+    """The card in `text`; `where` names it in messages. UsageError for anything unknown."""
     table = toml.loads(text, where=where)
     known = {field.name for field in fields(Card)}
     for name, value in table.items():
@@ -124,7 +124,7 @@ def from_strings(table: dict[str, str], *, where: str) -> Card:
 
 
 def dump(card: Card) -> str:
-    """The card as the text that `parse` reads back."""
+    """The card as text that `parse` reads back."""
     lines = [f"{name} = {toml.quoted(getattr(card, name))}" for name in ("os", "arch", "login", "firmware")]
     lines.append(f'memory = "{card.memory >> 10}K"')
     lines += [f"{name} = {toml.quoted(value)}" for name in ("key", "cmdline") if (value := getattr(card, name))]

@@ -1,4 +1,4 @@
-"""How the tars of guests are told to pack files for a copy out of a build: GNU's, and FreeBSD's and Windows'."""
+"""Pack files for a copy from a build with the guest's tar: GNU tar, or bsdtar on FreeBSD and Windows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from obuild.guests.posix import script
 class Packing:
     """A root shell's script that packs files into a tar archive.
 
-    The archive is its stdout; or, if `file` is not empty, what scp finds there until the script `remove` is run.
+    The archive is its stdout; or, if `file` is not empty, it is at that path, for scp, until the script `remove`
+    runs.
     """
 
     script: bytes
@@ -22,41 +23,41 @@ class Packing:
 
 
 def split(path: str) -> tuple[str, str]:
-    """The folder of a file, from the root, and its name there; `.` stands for all that is in the folder."""
+    """The absolute folder of a file, and its name there; `.` stands for the content of the folder."""
     folder, _, name = ("/" + path.lstrip("/")).rstrip("/").rpartition("/")
     return folder or "/", name or "."
 
 
 def names(exclude: Iterable[str]) -> tuple[str, ...]:
-    """Those of the names that a file can have: tars would take others for paths."""
+    """The names that a file can have: tar would take others for paths."""
     return tuple(name for name in exclude if name not in ("", ".", "..") and "/" not in name)
 
 
 def by_gnu_tar(
     tar: Iterable[str], src: Iterable[str], *, exclude: Iterable[str], rename: str | None, owner: tuple[int, int]
 ) -> Packing:
-    """Pack by GNU tar, sparse files sparse, in the order of names. No word of it is a pattern or has escapes."""
+    """Pack with GNU tar, sorted by name, sparse files with holes. No name is taken for a pattern or unescaped."""
     uid, gid = owner
     words = [
         *(*tar, "--create", "--file=-", "--format=gnu", "--sparse", "--sort=name", "--no-unquote"),
-        *(f"--owner=u:{uid}", f"--group=g:{gid}", "--numeric-owner"),  # a bare number may be a name, too
+        *(f"--owner=u:{uid}", f"--group=g:{gid}", "--numeric-owner"),  # a bare number may also be a name
         *("--no-wildcards", "--no-anchored", *(f"--exclude={name}" for name in names(exclude))),
     ]
     places = []
     for path in src:
         folder, name = split(path)
-        # the folder may be reached through symlinks: to the guest's own files, so no harm
+        # the path to the folder may have symlinks: they lead to the guest's own files, so this is safe
         places += ["-C", folder, f"./{name}" if name != "." else name]
     if rename is not None:
         words.append(f"--transform=flags=rhS;s/^{_pattern(name)}/{_replacement(rename)}/")
     else:
         words.append(r"--transform=flags=rhS;s/^\.\/\(.\)/\1/")
-    # a letter is a byte, so that names which are no text can be renamed, too
+    # treat names as bytes, so that any name can be changed
     return Packing(script(["LC_ALL=C; export LC_ALL", f"exec {shlex.join([*words, *places])}"]))
 
 
 def _pattern(name: str) -> str:
-    """A basic regular expression for `./name`, or for the folder `.` itself."""
+    """A basic regular expression that matches `./name`, or the folder `.` itself."""
     quoted = "".join("\\" + letter if letter in r"\.*[]^$" else letter for letter in name)
     return quoted if name == "." else r"\.\/" + quoted
 
@@ -66,10 +67,10 @@ def _replacement(name: str) -> str:
 
 
 def bsdtar_options(owner: tuple[int, int]) -> list[str]:
-    """What the tar of FreeBSD and Windows is told, whatever it packs.
+    """The options of FreeBSD's and Windows' tar for every archive.
 
-    Of its formats only pax keeps sparse files sparse. What no manifest tells of (access lists, attributes, file
-    flags) stays behind.
+    Of its formats only pax keeps sparse files sparse. What is not in a manifest (access control lists, extended
+    attributes, file flags) is left out.
     """
     uid, gid = owner
     return [

@@ -1,7 +1,7 @@
-"""Where caches and secrets cannot be in a guest: over what the step or obuild itself needs, or over each other.
+"""Check the targets of caches and secrets: not over what the step or obuild needs, nor over each other.
 
-A root cannot be mounted over: whatever is opened there is still what lies below, so what belongs in a cache would
-land in the layer. Paths are those of `rules.join`; a symlink in one is the guest's, and is not seen here.
+A mount over the root hides nothing: programs go on using the root below, so a cache's files would land in the
+layer. Paths are those of `rules.join`; symlinks are in the guest, so they are not seen here.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from itertools import pairwise
 from obuild.errors import UsageError
 from obuild.spec import Cache, Secret
 
-#: The longest name of a cache, in bytes: each may become three, and the whole is part of a file's name.
+#: The longest name of a cache, in bytes: each byte may become three in a file's name.
 LONGEST_NAME = 80
 
-#: Folders of the kernel's: nothing can be made in them, or it is gone with the machine.
+#: The kernel's folders: nothing can be created there, or it is lost with the machine.
 KERNELS = {
     "linux": ("/dev", "/proc", "/sys"),
     "freebsd": ("/dev", "/proc"),
@@ -25,10 +25,10 @@ KERNELS = {
     "windows": (),
 }
 
-#: Where a Linux guest has room in memory below such a folder.
+#: File systems in memory below such folders, in a Linux guest, where files can be created.
 IN_MEMORY = "/dev/shm"
 
-#: obuild's own folders, in which it keeps caches, secrets and files for a step.
+#: The folders in which obuild keeps caches, secrets and files for a step.
 OWN = {
     "linux": ("/run/obuild", "/run/obuild-secrets", "/var/lib/obuild-scratch"),
     "freebsd": ("/var/obuild-scratch", "/var/obuild-secrets"),
@@ -36,7 +36,7 @@ OWN = {
     "windows": ("C:/obuild-scratch", "C:/obuild-secrets", "C:/obuild-taken"),
 }
 
-#: Where the programs are with which caches and secrets are taken away again.
+#: The folders of the programs that remove caches and secrets again.
 PROGRAMS = {
     "linux": ("/bin", "/lib", "/lib64", "/sbin", "/usr", "/usr/bin", "/usr/lib", "/usr/lib64", "/usr/sbin"),
     "freebsd": ("/bin", "/lib", "/libexec", "/sbin", "/usr", "/usr/bin", "/usr/lib", "/usr/sbin"),
@@ -46,26 +46,26 @@ PROGRAMS = {
 
 
 def outermost_first(caches: Sequence[Cache]) -> tuple[Cache, ...]:
-    """The caches in an order in which none is mounted over one that lies in it; else as they are."""
+    """The caches, ordered so that none is mounted over another inside it; otherwise in their order."""
     paths = {_plain(cache.target) for cache in caches}
     return tuple(sorted(caches, key=lambda cache: len(paths.intersection(_above(_plain(cache.target))))))
 
 
 def check(os: str, cwd: str, caches: Sequence[Cache], secrets: Sequence[Secret]) -> None:
-    """UsageError if a cache or a secret cannot be where it is to be."""
+    """UsageError if a cache or a secret cannot be at its target."""
     for cache in caches:
         if len(cache.name.encode("utf-8", "surrogateescape")) > LONGEST_NAME:
             raise UsageError(
-                f"the name of a cache can have {LONGEST_NAME} bytes at most", hint="it is a file's name"
+                f"the name of a cache can have at most {LONGEST_NAME} bytes", hint="it is used as a file name"
             )
         _check_place(os, "a cache", cache.target, hint="name a folder of its own")
     for secret in secrets:
         _check_place(os, "a secret", secret.target, hint=f"/run/secrets/{secret.name} is a good place")
         if os == "windows" and not _same(os, secret.target).startswith("c:/"):
-            raise UsageError(f"a secret cannot be at {secret.target}: that is not on drive C:")
+            raise UsageError(f"a secret cannot be at {secret.target}: it is not on drive C:")
         if _same(os, secret.target) == _same(os, cwd):
             raise UsageError(
-                f"a secret cannot be at {secret.target}: it is a file, and that is the working folder"
+                f"a secret cannot be at {secret.target}: a secret is a file, and that is the working folder"
             )
     _check_apart(os, caches, secrets)
 
@@ -76,17 +76,17 @@ def _check_place(os: str, what: str, target: str, *, hint: str) -> None:
         raise UsageError(f"{what} cannot be at {target}: that is the root of the file system", hint=hint)
     for folder in KERNELS[os]:
         if _within(path, folder) and not path.startswith(f"{IN_MEMORY}/"):
-            raise UsageError(f"{what} cannot be at {target}: {folder} is the kernel's", hint=hint)
+            raise UsageError(f"{what} cannot be at {target}: {folder} belongs to the kernel", hint=hint)
     for folder in OWN[os]:
         own = _same(os, folder)
         if _within(path, own) or _within(own, path):
-            raise UsageError(f"{what} cannot be at {target}: obuild itself uses {folder}", hint=hint)
+            raise UsageError(f"{what} cannot be at {target}: obuild uses {folder}", hint=hint)
     if path in (_same(os, folder) for folder in PROGRAMS[os]):
         raise UsageError(f"{what} cannot be at {target}: the guest's own programs are there", hint=hint)
 
 
 def _check_apart(os: str, caches: Sequence[Cache], secrets: Sequence[Secret]) -> None:
-    """UsageError if two are at one place, or one is below a secret, which is a file."""
+    """UsageError if two have the same target, or one is below a secret, which is a file."""
     files = {_same(os, secret.target) for secret in secrets}
     targets = [*(cache.target for cache in caches), *(secret.target for secret in secrets)]
     for one, other in pairwise(sorted(targets, key=lambda target: _same(os, target))):
@@ -94,11 +94,11 @@ def _check_apart(os: str, caches: Sequence[Cache], secrets: Sequence[Secret]) ->
             raise UsageError(f"two caches or secrets cannot both be at {other}", hint="give each its own target")
     for target in targets:
         if not files.isdisjoint(_above(_same(os, target))):
-            raise UsageError(f"nothing can be at {target}: a secret is a file, and that would be below one")
+            raise UsageError(f"nothing can be at {target}: it is below a secret, which is a file")
 
 
 def _above(path: str) -> list[str]:
-    """The folders that a path is in, but for the root."""
+    """The folders above a path, without the root."""
     parts = path.split("/")
     return ["/".join(parts[:count]) for count in range(2, len(parts))]
 
@@ -108,7 +108,7 @@ def _within(path: str, folder: str) -> bool:
 
 
 def _same(os: str, path: str) -> str:
-    """One spelling for each place, as far as a path tells; Windows knows no case."""
+    """One spelling for each place, as far as the path shows it; Windows ignores case."""
     plain = _plain(path)
     return plain.lower() if os == "windows" else plain
 

@@ -1,14 +1,14 @@
-r"""How a Windows guest spells what a step needs: PowerShell scripts, fed to an administrator's shell on stdin.
+r"""The commands of a Windows guest: PowerShell scripts for the stdin of an administrator's shell.
 
-Needed in the guest: Windows 10 or Server 2019, or later (they bring PowerShell 5.1, tar.exe and OpenSSH's
-server), and a login that is an administrator: over SSH it has all its rights at once.
+The guest needs Windows 10 or Server 2019, or later (they have PowerShell 5.1, tar.exe and OpenSSH's server),
+and a login that is an administrator: over SSH it has all its rights at once.
 
-Scripts are not given to `powershell -Command -`, which reads stdin as if it were typed: a block that is not
-followed by an empty line is never run, and the code page decides about letters. Instead a fixed
-`-EncodedCommand` reads all of stdin as UTF-8 and runs it as one script block. PowerShell leaves stdin alone
-unless a command names `$input`, so the same way serves for streams of bytes.
+Scripts do not go to `powershell -Command -`, which reads stdin as if it were typed: a block without an empty
+line after it never runs, and letters depend on the code page. Instead a fixed `-EncodedCommand` reads all of
+stdin as UTF-8 and runs it as one script block. PowerShell does not read stdin unless a command uses `$input`,
+so streams of bytes work the same way.
 
-There is no way to become another user without a password: every command runs as the login user.
+Becoming another user takes a password, so every command runs as the login user.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from obuild.guests.tar import Packing, bsdtar_options, names, split
 from obuild.guests.windows_quoting import arguments, literal, powershell, typed_powershell
 from obuild.spec import UnixUser, WindowsUser
 
-#: Where caches live in the guest while a step runs; gone before the layer is sealed.
+#: Where caches are in the guest while a step runs; removed before the layer is sealed.
 SCRATCH = r"C:\obuild-scratch"
 
-#: Where the values of secrets arrive in the guest; only the login user and the system can enter it.
+#: Where the values of secrets are received in the guest; only the login user and the system have access.
 SECRETS = r"C:\obuild-secrets"
 
-#: Where files are packed for a copy out of a build.
+#: Where files are packed for a copy from a build.
 TAKEN = r"C:\obuild-taken"
 PACKED = rf"{TAKEN}\files.tar"
 
-#: The folder in which a file has another name while it is packed, beside it: a rename does not leave its volume.
+#: The folder, beside a file, in which it has its new name while it is packed: a rename cannot leave the volume.
 ASIDE = "obuild-renamed"
 
 _TAR = r'& "$env:SystemRoot\System32\tar.exe"'
 
-#: Write zeros over a file, on the disk, and delete it.
+#: Overwrite a file with zeros, flush it to the disk, and delete it.
 _WIPE = (
     "function wipe($f){[IO.File]::SetAttributes($f,'Normal');$o=[IO.File]::Open($f,'Open','Write','None');"
     "$z=New-Object byte[] $o.Length;$o.Write($z,0,$z.Length);$o.Flush($true);$o.Close();[IO.File]::Delete($f)}"
@@ -45,7 +45,7 @@ _WIPE = (
 
 
 def root_shell(login: str) -> str:
-    """The command whose stdin takes a script."""
+    """The command that runs a script from its stdin."""
     return powershell(
         "$t=(New-Object IO.StreamReader([Console]::OpenStandardInput(),[Text.Encoding]::UTF8)).ReadToEnd();"
         "& ([ScriptBlock]::Create($t))"
@@ -62,8 +62,8 @@ def run_script(
 ) -> bytes:
     """Run argv in `cwd`; then print `mark`, the exit status and a newline, in the same pipe.
 
-    The command finds the environment of a new login and the spec's variables, and nothing of SSH's. What it
-    prints goes to the pipe as the bytes it is. Exit codes beyond 255 are told in words, and become 255.
+    The command gets the environment of a new login and the spec's variables, but no variables of SSH. Its output
+    goes to the pipe unchanged. An exit code beyond 255 is printed as text, and becomes 255.
     """
     _check(user)
     words = list(argv)
@@ -82,7 +82,7 @@ def run_script(
             "$e=$i.EnvironmentVariables",
             "foreach($n in @($e.Keys)){if($n -like 'SSH_*' -or $n -eq 'PROMPT'){$e.Remove($n)}}",
             *(f"$e[{literal(name)}]={literal(value)}" for name, value in env),
-            "$env:Path=$e['Path']",  # where a program without a folder is looked for
+            "$env:Path=$e['Path']",  # where programs without a folder are searched
             "try{[Console]::OutputEncoding=New-Object Text.UTF8Encoding $false}catch{}",
             "$c=127",
             "$p=[Diagnostics.Process]::Start($i)",
@@ -103,9 +103,9 @@ def run_script(
 
 
 def shell_command(login: str, *, cwd: str, env: Iterable[tuple[str, str]], user: UnixUser | WindowsUser) -> str:
-    """The command line of a PowerShell that is where `run_script`'s command would be.
+    """The command line of a PowerShell in the place of `run_script`'s command.
 
-    UsageError if the environment is more than a command line holds: sshd gives it to cmd.exe.
+    UsageError if the environment does not fit in a command line of cmd.exe, to which sshd passes it.
     """
     _check(user)
     line = typed_powershell(
@@ -124,8 +124,8 @@ def shell_command(login: str, *, cwd: str, env: Iterable[tuple[str, str]], user:
     )
     if len(line) > rules.MAX_CMD_LINE:
         raise UsageError(
-            "the step's environment is too large for the command line of a shell in Windows",
-            hint="`obuild run` takes one of any size",
+            "the step's environment is too large for a command line on Windows",
+            hint="`obuild run` takes an environment of any size",
         )
     return line
 
@@ -133,10 +133,10 @@ def shell_command(login: str, *, cwd: str, env: Iterable[tuple[str, str]], user:
 def pack_files(
     src: Iterable[str], *, exclude: Iterable[str], rename: str | None, owner: tuple[int, int]
 ) -> Packing:
-    """Pack files of the guest, for a copy out of a build, into a file: what goes through PowerShell becomes text.
+    """Pack files of the guest for a copy from a build, into a file: PowerShell turns what it pipes into text.
 
-    This tar.exe cannot rename what it packs, so a file or folder really has its new name for that time, in a
-    folder beside it. It reads its command line in the system's code page; names that this lacks are refused.
+    This tar.exe cannot rename what it packs, so a file or folder really has its new name meanwhile, in a folder
+    beside it. It reads its command line in the system's code page; names that are not in it are refused.
     """
     words = ["-c", "-f", PACKED, *bsdtar_options(owner)]
     words += [word for name in names(exclude) if _can_be(name) for word in ("--exclude", _pattern(name))]
@@ -157,7 +157,7 @@ def pack_files(
                 f"$a={literal(arguments(['tar.exe', *words]))}",
                 "$e=[Text.Encoding]::Default",
                 "if(![string]::Equals($e.GetString($e.GetBytes($a)),$a))"
-                '{throw "the code page of this Windows lacks letters of: $a"}',
+                '{throw "the code page of this Windows cannot represent: $a"}',
                 "$i=New-Object Diagnostics.ProcessStartInfo",
                 r'$i.FileName="$env:SystemRoot\System32\tar.exe"',
                 "$i.Arguments=$a",
@@ -178,7 +178,7 @@ def pack_files(
 
 
 def _rename(folder: str, name: str, rename: str) -> tuple[list[str], list[str]]:
-    """Lines that give a file another name, in the folder ASIDE, and the old one back. A link is not followed."""
+    """Lines that rename a file, into the folder ASIDE, and lines that rename it back. A link is not followed."""
     aside = _below(folder, ASIDE)
     lines = [
         f"$d={literal(_native(aside))}",
@@ -191,7 +191,7 @@ def _rename(folder: str, name: str, rename: str) -> tuple[list[str], list[str]]:
 
 
 def _place(path: str) -> tuple[str, str]:
-    """The folder of a source, and its name there; the name `.` stands for all that is in the folder."""
+    """The folder of a source, and its name there; the name `.` stands for the content of the folder."""
     place = rules.join("windows", "C:/", path)
     if split(rules.slashes("windows", path))[1] == ".":
         return place, "."
@@ -209,14 +209,14 @@ def _can_be(name: str) -> bool:
 
 
 def _pattern(name: str) -> str:
-    """What tar's --exclude takes for nothing but this name."""
+    """A pattern for tar's --exclude that matches only this name."""
     return re.sub(r"([\[^$])", r"\\\1", name)
 
 
 def receive_command(login: str, dest: str, user: UnixUser | WindowsUser) -> str:
     """The command line that unpacks a tar stream from stdin in the folder `dest`.
 
-    tar.exe reads its command line in the system's code page, so it is started in `dest` rather than told it.
+    tar.exe reads its command line in the system's code page, so it is started in `dest`, which is not an argument.
     A link to a folder is followed, not replaced (-P); names in the stream are UTF-8, whatever the code page.
     """
     _check(user)
@@ -232,7 +232,7 @@ def prepare_scratch() -> bytes:
 
 
 def open_cache(slot: int, target: str, user: UnixUser | WindowsUser) -> bytes:
-    """Put what is at `target` aside and a junction to an empty folder in its place; note that it is so."""
+    """Put what is at `target` aside and a junction to an empty folder in its place; record that."""
     _check(user)
     return _script(
         [
@@ -261,8 +261,8 @@ def unpack_cache(slot: int) -> bytes:
 def pack_cache(slot: int) -> bytes:
     """Pack a cache folder into SCRATCH/SLOT.tar.
 
-    The first call puts back what was at the targets of all caches, last first: the junction of one that
-    lies within another must not be packed with it.
+    The first call puts back what was at the targets of all caches, last first: the junction of a cache inside
+    another must not be packed with that.
     """
     return _script(
         [
@@ -274,9 +274,9 @@ def pack_cache(slot: int) -> bytes:
 
 
 def close_caches(targets: Iterable[str]) -> bytes:
-    """Put back what was at the targets, unless that is done, and remove every trace of the caches.
+    """Put back what was at the targets, unless that was done, and remove every trace of the caches.
 
-    rd goes into no junction that a command may have left in its cache; it fails without saying so.
+    rd does not follow a junction that a command may have left in its cache. It fails silently, hence the check.
     """
     return _script(
         [
@@ -288,12 +288,12 @@ def close_caches(targets: Iterable[str]) -> bytes:
 
 
 def cache_archive(slot: int) -> str:
-    """Where a cache's archive lies in the guest, between scp and tar."""
+    """The path of a cache's archive in the guest, for scp and tar."""
     return f"C:/obuild-scratch/{slot}.tar"
 
 
 def prepare_secrets() -> bytes:
-    """Make the folder for secrets; what is made in it is for the login user and the system only."""
+    """Make the folder for secrets; only the login user and the system have access to what is in it."""
     return _script(
         [
             f"[void][IO.Directory]::CreateDirectory('{SECRETS}')",
@@ -307,8 +307,8 @@ def prepare_secrets() -> bytes:
 def receive_secret(login: str, slot: int) -> str:
     """The command that takes a secret's value from stdin.
 
-    There is no file system in memory. The file is made large first: NTFS keeps the bytes of a small one in
-    its own tables, and writes them to its journal, where nothing wipes them. Once outside they stay outside.
+    There is no file system in memory. The file is made large first: NTFS keeps the bytes of a small one in its own
+    tables, and writes them to its journal, where nothing wipes them. Once outside the tables, they stay outside.
     """
     return powershell(
         f"$f=[IO.File]::Open('{SECRETS}\\{slot}','Create','Write','None');$z=New-Object byte[] 65536;"
@@ -318,7 +318,7 @@ def receive_secret(login: str, slot: int) -> str:
 
 
 def open_secret(slot: int, target: str, user: UnixUser | WindowsUser) -> bytes:
-    """Move a secret's file to `target`, with the rights it has; what had to be made for that is noted."""
+    """Move a secret's file to `target`, with its access rights; record what had to be made for that."""
     _check(user)
     return _script(
         [
@@ -335,7 +335,7 @@ def open_secret(slot: int, target: str, user: UnixUser | WindowsUser) -> bytes:
 
 
 def close_secrets(targets: Iterable[str]) -> bytes:
-    """Write over the values, delete them, and remove the folders made for them."""
+    """Overwrite the values, delete them, and remove the folders made for them."""
     lines = [_WIPE]
     for slot, target in reversed(tuple(enumerate(targets))):
         aside = f'"$t.obuild-secret-{slot}"'
@@ -356,12 +356,12 @@ def close_secrets(targets: Iterable[str]) -> bytes:
 
 
 def power_off() -> bytes:
-    """Power off from inside, for a guest that does not hear the power button."""
+    """Power off from inside, for a guest that does not react to the power button."""
     return _script([r'& "$env:SystemRoot\System32\shutdown.exe" /s /t 0', "exit $LASTEXITCODE"])
 
 
 def _put_back() -> list[str]:
-    """Take the junctions away (a plain Delete removes no more than the link) and move back what they hid."""
+    """Remove the junctions (a plain Delete removes only the link) and move back what was at their place."""
     return [
         f"foreach($r in (Get-ChildItem -LiteralPath '{SCRATCH}' -Filter *.target|"
         "Sort-Object {[int]$_.BaseName} -Descending)){",
@@ -374,7 +374,7 @@ def _put_back() -> list[str]:
 
 
 def _native(path: str) -> str:
-    """With backslashes, as every program takes it. A path that is a drive's root keeps its last one."""
+    """A path with backslashes, which every program accepts. A drive's root keeps its last one."""
     return path.replace("/", "\\")
 
 

@@ -1,4 +1,4 @@
-"""How words travel through Windows, where a command line is one string that each program takes apart itself.
+"""Quoting for Windows, where a command line is one string that each program parses itself.
 
 Sources: "Parsing C command-line arguments" (Microsoft C runtime; CommandLineToArgvW reads the same way);
 `cmd /?` for /S; about_Quoting_Rules and about_PowerShell_exe for PowerShell.
@@ -10,20 +10,21 @@ import base64
 import re
 from collections.abc import Sequence
 
-#: Cygwin's programs glob what is not in quotes, so only what no reader of a command line minds goes without.
+#: The words that need no quotes: no parser treats these characters specially. (Cygwin's programs expand globs
+#: that are not in quotes.)
 _PLAIN = re.compile(r"[A-Za-z0-9_./:\\+=,-]*[A-Za-z0-9_./:+=,-]")
 
-#: One PowerShell, the one that every Windows has. No profile is read, nothing asked, and no script policy
-#: holds; text, for an encoded command's errors would else be XML.
+#: The PowerShell that every Windows has: it reads no profile, asks nothing, and ignores script policies. Without
+#: `-OutputFormat Text`, errors of an encoded command would be XML.
 _POWERSHELL = "powershell -NoProfile -NonInteractive -ExecutionPolicy Bypass -OutputFormat Text -EncodedCommand "
 _TYPED = "powershell -NoLogo -NoProfile -NoExit -ExecutionPolicy Bypass -OutputFormat Text -EncodedCommand "
 
 
 def argument(word: str) -> str:
-    """A word as CommandLineToArgvW reads it back.
+    """Quote a word for CommandLineToArgvW.
 
-    A backslash is itself, unless a double quote follows the run of backslashes that it is in: then two stand
-    for one, and one more makes the quote an ordinary letter.
+    A backslash stands for itself, unless a double quote follows the run of backslashes that it is in: then two
+    stand for one, and one more makes the quote literal.
     """
     if _PLAIN.fullmatch(word):
         return word
@@ -32,11 +33,11 @@ def argument(word: str) -> str:
 
 
 def arguments(argv: Sequence[str]) -> str:
-    """The command line after its first word, the program.
+    """The command line after the program.
 
-    cmd.exe is a reader of its own: with /S it takes away the first and the last double quote after /C and
-    leaves everything between them as it was typed, which is what a spec's command means. Without /S it
-    would sometimes, so /S is added.
+    cmd.exe has a parser of its own: with /S it removes the first and the last double quote after /C and leaves
+    everything between them alone, which is what a spec's command means. Without /S it does so only sometimes,
+    so /S is added.
     """
     words = argv[1:]
     if is_cmd(argv):
@@ -49,7 +50,7 @@ def arguments(argv: Sequence[str]) -> str:
 
 
 def is_cmd(argv: Sequence[str]) -> bool:
-    """Whether this is cmd.exe with a command to run."""
+    """Whether argv is cmd.exe with a command to run."""
     name = re.split(r"[\\/]", argv[0])[-1].lower()
     return name in ("cmd", "cmd.exe") and any(word.lower() in ("/c", "/k") for word in argv[1:-1])
 
@@ -57,8 +58,8 @@ def is_cmd(argv: Sequence[str]) -> bool:
 def literal(text: str) -> str:
     """A PowerShell expression whose value is `text`.
 
-    Its single quotes protect everything but single quotes, of which it knows five in Unicode: so what is
-    not printable ASCII travels as base64.
+    Single quotes protect everything but single quotes, and PowerShell accepts five kinds of those in Unicode. So
+    text that is not printable ASCII is written as base64.
     """
     if all(" " <= letter <= "~" for letter in text):
         return "'" + text.replace("'", "''") + "'"
@@ -67,11 +68,11 @@ def literal(text: str) -> str:
 
 
 def powershell(script: str) -> str:
-    """A command line that runs a short PowerShell script, whose stdin is the script's to read.
+    """A command line that runs a short PowerShell script; stdin is for the script.
 
-    sshd hands it to cmd.exe or, where so configured, to PowerShell; nothing in it means anything special to
-    either. stderr joins stdout here, outside PowerShell, so that both stay the bytes they are, in order. It
-    must not be longer than 8191 characters, cmd.exe's limit.
+    sshd passes it to cmd.exe or, if so configured, to PowerShell; nothing in it is special to either. stderr
+    is joined to stdout outside PowerShell, so that both keep their bytes and their order. It must not be longer
+    than 8191 characters, cmd.exe's limit.
     """
     whole = (
         "$ProgressPreference='SilentlyContinue';$ErrorActionPreference='Stop';"
@@ -81,7 +82,7 @@ def powershell(script: str) -> str:
 
 
 def typed_powershell(script: str) -> str:
-    """A command line that runs a short PowerShell script, and then what is typed. Its limit is cmd.exe's, too."""
+    """A command line that runs a short PowerShell script, then what is typed. cmd.exe's limit applies, too."""
     return _TYPED + _encoded(script)
 
 

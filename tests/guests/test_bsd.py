@@ -1,4 +1,4 @@
-"""FreeBSD's and OpenBSD's lines: how they are spelled, and what they do here, with a few programs standing in."""
+"""FreeBSD's and OpenBSD's scripts: the text, and what they do here, with substitutes for a few programs."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def run(
     return output, int(status)
 
 
-# -- spelling
+# -- the text
 
 
 def test_the_ways_to_root() -> None:
@@ -90,7 +90,7 @@ def test_freebsd_becomes_a_user_by_chroot() -> None:
 
 
 @BOTH
-def test_a_shell_is_spelled_as_a_step_without_its_pipes(guest: ModuleType) -> None:
+def test_a_shells_script_is_a_steps_without_the_pipes(guest: ModuleType) -> None:
     step = guest.run_script(["x"], cwd="/w", env=[("A", "1 2")], user=USER, mark=MARK).decode().splitlines()
     *before, terminal, last = typed_at(guest.shell_command("root", cwd="/w", env=[("A", "1 2")], user=USER))
     says = f"{{ printf '%s %d\\n' {MARK} \"125\"; exit; }}"
@@ -104,7 +104,7 @@ def test_a_shell_is_spelled_as_a_step_without_its_pipes(guest: ModuleType) -> No
     assert guest.shell_command("opam", cwd="/w", env=[], user=USER).startswith(f"{become}sh -c 'eval ")
 
 
-def test_freebsd_knows_users_by_name() -> None:
+def test_freebsd_accepts_users_by_name() -> None:
     text = freebsd.run_script(["x"], cwd="/", env=[], user=WindowsUser("opam"), mark=MARK).decode()
     assert "uid=$(id -u -- opam) && gid=$(id -g -- opam) && groups=$(id -G -- opam | tr ' ' ,) || {" in text
 
@@ -115,12 +115,12 @@ def test_openbsd_becomes_a_user_by_perl() -> None:
     assert '\' 12345 23456 /bin/sh -c \'cd -P -- "$0" || exit 125; exec env -i "$@"\' /w HOME=' in lines[-2]
 
 
-def test_openbsd_knows_no_users_by_name() -> None:
+def test_openbsd_accepts_no_users_by_name() -> None:
     with pytest.raises(TypeError):
         openbsd.receive_command("root", "/x", WindowsUser("opam"))
 
 
-def test_what_receives_a_tree() -> None:
+def test_the_command_that_receives_a_tree() -> None:
     assert freebsd.receive_command("root", "/d", USER).endswith(
         'exec tar -x -f - -p -P --same-owner --numeric-owner --uid "$uid" --gid "$gid"\''
     )
@@ -132,7 +132,7 @@ def test_what_receives_a_tree() -> None:
 
 
 @BOTH
-def test_what_csh_may_have_to_read_is_one_line(guest: ModuleType) -> None:
+def test_command_lines_that_csh_may_read_are_one_line(guest: ModuleType) -> None:
     for line in (
         guest.receive_command("root", "/d", USER),
         guest.receive_cache("root", 0),
@@ -232,7 +232,7 @@ def test_a_shell_is_where_the_step_was(place: Path, guest: ModuleType, login: st
 @real
 @BOTH
 @pytest.mark.parametrize("status", [0, 1, 42, 255])
-def test_the_mark_tells_the_exit_status(place: Path, guest: ModuleType, status: int) -> None:
+def test_the_exit_status_follows_the_mark(place: Path, guest: ModuleType, status: int) -> None:
     assert run(guest, "sh", "-c", f"echo out; echo err >&2; exit {status}") == ("out\nerr\n", status)
 
 
@@ -241,13 +241,13 @@ def test_the_mark_tells_the_exit_status(place: Path, guest: ModuleType, status: 
 @pytest.mark.parametrize(
     "word", ["", "two  words", "it's", "$HOME `id` \\", "new\nline", "\udcff", "*", "-n", "A=B"]
 )
-def test_arguments_arrive_as_they_are(place: Path, guest: ModuleType, word: str) -> None:
+def test_arguments_arrive_unchanged(place: Path, guest: ModuleType, word: str) -> None:
     assert run(guest, "printf", "<%s>", word, env=(("V", word),)) == (f"<{word}>", 0)
 
 
 @real
 @BOTH
-def test_a_command_runs_as_its_user_in_its_workdir_and_in_no_other_group(place: Path, guest: ModuleType) -> None:
+def test_a_command_runs_as_its_user_in_its_workdir_without_other_groups(place: Path, guest: ModuleType) -> None:
     command = "id -u; id -g; id -G; pwd; echo $A $HOME"
     said = run(guest, "sh", "-c", command, cwd=place / "a b" / "c", env=(("A", "1  2"),), user=USER)
     assert said == (f"12345\n23456\n23456\n{place}/a b/c\n1 2 /\n", 0)
@@ -264,7 +264,7 @@ def test_a_workdir_that_the_user_cannot_enter_is_a_failure_of_the_step(place: Pa
 
 
 @real
-def test_a_user_by_name_has_the_groups_that_the_guest_gives_it(place: Path) -> None:
+def test_a_user_by_name_has_the_groups_of_the_guest(place: Path) -> None:
     name = "daemon"
     said, status = run(freebsd, "sh", "-c", "id -u; id -G", user=WindowsUser(name))
     ids = subprocess.run(["sh", "-c", f"id -u {name}; id -G {name}"], capture_output=True, text=True, check=True)
@@ -303,7 +303,7 @@ def test_a_tree_arrives_owned_by_the_user_through_symlinked_folders(place: Path,
 
 
 def together(*scripts: bytes) -> str:
-    """Run scripts one after the other, each in a shell of its own, in one mount namespace."""
+    """Run scripts one after the other in one mount namespace, each in its own shell."""
     lines = [b"sh <<'END_OF_SCRIPT' || exit\n" + text + b"\nEND_OF_SCRIPT\n" for text in scripts]
     done = subprocess.run(["unshare", "--mount", "sh"], input=b"".join(lines), capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
@@ -312,7 +312,7 @@ def together(*scripts: bytes) -> str:
 
 @mounting
 @BOTH
-def test_caches_within_caches_come_and_go_and_leave_no_trace(place: Path, guest: ModuleType) -> None:
+def test_nested_caches_leave_no_trace(place: Path, guest: ModuleType) -> None:
     outer, inner = place / "c d", place / "c d" / "inner"
     outer.mkdir()
     (outer / "hidden").touch()
@@ -347,7 +347,7 @@ def test_caches_within_caches_come_and_go_and_leave_no_trace(place: Path, guest:
 
 @mounting
 @BOTH
-def test_caches_that_were_not_sent_leave_no_trace_either(place: Path, guest: ModuleType) -> None:
+def test_caches_that_were_not_fetched_leave_no_trace(place: Path, guest: ModuleType) -> None:
     outer, inner = place / "c d", place / "c d" / "inner"
     outer.mkdir()
     (outer / "hidden").touch()
@@ -366,7 +366,7 @@ def test_caches_that_were_not_sent_leave_no_trace_either(place: Path, guest: Mod
 def test_openbsd_keeps_a_cache_that_it_cannot_pack(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, fails: bool
 ) -> None:
-    """A file that changes meanwhile is no failure."""
+    """A file that changes meanwhile is not a failure."""
     monkeypatch.setattr(openbsd, "SCRATCH", str(tmp_path))
     (tmp_path / "0.target").write_text(f"{tmp_path}/c")
     (tmp_path / "c").mkdir()
@@ -386,9 +386,7 @@ def test_openbsd_keeps_a_cache_that_it_cannot_pack(
 @pytest.mark.parametrize(
     "packed", [["."], ["file", "folder"], ["--format=posix", "."], ["--files-from=/dev/null"]]
 )
-def test_a_cache_that_was_put_in_may_be_packed_in_another_way(
-    place: Path, guest: ModuleType, packed: list[str]
-) -> None:
+def test_an_imported_cache_may_be_packed_differently(place: Path, guest: ModuleType, packed: list[str]) -> None:
     source = place / "source"
     (source / "folder").mkdir(parents=True)
     (source / "file").write_text("text")
@@ -411,7 +409,7 @@ def names_in(archive: Path) -> set[str]:
 
 @mounting
 @BOTH
-def test_a_secret_is_there_for_its_user_only_and_gone_afterwards(place: Path, guest: ModuleType) -> None:
+def test_a_secret_is_readable_by_its_user_only_and_removed_afterwards(place: Path, guest: ModuleType) -> None:
     targets = [str(place / "new" / "deep" / "it's"), str(place / "there")]
     (place / "there").write_text("as it was")
     said = together(

@@ -1,4 +1,4 @@
-"""A whole step on each OS, over real SSH: caches, secrets, a command, a tree; the server plays the guest."""
+"""A whole step on each OS, over real SSH: caches, secrets, a command, a tree. The server acts as the guest."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ from obuild.plan import tree
 from obuild.plan.steps import Chain, Command, Transfer
 from obuild.spec import Cache, Secret, UnixUser, WindowsUser
 from obuild.store.layers import Store
-from tests.support.guests import Windows, mounting, run, session, taken
+from tests.support.guests import Windows, key, mounting, place, run, session, taken
 from tests.support.ssh_server import Handler, Unix, bsd_programs
+
+__all__ = ["key", "place"]
 
 UNIX = {"linux": linux, "freebsd": freebsd, "openbsd": openbsd}
 
@@ -81,7 +83,7 @@ def test_a_step_on_a_unix(
 
 
 def cached(cache: Path | str, text: str) -> Command:
-    """A step of root's that has one cache."""
+    """A step of root with one cache."""
     return Command(
         argv=("sh", "-c", text),
         cwd="/",
@@ -92,14 +94,14 @@ def cached(cache: Path | str, text: str) -> Command:
     )
 
 
-#: Makes in the current folder what tar has a way of its own for.
+#: Makes files in the current folder that tar treats specially.
 ODD_FILES = f"""set -e
     echo x >a; chown 7:8 a; chmod 4711 a; ln a hard; ln -s a link; ln -s {"long/" * 50} far; mkfifo fifo
     truncate -s 10M sparse; printf end >>sparse; mkdir -m 1777 dir; mkdir -p {"d" * 120}/{"e" * 120}
     echo y >{"d" * 120}/{"e" * 120}/{"f" * 200}; touch "$(printf 'b\\377\n')" -- -C
     touch -d @1000000000 dir .; chown 9:10 ."""
 
-#: How the folder $PWD was packed into the file $OUT as long as scp carried it.
+#: How the folder $PWD was packed into the file $OUT when scp transferred it.
 PACKED = {
     "linux": "tar --create --file=$OUT --format=gnu --sort=name --numeric-owner --sparse .",
     "freebsd": "find . -print0 | LC_ALL=C sort -z | "
@@ -111,10 +113,10 @@ PACKED = {
 @mounting
 @pytest.mark.parametrize("login", ["root", "opam"])
 @pytest.mark.parametrize("os", UNIX)
-def test_a_cache_is_stored_as_scp_carried_it(
+def test_a_cache_is_stored_as_it_was_with_scp(
     os: str, login: str, place: Path, key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Byte for byte; only FreeBSD's tar pads what it writes to a pipe. What is the same is not written again."""
+    """Byte for byte; only FreeBSD's tar pads what it writes to a pipe. An unchanged cache is not written again."""
     module: ModuleType = UNIX[os]
     programs = bsd_programs(place / "programs")
     if os == "linux":
@@ -146,7 +148,7 @@ def test_a_cache_is_stored_as_scp_carried_it(
 
 
 def guest_that(sends: Callable[[IO[bytes]], int]) -> Handler:
-    """A guest that does nothing but send a cache's archive, in its own way."""
+    """A guest that only sends a cache's archive, as the given function does."""
 
     def handler(command: str, stdin: IO[bytes], stdout: IO[bytes]) -> int:
         script = stdin.read()
@@ -178,7 +180,7 @@ def hangs_up(stdout: IO[bytes]) -> int:
         (hangs_up, "the guest closed the SSH connection"),
     ],
 )
-def test_a_cache_that_does_not_arrive_whole_leaves_the_old_one(
+def test_a_cache_that_arrives_incomplete_does_not_replace_the_old_one(
     sends: Callable[[IO[bytes]], int], said: str, key: Path, tmp_path: Path
 ) -> None:
     stored = tmp_path / "c" / "master" / "cache.tar"
@@ -189,7 +191,7 @@ def test_a_cache_that_does_not_arrive_whole_leaves_the_old_one(
     assert stored.read_bytes() == b"as it was"
 
 
-def test_a_cache_that_fills_the_hosts_disk_is_told_as_one(
+def test_a_cache_that_fills_the_hosts_disk_is_reported(
     key: Path, store: Store, chain: Callable[[str], Chain]
 ) -> None:
     def sends(stdout: IO[bytes]) -> int:

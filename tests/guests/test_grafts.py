@@ -1,4 +1,4 @@
-"""Files out of a build of each OS into a step of each other, over real SSH; the server plays the guests."""
+"""Files from a build on each OS to a step on each other, over real SSH. The server acts as the guests."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ MANY = "many" * 40
 
 
 class Packing(Windows):
-    """The model, and a tar.exe that packs: its command line is taken apart as Windows does."""
+    """The model, with a tar.exe that packs: its command line is parsed as on Windows."""
 
     def script(self, text: str, stdout: IO[bytes]) -> int:
         if found := re.fullmatch(r"\[IO\.Directory\]::Delete\(('.*'),\$true\)\n", text):
@@ -129,7 +129,7 @@ def test_files_go_from_one_system_to_each_other(
 
 @mounting
 @pytest.mark.parametrize("origin", ["linux", "freebsd", "openbsd"])
-def test_a_name_that_is_no_text_stays_the_bytes_it_is(
+def test_a_name_that_is_not_utf_8_keeps_its_bytes(
     origin: str, guests: dict[str, Session], place: Path, tmp_path: Path
 ) -> None:
     (place / "out").mkdir()

@@ -1,4 +1,4 @@
-"""Linux command lines: how they are spelled, and what they really do when a root shell on this host runs them."""
+"""Linux scripts: the text, and what they do when a root shell on this host runs them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def run(
     user: UnixUser = ROOT,
     outer: dict[str, str] | None = None,
 ) -> tuple[str, int]:
-    """What a step prints and its status, when the script really runs in a shell with the environment `outer`."""
+    """A step's output and status when its script runs in a shell with the environment `outer`."""
     done = subprocess.run(
         ["sh"],
         input=script(*argv, cwd=str(cwd), env=env, user=user),
@@ -62,7 +62,7 @@ def place(enterable: Path) -> Path:
     return enterable
 
 
-# -- spelling
+# -- the text
 
 
 def test_a_login_that_is_not_root_goes_through_sudo() -> None:
@@ -84,7 +84,7 @@ def test_a_cache_goes_through_pipes() -> None:
     assert b"chmod 700 /var/lib/obuild-scratch\n" in linux.prepare_scratch()
 
 
-def test_a_step_is_spelled_so() -> None:
+def test_the_script_of_a_step() -> None:
     text = script("/bin/sh", "-c", "echo 'it works'", cwd="/a b", env=(("A", "1 2"),), user=USER).decode()
     lines = text.splitlines()
     assert lines[0] == "exec 2>&1"
@@ -94,7 +94,7 @@ def test_a_step_is_spelled_so() -> None:
     assert lines[-1] == f"status=$?; printf '%s %d\\n' {MARK} \"$status\""
 
 
-def test_a_shell_is_spelled_as_a_step_without_its_pipes() -> None:
+def test_a_shells_script_is_a_steps_without_the_pipes() -> None:
     command = linux.shell_command("debian", cwd="/a b", env=[("A", "it's")], user=USER)
     assert command.startswith("exec sudo -n sh -c ")
     step = script("x", cwd="/a b", user=USER).decode().splitlines()
@@ -137,7 +137,7 @@ def test_the_environment_is_set_after_the_user() -> None:
     "word", ["a'b", "a;b", "$(reboot)", "`reboot`", "a\nreboot", "--help", "a b", "\udcff", "é"]
 )
 def test_no_word_of_a_spec_is_read_by_the_shell(spelled: object, word: str) -> None:
-    """The shell's own reading of the script: every word comes out of it as it went in, or within a path."""
+    """Parsed as by a shell, every word comes out unchanged, or as part of a path."""
     assert callable(spelled)
     text = spelled(word).decode("utf-8", "surrogateescape")
     assert subprocess.run(["sh", "-n"], input=text.encode("utf-8", "surrogateescape"), check=False).returncode == 0
@@ -159,7 +159,7 @@ def test_a_linux_guest_has_no_windows_users() -> None:
         linux.receive_script("/x", WindowsUser("Administrator"))
 
 
-def test_powering_off_from_inside_has_a_second_way() -> None:
+def test_powering_off_from_inside_has_a_fallback() -> None:
     assert linux.power_off() == b"poweroff || shutdown -P now\n"
 
 
@@ -168,17 +168,17 @@ def test_powering_off_from_inside_has_a_second_way() -> None:
 
 @as_root
 @pytest.mark.parametrize("status", [0, 1, 42, 255])
-def test_the_mark_tells_the_exit_status(status: int) -> None:
+def test_the_exit_status_follows_the_mark(status: int) -> None:
     assert run("sh", "-c", f"echo out; echo err >&2; exit {status}") == ("out\nerr\n", status)
 
 
 @as_root
-def test_a_command_killed_by_a_signal_has_a_status_too() -> None:
+def test_a_command_killed_by_a_signal_has_a_status() -> None:
     assert run("sh", "-c", "kill -9 $$")[1] == 137
 
 
 def in_a_shell(typed: str, env: tuple[tuple[str, str], ...], cwd: Path) -> subprocess.CompletedProcess[bytes]:
-    """What comes of it when this is piped into the shell of a user."""
+    """The output when this is piped into a user's shell."""
     command = linux.shell_command("root", cwd=str(cwd), env=env, user=USER)
     outer = {"PATH": linux.DEFAULT_PATH, "TERM": "vt52", "LEAK": "x"}
     return subprocess.run(
@@ -222,14 +222,14 @@ def test_a_shells_user_may_open_the_terminal(place: Path) -> None:
 
 
 @as_root
-def test_a_command_that_is_not_there_says_so() -> None:
+def test_a_missing_command_is_reported() -> None:
     output, status = run("/no/such/program")
     assert "/no/such/program" in output
     assert status == 127
 
 
 @as_root
-def test_output_without_a_newline_is_left_as_it_is() -> None:
+def test_output_without_a_final_newline_is_not_changed() -> None:
     assert run("printf", "text") == ("text", 0)
 
 
@@ -237,18 +237,18 @@ def test_output_without_a_newline_is_left_as_it_is() -> None:
 @pytest.mark.parametrize(
     "word", ["", "two  words", "it's", "$HOME `id` \\", "new\nline", "\udcff", "*", "-n", "A=B"]
 )
-def test_arguments_arrive_as_they_are(word: str) -> None:
+def test_arguments_arrive_unchanged(word: str) -> None:
     assert run("printf", "<%s>", word) == (f"<{word}>", 0)
 
 
 @as_root
-def test_a_command_cannot_read_the_script_it_stands_in() -> None:
+def test_a_command_cannot_read_its_own_script() -> None:
     assert run("cat") == ("", 0)
 
 
 @as_root
-def test_a_background_process_holds_nothing_up(place: Path) -> None:
-    """The mark comes although a child still has the output open; it ends when we say so."""
+def test_a_background_process_does_not_delay_the_mark(place: Path) -> None:
+    """The mark comes although a child still has the output open; the child ends when we say so."""
     os.mkfifo(place / "fifo")
     with subprocess.Popen(["sh"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as shell:
         assert shell.stdin is not None
@@ -261,7 +261,7 @@ def test_a_background_process_holds_nothing_up(place: Path) -> None:
 
 
 @as_root
-def test_a_command_runs_as_its_user_and_in_no_other_group() -> None:
+def test_a_command_runs_as_its_user_without_other_groups() -> None:
     assert run("sh", "-c", "id -u; id -g; id -G", user=USER) == ("12345\n23456\n23456\n", 0)
 
 
@@ -275,14 +275,14 @@ def test_a_missing_workdir_is_made_with_its_parents_for_the_user(place: Path) ->
 
 
 @as_root
-def test_a_workdir_that_is_there_is_left_as_it_is(place: Path) -> None:
+def test_an_existing_workdir_is_not_changed(place: Path) -> None:
     (place / "a").mkdir(mode=0o711)
     assert run("pwd", cwd=place / "a", user=USER)[1] == 0
     assert ((place / "a").stat().st_uid, stat.S_IMODE((place / "a").stat().st_mode)) == (0, 0o711)
 
 
 @as_root
-def test_dots_in_a_workdir_are_walked_as_the_guest_would(place: Path) -> None:
+def test_dots_in_a_workdir_are_resolved_by_the_guest(place: Path) -> None:
     (place / "real" / "deep").mkdir(parents=True)
     (place / "link").symlink_to("real/deep")
     assert run("pwd", "-P", cwd=f"{place}/link/../new") == (f"{place}/real/new\n", 0)
@@ -333,7 +333,7 @@ def test_the_spec_may_set_home_and_path(place: Path) -> None:
 
 
 @as_root
-def test_what_the_spec_sets_does_not_act_on_what_runs_as_root(place: Path) -> None:
+def test_the_specs_variables_do_not_affect_programs_run_as_root(place: Path) -> None:
     (place / "setpriv").write_text(f'#!/bin/sh\nenv >{place}/seen\nexec {shutil.which("setpriv")} "$@"\n')
     (place / "setpriv").chmod(0o755)
     output, status = run(
@@ -367,7 +367,7 @@ def source(tmp_path: Path) -> Path:
 
 
 @as_root
-def test_a_tree_arrives_as_it_was_owned_by_the_user(source: Path, place: Path) -> None:
+def test_a_tree_arrives_unchanged_and_owned_by_the_user(source: Path, place: Path) -> None:
     found = tree.walk(source, ["."])
     done = send(found, place / "new" / "it's", USER)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
@@ -377,7 +377,7 @@ def test_a_tree_arrives_as_it_was_owned_by_the_user(source: Path, place: Path) -
 
 
 @as_root
-def test_a_folder_that_is_there_keeps_its_owner_and_mode(source: Path, place: Path) -> None:
+def test_an_existing_folder_keeps_its_owner_and_mode(source: Path, place: Path) -> None:
     dest = place / "dest"
     (dest / "sub").mkdir(parents=True)
     (dest / "sub").chmod(0o1777)
@@ -420,14 +420,14 @@ def test_a_destination_that_is_a_file_is_a_failure(source: Path, place: Path) ->
 
 @pytest.fixture
 def rooms(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the scripts keep caches and secrets, moved into the test's own folder."""
+    """The folders for caches and secrets, moved into the test's folder."""
     monkeypatch.setattr(linux, "SCRATCH", str(place / "scratch"))
     monkeypatch.setattr(linux, "SECRETS", str(place / "secrets"))
     return place
 
 
 def together(*scripts: bytes) -> str:
-    """Run scripts one after the other, each in a shell of its own, in one mount namespace."""
+    """Run scripts one after the other in one mount namespace, each in its own shell."""
     lines = [b"sh <<'END_OF_SCRIPT' || exit\n" + text + b"\nEND_OF_SCRIPT\n" for text in scripts]
     done = subprocess.run(["unshare", "--mount", "sh"], input=b"".join(lines), capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
@@ -435,7 +435,7 @@ def together(*scripts: bytes) -> str:
 
 
 def sent(slot: int, archive: Path) -> bytes:
-    """A script that writes a cache to a file of its own."""
+    """A script that writes a cache to a file."""
     return f"exec >{archive}\n".encode() + linux.send_cache(slot)
 
 
@@ -457,7 +457,7 @@ def test_a_cache_hides_what_is_at_its_target_and_leaves_no_trace(rooms: Path) ->
 
 
 @mounting
-def test_a_cache_comes_back_with_owners_modes_and_holes(rooms: Path) -> None:
+def test_a_cache_keeps_owners_modes_and_holes(rooms: Path) -> None:
     target = rooms / "cache"
     make = f"""cd {target}; echo x >a; chown 7:8 a; chmod 4711 a; ln -s a link; ln a hard
                truncate -s 10M sparse; mkdir -m 1777 dir"""
@@ -502,7 +502,7 @@ def test_a_file_that_changes_while_a_cache_is_packed_is_no_failure(place: Path, 
 
 
 @mounting
-def test_what_is_mounted_below_a_folder_does_not_leave_with_it(place: Path) -> None:
+def test_mounts_below_a_folder_are_not_packed(place: Path) -> None:
     folder = place / "whole"
     (folder / "proc").mkdir(parents=True)
     (folder / "file").touch()
@@ -516,7 +516,7 @@ def test_what_is_mounted_below_a_folder_does_not_leave_with_it(place: Path) -> N
 
 @mounting
 @pytest.mark.parametrize("mounts", ["private", "shared"])
-def test_a_cache_within_a_cache_is_none_of_it(rooms: Path, mounts: str) -> None:
+def test_a_cache_inside_another_is_not_part_of_it(rooms: Path, mounts: str) -> None:
     outer, inner = str(rooms / "c"), str(rooms / "c" / "inner")
     said = together(
         f"mount --make-r{mounts} /".encode(),
@@ -531,7 +531,7 @@ def test_a_cache_within_a_cache_is_none_of_it(rooms: Path, mounts: str) -> None:
 
 
 @mounting
-def test_a_secret_is_there_for_its_user_only_and_gone_afterwards(rooms: Path) -> None:
+def test_a_secret_is_readable_by_its_user_only_and_removed_afterwards(rooms: Path) -> None:
     targets = [str(rooms / "new" / "deep" / "it's"), str(rooms / "there")]
     (rooms / "there").write_text("as it was")
     said = together(

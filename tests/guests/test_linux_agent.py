@@ -1,4 +1,4 @@
-"""The shell that stays in a Linux guest: what it is told, and what it does, in the shells that guests have.
+"""The resident shell in a Linux guest: its scripts, and what they do, in the shells that guests have.
 
 It runs on this host here, with sockets for ports. All that would change the host is done by functions that only
 write down what they were asked for.
@@ -51,7 +51,7 @@ def told() -> str:
 
 
 def document(name: str) -> str:
-    """What the guest is to write to one of the shell's files."""
+    """The content of one of the shell's files."""
     found = re.search(rf"^cat >\$dir/{name} <<'?END'?\n(.*?)^END$", told(), re.MULTILINE | re.DOTALL)
     assert found
     return found[1]
@@ -71,12 +71,12 @@ def run(shell: str, text: str, *, given: bytes = b"") -> str:
     return done.stdout.decode()
 
 
-# -- what it is told
+# -- its scripts
 
 
 @shells
 @pytest.mark.parametrize("part", [told, *(partial(document, name) for name in ("look", "library", "shell"))])
-def test_each_shell_understands_it(shell: str, part: Callable[[], str]) -> None:
+def test_each_shell_can_parse_it(shell: str, part: Callable[[], str]) -> None:
     done = subprocess.run([*SHELLS[shell], "-n"], input=part().encode(), capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
 
@@ -85,13 +85,13 @@ def test_it_ends_with_its_status() -> None:
     assert told().endswith(f"{say_status('MARK', '$?')}\n")
 
 
-def test_two_guests_are_told_the_same_but_for_their_marks() -> None:
+def test_two_guests_get_the_same_script_but_for_their_marks() -> None:
     assert linux_agent.start("MARK").replace(b"MARK", b"other") == linux_agent.start("other")
 
 
 @shells
 def test_a_guest_that_lacks_something_says_what(shell: str, tmp_path: Path) -> None:
-    """And the shell's own words do not hide it."""
+    """The shell's own messages do not hide it."""
     for name in ("cat", "sh", "printf"):
         (tmp_path / name).symlink_to(shutil.which(name) or "/bin/busybox")
     argv = [shutil.which(SHELLS[shell][0]) or "", *SHELLS[shell][1:]]
@@ -102,7 +102,7 @@ def test_a_guest_that_lacks_something_says_what(shell: str, tmp_path: Path) -> N
 
 
 @shells
-def test_the_program_arrives_as_it_is(shell: str, tmp_path: Path) -> None:
+def test_the_program_arrives_unchanged(shell: str, tmp_path: Path) -> None:
     given = re.search(r"^program='.*'$", told(), re.MULTILINE)
     written = re.search(r"^printf '%b' .*>\$dir/tool$", told(), re.MULTILINE)
     assert given
@@ -115,7 +115,7 @@ def test_the_program_arrives_as_it_is(shell: str, tmp_path: Path) -> None:
 
 
 @shells
-def test_lines_that_only_one_file_has(shell: str, tmp_path: Path) -> None:
+def test_lines_in_only_one_of_two_files(shell: str, tmp_path: Path) -> None:
     one, other = tmp_path / "one", tmp_path / "other"
     one.write_text("a\na.c\n\n same\nsame\n-e x\n")
     other.write_text("abc\nsame\nb\n")
@@ -127,7 +127,7 @@ def test_lines_that_only_one_file_has(shell: str, tmp_path: Path) -> None:
 
 
 @shells
-def test_a_stream_is_what_it_was_before_it_was_cut_into_pieces(shell: str) -> None:
+def test_the_pieces_of_a_stream_are_joined(shell: str) -> None:
     data = random.Random(1).randbytes(3 * MIB)
     framed = b"".join(b"%d\n%s" % (size, data[:size]) for size in (1, MIB, 3 * MIB)) + b"0\n"
     text = f"{function('pieces')}\nexec 5<&0\npieces | sha256sum; cat"
@@ -135,9 +135,9 @@ def test_a_stream_is_what_it_was_before_it_was_cut_into_pieces(shell: str) -> No
     assert run(shell, text, given=framed + b"the next") == f"{want}  -\nthe next"
 
 
-# -- the whole of it
+# -- the whole shell
 
-#: In place of what would change the host, and of what changes by itself there.
+#: Replacements for what would change the host, and for what changes by itself there.
 HARMLESS = """
 for name in mount umount ip route resolvectl; do
     eval "$name() { echo $name \\"\\$@\\" >>$dir/done; [ ! -e $dir/fail-$name ]; }"
@@ -154,7 +154,7 @@ tmp_is_as_it_was() { [ ! -e $dir/tmp-has-changed ]; }
 end_step() { :; }
 """
 
-#: The tool looks at what it is asked to, and writes down the rest.
+#: A tool that only reads; it records all other calls.
 TOOL = """#!/bin/sh
 case $1 in
 h | l) exec {folder}/bin/real "$@" ;;
@@ -163,19 +163,19 @@ q) [ ! -e {folder}/told ] ;;
 esac
 """
 
-#: The same for what is no function.
+#: The same for programs.
 PROGRAM = '#!/bin/sh\necho {name} "$@" >>{folder}/done\n[ ! -e {folder}/fail-{name} ]\n'
 
 FIFREEZE, FITHAW, RNDRESEEDCRNG = 0xC0045877, 0xC0045878, 0x5207
 
 
-#: How it opens its ports, and what it does here: sockets cannot be opened by name.
+#: How it opens its ports, and the replacement here: sockets cannot be opened by name.
 OPENS, TAKES = "exec 3<>$control 5<>$data\n", "exec 3<&0 5<&1 </dev/null >/dev/null\n"
 
 
 @dataclass
 class Host(FakeMachine):
-    """The machine is this one."""
+    """The guest is this host."""
 
     control: socket.socket | None = None
     data: socket.socket | None = None
@@ -183,25 +183,25 @@ class Host(FakeMachine):
 
 @dataclass
 class Place:
-    """A shell that runs, and its folder."""
+    """A running shell and its folder."""
 
     talk: Resident
     folder: Path
-    frozen: list[str] = field(default_factory=list)  # what was done to freeze it the last time
+    frozen: list[str] = field(default_factory=list)  # what the last freeze did
 
     @property
     def volatile(self) -> Path:
         return self.folder / "volatile"
 
     def done(self) -> list[str]:
-        """What it would have done to a guest since it was asked last."""
+        """What it would have done to a guest since the last call."""
         path = self.folder / "done"
         lines = path.read_text().splitlines() if path.exists() else []
         path.unlink(missing_ok=True)
         return lines
 
     def step(self, text: str) -> tuple[bytes, int]:
-        """What a step prints, and its status."""
+        """The output and status of a step."""
         output = bytearray()
         status = self.talk.run("", lambda mark: f"( {text}\n)\n{say_status(mark, '$?')}\n".encode(), output.extend)
         return bytes(output), status
@@ -263,7 +263,7 @@ def begin(tmp_path: Path, shell: str) -> Iterator[Begin]:
         for port in (control, data):
             port.setblocking(False)
         talk = Resident(cast(Machine, Host(0, Shape(), control=control, data=data)))
-        talk.check("", b":", what="starting")  # it has looked at how all is before
+        talk.check("", b":", what="starting")  # it has recorded the state before
         return Place(talk, tmp_path)
 
     yield start
@@ -284,7 +284,7 @@ def test_a_step_in_it(begin: Begin) -> None:
 
 
 @shells
-def test_a_step_has_none_of_the_shells_files(begin: Begin) -> None:
+def test_a_step_inherits_none_of_the_shells_descriptors(begin: Begin) -> None:
     assert begin().step("for fd in 3 4 5 6 7; do [ -e /proc/self/fd/$fd ] && echo $fd; done; pwd") == (b"/\n", 0)
 
 
@@ -301,7 +301,7 @@ def test_a_script_that_ends_without_its_mark(begin: Begin) -> None:
 
 
 @shells
-def test_nobody_waits_for_what_runs_in_the_background(begin: Begin) -> None:
+def test_background_processes_are_not_waited_for(begin: Begin) -> None:
     place = begin()
     output, status = place.step("sleep 1000 & echo started $!")
     assert (output[:8], status) == (b"started ", 0)
@@ -365,7 +365,7 @@ def test_a_fetch_that_fails_in_it(begin: Begin) -> None:
 
 
 def freeze(place: Place) -> str:
-    """End a step, whose machine waits then; why it does not."""
+    """End a step and freeze; returns why it does not freeze, or "" if it does."""
     why = place.talk.freeze()
     place.frozen = place.done()
     return why
@@ -376,7 +376,7 @@ def thaw(place: Place, *, seed: str = "") -> bool:
 
 
 def next_step(place: Place, text: str = ":") -> str:
-    """Go on with a step, and end it."""
+    """Run another step, and freeze."""
     assert thaw(place)
     place.done()
     place.step(text)
@@ -407,7 +407,7 @@ def test_a_resumed_guest_has_its_own_random_numbers_and_the_right_time_before_it
 
 
 @shells
-def test_what_a_step_has_left_in_memory_goes(begin: Begin) -> None:
+def test_what_a_step_has_left_in_memory_is_removed(begin: Begin) -> None:
     place = begin()
     assert freeze(place) == ""
     left = f"cd {place.volatile}; mkdir -p deep/er; touch deep/er/x 'a b' ' c ' '*' .hidden; mkdir kept; ln -s x l"
@@ -416,7 +416,7 @@ def test_what_a_step_has_left_in_memory_goes(begin: Begin) -> None:
 
 
 @shells
-def test_what_was_there_before_stays(begin: Begin) -> None:
+def test_what_was_there_before_is_kept(begin: Begin) -> None:
     place = begin()
     (place.volatile / "old").touch()
     assert freeze(place) == ""
@@ -425,16 +425,16 @@ def test_what_was_there_before_stays(begin: Begin) -> None:
 
 
 @shells
-def test_a_file_in_memory_that_is_another_one_means_a_boot(begin: Begin) -> None:
+def test_a_changed_file_in_memory_means_a_boot(begin: Begin) -> None:
     place = begin()
     (place.volatile / "old").touch()
     assert freeze(place) == ""
-    changed = f"what a boot sets up has changed: {place.volatile}/old"
+    changed = f"the state of the guest has changed: {place.volatile}/old"
     assert next_step(place, f"chmod 711 {place.volatile}/old") == changed
 
 
 @shells
-def test_what_a_step_has_mounted_goes_the_last_first(begin: Begin) -> None:
+def test_a_steps_mounts_are_undone_last_first(begin: Begin) -> None:
     place = begin()
     assert freeze(place) == ""
     mounted = "".join(f"{number} 1 0:{number} / /mnt/{number}\\040x rw - tmpfs t rw\n" for number in (51, 52))
@@ -442,7 +442,7 @@ def test_what_a_step_has_mounted_goes_the_last_first(begin: Begin) -> None:
     before = mounts.read_text()
     mounts.write_text(before + mounted)
     why = next_step(place)
-    assert why.startswith("what a boot sets up has changed: the mount 51 1 0:51 / /mnt/51\\040x rw")
+    assert why.startswith("the state of the guest has changed: the mount 51 1 0:51 / /mnt/51\\040x rw")
     assert place.frozen == ["umount -l /mnt/52 x", "umount -l /mnt/51 x"]
     mounts.write_text(before)
     assert freeze(place) == ""
@@ -451,26 +451,26 @@ def test_what_a_step_has_mounted_goes_the_last_first(begin: Begin) -> None:
 @shells
 @pytest.mark.parametrize("change", [("rw", "rw,nodiratime"), (" - ", " shared:1 - ")])
 def test_a_mount_that_a_step_has_changed_is_not_undone(begin: Begin, change: tuple[str, str]) -> None:
-    """Least of all the root."""
+    """In particular not the root."""
     place = begin()
     mounts = place.folder / "mountinfo"
     mounts.write_text(f"{mounts.read_text()}24 1 254:1 / / rw - ext4 /dev/vda1 rw\n")
     assert freeze(place) == ""
     mounts.write_text(mounts.read_text().replace(*change))
-    assert next_step(place).startswith("what a boot sets up has changed: the mount ")
+    assert next_step(place).startswith("the state of the guest has changed: the mount ")
     assert place.frozen == []
 
 
 @shells
 @pytest.mark.parametrize("now", ["as it is\n", "", None])
-def test_what_a_boot_sets_up_has_changed(begin: Begin, now: str | None) -> None:
+def test_a_change_of_the_guests_state_means_a_boot(begin: Begin, now: str | None) -> None:
     place = begin()
     assert freeze(place) == ""
     setting = place.folder / "setting"
     setting.unlink()
     if now is not None:
         setting.write_text(now)
-    assert next_step(place) == f"what a boot sets up has changed: {setting}"
+    assert next_step(place) == f"the state of the guest has changed: {setting}"
     assert place.frozen == []
     setting.write_text("as it was\n")
     assert freeze(place) == ""
@@ -478,7 +478,7 @@ def test_what_a_boot_sets_up_has_changed(begin: Begin, now: str | None) -> None:
 
 @shells
 @pytest.mark.parametrize("reason", ["told", "many programs"])
-def test_settings_are_read_when_one_may_have_been_written(begin: Begin, reason: str) -> None:
+def test_settings_are_compared_if_one_may_have_been_written(begin: Begin, reason: str) -> None:
     place = begin()
     assert freeze(place) == ""
     (place.folder / "written-to").write_text("changed\n")
@@ -486,11 +486,11 @@ def test_settings_are_read_when_one_may_have_been_written(begin: Begin, reason: 
     if reason == "told":
         (place.folder / "told").touch()
     many = "n=0; while [ $n -lt 70 ]; do (exit); n=$((n + 1)); done" if reason != "told" else ":"
-    assert next_step(place, many) == f"what a boot sets up has changed: {place.folder}/written-to"
+    assert next_step(place, many) == f"the state of the guest has changed: {place.folder}/written-to"
 
 
 @shells
-def test_what_only_counts_is_no_setting(shell: str, begin: Begin, tmp_path: Path) -> None:
+def test_counters_are_not_compared(shell: str, begin: Begin, tmp_path: Path) -> None:
     begin()
     library = document("look")
     counter = tmp_path / "counter"
@@ -505,10 +505,10 @@ def test_what_only_counts_is_no_setting(shell: str, begin: Begin, tmp_path: Path
 
 
 @shells
-def test_who_asks_for_a_boot_gets_one(begin: Begin) -> None:
+def test_a_step_that_asks_for_a_boot_gets_one(begin: Begin) -> None:
     place = begin()
     (place.folder / "reboot-required").touch()
-    assert freeze(place) == f"there is a file {place.folder}/reboot-required"
+    assert freeze(place) == f"the file {place.folder}/reboot-required exists"
     assert place.frozen == []
 
 
@@ -542,7 +542,7 @@ def test_a_disk_that_cannot_be_frozen_is_made_read_only(begin: Begin) -> None:
 
 
 @shells
-def test_if_a_disk_cannot_stand_still_none_does(begin: Begin) -> None:
+def test_if_one_disk_cannot_be_frozen_none_is(begin: Begin) -> None:
     place = begin(disks="/a /b /c")
     program = place.folder / "bin" / "tool"
     program.write_text(program.read_text().replace("esac", f"esac; [ $2,$3 != /c,{FIFREEZE} ]"))

@@ -1,4 +1,4 @@
-"""The program that works for the shell in a Linux guest: what it prints of files, folders and processes."""
+"""The helper program of the shell in a Linux guest: what it prints about files, folders and processes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def tool(program: Path) -> Tool:
 
 @pytest.fixture
 def listed(tool: Tool, tmp_path: Path) -> Callable[..., list[str]]:
-    """What it prints for the lines of a list."""
+    """Its output for the lines of a list."""
 
     def run(*lines: str) -> list[str]:
         path = tmp_path / "list"
@@ -69,7 +69,7 @@ def fnv(data: bytes) -> int:
 
 
 @pytest.mark.skipif(not shutil.which("as") or not shutil.which("objcopy"), reason="needs binutils")
-def test_it_is_what_its_source_says(tmp_path: Path) -> None:
+def test_it_is_built_from_its_source(tmp_path: Path) -> None:
     subprocess.run(["as", "-o", tmp_path / "tool.o", SOURCE], check=True)
     subprocess.run(
         ["objcopy", "-O", "binary", "-j", ".text", tmp_path / "tool.o", tmp_path / "tool.bin"], check=True
@@ -79,7 +79,7 @@ def test_it_is_what_its_source_says(tmp_path: Path) -> None:
 
 def test_ioctl(tool: Tool, tmp_path: Path) -> None:
     def asked(path: Path, number: int) -> int:
-        """The error that it ends with."""
+        """The error it exits with."""
         return tool("i", path, str(number)).returncode
 
     with socket.socket(socket.AF_UNIX) as listening:
@@ -91,12 +91,12 @@ def test_ioctl(tool: Tool, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("args", [(), ("x",), ("x", "y"), ("i",), ("i", "/"), ("c",), ("l",), ("h",)])
-def test_what_it_does_not_know(tool: Tool, args: tuple[str, ...]) -> None:
+def test_unknown_arguments(tool: Tool, args: tuple[str, ...]) -> None:
     assert tool(*args).returncode == errno.EINVAL
 
 
 def test_the_clock(tool: Tool) -> None:
-    """Set to a time that there is none of, for this is the clock of the host."""
+    """Set to an invalid time, since this is the host's clock."""
     assert tool("c", f"{1 << 62}.5").returncode in (errno.EINVAL, errno.EPERM)
 
 
@@ -108,12 +108,12 @@ def test_files_are_hashed(listed: Callable[..., list[str]], tmp_path: Path) -> N
     assert listed(f"f {missing}", f"f {folder}") == [f"{missing} -{errno.ENOENT:x}", f"{folder} -{errno.EISDIR:x}"]
 
 
-def test_nobody_waits_for_a_fifo(listed: Callable[..., list[str]], tmp_path: Path) -> None:
+def test_a_fifo_does_not_block_it(listed: Callable[..., list[str]], tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     assert listed(f"f {tmp_path}/fifo") == [f"{tmp_path}/fifo {fnv(b''):x}"]
 
 
-def test_columns_that_count_are_left_out(listed: Callable[..., list[str]], tmp_path: Path) -> None:
+def test_counter_columns_are_left_out(listed: Callable[..., list[str]], tmp_path: Path) -> None:
     """Of ipv6_route: 32 + 2 + 32 + 2 + 32 + 8 digits, then two counters of 8, then flags and a name."""
     routes = tmp_path / "routes"
 
@@ -128,7 +128,7 @@ def test_columns_that_count_are_left_out(listed: Callable[..., list[str]], tmp_p
     assert len({*found}) == 3
 
 
-def test_what_lstat_says(listed: Callable[..., list[str]], tmp_path: Path) -> None:
+def test_lstat_fields(listed: Callable[..., list[str]], tmp_path: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to("nowhere")
     about = link.lstat()
@@ -166,7 +166,7 @@ def test_folders_below_a_folder(listed: Callable[..., list[str]], folder: Path) 
     assert sorted(listed(f"D {folder}")) == folders
 
 
-def test_all_below_a_folder(listed: Callable[..., list[str]], folder: Path) -> None:
+def test_everything_below_a_folder(listed: Callable[..., list[str]], folder: Path) -> None:
     def line(path: Path) -> str:
         about = path.lstat()
         size = about.st_size if stat.S_ISREG(about.st_mode) else 0
@@ -178,7 +178,7 @@ def test_all_below_a_folder(listed: Callable[..., list[str]], folder: Path) -> N
     assert sorted(listed(f"x {folder}/left/out", f"x {folder}/empty", f"t {folder}")) == sorted(map(line, kept))
 
 
-def test_names_that_are_too_long_are_passed_over(listed: Callable[..., list[str]], tmp_path: Path) -> None:
+def test_names_that_are_too_long_are_skipped(listed: Callable[..., list[str]], tmp_path: Path) -> None:
     at = os.open(tmp_path, os.O_RDONLY)
     for _ in range(20):
         os.mkdir("n" * 250, dir_fd=at)
@@ -208,8 +208,8 @@ def test_processes(listed: Callable[..., list[str]], program: Path, tmp_path: Pa
 
 
 @root_only
-def test_it_tells_of_writes_to_proc_and_sys_and_of_mounts(program: Path, tmp_path: Path) -> None:
-    """Each once. A setting is written as it is, and what is mounted is in a namespace of the test's own."""
+def test_it_reports_mounts_and_writes_to_proc_and_sys(program: Path, tmp_path: Path) -> None:
+    """Each once. A setting is written with its own value, and the mount is in a namespace of the test."""
     script = tmp_path / "script"
     setting = "/proc/sys/vm/swappiness"
     script.write_text(

@@ -1,4 +1,4 @@
-"""Cards: what they say by default, what they refuse, and that what is written is read back."""
+"""Cards: the defaults, what is refused, and that a written card reads back."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def test_sizes_are_powers_of_two(text: str, size: int) -> None:
     assert profile.parse_size(text) == size
 
 
-def test_a_bare_number_counts_in_the_default_unit() -> None:
+def test_a_bare_number_is_in_the_default_unit() -> None:
     assert profile.parse_size("2", default_unit="G") == 2 << 30
     assert profile.parse_size("2M", default_unit="G") == 2 << 20
 
 
 @pytest.mark.parametrize("text", ["", "G", "-1G", "1X", "1 2", "1e3", "inf", "."])
-def test_what_is_no_size_is_refused(text: str) -> None:
+def test_text_that_is_not_a_size_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="not a size"):
         profile.parse_size(text)
 
@@ -46,7 +46,7 @@ def test_an_image_without_a_card_has_the_default_one(tmp_path: Path) -> None:
         Card(arch="s390x", firmware="kernel", cmdline='root=/dev/vda1 "rw"'),
     ],
 )
-def test_what_is_dumped_is_read_back(tmp_path: Path, about: Card) -> None:
+def test_a_dumped_card_reads_back(tmp_path: Path, about: Card) -> None:
     path = tmp_path / "x.toml"
     path.write_text(profile.dump(about), encoding="utf-8")
     assert profile.read(path) == about
@@ -68,13 +68,13 @@ def test_what_is_dumped_is_read_back(tmp_path: Path, about: Card) -> None:
         ('login = "a;b"', "not a login name"),
     ],
 )
-def test_what_a_card_cannot_say_is_refused_with_its_place(text: str, why: str) -> None:
+def test_an_invalid_card_is_refused_with_its_path(text: str, why: str) -> None:
     with pytest.raises(UsageError, match=why) as caught:
         profile.parse(text, where="here.toml")
     assert caught.value.message.startswith("here.toml: ")
 
 
-def test_an_unreadable_card_is_named(tmp_path: Path) -> None:
+def test_the_error_names_an_unreadable_card(tmp_path: Path) -> None:
     (tmp_path / "x.toml").write_bytes(b"\xff")
     for path in (tmp_path / "x.toml", tmp_path):
         with pytest.raises(UsageError, match="cannot read the card"):

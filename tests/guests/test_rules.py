@@ -1,4 +1,4 @@
-"""What a spec means on each OS: paths, users, defaults, and what is refused with the op's line."""
+"""What a spec means on each OS: paths, users, defaults, and what is refused with the op's position."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_on_windows_a_stage_begins_with_cmd_as_its_administrator() -> None:
         ("(workdir C:/)", "C:/"),
     ],
 )
-def test_a_windows_path_has_two_slashes_and_one_spelling(workdirs: str, cwd: str) -> None:
+def test_a_windows_path_may_have_either_slash_and_has_one_spelling(workdirs: str, cwd: str) -> None:
     assert last(f"{workdirs} (run (shell x))", "windows").cwd == cwd
 
 
@@ -109,12 +109,12 @@ REFUSED = [
     ("openbsd", "(user (name opam))", "an OpenBSD guest knows users by number"),
     ("windows", "(user (uid 0) (gid 0))", "by name"),
     ("windows", "(user (name opam))", "would need a password"),
-    ("freebsd", "(user (name -x))", "name of a user"),
-    ("freebsd", "(user (name 0))", "name of a user"),
+    ("freebsd", "(user (name -x))", "valid user name"),
+    ("freebsd", "(user (name 0))", "valid user name"),
     ("freebsd", "(user (uid -1) (gid 0))", "between"),
-    ("windows", "(workdir D:src)", "no path"),
-    ("windows", r"(workdir \\server\share)", "no path"),
-    ("windows", r"(workdir 1:\src)", "no path"),
+    ("windows", "(workdir D:src)", "a step cannot use the path"),
+    ("windows", r"(workdir \\server\share)", "a step cannot use the path"),
+    ("windows", r"(workdir 1:\src)", "a step cannot use the path"),
     ("windows", '(run (shell "a\\nb"))', "first line"),
     ("windows", f"(run (shell {'x' * 8192}))", "cmd.exe takes at most 8191"),
     ("windows", '(shell powershell -Command) (run (shell "' + "x" * 32768 + '"))', "Windows takes at most 32767"),
@@ -124,13 +124,13 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("os", "ops", "why"), REFUSED)
-def test_what_a_guest_cannot_have_is_refused_with_its_line(os: str, ops: str, why: str) -> None:
+def test_ops_that_a_guest_cannot_run_are_refused_with_their_line(os: str, ops: str, why: str) -> None:
     with pytest.raises(SpecError, match=why) as caught:
         last(f"{ops} (run (shell x))", os)
     assert (caught.value.line, caught.value.exit_code) == (2, 2)
 
 
-def test_a_command_of_other_shells_may_have_lines() -> None:
+def test_a_command_for_another_shell_may_have_several_lines() -> None:
     assert last('(shell powershell -Command) (run (shell "a\\nb"))', "windows").argv[-1] == "a\nb"
 
 
@@ -165,7 +165,7 @@ def test_files_may_come_from_a_build_of_any_system(origin: str, os: str) -> None
     ("dst", "dest", "rename"),
     [(r"C:\x\y", "C:/x", "y"), ("C:/y", "C:/", "y"), ("C:\\y\\", "C:/y", None), ("C:/", "C:/", None)],
 )
-def test_files_of_a_build_go_where_a_windows_path_says(dst: str, dest: str, rename: str | None) -> None:
+def test_files_of_a_build_are_copied_to_a_windows_path(dst: str, dest: str, rename: str | None) -> None:
     action = grafted(f"(copy (from (build dev)) (src /a) (dst {dst}))", origin="linux", os="windows")
     assert (action.dest, action.extract.rename) == (dest, rename)
 
@@ -174,25 +174,25 @@ def test_files_of_a_build_go_where_a_windows_path_says(dst: str, dest: str, rena
     ("op", "why"),
     [
         (r"(src a\..\b) (dst /x)", "'..' is not allowed"),
-        (r"(src C:\a\b) (dst /x) (exclude b)", "is excluded, too"),
+        (r"(src C:\a\b) (dst /x) (exclude b)", "is also excluded"),
         ("(src C:/) (dst /x)", "is a drive"),
-        (r"(src \\server\share\x) (dst /x)", "no path that a step can use"),
-        (r'(src "\255") (dst /x)', "UTF-8 only"),
-        (r'(src a) (dst "/x/\255")', "UTF-8 only"),
+        (r"(src \\server\share\x) (dst /x)", "a step cannot use the path"),
+        (r'(src "\255") (dst /x)', "only UTF-8"),
+        (r'(src a) (dst "/x/\255")', "only UTF-8"),
     ],
 )
-def test_what_a_windows_build_cannot_be_asked_for_is_refused(op: str, why: str) -> None:
+def test_sources_that_a_windows_build_cannot_have_are_refused(op: str, why: str) -> None:
     with pytest.raises(SpecError, match=why) as caught:
         grafted(f"(copy (from (build dev)) {op})", origin="windows")
     assert caught.value.line == 2
 
 
-def test_a_path_that_is_no_text_is_refused_on_windows() -> None:
+def test_a_path_that_is_not_utf_8_is_refused_on_windows() -> None:
     for op in (r'(workdir "\255")', r'(copy (from (build dev)) (src a) (dst "C:/\255/"))'):
-        with pytest.raises(SpecError, match="UTF-8 only"):
+        with pytest.raises(SpecError, match="only UTF-8"):
             grafted(op, origin="linux", os="windows")
 
 
-def test_a_backslash_is_a_letter_where_it_separates_nothing() -> None:
+def test_a_backslash_is_a_letter_on_unix() -> None:
     action = grafted(r"(copy (from (build dev)) (src a\..\b) (dst /x) (exclude b))", origin="linux")
     assert action.extract.src == (r"a\..\b",)

@@ -1,4 +1,4 @@
-"""How Unix guests pack files for a copy out of a build: their lines run here, by the tars that they have."""
+"""How Unix guests pack files for a copy from a build: their scripts run here, with the guests' tars."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ODD = [
 
 @pytest.fixture
 def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tars under the names that the guests give them."""
+    """The tars, by the names that they have in the guests."""
     folder = bsd_programs(tmp_path / "programs")
     monkeypatch.setenv("BSD", str(folder))
 
@@ -43,7 +43,7 @@ def pack(
     exclude: Sequence[str] = (),
     rename: str | None = None,
 ) -> subprocess.CompletedProcess[bytes]:
-    """Run the guest's lines, with their stdout in `archive`."""
+    """Run the guest's script, with stdout to `archive`."""
     packing = guest.pack_files(map(str, src), exclude=exclude, rename=rename, owner=(12345, 23456))
     assert (packing.file, packing.remove) == ("", b"")
     path = os.environ["PATH"] if guest is linux else f"{os.environ['BSD']}:{os.environ['PATH']}"
@@ -59,15 +59,15 @@ def pack(
 
 
 def packed(guest: ModuleType, archive: Path, src: Sequence[str | Path], **options: object) -> tree.Manifest:
-    """What is in the archive when it is made without complaint."""
-    done = pack(guest, archive, src, **options)  # type: ignore[arg-type]  # as pack has them
+    """The content of the archive, which must be made without errors."""
+    done = pack(guest, archive, src, **options)  # type: ignore[arg-type]  # those of pack
     assert done.returncode == 0, done.stderr
     return manifest_of(archive, pax=guest is freebsd)
 
 
 @pytest.fixture
 def made(tmp_path: Path, programs: None) -> Path:
-    """A folder of files of all kinds."""
+    """A folder with files of all kinds."""
     made = tmp_path / "made"
     (made / "out" / "sub" / "empty").mkdir(parents=True)
     (made / "out" / "sub.d").mkdir()
@@ -88,10 +88,8 @@ def made(tmp_path: Path, programs: None) -> Path:
 
 
 @EACH
-def test_a_folder_is_packed_as_a_copy_from_the_context_would_find_it(
-    guest: ModuleType, made: Path, tmp_path: Path
-) -> None:
-    """In the same order, too, so the same files have the same key wherever they come from."""
+def test_a_folder_is_packed_like_a_copy_from_the_context(guest: ModuleType, made: Path, tmp_path: Path) -> None:
+    """Also in the same order, so the same files have the same key wherever they come from."""
     assert packed(guest, tmp_path / "a.tar", [made / "out"]) == tree.walk(made, ["out"]).manifest
     with tarfile.open(tmp_path / "a.tar") as members:
         assert {(member.uid, member.gid, member.uname) for member in members} <= {
@@ -111,7 +109,7 @@ def test_a_folder_or_a_file_is_renamed(guest: ModuleType, made: Path, tmp_path: 
 
 
 @EACH
-def test_a_file_is_named_as_it_is(guest: ModuleType, made: Path, tmp_path: Path) -> None:
+def test_a_file_keeps_its_name(guest: ModuleType, made: Path, tmp_path: Path) -> None:
     names = [f"out/sub/{name}" for name in ODD]
     assert packed(guest, tmp_path / "a.tar", [made / name for name in names]) == tree.walk(made, names).manifest
     for name in ODD:
@@ -120,19 +118,21 @@ def test_a_file_is_named_as_it_is(guest: ModuleType, made: Path, tmp_path: Path)
 
 
 @EACH
-def test_a_name_is_left_out_at_any_depth_and_only_whole(guest: ModuleType, made: Path, tmp_path: Path) -> None:
+def test_an_excluded_name_is_left_out_at_any_depth_if_it_matches_whole(
+    guest: ModuleType, made: Path, tmp_path: Path
+) -> None:
     for names in (["sub"], ["again"], ["below"], ["*", "o?e", "sub/link", "su", "", ".", ".."], ODD, ["-x", "\\"]):
         found = packed(guest, tmp_path / "a.tar", [made / "out"], exclude=["other", *names])
         assert found == tree.walk(made, ["out"], exclude=["other", *names]).manifest
 
 
 @EACH
-def test_several_sources_come_in_their_order_though_one_lies_in_another(
+def test_sources_keep_their_order_even_if_one_is_inside_another(
     guest: ModuleType, made: Path, tmp_path: Path
 ) -> None:
     names = ["out/sub/third", "out/sub", "out/one", "out", "out/sub.d/file"]
     found = packed(guest, tmp_path / "a.tar", [made / name for name in names], exclude=["sub.d"])
-    # GNU tar makes a link of whatever it meets again, and libarchive of what has several names
+    # GNU tar makes a link of any file that it meets again, libarchive of files with several names
     expected = tree.walk(made, names, exclude=["sub.d"]).manifest
     assert [entry[1] for entry in found] == [entry[1] for entry in expected]
     apart = ["out/sub.d/file", "out/sub", "out/one"]
@@ -140,7 +140,7 @@ def test_several_sources_come_in_their_order_though_one_lies_in_another(
 
 
 @EACH
-def test_the_contents_of_a_folder_are_asked_for_by_a_dot(guest: ModuleType, made: Path, tmp_path: Path) -> None:
+def test_a_dot_packs_the_contents_of_a_folder(guest: ModuleType, made: Path, tmp_path: Path) -> None:
     (made / "link").symlink_to("out")
     inside = tree.walk(made / "out", ["."]).manifest
     for spelled in ("out/.", "link/.", "./link//./."):
@@ -152,9 +152,7 @@ def test_the_contents_of_a_folder_are_asked_for_by_a_dot(guest: ModuleType, made
 
 
 @EACH
-def test_a_path_begins_at_the_root_and_may_lead_through_symlinks(
-    guest: ModuleType, made: Path, tmp_path: Path
-) -> None:
+def test_a_path_is_absolute_and_may_lead_through_symlinks(guest: ModuleType, made: Path, tmp_path: Path) -> None:
     (made / "link").symlink_to("out")
     for spelled in (f"{made}//link/./sub", f"{made}/link/sub/".removeprefix("/")):
         assert packed(guest, tmp_path / "a.tar", [spelled]) == tree.walk(made / "out", ["sub"]).manifest
@@ -184,7 +182,7 @@ def test_a_missing_source_is_an_error_that_names_it(
 
 
 @EACH
-def test_the_byte_that_stands_for_a_slash_in_between_is_itself(
+def test_the_byte_that_stands_for_a_slash_while_sorting_is_kept(
     guest: ModuleType, made: Path, tmp_path: Path
 ) -> None:
     (made / "a\x01b").mkdir()
@@ -194,7 +192,7 @@ def test_the_byte_that_stands_for_a_slash_in_between_is_itself(
 
 
 @EACH
-def test_a_socket_is_passed_over_and_a_pipe_is_not(guest: ModuleType, made: Path, tmp_path: Path) -> None:
+def test_a_socket_is_skipped_and_a_pipe_is_not(guest: ModuleType, made: Path, tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as plug:
         plug.bind(str(made / "socket"))
     os.mkfifo(made / "fifo")

@@ -1,4 +1,4 @@
-"""Where caches and secrets may be: refused when planned, with the op's place."""
+"""The targets of caches and secrets: checked when planned, with the op's position in errors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def last(ops: str, os: str = "linux") -> Command:
 
 
 def mounts(*paths: str, field: str = "cache", names: str = "stuvwx") -> str:
-    """A field that has these targets."""
+    """A field with these targets."""
     items = (f'({name} (target "{path}"))' for name, path in zip(names, paths, strict=False))
     return f"({field} {' '.join(items)})"
 
@@ -47,21 +47,21 @@ LINUX = [
     ("..", "the root"),
     ("/a/..", "the root"),
     ("/a/../..", "the root"),
-    ("/proc", "the kernel's"),
-    ("/proc/sys/x", "the kernel's"),
-    ("/sys", "the kernel's"),
-    ("/sys/fs/cgroup", "the kernel's"),
-    ("/dev", "the kernel's"),
-    ("/dev/pts", "the kernel's"),
-    ("/dev/shm", "the kernel's"),
-    ("/dev/shm/../null", "the kernel's"),
-    ("/a/../proc", "the kernel's"),
-    ("/run", "obuild itself uses /run/obuild"),
-    ("/run/obuild/x", "obuild itself uses /run/obuild"),
-    ("/run/obuild-secrets", "obuild itself uses /run/obuild-secrets"),
-    ("/var", "obuild itself uses /var/lib/obuild-scratch"),
-    ("/var/lib", "obuild itself uses /var/lib/obuild-scratch"),
-    ("/var/lib/obuild-scratch/0", "obuild itself uses /var/lib/obuild-scratch"),
+    ("/proc", "belongs to the kernel"),
+    ("/proc/sys/x", "belongs to the kernel"),
+    ("/sys", "belongs to the kernel"),
+    ("/sys/fs/cgroup", "belongs to the kernel"),
+    ("/dev", "belongs to the kernel"),
+    ("/dev/pts", "belongs to the kernel"),
+    ("/dev/shm", "belongs to the kernel"),
+    ("/dev/shm/../null", "belongs to the kernel"),
+    ("/a/../proc", "belongs to the kernel"),
+    ("/run", "obuild uses /run/obuild"),
+    ("/run/obuild/x", "obuild uses /run/obuild"),
+    ("/run/obuild-secrets", "obuild uses /run/obuild-secrets"),
+    ("/var", "obuild uses /var/lib/obuild-scratch"),
+    ("/var/lib", "obuild uses /var/lib/obuild-scratch"),
+    ("/var/lib/obuild-scratch/0", "obuild uses /var/lib/obuild-scratch"),
     ("/usr", "programs are there"),
     ("/bin/", "programs are there"),
 ]
@@ -70,7 +70,7 @@ WINDOWS = [
     (r"d:\\", "the root"),
     ("/", "the root"),
     (".", "the root"),
-    ("/obuild-Scratch", "obuild itself uses C:/obuild-scratch"),
+    ("/obuild-Scratch", "obuild uses C:/obuild-scratch"),
     (r"C:\\WINDOWS", "programs are there"),
 ]
 
@@ -80,14 +80,14 @@ WINDOWS = [
     [
         *(("linux", *case) for case in LINUX),
         *(("windows", *case) for case in WINDOWS),
-        ("freebsd", "/dev/x", "the kernel's"),
-        ("freebsd", "/var", "obuild itself uses /var/obuild-scratch"),
-        ("openbsd", "/var/obuild-secrets", "obuild itself uses /var/obuild-secrets"),
+        ("freebsd", "/dev/x", "belongs to the kernel"),
+        ("freebsd", "/var", "obuild uses /var/obuild-scratch"),
+        ("openbsd", "/var/obuild-secrets", "obuild uses /var/obuild-secrets"),
         ("openbsd", "/usr/local", "programs are there"),
     ],
 )
 @pytest.mark.parametrize("field", ["cache", "secrets"])
-def test_a_target_that_cannot_be_is_refused(os: str, path: str, why: str, field: str) -> None:
+def test_an_impossible_target_is_refused(os: str, path: str, why: str, field: str) -> None:
     what = "a cache" if field == "cache" else "a secret"
     said = refused(f"(run {mounts(path, field=field)} (shell x))", os)
     assert re.match(rf"{what} cannot be at \S+: .*{re.escape(why)}", said)
@@ -97,7 +97,7 @@ def test_a_target_that_cannot_be_is_refused(os: str, path: str, why: str, field:
     "path", ["/run/x", "/dev/shm/x", "/var/cache", "/usr/local", "/etc", "/tmp", "/root", "/procs", "/usr/../srv"]
 )
 @pytest.mark.parametrize("field", ["cache", "secrets"])
-def test_other_targets_may_be(path: str, field: str) -> None:
+def test_other_targets_are_accepted(path: str, field: str) -> None:
     last(f"(run {mounts(path, field=field)} (shell x))")
 
 
@@ -108,26 +108,26 @@ def test_other_targets_may_be(path: str, field: str) -> None:
         (mounts("/a", "/b", "/c/../a"), "cannot both be at /"),
         (mounts("/a") + mounts("/a/", field="secrets"), "cannot both be at /a"),
         (mounts("/w/x", "x"), "cannot both be at /w/x"),
-        (mounts("/s", "/s/t", field="secrets"), "nothing can be at /s/t: a secret is a file"),
+        (mounts("/s", "/s/t", field="secrets"), "nothing can be at /s/t: it is below a secret"),
         (mounts("/s/cache") + mounts("/s", field="secrets"), "nothing can be at /s/cache"),
         (mounts(".", field="secrets"), "that is the working folder"),
     ],
 )
-def test_no_two_may_be_in_one_place(fields: str, why: str) -> None:
+def test_two_cannot_have_one_target(fields: str, why: str) -> None:
     assert why in refused(f"(workdir /w) (run {fields} (shell x))")
 
 
-def test_a_caches_name_must_fit_into_that_of_a_file() -> None:
+def test_a_caches_name_must_fit_into_a_file_name() -> None:
     last(f"(run (cache ({'é' * 40} (target /c))) (shell x))")
-    assert "80 bytes at most" in refused(f"(run (cache ({'é' * 41} (target /c))) (shell x))")
+    assert "at most 80 bytes" in refused(f"(run (cache ({'é' * 41} (target /c))) (shell x))")
 
 
-def test_windows_knows_no_case() -> None:
+def test_windows_paths_ignore_case() -> None:
     assert "cannot both be at" in refused(f"(run {mounts('C:/a', 'c:/A')} (shell x))", "windows")
     assert "not on drive C:" in refused(f"(run {mounts('D:/s', field='secrets')} (shell x))", "windows")
 
 
-def test_a_cache_that_lies_in_another_one_is_mounted_after_it() -> None:
+def test_a_cache_inside_another_is_mounted_after_it() -> None:
     command = last(f"(run {mounts('/a/b/c', '/x', '/a', '/a/b', '/a/d/../y')} (shell x))")
     assert [cache.target for cache in command.caches] == ["/x", "/a", "/a/b", "/a/d/../y", "/a/b/c"]
     assert [cache.target for cache in last(f"(run {mounts('/c/d', '/b', '/a')} (shell x))").caches] == [
@@ -144,11 +144,11 @@ def test_many_caches_are_planned_quickly() -> None:
     assert time.process_time() - began < 5
 
 
-def test_a_secret_may_lie_in_a_cache() -> None:
+def test_a_secret_may_be_inside_a_cache() -> None:
     last(f"(run {mounts('/a')} {mounts('/a/s', field='secrets')} (shell x))")
 
 
-def test_obuilds_own_folders_are_those_that_guests_are_told_of() -> None:
+def test_obuilds_own_folders_are_those_in_the_guests_modules() -> None:
     assert set(targets.OWN) == set(targets.KERNELS) == set(targets.PROGRAMS) == set(OSES)
     assert set(targets.OWN["linux"]) == {linux_agent.FOLDER, linux.SECRETS, linux.SCRATCH}
     assert set(targets.OWN["freebsd"]) == {freebsd.SECRETS, freebsd.SCRATCH}

@@ -1,4 +1,4 @@
-"""Windows' lines: how they are spelled. tests/guests/test_flow.py sees that they do together what they should."""
+"""The text of Windows' scripts. tests/guests/test_flow.py checks what they do together."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ MARK = "obuild-mark"
 
 
 def script_in(command: str) -> str:
-    """The PowerShell that a command line carries."""
+    """The PowerShell script in a command line."""
     assert command.startswith('cmd /D /S /C "powershell -NoProfile ')
     assert command.endswith(' 2>&1"')
     return base64.b64decode(command.removesuffix(' 2>&1"').split()[-1]).decode("utf-16-le")
 
 
 def body(command: str) -> str:
-    """The same without what every one of them has around it."""
+    """The same without the lines that every script has."""
     text = script_in(command)
     before = "$ProgressPreference='SilentlyContinue';$ErrorActionPreference='Stop';try{"
     after = ";exit 0}catch{[Console]::Error.WriteLine($_);exit 1}"
@@ -49,7 +49,7 @@ def test_no_command_names_input_so_that_powershell_leaves_stdin_alone() -> None:
         assert len(command) < 8191
 
 
-def test_a_step_is_spelled_so() -> None:
+def test_the_script_of_a_step() -> None:
     argv = [r"C:\Windows\System32\cmd.exe", "/S", "/C", "echo 'it' \"works\""]
     text = windows.run_script(argv, cwd="C:/a b", env=[("A", "1 2"), ("B", "é")], user=ADMIN, mark=MARK)
     assert text.decode().splitlines() == [
@@ -86,7 +86,7 @@ def test_a_step_is_spelled_so() -> None:
     ]
 
 
-def test_a_shell_is_a_powershell_that_stays() -> None:
+def test_a_shell_is_an_interactive_powershell() -> None:
     command = windows.shell_command("x", cwd="C:/a b", env=[("A", "it's"), ("B", "é")], user=ADMIN)
     how, _, encoded = command.rpartition(" ")
     assert how == (
@@ -105,7 +105,7 @@ def test_a_shell_is_a_powershell_that_stays() -> None:
         windows.shell_command("x", cwd="C:/", env=[], user=UnixUser(0, 0))
 
 
-def test_a_shell_whose_environment_no_command_line_holds_is_refused() -> None:
+def test_a_shell_with_too_large_an_environment_is_refused() -> None:
     windows.shell_command("x", cwd="C:/", env=[("A", "x" * 2000)], user=ADMIN)
     with pytest.raises(UsageError, match="too large"):
         windows.shell_command("x", cwd="C:/", env=[("A", "x" * 3000)], user=ADMIN)
@@ -119,7 +119,7 @@ def test_a_program_is_named_with_backslashes() -> None:
     assert "$d='C:\\'" in text
 
 
-def test_a_tree_is_received_by_the_tar_of_windows() -> None:
+def test_a_tree_is_unpacked_by_windows_own_tar() -> None:
     assert body(windows.receive_command("x", "C:/it's", ADMIN)) == (
         r"$d='C:\it''s';[void][IO.Directory]::CreateDirectory($d);Set-Location -LiteralPath $d;"
         r"""& "$env:SystemRoot\System32\tar.exe" -x -P -f - --options 'hdrcharset=UTF-8';exit $LASTEXITCODE"""
@@ -170,7 +170,7 @@ def test_a_cache_is_a_junction() -> None:
     assert windows.cache_archive(1) == "C:/obuild-scratch/1.tar"
 
 
-def test_a_secret_is_a_file_for_the_login_only_and_wiped() -> None:
+def test_a_secret_is_a_file_for_the_login_only_and_is_wiped() -> None:
     assert lines(windows.prepare_secrets())[1:3] == [
         "$me='*'+[Security.Principal.WindowsIdentity]::GetCurrent().User.Value+':(OI)(CI)F'",
         r"$said=& icacls 'C:\obuild-secrets' /inheritance:r /grant:r $me '*S-1-5-18:(OI)(CI)F'",
@@ -207,7 +207,7 @@ def test_files_are_packed_into_a_file_and_put_back_where_they_were() -> None:
         f"$a='{arguments}'",
         "$e=[Text.Encoding]::Default",
         "if(![string]::Equals($e.GetString($e.GetBytes($a)),$a))"
-        '{throw "the code page of this Windows lacks letters of: $a"}',
+        '{throw "the code page of this Windows cannot represent: $a"}',
         "$i=New-Object Diagnostics.ProcessStartInfo",
         r'$i.FileName="$env:SystemRoot\System32\tar.exe"',
         "$i.Arguments=$a",
@@ -250,7 +250,7 @@ def test_a_file_really_has_its_new_name_while_it_is_packed(source: str, old: str
     )
 
 
-def test_a_name_that_no_file_can_have_is_not_told_to_tar() -> None:
+def test_an_excluded_name_that_no_file_can_have_is_not_passed_to_tar() -> None:
     text = windows.pack_files(
         ("x",), exclude=["*", 'a"b', "a\\b", "a/b", "\udcff", "", "."], rename=None, owner=(0, 0)
     )
@@ -265,7 +265,7 @@ def test_powering_off_from_inside() -> None:
     "word", ["a'b", "a;b", "$(exit)", "`n", '"', "’; exit; ’", "a\nexit", "é", "[x]", "%PATH%"]
 )
 def test_no_word_of_a_spec_is_read_by_powershell(word: str) -> None:
-    """Outside of single quotes nothing is left of it."""
+    """It does not appear outside single quotes."""
     scripts = [
         windows.run_script(["x", word], cwd=f"C:/{word}", env=[("A", word)], user=ADMIN, mark=MARK).decode(),
         windows.open_cache(0, f"C:/{word}", ADMIN).decode(),
@@ -286,7 +286,7 @@ def test_no_word_of_a_spec_is_read_by_powershell(word: str) -> None:
 
 
 def outside(text: str) -> str:
-    """A script without its single-quoted strings, and without what decodes those in base64."""
+    """A script without its single-quoted strings, and without the code that decodes those in base64."""
     assert text.isascii()
     bare = "".join(text.replace("''", "").split("'")[::2])
     return bare.replace("([Text.Encoding]::UTF8.GetString([Convert]::FromBase64String()))", "")

@@ -1,4 +1,4 @@
-"""Windows command lines: how they are spelled, and what real parsers read back from them."""
+"""Windows command lines: the quoting, and what real parsers read back."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.guests import read_back
 WINE = shutil.which("wine")
 needs_wine = pytest.mark.skipif(not WINE, reason="needs wine, whose programs read command lines as Windows does")
 
-#: Each arrives as it is.
+#: Each must arrive unchanged.
 WORDS = [
     "", "plain", "two words", "tab\there", 'say "hi"', '"', '""', "it's", "\\", "\\\\", "C:\\dir\\", "C:\\a b\\",
     'back\\"slash', 'two\\\\"', "ends in \\\\", "%PATH%", "^caret^", "a&b", "a|b",
@@ -41,12 +41,12 @@ WORDS = [
         ("it's", '"it\'s"'),
     ],
 )
-def test_a_word_is_spelled_so(word: str, spelled: str) -> None:
+def test_the_quoting_of_a_word(word: str, spelled: str) -> None:
     assert argument(word) == spelled
 
 
 @pytest.mark.parametrize("word", WORDS)
-def test_a_word_is_read_back_by_the_manuals_rules(word: str) -> None:
+def test_the_rules_of_the_manual_read_the_word_back(word: str) -> None:
     assert read_back(arguments(["x.exe", word, "end"])) == [word, "end"]
 
 
@@ -62,18 +62,18 @@ def test_a_word_is_read_back_by_the_manuals_rules(word: str) -> None:
         ([r"C:\cygwin64\bin\bash.exe", "--login", "-c", "ls *"], '--login -c "ls *"'),
     ],
 )
-def test_cmd_gets_its_command_as_it_was_typed_and_others_get_words(argv: list[str], line: str) -> None:
+def test_cmd_gets_its_command_verbatim_and_other_programs_get_words(argv: list[str], line: str) -> None:
     assert arguments(argv) == line
 
 
-def test_a_program_that_only_sounds_like_cmd_is_not_it() -> None:
+def test_a_program_with_a_name_like_cmd_is_not_cmd() -> None:
     assert not is_cmd(["notcmd.exe", "/C", "x"])
     assert not is_cmd(["cmd", "/C"])
     assert is_cmd(["C:/Windows/cmd.exe", "/C", "x"])
 
 
 def value(expression: str) -> str:
-    """What PowerShell's single quotes, or the base64, hold."""
+    """The text in PowerShell's single quotes or in base64."""
     if found := re.fullmatch(r"'((?:[^']|'')*)'", expression):
         return found[1].replace("''", "'")
     found = re.fullmatch(r"\(\[Text\.Encoding\].*'([A-Za-z0-9+/=]*)'\)\)\)", expression)
@@ -82,14 +82,14 @@ def value(expression: str) -> str:
 
 
 @pytest.mark.parametrize("word", WORDS)
-def test_a_literal_is_plain_ascii_and_has_the_words_value(word: str) -> None:
+def test_a_literal_is_ascii_and_evaluates_to_the_word(word: str) -> None:
     spelled = literal(word)
     assert value(spelled) == word
     assert spelled.isascii()
     assert spelled.isprintable()
 
 
-def test_powershell_is_called_so_that_cmd_and_powershell_read_the_same() -> None:
+def test_cmd_and_powershell_parse_the_command_line_alike() -> None:
     line = powershell("'x'")
     assert re.fullmatch(r'cmd /D /S /C "powershell( -\w+)*( Bypass| Text)?( -\w+)*( \w+)*'
                         r' -EncodedCommand [A-Za-z0-9+/=]+ 2>&1"', line)  # fmt: skip
@@ -98,12 +98,12 @@ def test_powershell_is_called_so_that_cmd_and_powershell_read_the_same() -> None
     assert "-NoProfile -NonInteractive -ExecutionPolicy Bypass" in line
 
 
-# -- as wine reads it
+# -- parsed by wine
 
 
 @pytest.fixture(scope="module")
 def wine(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """An environment with a Windows of its own, without the parts that ask for a window."""
+    """An environment with a Windows of its own, without the parts that open windows."""
     env = {
         **os.environ,
         "WINEPREFIX": str(tmp_path_factory.mktemp("wine") / "prefix"),
@@ -142,11 +142,11 @@ def in_wine(env: dict[str, str], argv: list[str]) -> bytes:
         ("if 1==1 (echo yes) else echo no", b"yes"),
     ],
 )
-def test_cmd_runs_a_command_as_it_was_typed(wine: dict[str, str], command: str, said: bytes) -> None:
+def test_cmd_runs_a_command_verbatim(wine: dict[str, str], command: str, said: bytes) -> None:
     assert in_wine(wine, ["cmd", "/S", "/C", command]).strip().replace(b"C:\\Windows", b"C:\\windows") == said
 
 
-#: What a line of a batch file can hold: ASCII in one line, and no sign of cmd's own beside an inner quote.
+#: What a line of a batch file can hold: one line of ASCII, without a special character of cmd at an inner quote.
 IN_A_BATCH = [
     word
     for word in WORDS
@@ -155,8 +155,8 @@ IN_A_BATCH = [
 
 
 @needs_wine
-def test_words_are_read_back_as_windows_reads_them(wine: dict[str, str], tmp_path: Path) -> None:
-    """wine takes the line apart as CommandLineToArgvW does when a Windows program starts one of Linux."""
+def test_windows_reads_the_words_back(wine: dict[str, str], tmp_path: Path) -> None:
+    """wine parses the line like CommandLineToArgvW when a Windows program starts a Linux program."""
     assert WINE
     program = tmp_path / "show.sh"
     program.write_text(f'#!/bin/sh\nout={tmp_path}/$1; shift; printf "%s\\0" "$@" >$out.new; mv $out.new $out\n')
@@ -170,7 +170,7 @@ def test_words_are_read_back_as_windows_reads_them(wine: dict[str, str], tmp_pat
     for at, word in enumerate(IN_A_BATCH):
         path = tmp_path / str(at)
         deadline = time.monotonic() + 30
-        while not path.exists() and time.monotonic() < deadline:  # cmd does not wait for a program of Linux
+        while not path.exists() and time.monotonic() < deadline:  # cmd does not wait for a Linux program
             time.sleep(0.02)
         seen[word] = path.read_bytes().decode().split("\0")[:-1]
     assert seen == {word: [word, "end"] for word in IN_A_BATCH}

@@ -1,25 +1,25 @@
-# The program that works for the resident shell in a Linux guest on x86_64. It needs no library, so it starts in a
-# fifth of the time that the guest's own tools take where all is emulated. It writes to no memory but its stack.
+# The helper program of the resident shell in a Linux guest on x86_64. It uses no library, so in an emulated guest it
+# starts in a fifth of the time of the guest's own tools. It writes to no memory but its stack.
 #
-#   i PATH NUMBER   ioctl(2) on a file, with 0 as the argument: freeze, thaw, make random numbers anew
+#   i PATH NUMBER   ioctl(2) on a file, with 0 as the argument: freeze, thaw, reseed
 #   c SECONDS.MMM   set the clock to this time since the epoch
-#   w SCRIPT        have the kernel tell on descriptor 6 of each write(2) to a file in /proc and /sys (fanotify(7)),
-#                   on descriptor 7 of each mount (proc_pid_mountinfo(5)); then run /bin/sh SCRIPT
-#   q               exit with 1 if it has told of something since the last time, else with 0
+#   w SCRIPT        have the kernel report each write(2) to a file in /proc and /sys on descriptor 6 (fanotify(7)), and
+#                   each mount on descriptor 7 (proc_pid_mountinfo(5)); then run /bin/sh SCRIPT
+#   q               exit with 1 if it has reported something since the last time, else with 0
 #   l LIST          print what the lines of the file LIST name, one thing on a line:
-#                     f PATH   a file: a hash of what is in it
-#                     v PATH   the same for /proc/net/ipv6_route, without its two columns that count
-#                     s PATH   what lstat(2) says of it: mode, owner, group, device, size, time of the last change
+#                     f PATH   a file: a hash of its content
+#                     v PATH   the same for /proc/net/ipv6_route, without its two counter columns
+#                     s PATH   from lstat(2): mode, owner, group, device, size, ctime
 #                     o PATH   the first four of these
 #                     d PATH   the names in a folder
 #                     D PATH   the folders below a folder
-#                     t PATH   all below a folder, with mode, owner, group, device, and the size of files (else 0)
-#                     x PATH   leave this out of what D and t print after this line
-#                     p        the processes, with parent and start; no kernel threads, no zombies, not itself
-#                   and on stderr a hash of all that
+#                     t PATH   everything below a folder: mode, owner, group, device, and the size of files (else 0)
+#                     x PATH   leave this out of what later lines D and t print
+#                     p        the processes, with parent and start time; no kernel threads, no zombies, not itself
+#                   and on stderr a hash of that output
 #   h LIST          print only the hash
 #
-# Exit status: 0, or the errno(3) of what failed. What cannot be read in a list is printed with its errno.
+# Exit status: 0, or the errno(3) of the failure. Things in a list that cannot be read are printed with their errno.
 #
 # rebuild: as -o look.o amd64.S && objcopy -O binary -j .text look.o amd64.bin
 
@@ -56,19 +56,19 @@
         .equ WRITES, 6
         .equ MOUNTS, 7
 
-        # Below rbx, the stack holds what the program remembers.
-        .equ out, -0x10000              # what is to be printed, 64 KiB
-        .equ data, -0x20000             # what was read, 64 KiB
-        .equ path, -0x22000             # the path that is looked at, 8 KiB
+        # The variables are on the stack, below rbx.
+        .equ out, -0x10000              # the output buffer, 64 KiB
+        .equ data, -0x20000             # the input buffer, 64 KiB
+        .equ path, -0x22000             # the current path, 8 KiB
         .equ left_out, -0x22800         # pointers to paths, 256
         .equ status, -0x22900           # struct stat
         .equ digits, -0x22920           # a number
         .equ size, 0x22a00
-        .equ longest, 4000              # the longest path that is looked at
+        .equ longest, 4000              # the longest path that is read
 
         # rbx  the frame          r12  the next line of the list    r13  the end of the list
-        # r14  the hash           r15  how many bytes are in `out`  rbp  1: print them, too
-        # How many paths are left out stands in left_out[255].
+        # r14  the hash           r15  how many bytes are in `out`  rbp  1: also print them
+        # left_out[255] is the number of paths that are left out.
 
 start:
         mov rbx, rsp
@@ -124,7 +124,7 @@ control:
         syscall
         jmp finish
 
-# rax: the decimal number at rsi; rsi: behind it.
+# rax: the decimal number at rsi; rsi: after it.
 number:
         xor eax, eax
 1:      movzx edx, byte ptr [rsi]
@@ -181,7 +181,7 @@ watch:
         mov r12d, eax
         mov esi, MOUNTS
         call keep
-        mov rax, [rsp]                  # the environment is behind argv
+        mov rax, [rsp]                  # the environment is after argv
         lea rdx, [rsp + rax * 8 + 16]
         lea rsi, [rsp + 16]             # argv[1] is $0
         lea rdi, shell[rip]
@@ -189,7 +189,7 @@ watch:
         syscall
         jmp finish
 
-# Have the descriptor r12d be esi.
+# Move the descriptor r12d to esi.
 keep:
         mov edi, r12d
         mov eax, sys_dup2
@@ -202,7 +202,7 @@ keep:
         syscall
 1:      ret
 
-# Have writes to the file system at r8 told on r12d.
+# Have writes to the file system at r8 reported on r12d.
 mark:
         mov edi, r12d
         mov esi, 0x101                  # FAN_MARK_ADD | FAN_MARK_FILESYSTEM
@@ -228,7 +228,7 @@ quiet:
         je 4f
         mov r12d, -1
         test rax, rax
-        js 4f                           # a file that cannot be opened to be told of: the rest is told the next time
+        js 4f                           # the file of an event cannot be opened: the rest is reported the next time
         jz 4f
         lea r13, [rbx - 0x1000]
         lea r14, [r13 + rax]
@@ -292,7 +292,7 @@ list:
 next:
         cmp r12, r13
         jae done
-        mov rsi, r12                    # a line ends with a zero from now on
+        mov rsi, r12                    # from here on, a line ends with a zero
 1:      cmp byte ptr [rsi], 10
         je 2f
         inc rsi
@@ -317,7 +317,7 @@ next:
         je leave_out
         cmp al, 'v'
         je content
-        # Folders. r9: 1 to go down, 2 to say more than the name, 4 to leave out what is no folder.
+        # Folders. r9: 1 to recurse, 2 to print more than the name, 4 to print only folders.
         xor r9d, r9d
         cmp al, 'd'
         je folder
@@ -334,7 +334,7 @@ done:
         mov rax, r14
         call hex
         call newline
-        lea edi, [ebp + 1]              # stdout, or stderr beside what was printed
+        lea edi, [ebp + 1]              # stdout, or stderr if the list was printed
         lea rsi, [rbx + out]
         mov edx, r15d
         mov eax, sys_write
@@ -404,7 +404,7 @@ content:
         call value
         jmp newline
 
-# What failed with eax.
+# Print the error eax.
 failed:
         neg eax
         push rax
@@ -416,7 +416,7 @@ failed:
         call hex
         jmp newline
 
-# What lstat(2) says of rdi; only whose it is if r9 is 0.
+# Print the lstat(2) of rdi; only mode, owner, group and device if r9 is 0.
 one:
         call say
         lea rsi, [rbx + status]
@@ -446,7 +446,7 @@ owner:
         mov rax, [rbx + status + 40]
         jmp value
 
-# The folder at rdi, as r9 says.
+# Print the folder at rdi, as r9 says.
 folder:
         lea rsi, [rbx + path]
         xor ecx, ecx
@@ -459,7 +459,7 @@ folder:
         jb 1b
         ret
 
-# What is in the folder `path`, which is ecx bytes long.
+# Print the content of the folder `path`, which is ecx bytes long.
 walk:
         push r12
         push r13
@@ -524,13 +524,13 @@ walk:
         mov eax, sys_lstat
         syscall
         test eax, eax
-        js 63f                          # it is just being removed
+        js 63f                          # it was just removed
         call owner
         mov eax, [rbx + status + 24]
         and eax, S_IFMT
         sub eax, S_IFREG
         mov eax, 0
-        cmove rax, [rbx + status + 48]  # a folder's size says nothing, and a device has none
+        cmove rax, [rbx + status + 48]  # a folder's size is meaningless, and a device has none
         call value
 63:     call newline
         pop rcx
@@ -587,7 +587,7 @@ processes:
         syscall
         push rax
         sub rsp, 0x1000
-        # [rsp + 0x1000] our own number, [rsp + 0x1008] the descriptor of /proc
+        # [rsp + 0x1000] our own pid, [rsp + 0x1008] the descriptor of /proc
 1:      mov edi, [rsp + 0x1008]
         mov rsi, rsp
         mov edx, 0x1000
@@ -624,7 +624,7 @@ processes:
         mov eax, sys_open
         syscall
         test eax, eax
-        js 8f                           # it has just ended
+        js 8f                           # it has just exited
         mov r10d, eax
         mov edi, eax
         lea rsi, [rbx + data]
@@ -689,13 +689,13 @@ process:
         call field
         call value
         pop rsi
-        mov ecx, 20                     # its start
+        mov ecx, 20                     # its start time
         call field
         call value
         jmp newline
 9:      ret
 
-# rax: the number in field ecx of those behind rsi.
+# rax: the number in field ecx of those after rsi.
 field:
 1:      inc rsi
         cmp byte ptr [rsi], 0
@@ -707,9 +707,9 @@ field:
         inc rsi
 2:      jmp number
 
-# -- what is printed
+# -- output
 
-# The path at rdi, which stays there; rcx and r8 to r10 stay, too.
+# Print the path at rdi; keeps rdi, rcx and r8 to r10.
 say:
         push rcx
         mov rsi, rdi
@@ -723,13 +723,13 @@ say:
         pop rcx
         ret
 
-# A space and rax as a hexadecimal number.
+# Print a space and rax as a hexadecimal number.
 value:
         push rax
         mov al, ' '
         call byte_out
         pop rax
-# rax as a hexadecimal number.
+# Print rax as a hexadecimal number.
 hex:
         lea rsi, [rbx + digits + 16]
         xor edx, edx
@@ -748,12 +748,12 @@ hex:
 
 newline:
         mov al, 10
-# The byte al.
+# Print the byte al.
 byte_out:
         mov [rbx + digits], al
         lea rsi, [rbx + digits]
         mov edx, 1
-# rdx bytes at rsi, at most 4 KiB. Changes rax, rcx, rdx, rsi, r11.
+# Print rdx bytes at rsi, at most 4 KiB. Changes rax, rcx, rdx, rsi, r11.
 emit:
         lea rax, [r15 + rdx]
         cmp rax, 0x10000
@@ -769,7 +769,7 @@ emit:
         jmp 1b
 2:      ret
 
-# Hash what is in `out`, and print it.
+# Hash and print the content of `out`.
 flush:
         push rsi
         push rdx

@@ -1,6 +1,6 @@
-# How a step ends, and the next one begins.
+# The end of a step, and the start of the next one.
 
-# End what runs in the step's cgroup, and logins.
+# End all processes of the step's cgroup and of logins.
 end_step() {
     for session in /sys/fs/cgroup/user.slice/*/session-*.scope; do
         [ ! -e "$session" ] || echo 1 >"$session/cgroup.kill"
@@ -32,7 +32,7 @@ thaw() {
     for mount in $frozen; do $tool i "$mount" $fithaw || mount -o remount,rw "$mount"; done
 } 2>/dev/null
 
-# QEMU's DHCP names a gateway and a name server where the network is open, and a guest boots where it is closed.
+# A guest boots with the closed network; only on the open one does QEMU's DHCP give a gateway and a name server.
 open_network() {
     card='' gateway=''
     while read -r name to via rest; do
@@ -66,7 +66,7 @@ tmp_is_as_it_was() {
     [ "$*" = "$tmp" ]
 }
 
-# Who clears /tmp, if it is on the disk.
+# Set $clears_tmp to what empties /tmp at a boot, if it is on the disk.
 who_clears_tmp() {
     clears_tmp=
     case " $volatile " in
@@ -86,16 +86,16 @@ freeze_until_told() {
     close_network
     if [ -z "$always" ]; then
         take_down
-        unchanged || take_down # something came late
+        unchanged || take_down # something was late
         who_clears_tmp
     fi
     why=
     if [ -e "$reboot" ]; then
-        why="there is a file $reboot"
+        why="the file $reboot exists"
     elif [ "$clears_tmp" = boot ] && ! tmp_is_as_it_was; then
         why='a boot clears /tmp'
     elif ! unchanged; then
-        : "${why:=what a boot sets up cannot be looked at}"
+        : "${why:=the state of the guest cannot be read}"
     elif ! freeze; then
         why='a file system cannot be frozen'
     fi

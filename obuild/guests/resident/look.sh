@@ -1,9 +1,9 @@
-# What a step must leave as it was when the guest had booted. Each list names things for the tool (see amd64.S):
-# `always` is looked at after each step; `written` when the kernel says that something in /proc or /sys was written
-# to or something mounted, or when the step has started many programs, which may have had mounts of their own;
-# `manager` tells whether systemd has done anything.
+# The state that a step must not change. Each list names things for the tool (see amd64.S):
+# `always` is compared after each step; `written` if the kernel reports a write to /proc or /sys or a mount, or if
+# the step has started many programs, which may have had mounts of their own; `manager` shows whether systemd has
+# done anything.
 
-# How many programs a step may start before all is looked at.
+# How many programs a step may start before everything is compared.
 few=64
 
 name_always() {
@@ -20,10 +20,10 @@ name_always() {
     done
     echo v /proc/net/ipv6_route
     for folder in /sys/module /sys/block /sys/class/* /sys/fs/bpf; do echo "d $folder"; done
-    # to look where something is mounted on demand would mount it
+    # reading a folder with an automount would mount it
     ! grep -q ' - binfmt_misc ' /proc/self/mountinfo || echo d /proc/sys/fs/binfmt_misc
     for name in $boot; do echo "s $name"; done
-    # what is mounted below a folder is looked at by itself, or not at all
+    # what is mounted below a folder is listed separately, or not at all
     while read -r id parent device root mount rest; do echo "x $mount"; done </proc/self/mountinfo
     for folder in $volatile; do
         for name in $kept; do echo "x $folder/$name"; done
@@ -39,14 +39,14 @@ name_always() {
     done
 }
 
-# Whatever can be written to, but for what counts.
+# All files that can be written to, except those whose values change by themselves.
 name_written() {
     find /proc/sys /sys -xdev \( -path /sys/kernel/slab -o -path /sys/firmware/acpi -o -path /proc/sys/kernel/random \
         -o -path /proc/sys/fs/binfmt_misc -o -name ns_last_pid -o -name stat_refresh -o -name uevent \) -prune \
         -o -type f -perm -600 -print | sed 's/^/f /'
 }
 
-# $now: a hash of all that a list names.
+# Set $now to a hash of everything that a list names.
 look() { $tool h "$dir/$1" >$dir/hash && read -r now <$dir/hash || now='it failed'; }
 
 take_down_list() {
@@ -55,23 +55,23 @@ take_down_list() {
     read -r now <$dir/hash
 }
 
-# The lines of one file that another has not.
+# The lines of one file that are not in the other.
 only_in() { grep -vxF -f "$2" "$1"; }
 
-# Lines that one file has and another has not, and the other way round.
+# The lines that are in only one of two files.
 differing() {
     only_in "$1" "$2"
     only_in "$2" "$1"
 }
 
-# $line: the first thing in a list that is not as it was. In no subshell, for that would be a process more.
+# Set $line to the first difference in a list. It runs in no subshell, which would be one more process.
 find_difference() {
     $tool l "$dir/$1" >$dir/new
     differing $dir/new "$dir/$1.before" >$dir/more
-    read -r line <$dir/more || line='something was there for a moment'
+    read -r line <$dir/more || line='something that has gone again'
     case $line in
     'process '*)
-        if grep -qxF "$line" $dir/new; then verdict='is there'; else verdict='is gone'; fi
+        if grep -qxF "$line" $dir/new; then verdict='was added'; else verdict='has gone'; fi
         line="${line% * *} $verdict"
         ;;
     /proc/self/mountinfo*)
@@ -82,19 +82,19 @@ find_difference() {
     esac
 }
 
-# Look at what is always looked at, until all is as it was, or something is not that does not go by itself.
+# Compare `always` until nothing differs, or something differs that does not go away by itself.
 look_again() {
     tries=20
     while look always && [ "$now" != "$always" ]; do
         find_difference always
-        case $line in 'process '*' is there' | $cgroups/* | *'for a moment') ;; *) return 1 ;; esac
+        case $line in 'process '*' was added' | $cgroups/* | *'has gone again') ;; *) return 1 ;; esac
         [ $tries -gt 0 ] || return 1
         tries=$((tries - 1))
         sleep 0.05
     done
 }
 
-# What systemd has in its memory. What a login has started goes with it.
+# The units and environment in systemd's memory, without those of logins, which go when the login ends.
 units() {
     systemctl list-units --plain --no-legend --no-pager --full \
         --type=service,socket,timer,path,target,scope,automount |
@@ -102,23 +102,23 @@ units() {
     systemctl show-environment
 }
 
-# What shows from now on that systemd has done anything. It was just asked, and has still to hang up.
+# Record what shows that systemd has done anything. Wait first: it is still closing the connection of our last query.
 remember_manager() {
     sleep 0.05
     look manager
     manager=$now
 }
 
-# The firewall's rules, where the guest has booted with a firewall; where not, a module will show.
+# The firewall's rules, if the guest has booted with a firewall; if not, a new module shows one.
 rules() {
     nft -s list ruleset
     iptables-save | sed 's/\[.*//'
 }
 
-# $started: the number of the process that was started last.
+# Set $started to the number of the newest process.
 count() { read -r load1 load5 load15 running started </proc/loadavg; }
 
-# Whether it is still being found out if an IPv6 address is anybody else's (0x40 in its flags: tentative).
+# Whether duplicate detection of an IPv6 address is still running (0x40 in its flags: tentative).
 has_new_addresses() {
     while read -r address interface prefix scope flags name; do
         case $flags in [4-7c-f]?) return 0 ;; esac
@@ -126,10 +126,10 @@ has_new_addresses() {
     return 1
 }
 
-# Wait until what the login has started, and what the boot has still to do, is over.
+# Wait until the processes of the login have ended, and the boot is complete.
 wait_until_quiet() {
     if [ -d /run/systemd/system ] && [ -z "$(ls /var/lib/systemd/linger)" ]; then
-        systemctl stop 'user@*.service' # it would stay for ten seconds
+        systemctl stop 'user@*.service' # it would stay for ten seconds otherwise
     fi
     tries=200
     for process in $login; do
@@ -151,7 +151,7 @@ wait_until_quiet() {
         look always
         if [ "$now" = "$always" ]; then quiet=$((quiet + 1)); else quiet=0; fi
         always=$now tries=$((tries - 1))
-        # udev's helpers wait some seconds for more to do
+        # udev's workers stay for some seconds to wait for more work
         [ ! -d /run/udev ] || $tool l $dir/always | grep '^process .*udev' >$dir/new
         while read -r kind process name parent start; do
             [ "$parent" = 1 ] || kill "$process"
@@ -159,7 +159,7 @@ wait_until_quiet() {
     done
 }
 
-# Take down how all is when the guest has booted.
+# Record the state after the boot.
 take_down() {
     volatile=
     while read -r id parent device root mount options rest; do
@@ -191,10 +191,10 @@ take_down() {
     before=$started
 } 2>/dev/null
 
-# Undo what a step has mounted, and what it has left in memory; ask those to end who work for services.
+# Undo a step's mounts, remove what it has left in memory, and send SIGTERM to new processes of services.
 clean() {
     cat /proc/self/mountinfo >$dir/new
-    # the last mounted first; a space is \040 there
+    # the last mount first; a space is \040 in mountinfo
     only_in $dir/new $dir/mounts | sed '1!G;h;$!d' | while read -r id parent device root mount rest; do
         grep -q "^$id " $dir/mounts || [ "$mount" = / ] || umount -l "$(printf '%b' "$mount")"
     done
@@ -208,7 +208,7 @@ clean() {
             ;;
         /*' '*' '*' '*' '*' '*)
             path=${line% * * * * *}
-            case $path in /run/systemd/*) continue ;; esac # it would have to hear of that
+            case $path in /run/systemd/*) continue ;; esac # systemd would have to be told
             ! grep -qF "$path " $dir/always.before || continue
             for folder in $volatile; do
                 case $path in "$folder"/*) rm -rf -- "$path" ;; esac
@@ -233,7 +233,7 @@ remove_ipc() {
     for id in $(ipc msg); do ipcrm -q "$id"; done
 }
 
-# Whether all is as it was when the guest had booted, or can be put right; else $why says what is not.
+# Whether the state is that after the boot, or could be restored; otherwise $why says what differs.
 unchanged() {
     count
     programs=$((started - before)) before=$started told=
@@ -242,17 +242,17 @@ unchanged() {
     if [ "$now" != "$always" ]; then
         clean
         if ! look_again; then
-            why="what a boot sets up has changed: $line"
+            why="the state of the guest has changed: $line"
             return 1
-        fi
-        $tool q # of what was unmounted just now
+            fi
+            $tool q # forget the unmounts of `clean`
     fi
-    # below zero: the numbers have begun anew
+    # below zero: process numbers have wrapped around
     if [ -n "$told" ] || [ $programs -lt 0 ] || [ $programs -gt $few ]; then
         look written
         if [ "$now" != "$written" ] && ! only_counters; then
             find_difference written
-            why="what a boot sets up has changed: $line"
+            why="the state of the guest has changed: $line"
             return 1
         fi
     fi
@@ -263,7 +263,7 @@ unchanged() {
     [ -z "$manager" ] || units_unchanged
 } 2>/dev/null
 
-# What is another one whenever it is read is no setting, and is forgotten. Whether that is all that differs.
+# Drop values that change whenever they are read: they are not settings. Whether nothing else differs.
 only_counters() {
     $tool l $dir/written >$dir/new
     $tool l $dir/written >$dir/more

@@ -1,10 +1,10 @@
-# The shell that stays: it reads requests from the control port, and answers them.
+# The resident shell: it reads requests from the control port, and answers them.
 
 . $dir/settings
 . $dir/look
 . $dir/library
 
-# What was sent through the data port, as it was before it was cut into pieces.
+# Put together the pieces that come through the data port.
 pieces() {
     while read -r size <&5 && [ "$size" -gt 0 ]; do dd bs="$size" count=1 iflag=fullblock <&5 2>/dev/null; done
 }
@@ -12,7 +12,7 @@ pieces() {
 echo $$ >$group/shell/cgroup.procs
 exec 3<>$control 5<>$data
 mkfifo $dir/out
-# a step's own user may open /dev/stdout
+# so that a step's own user can open /dev/stdout
 chmod 622 $dir/out
 exec 4<>$dir/out
 cat <&4 >&3 3>&- 4>&- 5>&- 6>&- 7>&- &

@@ -1,4 +1,5 @@
-# Sees whether the guest has what the resident shell needs, and prepares it. Given: $dir, $control_name, $data_name.
+# Check that the guest has what the resident shell needs, and prepare it. Set by the caller: $dir, $control_name,
+# $data_name.
 
 lacks() {
     echo "$1"
@@ -8,7 +9,7 @@ for tool in cat chmod cmp dd find grep mkfifo mount rm sed setsid sleep umount; 
     command -v $tool >/dev/null || lacks "it has no $tool"
 done
 
-# What is still starting would look like something that a step has started.
+# Units that are still starting would look like something that a step has started.
 [ ! -d /run/systemd/system ] || timeout 120 systemctl is-system-running --wait >/dev/null 2>&1
 
 modprobe virtio_console 2>/dev/null
@@ -39,7 +40,7 @@ mkdir -p $group/shell $group/step
 
 disks='' devices=''
 while read -r id parent device root mount options rest; do
-    # the innermost is frozen first; a disk that is mounted twice, once
+    # innermost first; a disk that is mounted twice is frozen once
     case " $rest" in *" - "*" /dev/"*) ;; *) continue ;; esac
     case "$options" in ro | ro,*) continue ;; esac
     case " $devices " in *" $device "*) continue ;; esac
@@ -47,7 +48,7 @@ while read -r id parent device root mount options rest; do
 done </proc/self/mountinfo
 [ -n "$disks" ] || lacks "it has no disk to freeze"
 
-# The processes of this login, which are still there for a while: all up to the one that init has started.
+# The processes of this login, which stay for a while: all ancestors up to the one that init has started.
 login='' process=$$
 while read -r line <"/proc/$process/stat"; do
     set -- ${line##*) }
@@ -55,11 +56,11 @@ while read -r line <"/proc/$process/stat"; do
     login="$login /proc/$process" process=$2
 done
 
-# Made when it is first read: in all that is resumed from here it shall be the same.
+# The kernel makes the boot id when it is first read. Read it now, so that all resumed machines have the same.
 read -r id </proc/sys/kernel/random/boot_id
 printf '%b' "$program" >$dir/tool
 chmod 700 $dir/tool
-$dir/tool i /dev/urandom $reseed || lacks "its random numbers cannot be made anew"
+$dir/tool i /dev/urandom $reseed || lacks "its random number generator cannot be reseeded"
 echo : >$dir/nothing
 $dir/tool w $dir/nothing || lacks "its kernel has no fanotify"
 
