@@ -89,7 +89,7 @@ def test_there_is_no_circle_in_a_room(room: str) -> None:
 
 @pytest.mark.parametrize("family", ["guests", "bases"])
 def test_only_the_table_of_a_family_knows_its_members(family: str) -> None:
-    tables = {"guests": {"freebsd", "linux", "openbsd", "windows"}, "bases": {"cloud", "debian"}}
+    tables = {"guests": {"freebsd", "linux", "openbsd", "windows"}, "bases": {"cloud", "debian", "installer"}}
     members = {f"{family}.{member}" for member in tables[family]}
     assert members <= set(MODULES)
     assert {module for module in MODULES if own(module) & members} <= {f"{family}.all", *members}
@@ -99,7 +99,17 @@ def test_only_the_table_of_executors_knows_how_one_works() -> None:
     """And who makes login keys, for they are OpenSSH's, or base images by booting a guest."""
     others = {module for module in MODULES if not module.startswith("executors.qemu.")}
     knowing = {module for module in others if any(name.startswith("executors.qemu.") for name in own(module))}
-    assert knowing == {"executors.all", "bases.catalog", "bases.cloud", "bases.making"}
+    assert knowing == {
+        *(
+            "executors.all",
+            "bases.catalog",
+            "bases.making",
+            "bases.cloud",
+            "bases.installer",
+            "bases.media",
+            "bases.unattended",
+        )
+    }
 
 
 @pytest.mark.parametrize(

@@ -9,16 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from obuild.bases import cloud_config, cloud_verdict, disk_layout, download, seed
-from obuild.bases.download import Remote
+from obuild.bases import cloud_config, cloud_verdict, disk_layout, remote, seed, unattended
 from obuild.bases.kind import Making, Recipe, digest
+from obuild.bases.remote import Remote
 from obuild.bases.sources import Sources
 from obuild.bases.table import Table
-from obuild.errors import MachineError, UsageError
-from obuild.executors.qemu import argv, kvm, machine
-from obuild.executors.qemu.shape import Shape, require_host
+from obuild.bases.unattended import Verdict
+from obuild.errors import UsageError
+from obuild.executors.qemu import devices, machine
 from obuild.guests.profile import Card
-from obuild.host import failpoints, process, qemu_img, units
+from obuild.host import qemu_img
 from obuild.host.fs import discard, fsync
 
 #: The guest's card finds its address wherever it is, and whatever its MAC is later.
@@ -63,16 +63,12 @@ def parse(table: Table, sources: Sources, card: Card) -> Options:
     for named in (meta, network):
         if named:
             cloud_config.check_mapping(table, *named)
-    try:
-        timeout = units.duration(table.text("timeout", default=TIMEOUT))
-    except ValueError as error:
-        raise table.error("timeout", f"timeout: {error}", hint="write it like 90m or 4h") from error
     return Options(
-        image=download.parse(table.table("image"), sources),
+        image=remote.parse(table.table("image"), sources),
         user_data=user[1] if user else "#cloud-config\n",
         meta_data=meta[1] if meta else "",
         network_config=network[1] if network else NETWORK,
-        timeout=timeout,
+        timeout=table.duration("timeout", default=TIMEOUT),
     )
 
 
@@ -94,7 +90,7 @@ def unpinned(options: Options) -> str:
 def make(recipe: Recipe, out: Path, making: Making) -> Card:
     """See `Kind.make`."""
     options: Options = recipe.options
-    _check_host(recipe)
+    unattended.check_host(recipe.card)
     work = out.parent / "work"
     work.mkdir()
     try:
@@ -128,39 +124,31 @@ def seed_files(recipe: Recipe, public_key: str) -> dict[str, bytes]:
     return {name: text.encode() for name, text in texts.items()}
 
 
-def _check_host(recipe: Recipe) -> None:
-    """Complain about all that is missing before anything is downloaded."""
-    require_host(Shape(arch=recipe.card.arch))
-    process.require("qemu-img")
-
-
 def _boot(recipe: Recipe, disk: Path, medium: Path, making: Making) -> None:
     """Run the guest until it has powered off by itself. MachineError unless cloud-init says that all went well."""
     options: Options = recipe.options
     arch = recipe.card.arch
-    shape = Shape(
-        arch=arch,
-        accel=kvm.choose("auto", arch, memo=making.store.state / "accel.json", note=making.say),
-        memory=max(_MEMORY, recipe.card.memory),
-        boot_time=options.timeout,
-    )
+    notes: tuple[str, ...] = ()
+
+    def judge(running: machine.Machine, problem: str) -> Verdict:
+        nonlocal notes
+        told = cloud_verdict.read(running.reported(), recipe.card.login)
+        notes = told.notes
+        why = problem or "; ".join(told.problems)
+        if not why and not told.told:
+            why = "the guest powered off before cloud-init was done"
+        lines = [machine.printable(line) for line in told.output.splitlines() if line.strip()][-_LINES:]
+        return Verdict(why, ["cloud-init's output ends with:", *lines] if lines else [])
+
     making.say(f"{recipe.name}: booting; cloud-init does the rest in the guest")
-    extra = argv.reporting(shape, cloud_verdict.PORT, medium)
-    with machine.start(shape, disk, making.scope, network=True, extra=extra) as running:
-        failpoints.reach("machine.started")
-        problem = running.finish(options.timeout)
-        verdict = cloud_verdict.read(running.reported(), recipe.card.login)
-        if problem or verdict.problems or not verdict.told:
-            why = problem or "; ".join(verdict.problems) or "the guest powered off before cloud-init was done"
-            raise _failure(recipe, why, verdict.output, running)
-        running.quit()
-    for note in verdict.notes:
+    unattended.run(
+        recipe.name,
+        unattended.shape_of(recipe.card, making, memory=_MEMORY, boot_time=options.timeout),
+        disk,
+        making,
+        extra=[*devices.reporting(arch, cloud_verdict.PORT), *devices.medium(arch, 1, medium, "disk")],
+        timeout=options.timeout,
+        judge=judge,
+    )
+    for note in notes:
         making.say(f"{recipe.name}: cloud-init says: {note}")
-
-
-def _failure(recipe: Recipe, why: str, output: str, running: machine.Machine) -> MachineError:
-    lines = [machine.printable(line) for line in output.splitlines() if line.strip()][-_LINES:]
-    said = ["cloud-init's output ends with:", *lines] if lines else []
-    console = running.console()
-    said += ["its console ends with:", console] if console else ["its serial console is empty"]
-    return MachineError("\n".join([f"{recipe.name}: {why}", *said]))

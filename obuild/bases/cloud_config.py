@@ -40,10 +40,12 @@ def check_user_data(table: Table, key: str, text: str) -> None:
         _check_schema(table, key, text)
 
 
-def check_mapping(table: Table, key: str, text: str) -> None:
-    """UsageError for meta-data or a network-config that is no YAML with keys and values."""
-    if not isinstance(_yaml(table, key, text), dict | None):
+def check_mapping(table: Table, key: str, text: str) -> dict[str, Any]:
+    """The keys and values in a text. UsageError if it is no YAML with keys and values."""
+    mapping = _yaml(table, key, text)
+    if not isinstance(mapping, dict | None):
         raise table.error(key, f"{key} must have keys and values at its top")
+    return mapping or {}
 
 
 def _yaml(table: Table, key: str, text: str) -> Any:

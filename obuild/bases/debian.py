@@ -19,6 +19,7 @@ from obuild.bases import kind, mbr_grub, scratch
 from obuild.bases.kind import File, Making, Recipe
 from obuild.bases.sources import Sources
 from obuild.bases.table import Table
+from obuild.errors import UsageError
 from obuild.guests.profile import DEBIAN_ARCHES, INITRD, KERNEL, Card
 from obuild.host import process
 from obuild.host.fs import fsync
@@ -92,6 +93,8 @@ def unpinned(options: Options) -> str:
 def make(recipe: Recipe, out: Path, making: Making) -> Card:
     """See `Kind.make`."""
     options: Options = recipe.options
+    if making.watch:
+        raise UsageError("--watch: no guest runs while a base image of this kind is made")
     _check_host(recipe)
     with ExitStack() as stack:
         beside = stack.enter_context(scratch.folder_in(out.parent))

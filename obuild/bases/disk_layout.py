@@ -39,9 +39,7 @@ def check(image: Image, recipe: Recipe, work: Path) -> None:
             f"{where} is a disk of {units.size(image.virtual_size)}, and size is {units.size(recipe.size)}",
             hint="write a larger size into the recipe",
         )
-    head = work / "head"
-    qemu_img.extract_head(image, head, _HEAD)
-    data = head.read_bytes()
+    data = head(image, work)
     types = partition_types(data)
     if not types:
         raise UsageError(f"{where} has no partition", hint="is it a disk, or the file system of one?")
@@ -53,6 +51,13 @@ def check(image: Image, recipe: Recipe, work: Path) -> None:
         raise UsageError(
             f"{where} cannot be started by a BIOS", hint="is it for another architecture, or for UEFI alone?"
         )
+
+
+def head(image: Image, work: Path) -> bytes:
+    """The first sectors of a disk; `work` is a folder to work in."""
+    path = work / "head"
+    qemu_img.extract_head(image, path, _HEAD)
+    return path.read_bytes()
 
 
 def partition_types(head: bytes) -> list[str]:

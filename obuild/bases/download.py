@@ -6,10 +6,8 @@ The standard library does it: http, https and file, redirects, and the proxies t
 from __future__ import annotations
 
 import hashlib
-import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -17,9 +15,7 @@ from urllib.error import HTTPError
 from urllib.request import Request, build_opener
 
 from obuild.bases import checksums
-from obuild.bases.lockfile import DIGEST
-from obuild.bases.sources import Sources
-from obuild.bases.table import Table
+from obuild.bases.remote import Remote
 from obuild.errors import ObuildError, UsageError, words
 from obuild.host import units
 from obuild.host.fs import touch
@@ -37,49 +33,10 @@ _PIECE = 1 << 16
 #: The most that is read of a list of digests, or of a signature.
 _LARGEST_LIST = 1 << 20
 
-_URL = re.compile(r"(?:https?|file)://\S+")
-
 Say = Callable[[str], None]
 
 #: Called with the bytes that are there, and with all that there will be, or 0 if nobody says.
 Progress = Callable[[int, int], object]
-
-
-@dataclass(frozen=True, slots=True)
-class Remote:
-    """A file that is the same at each of `urls`; `digest` is sha256:HEX or sha512:HEX, or "" if nobody knows it.
-
-    Then it may be found in the list of digests at `sums`, which `signature` signs, or which is clear-signed; the
-    signer's key is in the file `keyring`.
-    """
-
-    urls: tuple[str, ...]
-    digest: str
-    sums: str = ""
-    signature: str = ""
-    keyring: str = ""
-
-
-def parse(table: Table, sources: Sources) -> Remote:
-    """What a recipe says of a file. UsageError for anything it does not know."""
-    table.only("url", "digest", "sums", "signature", "keyring")
-    urls = table.strings("url") if isinstance(table.get("url"), list) else (table.text("url"),)
-    for key, url in [
-        *(("url", url) for url in urls),
-        *((key, table[key]) for key in ("sums", "signature") if key in table),
-    ]:
-        if not isinstance(url, str) or not _URL.fullmatch(url):
-            raise table.error(key, f"{key} {url!r} is not a URL", hint="https://…, http://… or file:///…")
-    if not urls:
-        raise table.error("url", "url must have one address at least")
-    hint = 'write it like "sha256:" and 64 hex digits, or "sha512:" and 128'
-    digest = table.match("digest", DIGEST, hint=hint) if "digest" in table else sources.locked.get(urls[0], "")
-    if ("sums" in table) != ("keyring" in table) or ("signature" in table and "sums" not in table):
-        raise table.error("sums", "sums needs a keyring, and a signature needs sums")
-    keyring = table.line("keyring")
-    if keyring:
-        keyring = str(table.origin["keyring"][0].folder / keyring)
-    return Remote(urls, digest, table.line("sums"), table.line("signature"), keyring)
 
 
 def fetch(remote: Remote, downloads: Downloads, *, trust: bool, say: Say, progress: Progress) -> tuple[Path, str]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from obuild.bases.download import Remote
+from obuild.bases.remote import Remote
 from obuild.bases.sources import Sources
 from obuild.bases.table import Table
 from obuild.guests.profile import Card
@@ -51,6 +51,8 @@ def _inputs(value: Any) -> Any:
     """What counts of an option: of a download its digest, wherever it comes from."""
     if isinstance(value, Remote):
         return value.digest or list(value.urls)
+    if isinstance(value, bytes):
+        return hashlib.sha256(value).hexdigest()
     if isinstance(value, tuple):
         return [_inputs(item) for item in value]
     if is_dataclass(value):
@@ -60,13 +62,18 @@ def _inputs(value: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Making:
-    """What a kind makes an image with: the store, the key that shall open the guest, whom to tell, downloads."""
+    """What a kind makes an image with: the store, the key that shall open the guest, whom to tell, downloads.
+
+    `key` is the file of the private key. With `watch` a guest's screen can be seen while it runs.
+    """
 
     store: Store
+    key: Path
     public_key: str
     say: Say
     fetch: Callable[[Remote], Path]
     scope: CancelScope = field(default_factory=CancelScope)
+    watch: bool = False
 
 
 class Kind(Protocol):

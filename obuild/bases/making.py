@@ -61,6 +61,7 @@ def make(
     locked: bool = False,
     progress: Callable[[int, int], object] = lambda done, total: None,
     scope: CancelScope | None = None,
+    watch: bool = False,
 ) -> tuple[Path, bool]:
     """Make a base image from a recipe, named or in a file. Returns where it is, and whether it was made now.
 
@@ -68,13 +69,14 @@ def make(
     "changed" makes it if its recipe would give another one now, with the last time's choices if there are none.
     With `trust`, downloads without a digest are taken as they come, and their digests kept in the recipe's lock
     file; with `locked`, a recipe is refused that does not say the digest of every input. `progress` hears how many
-    bytes of a download are there, and how many there will be, or 0.
+    bytes of a download are there, and how many there will be, or 0. With `watch` a guest's screen can be seen.
     If two processes want the base, one makes it and the other waits. UsageError if there is no such recipe.
     """
     from obuild.bases import lockfile, recipe, sources
     from obuild.bases.all import KINDS
-    from obuild.bases.download import Remote, fetch
+    from obuild.bases.download import fetch
     from obuild.bases.kind import Making, digest
+    from obuild.bases.remote import Remote
     from obuild.executors.qemu.ssh import make_key
 
     news: list[str] = []
@@ -104,7 +106,8 @@ def make(
             return existing, False
         with storage_errors(store.root), store.places.staged(name) as folder:
             out = folder / f"{name}.qcow2"
-            making = Making(store, make_key(catalog.store_key(store)), say, get, scope or CancelScope())
+            key = catalog.store_key(store)
+            making = Making(store, key, make_key(key), say, get, scope or CancelScope(), watch)
             card = KINDS[plan.kind].make(plan, out, making)
             catalog.card_path(out).write_text(profile.dump(card))
             if news:  # the digest of all inputs is known only now

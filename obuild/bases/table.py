@@ -11,7 +11,7 @@ from typing import Any
 
 from obuild.errors import UsageError
 from obuild.guests import profile
-from obuild.host import toml
+from obuild.host import toml, units
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,16 +85,23 @@ class Table(dict[str, Any]):
             raise self.error(key, f"{key} must be true or false, without quotes")
         return value
 
-    def size(self, key: str, *, smallest: int) -> int:
+    def size(self, key: str, *, smallest: int, default: str | None = None) -> int:
         """A number of bytes, in whole MiB."""
         hint = "write it like 4G or 512M"
         try:
-            size = profile.parse_size(self.text(key))
+            size = profile.parse_size(self.text(key, default=default))
         except ValueError as error:
             raise self.error(key, f"{key}: {error}", hint=hint) from error
         if size < smallest or size % (1 << 20) or size > 1 << 50:
             raise self.error(key, f"{key} must be whole MiB, and at least {smallest >> 20}M", hint=hint)
         return size
+
+    def duration(self, key: str, *, default: str) -> float:
+        """A span of time in seconds."""
+        try:
+            return units.duration(self.text(key, default=default))
+        except ValueError as error:
+            raise self.error(key, f"{key}: {error}", hint="write it like 90m or 4h") from error
 
     def strings(self, key: str) -> tuple[str, ...]:
         values = self.get(key, [])

@@ -38,6 +38,9 @@ PACKAGES = {
     "modprobe": "kmod",
     "xz": "xz-utils",
     "gpgv": "gpgv",
+    "mformat": "mtools",
+    "mcopy": "mtools",
+    "swtpm": "swtpm",
 }
 
 Arg = str | Path

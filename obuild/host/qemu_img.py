@@ -132,6 +132,11 @@ def create_overlay(path: Path, backing: str, *, size: int | None = None) -> None
     process.run(["qemu-img", "create", "-q", *unchecked, "-f", "qcow2", *options, path, *sized])
 
 
+def create_empty(path: Path, *, size: int) -> None:
+    """A qcow2 at `path` that holds nothing, with a disk of `size` bytes."""
+    process.run(["qemu-img", "create", "-q", "-f", "qcow2", "-o", OVERLAY_OPTIONS, path, str(size)])
+
+
 def create_grown(path: Path, source: Image, *, size: int) -> None:
     """Create an empty overlay at `path` on an image of any format, with a disk of `size` bytes."""
     options = ["-o", OVERLAY_OPTIONS, "-b", str(source.path), "-F", source.format]

@@ -45,6 +45,7 @@ _OURS: tuple[tuple[str, str, Callable[[Path], bool]], ...] = (
     ("state/db", r".+", is_file),
     ("state/locks", r".+\.lock", is_file),
     ("state/manifests", parts.MEMO.pattern, is_file),
+    ("state/screens", r".+\.png(?:\.part)?", is_file),
     ("state/ssh", r".+", Path.is_file),
 )
 

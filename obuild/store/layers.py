@@ -132,6 +132,7 @@ class Store:
         self.locks = self.state / "locks"
         self.manifests = self.state / "manifests"
         self.ssh = self.state / "ssh"
+        self.screens = self.state / "screens"
         self.flats = Flats(root, root / "flat", self.result_tmp, self.locks)
         self.caches = Caches(root, root / "cache", self.cache_tmp, self.locks)
         self.downloads = Downloads(root / "downloads", self.locks)

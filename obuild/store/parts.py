@@ -23,7 +23,10 @@ from obuild.plan.keys import LayerId
 PARTS = ("result", "result-tmp", "base-image", "cache", "cache-tmp", "state", "state/locks")
 
 #: What comes when it is needed.
-LATER = ("downloads", "tags", "flat", "warm", "warm-tmp", "lost+found", "state/db", "state/manifests", "state/ssh")
+LATER = (
+    *("downloads", "tags", "flat", "warm", "warm-tmp", "lost+found"),
+    *("state/db", "state/manifests", "state/screens", "state/ssh"),
+)
 
 #: By these a store is known, or by its README.
 _SIGNS = ("result", "result-tmp", "state/locks")

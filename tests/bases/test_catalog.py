@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from obuild.bases import catalog, debian, kind, making, recipe, record, sources
-from obuild.bases.download import Remote
 from obuild.bases.kind import Making, Recipe
 from obuild.bases.record import Record
+from obuild.bases.remote import Remote
 from obuild.bases.sources import Choices
 from obuild.errors import UsageError
 from obuild.events import Event, Progress, Teller

@@ -17,8 +17,8 @@ import yaml
 
 from obuild.bases import cloud, cloud_verdict, disk_layout, making, recipe, seed, sources
 from obuild.bases.cloud import Options
-from obuild.bases.download import Remote
 from obuild.bases.kind import Making, Recipe, digest
+from obuild.bases.remote import Remote
 from obuild.errors import ObuildError, UsageError
 from obuild.executors.qemu import machine
 from obuild.host import process, toml
@@ -410,7 +410,9 @@ def test_a_host_without_qemu_is_told_before_anything_is_downloaded(
 
     monkeypatch.setattr(process, "require", missing)
     with pytest.raises(UsageError, match="qemu-system-x86_64 is not installed"):
-        cloud.make(recipe_of(RECIPE), tmp_path / "out.qcow2", Making(store, "key", print, no_download))
+        cloud.make(
+            recipe_of(RECIPE), tmp_path / "out.qcow2", Making(store, tmp_path / "key", "key", print, no_download)
+        )
     assert not (tmp_path / "work").exists()
 
 

@@ -51,7 +51,9 @@ def with_options(made: Recipe, **changes: object) -> Recipe:
 def make(made: Recipe, folder: Path, say: Callable[[str], None] = print) -> None:
     """Make it as far as can be without packages."""
     debian.make(
-        made, folder / "out.qcow2", Making(Store(folder / "store"), "ssh-ed25519 AAAA", say, lambda remote: folder)
+        made,
+        folder / "out.qcow2",
+        Making(Store(folder / "store"), folder / "key", "ssh-ed25519 AAAA", say, lambda remote: folder),
     )
 
 

@@ -15,7 +15,7 @@ from random import Random
 import pytest
 
 from obuild.bases import checksums, download, lockfile
-from obuild.bases.download import Remote
+from obuild.bases.remote import Remote
 from obuild.errors import ObuildError, UsageError
 from obuild.store import fsck, gc, quota
 from obuild.store.layers import Store
@@ -192,7 +192,7 @@ def test_a_killed_download_goes_on_in_the_next_process(store: Store, site: Site)
     site.faults += ["stall"]
     code = (
         "import sys; from pathlib import Path; from obuild.store.layers import Store\n"
-        "from obuild.bases.download import Remote, fetch\n"
+        "from obuild.bases.download import fetch\nfrom obuild.bases.remote import Remote\n"
         "store = Store.open(Path(sys.argv[1]))\n"
         "fetch(Remote((sys.argv[2],), sys.argv[3]), store.downloads, trust=False, say=print,\n"
         "      progress=lambda done, total: done and print('some', flush=True))\n"
@@ -214,7 +214,7 @@ def test_a_full_disk_keeps_nothing(store: Store, site: Site) -> None:
     """The limit is that of a process here, which writing meets in the same way."""
     code = (
         "import resource, signal, sys; from pathlib import Path; from obuild.store.layers import Store\n"
-        "from obuild.bases.download import Remote, fetch\n"
+        "from obuild.bases.download import fetch\nfrom obuild.bases.remote import Remote\n"
         "store = Store.open(Path(sys.argv[1]))\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"

@@ -55,6 +55,10 @@ def base_make(
     print_: Annotated[
         bool, typer.Option("--print", help="Only print the merged recipe and the digest of all inputs.")
     ] = False,
+    watch: Annotated[
+        bool,
+        typer.Option("--watch", help="Show the guest's screen by VNC on 127.0.0.1 while it runs."),
+    ] = False,
     verbose: VerboseOption = False,
 ) -> None:
     """Make a base image from its recipe, unattended."""
@@ -83,6 +87,7 @@ def base_make(
             trust=trust_first,
             locked=locked,
             progress=bar,
+            watch=watch,
         )
     if made:
         put(f"made {path}")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from obuild.executors.qemu.arches import ARCHES, Arch
+from obuild.executors.qemu.devices import comma
 from obuild.executors.qemu.shape import Kernel, Nvram, Shape
 from obuild.guests.linux_agent import CONTROL_PORT, DATA_PORT
 
@@ -71,7 +72,7 @@ def qemu_argv(
         arch.console[0], arch.console[1] + "console",
         "-device", arch.rng,
         # unsafe is safe here: a draft is thrown away after a crash, and the commit fsyncs
-        "-blockdev", f"driver=file,filename={_comma(image)},node-name=file0,cache.no-flush=on,discard=unmap",
+        "-blockdev", f"driver=file,filename={comma(image)},node-name=file0,cache.no-flush=on,discard=unmap",
         "-blockdev", "driver=qcow2,file=file0,node-name=disk0,cache.no-flush=on,discard=unmap",
         # a kernel that QEMU loads comes first, and some machines refuse to have two that do
         "-device", f"{arch.disk},drive=disk0" + (",bootindex=0" if shape.kernel is None else ""),
@@ -83,9 +84,6 @@ def qemu_argv(
         *extra,
     ]  # fmt: skip
 
-
-#: The port through which a guest reports, to QEMU, and how much of what it says is kept; a power of two.
-REPORT, REPORT_SIZE = "report", 65536
 
 #: What QEMU forwards to the guest's SSH server.
 _FORWARD = "ipv6=off,hostfwd=tcp:127.0.0.1:0-:22"
@@ -122,7 +120,7 @@ def _warm_argv(arch: Arch, links: Links) -> list[str | Path]:
 
 
 def _memory_argv(memory: Memory, size: int) -> list[str | Path]:
-    kind = f"memory-backend-file,mem-path={_comma(memory.file)}" if memory.file else "memory-backend-ram"
+    kind = f"memory-backend-file,mem-path={comma(memory.file)}" if memory.file else "memory-backend-ram"
     return [
         *("-object", f"{kind},id=ram0,size={size},share=off"),
         "-S",
@@ -132,22 +130,20 @@ def _memory_argv(memory: Memory, size: int) -> list[str | Path]:
     ]
 
 
-def _firmware_argv(shape: Shape, arch: Arch) -> Sequence[str | Path]:
+def _firmware_argv(shape: Shape, arch: Arch) -> list[str | Path]:
+    """What starts the machine: a kernel that QEMU loads, which may stand on UEFI, or the firmware alone."""
+    uefi: list[str | Path] = []
+    if shape.firmware == "uefi" and arch.uefi is not None:
+        code, defaults, _ = arch.uefi
+        nvram = shape.nvram or Nvram(Path(defaults))
+        snapshot = "off" if nvram.kept else "on"  # a snapshot is QEMU's own file, without a name
+        uefi = [
+            *("-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={code}"),
+            *("-drive", f"if=pflash,unit=1,format=raw,snapshot={snapshot},file={comma(nvram.file)}"),
+        ]
     if shape.kernel is not None:
-        return _kernel_argv(shape.kernel, arch.tty)
-    if shape.firmware != "uefi" or arch.uefi is None:
-        return arch.firmware
-    code, defaults, _ = arch.uefi
-    nvram = shape.nvram or Nvram(Path(defaults))
-    snapshot = "off" if nvram.kept else "on"
-    return [
-        *("-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={code}"),
-        # a snapshot is QEMU's own file, without a name
-        *(
-            "-drive",
-            f"if=pflash,unit=1,format=raw,snapshot={snapshot},file={_comma(nvram.file)}",
-        ),
-    ]
+        return [*uefi, *_kernel_argv(shape.kernel, arch.tty)]
+    return uefi or list(arch.firmware)
 
 
 def _kernel_argv(kernel: Kernel, tty: str) -> list[str | Path]:
@@ -156,24 +152,3 @@ def _kernel_argv(kernel: Kernel, tty: str) -> list[str | Path]:
         *(("-initrd", kernel.initrd) if kernel.initrd else ()),
         *("-append", f"console={tty} {kernel.cmdline}".strip()),
     ]
-
-
-def reporting(shape: Shape, port: str, medium: Path) -> list[str | Path]:
-    """A port through which the guest reports, kept in memory, and a second disk, which it can only read.
-
-    The disk is virtio's, too: kernels for clouds know no other.
-    """
-    bus = ARCHES[shape.arch].disk.partition("virtio-blk")[2]  # -pci, or -ccw
-    return [
-        *("-device", f"virtio-serial{bus}"),
-        *("-chardev", f"ringbuf,id={REPORT},size={REPORT_SIZE}"),
-        *("-device", f"virtserialport,chardev={REPORT},name={port}"),
-        *("-blockdev", f"driver=file,filename={_comma(medium)},node-name=file1,read-only=on"),
-        *("-blockdev", "driver=raw,file=file1,node-name=disk1,read-only=on"),
-        *("-device", f"{ARCHES[shape.arch].disk},drive=disk1"),
-    ]
-
-
-def _comma(path: Path) -> str:
-    """QEMU's option parser ends a value at a comma; two stand for one."""
-    return str(path).replace(",", ",,")

@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from obuild.errors import MachineError
-from obuild.executors.qemu.argv import CLOSED, OPEN, REPORT, REPORT_SIZE, Links, Memory, qemu_argv
+from obuild.executors.qemu.argv import CLOSED, OPEN, Links, Memory, qemu_argv
+from obuild.executors.qemu.devices import REPORT, REPORT_SIZE
 from obuild.executors.qemu.qmp import Qmp, QmpLost
 from obuild.executors.qemu.shape import Shape
 from obuild.host import process
@@ -136,7 +137,7 @@ class Machine:
             data = event.get("data", {})
             match event["event"]:
                 case "SHUTDOWN":
-                    raise self.error(f"the guest {_why(str(data.get('reason')))} before the step was done")
+                    raise self.error(f"the guest {what_it_did(str(data.get('reason')))} before the step was done")
                 case "BLOCK_IO_ERROR":
                     raise OSError(errno.ENOSPC, f"the guest's disk cannot be written: {data.get('reason')}")
 
@@ -198,24 +199,32 @@ class Machine:
             raise OSError(errno.ENOSPC, f"the guest's disk cannot be written: {event['data'].get('reason')}")
         reason = event["data"].get("reason")
         if reason != "guest-shutdown":
-            raise self.error(f"the guest {_why(str(reason))} instead of powering off")
+            raise self.error(f"the guest {what_it_did(str(reason))} instead of powering off")
         self.quit()
 
-    def finish(self, seconds: float) -> str:
-        """Wait until the guest powers off by itself; it is held then. Else, in words, what it has done instead.
+    def ended(self, seconds: float) -> str | None:
+        """Wait until the guest powers off, reboots or panics: why, in QMP's words. None if it has not.
 
-        OSError if its disk cannot be written.
+        "reset" is a reboot after which the guest goes on; after all else it is held. OSError if its disk cannot be
+        written.
         """
         try:
-            event = self.qmp.wait_event("SHUTDOWN", "BLOCK_IO_ERROR", timeout=seconds)
+            event = self.qmp.wait_event("SHUTDOWN", "RESET", "BLOCK_IO_ERROR", timeout=seconds)
         except QmpLost:
             raise self._gone() from None
         if event is None:
-            return f"the guest has not powered off after {seconds:g} s"
+            return None
         if event["event"] == "BLOCK_IO_ERROR":
             raise OSError(errno.ENOSPC, f"the guest's disk cannot be written: {event['data'].get('reason')}")
-        reason = str(event["data"].get("reason"))
-        return "" if reason == "guest-shutdown" else f"the guest {_why(reason)} instead of powering off"
+        return "reset" if event["event"] == "RESET" else str(event["data"].get("reason"))
+
+    def take_picture(self, path: Path) -> None:
+        """Write what the screen shows to a PNG file. MachineError if the machine has no screen."""
+        self.qmp.execute("screendump", {"filename": str(path), "format": "png"})
+
+    def vnc_port(self) -> int:
+        """The port of 127.0.0.1 at which the screen can be watched."""
+        return int(self.qmp.execute("query-vnc")["service"])
 
     def reported(self) -> str:
         """What the guest has sent through the port of `reporting`, as far as it is kept."""
@@ -325,7 +334,8 @@ def _greet(
         ) from None
 
 
-def _why(reason: str) -> str:
+def what_it_did(reason: str) -> str:
+    """The reason of an event SHUTDOWN, in words."""
     reasons = {
         "guest-shutdown": "powered off",
         "guest-reset": "rebooted",

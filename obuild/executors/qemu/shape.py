@@ -67,12 +67,12 @@ def require_host(shape: Shape) -> None:
     """UsageError, naming the package, if this host lacks the QEMU or the firmware for such a machine."""
     row = ARCHES[shape.arch]
     process.require(row.binary)
-    if shape.kernel is not None:
-        return
     if shape.firmware == "uefi":
         *files, package = _uefi(shape.arch)
-    else:
+    elif shape.kernel is None:
         files, package = list(row.firmware[-1:]), row.firmware_package
+    else:
+        return
     for file in files:
         process.require_file(Path(file), package)
 

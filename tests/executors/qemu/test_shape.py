@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from obuild.errors import UsageError
+from obuild.executors.qemu import devices
 from obuild.executors.qemu.arches import ARCHES
-from obuild.executors.qemu.argv import Links, Memory, qemu_argv, reporting
+from obuild.executors.qemu.argv import Links, Memory, qemu_argv
 from obuild.executors.qemu.shape import DEFAULT_MEMORY, Accel, Kernel, Nvram, Shape, require_host, shape_for
 from obuild.executors.settings import VM, Settings
 from obuild.guests import profile
@@ -227,7 +228,7 @@ def test_a_board_without_firmware_is_given_one_to_boot_a_disk(arch: str, option:
 
 @pytest.mark.parametrize(("arch", "bus"), [("x86_64", "pci"), ("aarch64", "pci"), ("s390x", "ccw")])
 def test_a_guest_can_report_through_a_bounded_port_and_read_a_second_disk(arch: str, bus: str) -> None:
-    extra = reporting(Shape(arch=arch), "org.example", Path("/a,b.iso"))
+    extra = [*devices.reporting(arch, "org.example"), *devices.medium(arch, 1, Path("/a,b.iso"), "disk")]
     argv = list(qemu_argv(Shape(arch=arch), Path("/disk"), network=True, qmp="stdio", extra=extra))
     assert argv[-len(extra) :] == [
         *("-device", f"virtio-serial-{bus}"),
@@ -236,6 +237,20 @@ def test_a_guest_can_report_through_a_bounded_port_and_read_a_second_disk(arch: 
         *("-blockdev", "driver=file,filename=/a,,b.iso,node-name=file1,read-only=on"),
         *("-blockdev", "driver=raw,file=file1,node-name=disk1,read-only=on"),
         *("-device", f"virtio-blk-{bus},drive=disk1"),
+    ]
+
+
+def test_media_have_places_of_their_own() -> None:
+    line = [each for number in (1, 2, 3) for each in devices.medium("x86_64", number, Path("/x"), "cdrom")]
+    assert [value for value in map(str, line) if value.startswith("ide-cd")] == [
+        "ide-cd,bus=ide.0,unit=0,drive=disk1",
+        "ide-cd,bus=ide.0,unit=1,drive=disk2",
+        "ide-cd,bus=ide.1,unit=0,drive=disk3",
+    ]
+    assert devices.medium("x86_64", 1, Path("/x"), "floppy")[-1] == "floppy,drive-type=144,drive=disk1"
+    assert devices.medium("aarch64", 1, Path("/x"), "cdrom", boot=True)[4:] == [
+        *("-device", "virtio-scsi-pci,id=scsi1"),
+        *("-device", "scsi-cd,bus=scsi1.0,drive=disk1,bootindex=1"),
     ]
 
 

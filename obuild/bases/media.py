@@ -1,0 +1,159 @@
+"""What an installer is given to read: answer files on a CD, a disk or a floppy, or in its initrd."""
+
+from __future__ import annotations
+
+import gzip
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from obuild.bases import cloud_config, seed
+from obuild.bases.kind import File
+from obuild.bases.sources import Sources, substitute
+from obuild.bases.table import Table
+from obuild.errors import UsageError, words
+from obuild.executors.qemu import devices
+from obuild.executors.qemu.devices import Bus
+
+#: Stands for the store's login key in every text that a recipe gives to an installer.
+KEY = "@public_key@"
+
+#: The most that a seed may hold, in bytes: it is kept in memory.
+MOST = 64 << 20
+
+_LABEL = re.compile(r"[A-Za-z0-9_-]{1,16}")
+_BUSES: tuple[Bus, ...] = ("disk", "cdrom", "floppy")
+
+
+@dataclass(frozen=True, slots=True)
+class Seed:
+    """A medium with files on it, by their paths, sorted. A floppy is FAT, all others are ISO 9660."""
+
+    label: str
+    bus: Bus
+    files: tuple[tuple[str, bytes], ...]
+
+
+def parse(table: Table, sources: Sources, arch: str, *, ends: str) -> Seed:
+    """What [[KIND.seed]] says. UsageError for anything it does not know."""
+    table.only("label", "as", "folder", "files")
+    label = table.match("label", _LABEL, hint="letters, digits, - and _; 16 at most", default=seed.LABEL)
+    bus = next(bus for bus in _BUSES if bus == table.choice("as", _BUSES, default="disk"))
+    if bus == "floppy" and (why := devices.floppy_drive(arch)):
+        raise table.error("as", why, hint='as = "disk" or "cdrom"')
+    if bus == "floppy" and len(label) > 11:
+        raise table.error("label", f"label is {label!r}", hint="a floppy's has 11 characters at most")
+    files = dict(_folder(table, sources)) if "folder" in table else {}
+    texts = table.table("files")
+    for name in texts:
+        path = PurePosixPath(name)
+        if path.is_absolute() or not path.parts or ".." in path.parts or str(path) != name:
+            raise texts.error(name, f"{name!r} is not the path of a file on the medium")
+        files[name] = texts.text(name).encode()
+    if not files:
+        raise table.error("files", "a seed needs files", hint='folder = "..." or a table [KIND.seed.files]')
+    if sum(map(len, files.values())) > MOST:
+        raise table.error("folder", f"the files of a seed may have {MOST >> 20} MiB in all")
+    if label.lower() == seed.LABEL:
+        key = "user-data" if "user-data" in texts else "folder"
+        _check_user_data(texts if "user-data" in texts else table, key, files, ends)
+    return Seed(label, bus, tuple(sorted(files.items())))
+
+
+def _folder(table: Table, sources: Sources) -> list[tuple[str, bytes]]:
+    """All files in a folder beside the recipe; variables are replaced in those that are text."""
+    root = table.origin["folder"][0].folder / table.text("folder")
+    if not root.is_dir():
+        raise table.error("folder", f"folder: there is no folder {root}")
+    found = []
+    sources.files.append(root)
+    for path in sorted(root.rglob("*")):
+        sources.files.append(path)
+        if not path.is_file():
+            continue
+        try:
+            data = path.read_bytes() if path.stat().st_size <= MOST else bytes(MOST + 1)
+            text = substitute(data.decode(), sources.variables)
+            data = text.encode()
+        except UnicodeDecodeError:
+            pass
+        except KeyError as error:
+            raise table.error("folder", f"{path}: @{error.args[0]}@ is not a variable of this recipe") from None
+        except OSError as error:
+            raise table.error("folder", f"cannot read {path}: {words(error)}") from error
+        found.append((path.relative_to(root).as_posix(), data))
+    return found
+
+
+def _check_user_data(table: Table, key: str, files: Mapping[str, bytes], ends: str) -> None:
+    """UsageError for a cloud-config that keeps an installer from ending as the recipe says."""
+    text = files.get("user-data", b"").decode(errors="replace").replace(KEY, "key")
+    if not text.startswith("#cloud-config"):
+        return
+    install = cloud_config.check_mapping(table, key, text).get("install")
+    if not isinstance(install, dict):
+        return
+    flag, other = ("poweroff", "reboot") if ends == "poweroff" else ("reboot", "poweroff")
+    if install.get(flag, True) is not True:
+        hint = f"write {flag}: true, or leave it out"
+        raise table.error(key, f"user-data: install.{flag} is {install[flag]!r}: it would never end", hint=hint)
+    if install.get(other, False) is not False:
+        hint = f'leave it out, or write ends = "{other}" under [installer]'
+        raise table.error(
+            key, f"user-data: install.{other} is {install[other]!r}, and ends is {ends!r}", hint=hint
+        )
+
+
+def write(seeds: tuple[Seed, ...], public_key: str, work: Path) -> list[tuple[Path, Bus]]:
+    """Make the media in the folder `work`."""
+    made: list[tuple[Path, Bus]] = []
+    for number, each in enumerate(seeds, 1):
+        path = work / f"seed{number}.{'img' if each.bus == 'floppy' else 'iso'}"
+        files = {name: with_key(data, public_key) for name, data in each.files}
+        if each.bus == "floppy":
+            folder = work / f"seed{number}"
+            folder.mkdir()
+            seed.floppy(path, files, label=each.label, work=folder)
+        else:
+            path.write_bytes(seed.iso(files, label=each.label))
+        made.append((path, each.bus))
+    return made
+
+
+def with_key(data: bytes, public_key: str) -> bytes:
+    """With the store's key where the recipe wants it."""
+    return data.replace(KEY.encode(), public_key.strip().encode())
+
+
+def add_to_initrd(initrd: Path, files: tuple[File, ...], public_key: str) -> None:
+    """Add files to an initial RAM disk: a second archive behind the first, whose files the kernel lays over it."""
+    data = gzip.compress(cpio(files, public_key), mtime=0)
+    with initrd.open("r+b") as file:
+        end = file.seek(0, 2)
+        file.write(bytes(-end % 4) + data)
+
+
+def cpio(files: tuple[File, ...], public_key: str) -> bytes:
+    """An archive as the kernel reads it ("newc"), with the folders that the files need; all is root's."""
+    entries: dict[str, tuple[int, bytes]] = {}
+    for file in files:
+        path = PurePosixPath(file.path.lstrip("/"))
+        for folder in [*reversed(path.parents)][1:]:
+            entries.setdefault(str(folder), (0o40755, b""))
+        entries[str(path)] = (0o100000 | file.mode, with_key(file.text.encode(), public_key))
+    out = b"".join(_entry(number, name, *entry) for number, (name, entry) in enumerate(entries.items(), 1))
+    return out + _entry(0, "TRAILER!!!", 0, b"")
+
+
+def _entry(inode: int, name: str, mode: int, data: bytes) -> bytes:
+    encoded = name.encode() + b"\0"
+    fields = (inode, mode, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(encoded), 0)
+    head = b"070701" + b"".join(b"%08x" % field for field in fields) + encoded
+    return head + bytes(-len(head) % 4) + data + bytes(-len(data) % 4)
+
+
+def check_cdroms(table: Table, number: int) -> None:
+    """UsageError if there are more CDs than drives."""
+    if number > devices.MOST_CDROMS:
+        raise UsageError(f"{table.where}: a machine has {devices.MOST_CDROMS} CD drives, and {number} are wanted")

@@ -1,0 +1,65 @@
+"""What a recipe says of a file from elsewhere: where it is, and its digest. docs/recipes.md, Downloads."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from obuild.bases.lockfile import DIGEST
+from obuild.bases.sources import Sources
+from obuild.bases.table import Table
+
+_URL = re.compile(r"(?:https?|file)://\S+")
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """A file that is the same at each of `urls`; `digest` is sha256:HEX or sha512:HEX, or "" if nobody knows it.
+
+    Then it may be found in the list of digests at `sums`, which `signature` signs, or which is clear-signed; the
+    signer's key is in the file `keyring`.
+    """
+
+    urls: tuple[str, ...]
+    digest: str
+    sums: str = ""
+    signature: str = ""
+    keyring: str = ""
+
+
+def parse(table: Table, sources: Sources) -> Remote:
+    """What a recipe says of a file. UsageError for anything it does not know."""
+    table.only("url", "path", "digest", "sums", "signature", "keyring")
+    if "path" in table:
+        return _local(table, sources)
+    urls = table.strings("url") if isinstance(table.get("url"), list) else (table.text("url"),)
+    for key, url in [
+        *(("url", url) for url in urls),
+        *((key, table[key]) for key in ("sums", "signature") if key in table),
+    ]:
+        if not isinstance(url, str) or not _URL.fullmatch(url):
+            raise table.error(key, f"{key} {url!r} is not a URL", hint="https://…, http://… or file:///…")
+    if not urls:
+        raise table.error("url", "url must have one address at least")
+    digest = _digest(table, urls[0], sources)
+    if ("sums" in table) != ("keyring" in table) or ("signature" in table and "sums" not in table):
+        raise table.error("sums", "sums needs a keyring, and a signature needs sums")
+    keyring = table.line("keyring")
+    if keyring:
+        keyring = str(table.origin["keyring"][0].folder / keyring)
+    return Remote(urls, digest, table.line("sums"), table.line("signature"), keyring)
+
+
+def _local(table: Table, sources: Sources) -> Remote:
+    """A file of the user's own, named by its path, or all the same by an address."""
+    table.only("path", "digest")
+    path = table.line("path")
+    url = path if _URL.fullmatch(path) else (table.origin["path"][0].folder / path).absolute().as_uri()
+    return Remote((url,), _digest(table, url, sources))
+
+
+def _digest(table: Table, url: str, sources: Sources) -> str:
+    """What the recipe says, or else its lock file; "" if neither does."""
+    if not table.get("digest"):
+        return sources.locked.get(url, "")
+    return table.match("digest", DIGEST, hint='write it like "sha256:" and 64 hex digits, or "sha512:" and 128')

@@ -1,0 +1,92 @@
+"""What a machine gets while a base image is made in it: media to read, a screen, a port to report through."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from obuild.executors.qemu.arches import ARCHES
+
+Bus = Literal["disk", "cdrom", "floppy"]
+
+#: The port through which a guest reports, to QEMU, and how much of what it says is kept; a power of two.
+REPORT, REPORT_SIZE = "report", 65536
+
+#: The machine of x86_64 has two IDE channels, with two drives each.
+MOST_CDROMS = 4
+
+Argv = list[str | Path]
+
+
+def medium(arch: str, number: int, path: Path, bus: Bus, *, boot: bool = False) -> Argv:
+    """A medium that the guest can only read; each `number` stands for one. With `boot` it is tried after the disk.
+
+    A "disk" is virtio's: kernels for clouds know no other.
+    """
+    device = f"{_device(arch, number, bus)},drive=disk{number}" + (",bootindex=1" if boot else "")
+    return [
+        *("-blockdev", f"driver=file,filename={comma(path)},node-name=file{number},read-only=on"),
+        *("-blockdev", f"driver=raw,file=file{number},node-name=disk{number},read-only=on"),
+        *(_controller(arch, number) if bus == "cdrom" else ()),
+        *("-device", device),
+    ]
+
+
+def _device(arch: str, number: int, bus: Bus) -> str:
+    match bus:
+        case "disk":
+            return ARCHES[arch].disk
+        case "floppy":
+            return "floppy,drive-type=144"
+        case "cdrom" if arch == "x86_64":
+            return f"ide-cd,bus=ide.{(number - 1) // 2 % 2},unit={(number - 1) % 2}"
+        case "cdrom":
+            return f"scsi-cd,bus=scsi{number}.0"
+
+
+def _controller(arch: str, number: int) -> Argv:
+    if arch == "x86_64":
+        return []
+    return ["-device", f"virtio-scsi{_suffix(arch)},id=scsi{number}"]
+
+
+def floppy_drive(arch: str) -> str:
+    """Why a machine has no floppy drive, in words; "" if it has one."""
+    return "" if arch == "x86_64" else f"a machine for {arch} has no floppy drive"
+
+
+def reporting(arch: str, port: str) -> Argv:
+    """A port through which the guest reports; what it says is kept in memory."""
+    return [
+        *("-device", f"virtio-serial{_suffix(arch)}"),
+        *("-chardev", f"ringbuf,id={REPORT},size={REPORT_SIZE}"),
+        *("-device", f"virtserialport,chardev={REPORT},name={port}"),
+    ]
+
+
+def screen(arch: str) -> Argv:
+    """A screen that pictures can be taken of; x86_64 tells of a panic, too."""
+    if arch == "x86_64":
+        return ["-device", "VGA", "-device", "pvpanic"]
+    return ["-device", f"virtio-gpu{_suffix(arch)}"]
+
+
+def watched() -> Argv:
+    """The screen by VNC, on a free port of 127.0.0.1."""
+    return ["-vnc", "127.0.0.1:0,to=999"]
+
+
+#: A BIOS that finds nothing to boot resets the machine instead of waiting for ever.
+GIVE_UP = ("-boot", "strict=on,reboot-timeout=1")
+
+#: A guest that reboots goes on.
+REBOOTS = ("-action", "reboot=reset")
+
+
+def _suffix(arch: str) -> str:
+    return ARCHES[arch].disk.partition("virtio-blk")[2]  # -pci, or -ccw
+
+
+def comma(path: Path) -> str:
+    """QEMU's option parser ends a value at a comma; two stand for one."""
+    return str(path).replace(",", ",,")
