@@ -106,6 +106,7 @@ def test_only_the_table_of_executors_knows_how_one_works() -> None:
             "bases.making",
             "bases.cloud",
             "bases.installer",
+            "bases.own_keys",
             "bases.media",
             "bases.unattended",
         )

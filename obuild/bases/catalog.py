@@ -165,7 +165,7 @@ def key_path(store: Store, about: Card) -> Path:
 
 
 def store_key(store: Store) -> Path:
-    """The login key that is baked into the images made for this store."""
+    """The login key of this store."""
     return store.ssh / "id_ed25519"
 
 

@@ -9,13 +9,12 @@ from __future__ import annotations
 import io
 import os
 import re
-import shlex
 import tarfile
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from obuild.bases import kind, mbr_grub, scratch
+from obuild.bases import debian_hook, ext4, kind, mbr_grub, scratch
 from obuild.bases.kind import File, Making, Recipe
 from obuild.bases.sources import Sources
 from obuild.bases.table import Table
@@ -29,6 +28,9 @@ from obuild.host.qemu_img import copy, pack
 MIRROR = "http://deb.debian.org/debian"
 
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+
+#: The date for programs that ask for one while packages are configured. The image's own is known only later.
+EPOCH = 1_672_531_200
 
 VARIANTS = ("extract", "custom", "essential", "apt", "minbase", "required", "important", "standard")
 
@@ -102,7 +104,7 @@ def make(recipe: Recipe, out: Path, making: Making) -> Card:
         reached = os.geteuid() == 0 or all(above.stat().st_mode & 0o001 for above in beside.resolve().parents)
         work = beside if reached else stack.enter_context(scratch.folder_in(scratch.VAR_TMP.resolve()))
         making.say(f"{recipe.name}: installing {len(options.packages)} packages of Debian {options.suite}")
-        disk = _bootstrap(recipe, work, making.public_key)
+        disk = _bootstrap(recipe, work)
         if recipe.card.firmware == "bios":
             making.say(f"{recipe.name}: adding the boot loader")
         mbr_grub.make_bootable(recipe, disk, work)
@@ -110,7 +112,7 @@ def make(recipe: Recipe, out: Path, making: Making) -> Card:
         packed = beside / "packed.qcow2"
         pack(disk, packed)
         fsync(packed)
-        card = recipe.card
+        card = _with_key_blocks(recipe.card, work)
         if card.firmware == "kernel":
             card = replace(card, cmdline=f"root={ROOT} rw {options.cmdline}".strip())
             for suffix in (KERNEL, INITRD):
@@ -146,7 +148,7 @@ def bootstrap_argv(recipe: Recipe, hook: Path, *, root: bool) -> list[str | Path
         '--aptopt=Acquire::Languages "none"',
         "--dpkgopt=force-unsafe-io",
         f"--include={','.join(options.packages)}",
-        f"--setup-hook={MERGE_USR}",
+        f"--setup-hook={debian_hook.MERGE_USR}",
         f"--{when}-hook={hook}",
         options.suite,
         "-",
@@ -154,87 +156,52 @@ def bootstrap_argv(recipe: Recipe, hook: Path, *, root: bool) -> list[str | Path
     ]
 
 
-#: Packages for a merged /usr do not bring the links themselves.
-MERGE_USR = 'for dir in bin sbin lib lib64; do mkdir -p "$1/usr/$dir" && ln -sT "usr/$dir" "$1/$dir"; done'
-
-
-#: /vmlinuz and /initrd.img are links to the kernel. What the guest is booted from, it need not hold as well.
-TAKE_KERNEL = f"""\
-cat "$root/vmlinuz" >{{here}}/boot{KERNEL}
-cat "$root/initrd.img" >{{here}}/boot{INITRD}
-rm -r "$root/vmlinuz" "$root/initrd.img" "$root"/boot/*
-"""
-
-
-def hook_text(recipe: Recipe, work: Path) -> str:
-    """The script that mmdebstrap runs when the packages are in place: the new root becomes a file system.
-
-    It runs where owners are what the guest shall see, and finds its inputs in `work`.
-    """
-    here = shlex.quote(str(work))
-    return f"""\
-#!/bin/sh
-set -eu
-root=$1
-tar --extract --same-permissions --keep-directory-symlink --file {here}/files.tar --directory "$root"
-sh -eu {here}/script "$root" {recipe.card.arch}
-{TAKE_KERNEL.format(here=here) if recipe.card.firmware == "kernel" else ""}
-entry=$(grep '^{recipe.card.login}:' "$root/etc/passwd")
-IFS=: read -r _ _ uid gid _ home _ <<END
-$entry
-END
-mkdir -p "$root$home/.ssh"
-cp {here}/authorized_keys "$root$home/.ssh/authorized_keys"
-chmod 700 "$root$home/.ssh"
-chmod 600 "$root$home/.ssh/authorized_keys"
-chown -R "$uid:$gid" "$root$home/.ssh"
-
-cd "$root"
-rm -rf etc/apt/apt.conf.d/00mmdebstrap var/lib/apt/lists/* var/cache/apt/* var/log/apt/* \
-    var/log/dpkg.log var/log/alternatives.log var/log/bootstrap.log run/* tmp/* var/tmp/*
-: >etc/machine-id
-cd /
-
-# The root without the /proc, /sys and /dev that are mounted on it while programs run in it.
-mount --bind "$root" {here}/bare
-{shlex.join(map(str, mbr_grub.mke2fs_argv(recipe, work)))}
-umount {here}/bare
-"""
-
-
-def _bootstrap(recipe: Recipe, work: Path, public_key: str) -> Path:
+def _bootstrap(recipe: Recipe, work: Path) -> Path:
     """Unpack the packages and make a partition of them; returns the raw disk, not yet bootable."""
-    _write_inputs(recipe, work, public_key)
+    _write_inputs(recipe, work)
     disk = work / "disk.raw"
     with disk.open("wb") as file:
         file.truncate(recipe.size)
-    disk.chmod(0o666)
-    for suffix in (KERNEL, INITRD):
-        (work / f"boot{suffix}").touch()
-        (work / f"boot{suffix}").chmod(0o666)
+    for name in (disk.name, "epoch", "login-key", f"boot{KERNEL}", f"boot{INITRD}"):
+        (work / name).touch()
+        (work / name).chmod(0o666)
     chroots = work / "tmp"
     chroots.mkdir()
     chroots.chmod(0o1777)
     (work / "bare").mkdir()
+    (work / "bare").chmod(0o755)
     process.run(
         bootstrap_argv(recipe, work / "hook", root=os.geteuid() == 0),
-        env={"TMPDIR": str(chroots), "LC_ALL": "C.UTF-8"},
+        env={"TMPDIR": str(chroots), "LC_ALL": "C.UTF-8", "TZ": "UTC", "SOURCE_DATE_EPOCH": str(EPOCH)},
     )
+    epoch = int((work / "epoch").read_text())
+    ext4.set_times(disk, start=mbr_grub.PARTITION_START, epoch=epoch)
     return disk
 
 
-def _write_inputs(recipe: Recipe, work: Path, public_key: str) -> None:
+def _with_key_blocks(card: Card, work: Path) -> Card:
+    """The card that says where on the disk a store puts its keys; as it is if nobody can log in."""
+    login_key = (work / "login-key").read_text().strip()
+    if not login_key:
+        return card
+    where = [
+        ext4.key_block(work / "disk.raw", path, start=mbr_grub.PARTITION_START)
+        for path in (login_key, debian_hook.HOST_KEY)
+    ]
+    return replace(card, authorized_keys=where[0], host_key=where[1])
+
+
+def _write_inputs(recipe: Recipe, work: Path) -> None:
     """What the hook reads. It may be another user that reads, so nothing here is secret."""
     options: Options = recipe.options
     grub = recipe.card.firmware == "bios"
     cfg = [File("/boot/grub/grub.cfg", 0o644, mbr_grub.grub_cfg(recipe, options.cmdline))] if grub else []
     (work / "files.tar").write_bytes(archive((*options.files, *cfg)))
-    (work / "script").write_text(options.script, encoding="utf-8")
-    (work / "mke2fs.conf").write_text(mbr_grub.MKE2FS_CONFIG, encoding="utf-8")
-    (work / "authorized_keys").write_text(public_key.strip() + "\n", encoding="utf-8")
-    hook = work / "hook"
-    hook.write_text(hook_text(recipe, work), encoding="utf-8")
-    hook.chmod(0o755)
+    (work / "files.tar").chmod(0o644)
+    texts = {**debian_hook.inputs(), "script": options.script, "hook": debian_hook.text(recipe, work)}
+    for name, text in texts.items():
+        (work / name).write_text(text, encoding="utf-8")
+        (work / name).chmod(0o755 if name == "hook" else 0o644)
 
 
 def archive(files: tuple[File, ...]) -> bytes:
@@ -252,6 +219,6 @@ def archive(files: tuple[File, ...]) -> bytes:
 def _check_host(recipe: Recipe) -> None:
     """Complain about all that is missing before anything is downloaded."""
     mbr_grub.check_host(recipe)
-    for program in ("mmdebstrap", "qemu-img", *recipe.options.tools):
+    for program in ("mmdebstrap", "qemu-img", *ext4.PROGRAMS, *recipe.options.tools):
         process.require(program)
     process.require_file(KEYRING, "debian-archive-keyring")

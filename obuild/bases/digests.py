@@ -17,21 +17,25 @@ from obuild.store.layers import Store
 
 
 def of_file(store: Store, path: Path, seen: Stamp) -> str:
-    """sha256 of a file, read once for each path, inode, size and time of change.
+    """sha256 of the disk in an image, or of another file; read once for each name, inode, size and mtime.
 
     An image that is read for the first time is checked to be a sound disk, so that a bad one is found early.
     """
     memo = store.state / "digests.json"
     kept = read_memo(memo)
     entry = kept.get(path.name)
-    if isinstance(entry, list) and entry[:3] == list(seen) and is_sha256(entry[3:]):
-        return str(entry[3])
-    if path.suffix not in (KERNEL, INITRD, NVRAM):
-        qemu_img.inspect(path)
-    with open_file(path, follow=True) as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    of = "file" if path.suffix in (KERNEL, INITRD, NVRAM) else "disk"
+    if isinstance(entry, list) and entry[:4] == [*seen, of] and is_sha256(entry[4:]):
+        return str(entry[4])
+    if of == "disk":
+        from obuild.host import disk_content  # late: most builds find the digest in the memo
+
+        digest = disk_content.digest(qemu_img.inspect(path), store.state if store.writable else None)
+    else:
+        with open_file(path, follow=True) as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
     if store.writable:
-        replace_text(memo, json.dumps({**read_memo(memo), path.name: [*seen, digest]}))
+        replace_text(memo, json.dumps({**read_memo(memo), path.name: [*seen, of, digest]}))
     return digest
 
 

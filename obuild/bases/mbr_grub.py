@@ -27,20 +27,6 @@ BOOT_CODE = 440
 GRUB = Path("/usr/lib/grub/i386-pc")
 GRUB_MODULES = ("biosdisk", "part_msdos", "ext2", "linux16", "normal")
 
-#: What every mke2fs shall make: no feature that GRUB 2.06, an older kernel or an older e2fsck does not know.
-MKE2FS_CONFIG = """\
-[defaults]
-	base_features = sparse_super,large_file,filetype,resize_inode,dir_index,ext_attr
-	blocksize = 4096
-	inode_size = 256
-	inode_ratio = 16384
-[fs_types]
-	ext4 = {
-		features = has_journal,extent,huge_file,flex_bg,metadata_csum,64bit,dir_nlink,extra_isize
-	}
-"""
-
-
 #: Ids of a disk are made from what it is made of, so that two runs differ in as little as possible.
 _NAMESPACE = uuid.UUID("5f0f4f0c-9d0b-4b43-8d1f-0b1d3e6d9a11")
 
@@ -58,32 +44,10 @@ def check_host(recipe: Recipe) -> None:
             f"{recipe.name}: a boot loader can be put on a disk for x86_64 only",
             hint='write firmware = "kernel" under [card]: then QEMU loads the kernel',
         )
-    for program in ("mke2fs", "sfdisk", *(["grub-mkimage"] if grub else [])):
+    for program in ("sfdisk", *(["grub-mkimage"] if grub else [])):
         process.require(program)
     if grub:
         process.require_file(GRUB / "boot.img", "grub-pc-bin")
-
-
-def mke2fs_argv(recipe: Recipe, work: Path) -> list[str | Path]:
-    """The command that makes the root file system in its place on the disk."""
-    identity = disk_id(recipe)
-    extended = (
-        f"offset={PARTITION_START}",
-        # Written now, where it costs nothing: else the guest's kernel does it, again in every layer.
-        "lazy_itable_init=0,lazy_journal_init=0",
-        f"hash_seed={identity}",
-    )
-    return [
-        *("env", f"MKE2FS_CONFIG={work}/mke2fs.conf", "mke2fs", "-q", "-F"),
-        *("-t", "ext4"),
-        *("-L", "root"),
-        *("-U", str(identity)),
-        *("-m", "1"),
-        *("-E", ",".join(extended)),
-        *("-d", work / "bare"),
-        work / "disk.raw",
-        f"{(recipe.size - PARTITION_START) // 1024}k",
-    ]
 
 
 def partition_script(*, signature: int, size: int) -> str:

@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from obuild.bases import own_keys
 from obuild.builder.inflight import Follower, failure, failure_word
 from obuild.errors import ObuildError, StepFailed, StoreError
 from obuild.events import Hit, Output, Place, Saved, Started, Teller
@@ -138,6 +139,8 @@ class Builder:
         """
         tell.note(f"importing {base.path}")
         qemu_img.import_image(qemu_img.inspect(base.path), draft.image)
+        for offset, content in own_keys.blocks(self.store, base.card):
+            qemu_img.write_at(draft.image, offset, content)
         for file in base.beside:
             qemu_img.copy(file.path, draft.image.with_name(file.name))
         (draft.path / profile.NAME).write_text(profile.dump(base.own_card or base.card), encoding="utf-8")

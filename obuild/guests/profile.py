@@ -9,6 +9,8 @@ cmdline = "root=/dev/vda1"   # for that kernel, without its console; NAME.initrd
 memory = "256M"              # the least it boots with
 warm = "yes"                 # no: machines are never saved and resumed; each step boots one
 key = "state/ssh/id_ed25519" # optional: private key, relative to the store or absolute
+authorized_keys = "1052672"  # optional: byte offset of a block of the disk that a store fills with its login key
+host_key = "1056768"         # the same, for the host key of its guests
 """
 
 from __future__ import annotations
@@ -60,6 +62,8 @@ class Card:
     key: str = ""
     cmdline: str = ""
     warm: str = "yes"
+    authorized_keys: int = 0
+    host_key: int = 0
 
 
 def arch_named(name: str) -> str:
@@ -120,6 +124,13 @@ def from_strings(table: dict[str, str], *, where: str) -> Card:
             raise UsageError(f"{where}: memory: {error}", hint="write it like 256M or 2G") from error
         if values["memory"] > MOST_MEMORY:
             raise UsageError(f"{where}: memory: no machine can have {table['memory']}", hint="write it like 2G")
+    for name in ("authorized_keys", "host_key"):
+        if name in table:
+            if not re.fullmatch(r"[0-9]{1,15}", table[name], re.ASCII) or int(table[name]) % 512:
+                raise UsageError(
+                    f"{where}: {name} is {table[name]!r}", hint="it must be the offset of a sector in bytes"
+                )
+            values[name] = int(table[name])
     return Card(**values)
 
 
@@ -128,6 +139,7 @@ def dump(card: Card) -> str:
     lines = [f"{name} = {toml.quoted(getattr(card, name))}" for name in ("os", "arch", "login", "firmware")]
     lines.append(f'memory = "{card.memory >> 10}K"')
     lines += [f"{name} = {toml.quoted(value)}" for name in ("key", "cmdline") if (value := getattr(card, name))]
+    lines += [f'{name} = "{value}"' for name in ("authorized_keys", "host_key") if (value := getattr(card, name))]
     if card.warm != "yes":
         lines.append(f'warm = "{card.warm}"')
     return "\n".join(lines) + "\n"

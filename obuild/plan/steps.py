@@ -26,7 +26,7 @@ class Beside:
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """A base image as found: where its file is, the sha256 of that file's content, and its card.
+    """A base image as found: where its file is, the sha256 of what its disk contains, and its card.
 
     If a kernel lies beside it, the digest is that of all their contents. `own_card` is the card as found, where
     the user's word has made `card` another one.

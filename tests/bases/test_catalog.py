@@ -24,7 +24,7 @@ from obuild.executors.qemu.provision import kernel_of, nvram_of
 from obuild.executors.qemu.shape import Kernel, Nvram
 from obuild.guests import profile
 from obuild.guests.profile import Card
-from obuild.host import qemu_img
+from obuild.host import disk_content, qemu_img
 from obuild.plan.steps import Base, Import, Step
 from obuild.store import fsck
 from obuild.store.layers import Store
@@ -38,7 +38,7 @@ def find(store: Store, reference: str) -> Base:
 
 
 def digest(path: Path) -> str:
-    return sha256(path.read_bytes()).hexdigest()
+    return disk_content.digest(qemu_img.inspect(path), None)
 
 
 def test_a_base_is_known_by_the_digest_of_its_content(store: Store, tiny: Path) -> None:
@@ -327,7 +327,8 @@ def test_who_builds_hears_of_what_is_downloaded_for_a_base(
     (tmp_path / "file").write_bytes(bytes(300_000))
 
     def make(plan: Recipe, out: Path, making: Making) -> Card:
-        making.fetch(Remote(((tmp_path / "file").as_uri(),), f"sha256:{digest(tmp_path / 'file')}"))
+        file = tmp_path / "file"
+        making.fetch(Remote((file.as_uri(),), f"sha256:{sha256(file.read_bytes()).hexdigest()}"))
         out.write_bytes(qcow2_disk.read_bytes())
         return plan.card
 

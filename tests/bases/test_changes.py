@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import subprocess
 from collections.abc import Callable
@@ -13,6 +12,8 @@ import pytest
 from obuild.bases import making
 from obuild.builder.chain import Builder
 from obuild.errors import ObuildError, UsageError
+from obuild.host import disk_content
+from obuild.host.qemu_img import Image
 from obuild.plan.keys import LayerId
 from obuild.plan.steps import Chain
 from obuild.store import mtree
@@ -98,14 +99,14 @@ def test_a_base_that_changes_between_planning_and_importing_is_not_imported(
 def test_a_base_is_hashed_once_as_long_as_it_is_the_same_file(
     store: Store, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hashed: list[str] = []
-    real = hashlib.file_digest
+    hashed: list[Path] = []
+    real = disk_content.digest
 
-    def counted(file: object, name: str) -> object:
-        hashed.append(name)
-        return real(file, name)  # type: ignore[arg-type]
+    def counted(image: Image, scratch: Path | None) -> str:
+        hashed.append(image.path)
+        return real(image, scratch)
 
-    monkeypatch.setattr(hashlib, "file_digest", counted)
+    monkeypatch.setattr(disk_content, "digest", counted)
     digests = {making.find(store, "tiny", say=print).digest for _ in range(3)}
     assert len(digests) == len(hashed) == 1
     os.utime(tiny)

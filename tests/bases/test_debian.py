@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from obuild.bases import debian, mbr_grub, recipe, scratch, sources
+from obuild.bases import debian, debian_hook, ext4, mbr_grub, recipe, scratch, sources
 from obuild.bases.kind import File, Making, Recipe
 from obuild.errors import ProcessError, UsageError
 from obuild.host import process
@@ -83,7 +83,7 @@ def test_unpacked_packages_have_only_the_hook_after_unpacking() -> None:
 
 @pytest.mark.parametrize("work", [Path("/w"), Path("/a place/it's")])
 def test_the_hook_is_a_shell_script(work: Path) -> None:
-    text = debian.hook_text(RECIPE, work)
+    text = debian_hook.text(RECIPE, work)
     subprocess.run(["sh", "-n"], input=text.encode(), check=True)
     assert "grep '^builder:'" in text
 
@@ -98,10 +98,10 @@ def test_the_scripts_of_our_recipes_are_shell_scripts(made: Recipe) -> None:
 
 
 def test_a_kernel_that_qemu_loads_is_taken_out_of_the_root() -> None:
-    text = debian.hook_text(DIRECT, Path("/a place"))
+    text = debian_hook.text(DIRECT, Path("/a place"))
     subprocess.run(["sh", "-n"], input=text.encode(), check=True)
     assert "cat \"$root/vmlinuz\" >'/a place'/boot.vmlinuz" in text
-    assert "vmlinuz" not in debian.hook_text(RECIPE, Path("/w"))
+    assert "vmlinuz" not in debian_hook.text(RECIPE, Path("/w"))
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_grub_loads_the_newest_kernel_from_the_root_by_its_id() -> None:
 
 
 def test_the_file_system_has_the_id_that_grub_looks_for() -> None:
-    argv = list(map(str, mbr_grub.mke2fs_argv(RECIPE, Path("/w"))))
+    argv = list(map(str, ext4.mke2fs_argv(Path("/w"), mbr_grub.disk_id(RECIPE), start=1 << 20, size=63 << 20)))
     assert argv[argv.index("-U") + 1] == str(mbr_grub.disk_id(RECIPE))
     assert argv[-2:] == ["/w/disk.raw", "64512k"]
 

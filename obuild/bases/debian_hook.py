@@ -1,0 +1,110 @@
+"""The script that makes a file system of the folder that mmdebstrap has filled: the same for the same packages."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from obuild.bases import ext4, mbr_grub
+from obuild.bases.kind import Recipe
+from obuild.guests.profile import INITRD, KERNEL
+from obuild.host.qemu_img import KEY_BLOCK
+
+#: Packages for a merged /usr do not bring the links themselves.
+MERGE_USR = 'for dir in bin sbin lib lib64; do mkdir -p "$1/usr/$dir" && ln -sT "usr/$dir" "$1/$dir"; done'
+
+#: Where sshd finds the guest's own key; it is in no image.
+HOST_KEY = "/etc/ssh/ssh_host_ed25519_key"
+
+#: While the recipe's script runs, cpio in the new root takes no times, inodes or order from this host.
+_CPIO = """\
+#!/bin/sh
+case " $* " in
+*" --create "* | *" -o"*) ;;
+*) exec cpio.real "$@" ;;
+esac
+find . -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
+tr '\\n' '\\0' | LC_ALL=C sort -z | exec cpio.real --null --reproducible "$@"
+"""
+
+#: /vmlinuz and /initrd.img are links to the kernel. What the guest is booted from, it need not hold as well.
+TAKE_KERNEL = f"""\
+cat "$root/vmlinuz" >{{here}}/boot{KERNEL}
+cat "$root/initrd.img" >{{here}}/boot{INITRD}
+rm -r "$root/vmlinuz" "$root/initrd.img" "$root"/boot/*
+"""
+
+
+def inputs() -> dict[str, str]:
+    """The files that the script reads besides those of the recipe, by name."""
+    return {"mke2fs.conf": ext4.CONFIG, "cpio": _CPIO, "blank": "\n" * KEY_BLOCK}
+
+
+def text(recipe: Recipe, work: Path) -> str:
+    """The script that mmdebstrap runs when the packages are in place.
+
+    It runs where owners are what the guest shall see, and finds its inputs in `work`. What it finds out for us it
+    writes into files there: the time that the image is dated with, and the paths of the two files for keys.
+    """
+    here = shlex.quote(str(work))
+    start = mbr_grub.PARTITION_START
+    make_fs = ext4.mke2fs_argv(work, mbr_grub.disk_id(recipe), start=start, size=recipe.size - start)
+    return f"""\
+#!/bin/sh
+set -eu
+umask 022
+root=$1
+# The image is as old as its newest package. Newer files were made just now.
+newest=$(find "$root"/usr/share/doc/*/ -maxdepth 1 -name 'changelog*.gz' -printf '%T@\\n' | sort -n | tail -n 1)
+SOURCE_DATE_EPOCH=${{newest%.*}}
+export SOURCE_DATE_EPOCH
+echo "${{SOURCE_DATE_EPOCH:?no package has a changelog that would date the image}}" >{here}/epoch
+
+tar --extract --same-permissions --keep-directory-symlink --file {here}/files.tar --directory "$root"
+cpio=$(ls -d "$root/usr/bin/cpio" "$root/bin/cpio" 2>/dev/null | head -n 1) || true
+if [ -n "$cpio" ]; then
+    mv "$cpio" "$cpio.real"
+    cp {here}/cpio "$cpio"
+    chmod 755 "$cpio"
+fi
+sh -eu {here}/script "$root" {recipe.card.arch}
+if [ -n "$cpio" ] && [ -e "$cpio.real" ]; then mv "$cpio.real" "$cpio"; fi
+{TAKE_KERNEL.format(here=here) if recipe.card.firmware == "kernel" else ""}
+# Room for keys, which each store fills in its own copy.
+entry=$(grep '^{recipe.card.login}:' "$root/etc/passwd")
+IFS=: read -r _ _ uid gid _ home _ <<END
+$entry
+END
+rm -f "$root"/etc/ssh/ssh_host_*
+if [ -d "$root/etc/ssh" ]; then
+    mkdir -p "$root$home/.ssh"
+    cp {here}/blank "$root$home/.ssh/authorized_keys"
+    chmod 700 "$root$home/.ssh"
+    chmod 600 "$root$home/.ssh/authorized_keys"
+    chown -R "$uid:$gid" "$root$home/.ssh"
+    cp {here}/blank "$root{HOST_KEY}"
+    chmod 600 "$root{HOST_KEY}"
+    echo "$home/.ssh/authorized_keys" >{here}/login-key
+fi
+
+cd "$root"
+# mmdebstrap's own, which it would remove only after us: they keep services from starting while packages come in.
+if [ -e sbin/start-stop-daemon.REAL ]; then mv sbin/start-stop-daemon.REAL sbin/start-stop-daemon; fi
+rm -f usr/sbin/policy-rc.d
+rm -rf etc/apt/apt.conf.d/*mmdebstrap etc/dpkg/dpkg.cfg.d/*mmdebstrap var/lib/apt/lists/* var/cache/apt/* \\
+    var/cache/ldconfig/aux-cache var/log/apt/* var/log/dpkg.log var/log/alternatives.log var/log/bootstrap.log \\
+    run/* tmp/* var/tmp/*
+# Each machine makes its own at its first boot.
+: >etc/machine-id
+if [ -e var/lib/dbus/machine-id ]; then ln -sf /etc/machine-id var/lib/dbus/machine-id; fi
+cd /
+
+# The root without the /proc, /sys and /dev that are mounted on it while programs run in it.
+mount --bind "$root" {here}/bare
+mount -t tmpfs -o mode=755 dev {here}/bare/dev
+mkdir {here}/bare/dev/pts {here}/bare/dev/shm
+find {here}/bare -newermt "@$SOURCE_DATE_EPOCH" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {{}} +
+E2FSPROGS_FAKE_TIME=$SOURCE_DATE_EPOCH {shlex.join(map(str, make_fs))}
+umount {here}/bare/dev
+umount {here}/bare
+"""

@@ -1,0 +1,92 @@
+"""The root file system of an image made from packages: ext4, the same bytes for the same files.
+
+mke2fs copies a folder into its place on a raw disk. What it takes from the clock or from the folder's own inodes
+is set afterwards with debugfs, which needs no mount: https://man7.org/linux/man-pages/man8/debugfs.8.html
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from uuid import UUID
+
+from obuild.errors import ObuildError
+from obuild.host import process
+from obuild.host.qemu_img import KEY_BLOCK
+
+#: What every mke2fs shall make: no feature that GRUB 2.06, an older kernel or an older e2fsck does not know.
+CONFIG = """\
+[defaults]
+	base_features = sparse_super,large_file,filetype,resize_inode,dir_index,ext_attr
+	blocksize = 4096
+	inode_size = 256
+	inode_ratio = 16384
+[fs_types]
+	ext4 = {
+		features = has_journal,extent,huge_file,flex_bg,metadata_csum,64bit,dir_nlink,extra_isize
+	}
+"""
+
+PROGRAMS = ("mke2fs", "dumpe2fs", "debugfs")
+
+#: Of each inode. The program that made it has put the clock of the host into the first three.
+_TIMES = ("atime", "ctime", "crtime", "atime_extra", "ctime_extra", "crtime_extra", "mtime_extra")
+
+
+def mke2fs_argv(work: Path, identity: UUID, *, start: int, size: int) -> list[str | Path]:
+    """The command that copies work/bare into a file system of `size` bytes at `start` on work/disk.raw."""
+    extended = (
+        f"offset={start}",
+        # Written now, where it costs nothing: else the guest's kernel does it, again in every layer.
+        "lazy_itable_init=0,lazy_journal_init=0",
+        f"hash_seed={identity}",
+    )
+    return [
+        *("env", f"MKE2FS_CONFIG={work}/mke2fs.conf", "mke2fs", "-q", "-F"),
+        *("-t", "ext4"),
+        *("-L", "root"),
+        *("-U", str(identity)),
+        *("-m", "1"),
+        *("-E", ",".join(extended)),
+        *("-d", work / "bare"),
+        work / "disk.raw",
+        f"{size // 1024}k",
+    ]
+
+
+def set_times(disk: Path, *, start: int, epoch: int) -> None:
+    """Have every inode in use say that it was made, read and changed at `epoch`; mtimes keep their seconds."""
+    commands = [
+        f"set_inode_field <{inode}> {field} {0 if field.endswith('extra') else f'@{epoch}'}\n"
+        for inode in _inodes(disk, start)
+        for field in _TIMES
+    ]
+    # debugfs writes the time of its own work into the superblock.
+    fields = ("mtime", "wtime", "lastcheck", "mkfs_time")
+    commands += [f"set_super_value {field} @{epoch}\n" for field in fields]
+    process.run(
+        ["debugfs", "-w", "-f", "-", f"{disk}?offset={start}"],
+        input="".join(commands).encode(),
+        env={"E2FSPROGS_FAKE_TIME": str(epoch)},
+    )
+
+
+def key_block(disk: Path, path: str, *, start: int) -> int:
+    """The offset on the disk of the one block that a file of 4096 bytes has. ObuildError if it has not one."""
+    told = process.run(["debugfs", "-R", f"blocks {path}", f"{disk}?offset={start}"]).split()
+    if len(told) != 1 or not told[0].isdigit():
+        raise ObuildError(f"{path} in the new image is not one block of {KEY_BLOCK} bytes")
+    return start + int(told[0]) * KEY_BLOCK
+
+
+def _inodes(disk: Path, start: int) -> list[int]:
+    """The inodes that are in use, from the lists of those that are free."""
+    told = process.run(["dumpe2fs", f"{disk}?offset={start}"], env={"LC_ALL": "C"}).decode()
+    total = re.search(r"^Inode count:\s+([0-9]+)$", told, re.MULTILINE)
+    if total is None:
+        raise ObuildError("dumpe2fs does not say how many inodes the new file system has")
+    free: set[int] = set()
+    for ranges in re.findall(r"^  Free inodes: (.*)$", told, re.MULTILINE):
+        for first, last in re.findall(r"([0-9]+)(?:-([0-9]+))?", ranges):
+            free.update(range(int(first), int(last or first) + 1))
+    return [inode for inode in range(1, int(total[1]) + 1) if inode not in free]

@@ -1,0 +1,62 @@
+"""An image made from packages is the same, bit for bit, whoever makes it where and when."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from obuild.host import disk_content, qemu_img
+
+pytestmark = pytest.mark.vm
+
+#: Another day, time zone, language, umask and host name, and one CPU. Root also becomes another user, if it can
+#: run our Python.
+ELSEWHERE = """\
+set -eu
+folder=$1
+shift
+umask 077
+export TZ=Asia/Tokyo LC_ALL=POSIX LANG=de_DE.UTF-8
+if [ "$(id -u)" = 0 ]; then hostname elsewhere; fi
+other="setpriv --reuid=4242 --regid=4242 --clear-groups"
+if [ "$(id -u)" = 0 ] && $other "$@" --help >/dev/null 2>&1; then
+    { cat /etc/passwd; echo "somebody:x:4242:4242::$folder:/bin/sh"; } >"$folder/passwd"
+    echo somebody:1000000000:65536 >"$folder/subids"
+    chmod 644 "$folder/passwd" "$folder/subids"
+    mount --bind "$folder/passwd" /etc/passwd
+    mount --bind "$folder/subids" /etc/subuid
+    mount --bind "$folder/subids" /etc/subgid
+    chown 4242:4242 "$folder"
+    set -- env "HOME=$folder" USER=somebody $other "$@"
+fi
+exec taskset 1 faketime -f +1d "$@"
+"""
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[Path]:
+    """A folder that another user can be given: pytest's own is closed to others."""
+    with tempfile.TemporaryDirectory(prefix="obuild elsewhere-", dir="/var/tmp") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+def content(store: Path, name: str) -> str:
+    """The digest of a base image's content."""
+    return disk_content.digest(qemu_img.inspect(store / f"base-image/{name}.qcow2"), None)
+
+
+@pytest.mark.parametrize("name", ["micro", pytest.param("debian-12", marks=pytest.mark.long)])
+def test_an_image_is_the_same_for_everybody(name: str, tmp_path: Path, elsewhere: Path) -> None:
+    make = [sys.executable, "-m", "obuild", "base", "make", name]
+    subprocess.run([*make, f"--store=qemu:{tmp_path}/store"], check=True)
+    there = [] if os.geteuid() else ["unshare", "--uts", "--mount"]
+    script = [*there, "sh", "-c", ELSEWHERE, "sh", str(elsewhere)]
+    subprocess.run([*script, *make, f"--store=qemu:{elsewhere}/a/store"], check=True)
+    assert content(elsewhere / "a/store", name) == content(tmp_path / "store", name)
