@@ -1,1 +1,1 @@
-"""A spec becomes steps with ids: what has to be done, and how two of them differ."""
+"""Plan a spec: turn it into steps with ids, and explain how two keys differ."""

@@ -1,6 +1,6 @@
-"""Keys in words: what one says, and how another differs from it.
+"""Describe keys and their differences for people.
 
-A key is an s-expression of `(NAME VALUE)` pairs (see plan). Fields that this module has no words for are
+A key is an s-expression of `(NAME VALUE)` pairs (see `keys`). Fields that this module does not know are
 still compared and shown, so that a key of a later version is never explained wrongly.
 """
 
@@ -14,14 +14,14 @@ from obuild.spec.sexp import Sexp
 
 Manifest = dict[str, tuple[str, str, str]]
 
-#: How much of a value is shown.
+#: How many characters of a value are shown.
 WIDTH = 60
 #: How many names of a list are shown.
 NAMES = 5
 
 
 def alike(one: Fields, other: Fields) -> bool:
-    """Whether two keys say the same kind of thing: a base, a command, a copy."""
+    """Whether two keys are of the same kind: a base, a command, a copy."""
     return _kind(one) == _kind(other)
 
 
@@ -30,13 +30,13 @@ def _kind(key: Fields) -> frozenset[str]:
 
 
 def distance(old: Fields, new: Fields) -> float:
-    """How much two keys of a kind differ, but for their parents: each field counts from 0 to 1."""
+    """How much two keys of one kind differ, parents apart: the sum over the fields, each from 0 to 1."""
     names = (old.keys() | new.keys()) - {"parent"}
     return sum(_apart(old.get(name, ()), new.get(name, ())) for name in names)
 
 
 def differences(old: Fields, new: Fields) -> list[str]:
-    """In what `new` differs from `old`, in words, one line each; empty if in nothing."""
+    """The differences between two keys in words, one per line; empty if there are none."""
     names = [*new, *(name for name in old if name not in new)]
     lines: list[str] = []
     for name in names:
@@ -47,7 +47,7 @@ def differences(old: Fields, new: Fields) -> list[str]:
 
 
 def describe(key: Fields) -> list[tuple[str, list[str]]]:
-    """A key for people: each field's name and its lines; nothing for what goes without saying."""
+    """A key for people: the name and lines of each field; fields with default values are left out."""
     shown = []
     for name, value in key.items():
         lines = _SHOWN.get(name, _plain)(value)
@@ -57,7 +57,7 @@ def describe(key: Fields) -> list[tuple[str, list[str]]]:
 
 
 def summary(key: Fields) -> str:
-    """A key in one line, for a layer whose op nobody remembers."""
+    """A key in one line, for a layer whose op is not in the index."""
     match key:
         case {"run": (*_, str(command))}:
             return f"(run (shell {sexp.quote(command)}))"
@@ -69,7 +69,7 @@ def summary(key: Fields) -> str:
 
 
 def plain(text: str) -> str:
-    """`text` as it is if a terminal can show it, else in quotes with escapes."""
+    """`text` unchanged if a terminal can show it, else in quotes with escapes."""
     return text if text.isprintable() and text else f'"{sexp.escape(text)}"'
 
 
@@ -100,14 +100,14 @@ def _apart(old: Sexp, new: Sexp) -> float:
 
 
 def _texts_apart(old: str, new: str) -> float:
-    """From 0 to 1, never 0: the part that is left when a common beginning and end are taken away."""
+    """From 0 to 1, never 0: the part that remains without the common prefix and suffix."""
     start, end = _common(old, new)
     longest = max(len(old), len(new))
     return max(1, longest - start - end) / longest
 
 
 def _common(old: str, new: str) -> tuple[int, int]:
-    """How many characters two texts have in common at their beginning, and then at their end."""
+    """The lengths of the common prefix of two texts, and of the common suffix of the rest."""
     shorter = min(len(old), len(new))
     start = next((index for index in range(shorter) if old[index] != new[index]), shorter)
     room = shorter - start
@@ -119,7 +119,7 @@ def _common(old: str, new: str) -> tuple[int, int]:
 
 
 def _change(old: str, new: str) -> str:
-    """`old → new`; of long texts only where they begin to differ, with some words around it."""
+    """`old → new`; of long texts only the first difference, with some words around it."""
     if max(len(old), len(new)) > WIDTH:
         start, end = _common(old, new)
         start = _word_start(old, max(0, start - WIDTH // 4))
@@ -129,7 +129,7 @@ def _change(old: str, new: str) -> str:
 
 
 def _word_start(text: str, start: int) -> int:
-    """Where the word at `start` begins, if it is near."""
+    """The beginning of the word at `start`, if it is near; otherwise `start`."""
     space = max(text.rfind(char, max(0, start - 15), start) for char in " \n") + 1
     return space or start
 
@@ -178,7 +178,7 @@ def _pairs(label: str, old: Sexp, new: Sexp) -> Iterator[str]:
             case None, str(value):
                 yield f"{what} added: {_quoted(value)}"
             case str(value), None:
-                yield f"{what} removed, which was {_quoted(value)}"
+                yield f"{what} removed; it was {_quoted(value)}"
             case str(was), str(value) if was != value:
                 yield f"{what}: {_change(was, value)}"
     if before == after:
@@ -214,11 +214,11 @@ def _files(old: Sexp, new: Sexp) -> Iterator[str]:
         else:
             yield f"{len(paths)} {kind}s {how}: {listed(paths)}"
     if not changes:
-        yield "the files are the same, in another order"
+        yield "the files are the same in another order"
 
 
 def _file_change(was: tuple[str, str, str] | None, now: tuple[str, str, str] | None) -> tuple[str, str]:
-    """What changed about a path, as `file` and `changed`."""
+    """How a path changed: its kind and the change, such as `file` and `changed`."""
     if was is None or now is None:
         kind, how = (now[0], "added") if now else (was[0] if was else "", "removed")
         return _KINDS.get(kind, kind), how
@@ -308,7 +308,7 @@ def _pair(value: Sexp) -> tuple[str, str]:
 
 
 def _manifest(value: Sexp) -> Manifest:
-    """What arrives at each path; of two entries for one path the later stays, as in the guest."""
+    """The entry of each path; of two for one path the later counts, as in the guest."""
     found: Manifest = {}
     for entry in _items(value):
         kind, path, mode, content = (*map(_text, _items(entry)), "", "", "", "")[:4]
@@ -317,12 +317,12 @@ def _manifest(value: Sexp) -> Manifest:
 
 
 def _one_line(text: str) -> str:
-    """`text` with escapes if a terminal could not show it as it is."""
+    """`text` on one line, with escapes if a terminal cannot show it."""
     return text if text.isprintable() else sexp.escape(text)
 
 
 def _text(value: Sexp) -> str:
-    """A value in a word or two: a user's `(0 0)` is `0:0`."""
+    """A short form of a value: a user's `(0 0)` is `0:0`."""
     if isinstance(value, str):
         return value
     return ":".join(map(_text, value)) if all(isinstance(item, str) for item in value) else sexp.dumps(value)

@@ -1,7 +1,7 @@
-"""Keys: the texts that layers are named by. The only module that writes or reads one.
+"""Keys: the texts whose hashes are the ids of layers. Only this module writes or reads them.
 
 A key is an s-expression of `(NAME VALUE)` pairs: everything that changes the result of a step, and nothing else.
-Its sha256 is the id of the step, and it is kept in the layer as it was hashed.
+Its sha256 is the id of the step, and its text is kept in the layer.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ Fields = dict[str, Sexp]
 
 User = UnixUser | WindowsUser
 
-#: Matches a sha256 in hex, which ids are, and digests of files.
+#: Matches a sha256 in hex: an id, or the digest of a file.
 SHA256 = "[0-9a-f]{64}"
 
-#: The format of the keys that are written. Format 1, which development versions wrote, named the executor in every
-#: key, and before the parent. Its layers can be looked into and removed; nothing is built on them any more.
+#: The format of the keys that are written. Format 1, of development versions, had the executor in every key,
+#: before the parent. Its layers can be inspected and removed, but nothing is built on them any more.
 FORMAT = "2"
 
-#: How many bytes of a key `parent` needs. A whole key may list 100,000 files.
+#: How many bytes of a key `parent` needs; a whole key may list 100,000 files.
 HEAD = 200
 
-#: How many lists may be inside each other in a field. A manifest has two.
+#: How deep lists may be nested in a field. A manifest has two levels.
 DEEPEST = 20
 
 _PARENT = re.compile(rf"\(\(format (?:2|1\)\(executor \w+)\)\(parent ({SHA256})\)")
@@ -38,7 +38,7 @@ _COPY = re.compile(_PARENT.pattern + r"\(copy ")
 
 
 def layer_id(key: str) -> LayerId:
-    """The name of the layer that has this key."""
+    """The id of the layer with this key."""
     return LayerId(hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest())
 
 
@@ -61,7 +61,7 @@ def of_command(
     network: bool,
     secrets: tuple[tuple[str, str], ...],
 ) -> str:
-    """The key of a command. It names the executor, for the result may depend on the kernel that it ran on.
+    """The key of a command. It has the executor, since the result may depend on the kernel it ran on.
 
     `secrets` are names and targets: the value of a secret never reaches a key.
     """
@@ -94,20 +94,20 @@ def _user_text(user: User) -> Sexp:
 
 
 def parent(key: bytes) -> LayerId | None:
-    """The layer below the one that has this key; its first HEAD bytes are enough. None for a base."""
+    """The parent of the layer with this key; the first HEAD bytes are enough. None for a base."""
     found = _PARENT.match(key[:HEAD].decode("utf-8", "replace"))
     return LayerId(found[1]) if found else None
 
 
 def is_copy(key: str) -> bool:
-    """Whether this is the key of a copy, of which only the beginning is read."""
+    """Whether this is the key of a copy; only its beginning is read."""
     return _COPY.match(key) is not None
 
 
 def fields(key: str) -> Fields:
-    """The fields of a key. SpecError if it is no s-expression.
+    """The fields of a key. SpecError if it is not an s-expression.
 
-    A field that is nested deeper than any step's stands as its text, because what reads the fields recurses.
+    A field that is nested deeper than any step's is returned as text, because code that reads fields recurses.
     """
     found: Fields = {}
     for pair in sexp.loads(key):
@@ -126,22 +126,22 @@ def _is_deep(value: Sexp) -> bool:
 
 
 def base_digest(key: Fields) -> str:
-    """The digest in the key of a base, as `of_base` takes it; "" if there is none."""
+    """The digest in the key of a base, as passed to `of_base`; "" if there is none."""
     return str(key.get("base", "")).removeprefix("sha256:")
 
 
 def workdir(key: Fields) -> str:
-    """The folder that a command runs in. ValueError if the key says none."""
+    """The folder that a command runs in. ValueError if the key has none."""
     return _text(_field(key, "workdir"))
 
 
 def env(key: Fields) -> tuple[tuple[str, str], ...]:
-    """The variables of a command. ValueError if the key says none."""
+    """The variables of a command. ValueError if the key has none."""
     return tuple(_pair(item) for item in _list(_field(key, "env")))
 
 
 def user(key: Fields) -> User:
-    """Who runs a command. ValueError if the key says nobody."""
+    """The user that runs a command. ValueError if the key has none."""
     value = _field(key, "user")
     if isinstance(value, str):
         return WindowsUser(value)
@@ -162,7 +162,7 @@ def _pair(value: Sexp) -> tuple[str, str]:
 
 def _list(value: Sexp) -> tuple[Sexp, ...]:
     if isinstance(value, str):
-        raise ValueError("a word where a list belongs")  # of a file, not of an argument
+        raise ValueError("a word where a list belongs")  # about a file's content, not an argument
     return value
 
 

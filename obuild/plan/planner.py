@@ -1,4 +1,4 @@
-"""A stage and its context become a chain of steps. Pure but for reading the files of a copy; boots nothing."""
+"""Plan a stage: turn its ops into a chain of steps. Pure except for reading the files of copies; boots nothing."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ from obuild.spec import (
 
 ROOT = UnixUser(0, 0)
 
-#: Says which layer an Extract's build has become, and what the files are.
+#: Returns the layer of an Extract's build, and the manifest of the files.
 FilesOf = Callable[[Extract], tuple[LayerId, tree.Manifest]]
 
 
 class Variable(NamedTuple):
-    """What an `env` has set, and what was set before: thousands of them cost no copy each."""
+    """A variable that an `env` has set, and those set before: a linked list, so that an `env` copies nothing."""
 
     name: str
     value: str
@@ -48,7 +48,7 @@ class Variable(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What the ops so far say of the steps to come."""
+    """The state after the ops so far, for the ops that follow."""
 
     card: Card = Card()  # noqa: RUF009  # frozen
     workdir: str = "/"
@@ -58,7 +58,7 @@ class Context:
 
     @property
     def env(self) -> tuple[tuple[str, str], ...]:
-        """The variables that a command finds, by name."""
+        """The variables of a command, by name."""
         found: dict[str, str] = {}
         variable = self.variables
         while variable is not None:
@@ -68,12 +68,12 @@ class Context:
 
 
 def _no_files(extract: Extract) -> tuple[LayerId, tree.Manifest]:
-    raise AssertionError(f"nobody knows the files of {extract.origin!r}")
+    raise AssertionError(f"the files of {extract.origin!r} are not known")
 
 
 @dataclass(frozen=True, slots=True)
 class PendingGraft:
-    """A copy from a build, as far as it is known before that is made. `op` is what the spec says."""
+    """A copy from a build that is not made yet: what is known of it. `op` is the op in the spec."""
 
     extract: Extract
     dest: str
@@ -82,7 +82,7 @@ class PendingGraft:
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """What one op has become. `headings` are those of the step that it will be."""
+    """The plan of one op. `headings` are those of its step."""
 
     action: Action | PendingGraft
     headings: tuple[str, ...]
@@ -90,7 +90,7 @@ class Planned:
 
 @dataclass(frozen=True)
 class Plan:
-    """One stage, checked: all that is known of it before the builds that it copies from are made."""
+    """One checked stage: all that is known of it before the builds that it copies from are made."""
 
     base: Base
     actions: tuple[Planned, ...]
@@ -104,7 +104,7 @@ class Plan:
 
     @cached_property
     def known(self) -> tuple[Step, ...]:
-        """The steps before the first copy from a build: their ids are known already."""
+        """The steps before the first copy from a build, whose ids are known."""
         steps: list[Step] = []
         for each in self.actions:
             if isinstance(each.action, PendingGraft):
@@ -113,9 +113,9 @@ class Plan:
         return tuple(steps)
 
     def chain(self, files: FilesOf = _no_files) -> Chain:
-        """All steps. `files` is asked for the files of each copy from a build; without such copies none is needed.
+        """All steps. `files` is called for each copy from a build; without such copies it is not needed.
 
-        SpecError, with the op's line, for a UsageError that it raises.
+        SpecError, with the op's line, if it raises a UsageError.
         """
         steps = list(self.known)
         for each in self.actions[len(steps) :]:
@@ -128,7 +128,7 @@ class Plan:
 
 
 def bases_of(stage: Stage) -> list[str]:
-    """What stands after `from` in a stage and in those inside it, each once, in the order of building."""
+    """The bases that a stage and the stages inside it name in `from`, each once, in build order."""
     inner = [name for _, each in stage.stages for name in bases_of(each)]
     return list(dict.fromkeys([*inner, stage.base]))
 
@@ -142,10 +142,10 @@ def plan(
     secrets: Sequence[str] = (),
     executor: str = "qemu",
 ) -> Plan:
-    """What has to be done for one stage. SpecError, with the op's line, for what can be seen to be wrong in it.
+    """Plan one stage. SpecError, with the op's line, for any mistake that can be found in advance.
 
-    `bases` has the base of each name that stands after `from`. `builds` are those that the stage may copy from, if
-    these are others than the ones inside it. `secrets` are the ids that have a value.
+    `bases` has the base for each name in a `from`. `builds` are the builds that the stage may copy from, if not
+    those inside it. `secrets` are the ids that have a value.
     """
     base = bases[stage.base]
     actions = [Planned(Import(base), (f"(from {sexp.dumps(stage.base)})",))]
@@ -167,7 +167,7 @@ def plan(
 
 @dataclass(frozen=True, slots=True)
 class _Scope:
-    """What is the same for all ops of a stage."""
+    """The data that all ops of a stage share."""
 
     source: Path
     secrets: Sequence[str]
@@ -216,7 +216,7 @@ def _command(op: Run, context: Context, scope: _Scope) -> Command:
         cwd=context.workdir,
         env=context.env,
         user=context.user,
-        network=op.network == ("host",),  # as OBuilder: any other list of networks is a closed one
+        network=op.network == ("host",),  # as in OBuilder: with any other list of networks, the network is closed
         caches=targets.outermost_first(
             [replace(cache, target=_join(context, cache.target)) for cache in op.caches]
         ),
@@ -245,7 +245,7 @@ def _graft(op: Copy, context: Context, scope: _Scope) -> PendingGraft:
 
 
 def _destination(op: Copy, context: Context) -> tuple[str, bool]:
-    """Where a copy goes, and whether that is a folder for several items."""
+    """The destination of a copy, and whether it is a folder for several items."""
     if not op.src:
         raise UsageError("no source items for copy")
     dst = rules.slashes(context.card.os, _no_nul(op.dst, "dst"))
@@ -257,7 +257,7 @@ def _destination(op: Copy, context: Context) -> tuple[str, bool]:
 
 
 def _transfer(op: Copy, context: Context, source: Path) -> Transfer:
-    """A copy from the source folder. That itself has no name to change: it stands for what is in it."""
+    """A copy from the source folder. The folder itself stands for its content, so it has no name to change."""
     dest, into = _destination(op, context)
     rename = None
     if not into:
@@ -270,7 +270,7 @@ def _transfer(op: Copy, context: Context, source: Path) -> Transfer:
 
 
 def _split(dest: str, *, else_there: str) -> tuple[str, str]:
-    """The folder that something goes into, and its new name there. UsageError if that is surely a folder."""
+    """Split `dest` into a folder and the new name in it. UsageError if `dest` is certainly a folder."""
     folder, name = rules.split(dest)
     if name in ("", ".."):
         raise UsageError(f"the destination {dest} is a folder", hint=else_there)
@@ -283,7 +283,7 @@ def _join(context: Context, path: str) -> str:
 
 def _env_name(name: str) -> str:
     if not name or "=" in name or "\0" in name:
-        raise UsageError(f"{name!r} cannot be the name of an environment variable")
+        raise UsageError(f"{name!r} is not a valid name for an environment variable")
     return name
 
 
@@ -291,18 +291,18 @@ def _shell(argv: tuple[str, ...]) -> tuple[str, ...]:
     if not argv:
         raise UsageError("shell needs at least one word", hint="for example (shell /bin/sh -c)")
     if "=" in argv[0]:
-        raise UsageError(f"{argv[0]!r} cannot be a shell: a program with '=' in its name is taken for a variable")
+        raise UsageError(f"{argv[0]!r} cannot be a shell: env(1) takes a word with '=' for a variable")
     return tuple(_no_nul(word, "shell") for word in argv)
 
 
 def _no_nul(text: str, what: str) -> str:
     if "\0" in text:
-        raise UsageError(f"a NUL byte cannot be part of a {what}")
+        raise UsageError(f"a {what} cannot contain a NUL byte")
     return text
 
 
 class _blame:  # noqa: N801  # reads as the statement it is
-    """Give a UsageError raised inside the position of `op` in the spec."""
+    """Turn a UsageError from the block into a SpecError with the position of `op`."""
 
     def __init__(self, op: Op) -> None:
         self.op = op

@@ -1,6 +1,6 @@
-"""Steps: what has to be done, in which order, and what each is called.
+"""Steps: what to do, in which order, and the id of each.
 
-The id of a step is the sha256 of its key: see `keys`. Caches, CPUs, memory and time limits are not in it.
+The id of a step is the sha256 of its key: see `keys`. Caches, CPUs, memory and time limits are not in the key.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from obuild.spec import Cache, Secret, UnixUser, WindowsUser
 
 @dataclass(frozen=True, slots=True)
 class Beside:
-    """A file that belongs to a base image and goes into its layer under a name of its own."""
+    """A file that belongs to a base image, and its name in the base's layer."""
 
     name: str
     path: Path
@@ -26,16 +26,16 @@ class Beside:
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """A base image as found: where its file is, the sha256 of what its disk contains, and its card.
+    """A base image: its file, the sha256 of its disk's content, and its card.
 
-    If a kernel lies beside it, the digest is that of all their contents. `own_card` is the card as found, where
-    the user's word has made `card` another one.
+    If a kernel lies beside it, the digest covers the content of all these files. `own_card` is the card as found,
+    if the user has overridden it in `card`.
     """
 
     name: str
     path: Path
     digest: str
-    stamp: tuple[int, int, int]  # as `host.stamp.of` had it when the file was hashed
+    stamp: tuple[int, int, int]  # the file's `host.stamp.of` when it was hashed
     card: Card
     beside: tuple[Beside, ...] = ()
     own_card: Card | None = None
@@ -43,7 +43,7 @@ class Base:
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """What a stage has become: its last layer, and the base that this stands on."""
+    """A built stage: its last layer, and the base of that."""
 
     layer: LayerId
     base: Base
@@ -51,14 +51,14 @@ class Built:
 
 @dataclass(frozen=True, slots=True)
 class Import:
-    """Take a base image into the store as a first layer."""
+    """Import a base image into the store as a first layer."""
 
     base: Base
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """Run `argv` in the guest. `network` is true if it may reach the outside; `executor` is where it runs."""
+    """Run `argv` in the guest. `network`: whether it may reach the outside; `executor`: where it runs."""
 
     argv: tuple[str, ...]
     cwd: str
@@ -81,7 +81,7 @@ class Transfer:
 
 @dataclass(frozen=True, slots=True)
 class Extract:
-    """Files of another build: `src` are paths in its file system; a single one is called `rename`, if given."""
+    """Files of another build: `src` are paths in its file system; a single one gets the name `rename`, if any."""
 
     origin: str
     src: tuple[str, ...]
@@ -92,7 +92,7 @@ class Extract:
 
 @dataclass(frozen=True, slots=True)
 class Graft:
-    """Put files that were taken out of the layer `source` into the guest's folder `dest`."""
+    """Put files from the layer `source` into the guest's folder `dest`."""
 
     extract: Extract
     source: LayerId
@@ -109,7 +109,7 @@ Action = Import | Command | Transfer | Graft
 
 @dataclass(frozen=True)
 class Step:
-    """An action ready to run. `headings` are the ops as written, this one last; they are not hashed.
+    """An action that is ready to run. `headings` are the ops as written, this one last; they are not hashed.
 
     Only an Import has no parent.
     """
@@ -120,7 +120,7 @@ class Step:
 
     @cached_property
     def key(self) -> str:
-        """The canonical text that is hashed, and kept in the layer."""
+        """The canonical text that is hashed and kept in the layer."""
         action = self.action
         if isinstance(action, Import):
             return keys.of_base(action.base.digest)
@@ -149,7 +149,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """The steps of one stage, first to last; `tail` are headings of ops that follow the last step."""
+    """The steps of one stage, first to last; `tail` are the headings of ops after the last step."""
 
     steps: tuple[Step, ...]
     base: Base

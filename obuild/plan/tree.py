@@ -1,6 +1,6 @@
-"""The files of a copy: walk them and digest them.
+"""The files of a copy: walk and hash them.
 
-A tree says what will arrive: paths, contents, permission bits, symlinks, hard links. Owners and times
+A tree has what will be copied: paths, contents, permission bits, symlinks, hard links. Owners and times
 are not part of it.
 """
 
@@ -19,7 +19,7 @@ from obuild.errors import UsageError
 
 Kind = Literal["file", "dir", "symlink", "link"]
 
-#: What of some files changes the result of a copy, and nothing else: kind, path, permission bits, content of each.
+#: Exactly what changes the result of a copy: kind, path, permission bits and content of each file.
 Manifest = tuple[tuple[str, ...], ...]
 
 
@@ -27,9 +27,8 @@ Manifest = tuple[tuple[str, ...], ...]
 class Entry:
     """One path of a tree.
 
-    `path` is where it goes, relative to the destination folder; `source` where it comes from, relative
-    to the source folder. `content` is a file's sha256, a symlink's target, or, of a hard link, the
-    `path` of the entry that it is another name of.
+    `path` is relative to the destination folder, `source` to the source folder. `content` is a file's
+    sha256, a symlink's target, or, for a hard link, the `path` of the entry that it is another name of.
     """
 
     kind: Kind
@@ -49,12 +48,12 @@ class Tree:
 
     @property
     def size(self) -> int:
-        """How many bytes its files hold."""
+        """The total size of the files, in bytes."""
         return sum(entry.size for entry in self.entries)
 
     @property
     def manifest(self) -> Manifest:
-        """What of the tree changes the result of a copy."""
+        """Exactly what changes the result of a copy."""
         return tuple((entry.kind, entry.path, f"{entry.mode:o}", entry.content) for entry in self.entries)
 
 
@@ -63,7 +62,7 @@ def walk(root: Path, sources: Iterable[str], *, exclude: Iterable[str] = (), ren
 
     The source folder itself (`.`) stands for its contents, and so does a folder that is renamed to "". Files
     whose basename is in `exclude` are left out. UsageError for a source that is missing, leads outside `root`
-    (through `..` or a symlink) or is no file, folder or symlink.
+    (through `..` or a symlink) or is not a file, folder or symlink.
     """
     walker = _Walker(root, frozenset(exclude))
     for source in sources:
@@ -105,7 +104,7 @@ def _lstat(root: Path, path: str, source: str | None = None) -> os.stat_result:
     except FileNotFoundError:
         raise UsageError(f"copy source {source or path!r} not found in {root}") from None
     except (OSError, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) else str(error)  # which would name the path once more
+        why = error.strerror if isinstance(error, OSError) else str(error)  # str(error) would repeat the path
         raise UsageError(f"cannot read copy source {source or path!r}: {why}") from error
 
 
@@ -118,7 +117,7 @@ class _Walker:
         self.paths: dict[str, tuple[int, int]] = {}
 
     def visit(self, source: str, path: str) -> None:
-        """Add `source` as `path`, with all below it; deep trees need no recursion."""
+        """Add `source` as `path`, with all below it. Not recursive, for deep trees."""
         todo = [(source, path)]
         while todo:
             source, path = todo.pop()
@@ -152,7 +151,7 @@ class _Walker:
         inode = (status.st_dev, status.st_ino)
         if status.st_nlink > 1 and self.inodes.get(inode, path) != path:
             return Entry("link", path, source, 0, 0, self.inodes[inode])
-        # of two sources with one basename the later stays: what the first put there can be linked to no more
+        # of two sources with one basename the later wins: files of the first cannot be linked to any more
         self.inodes.pop(self.paths.get(path, inode), None)
         self.inodes[inode], self.paths[path] = path, inode
         return self.file(source, path)
@@ -172,7 +171,7 @@ def _join(folder: str, name: str) -> str:
 
 
 def readlink(path: Path) -> str:
-    """The very text of a symlink; pathlib would tidy it up."""
+    """The exact target of a symlink; pathlib would normalize it."""
     return os.readlink(path)  # noqa: PTH115
 
 

@@ -1,4 +1,4 @@
-"""Archives of files to copy: what is sent is what was hashed, and nothing that a guest sends is trusted."""
+"""Archives of files to copy: exactly what was hashed is sent, and nothing that a guest sends is trusted."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_hard_links_stay_links(root: Path, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "a").samefile(tmp_path / "out" / "sub" / "hard")
 
 
-def test_a_tree_arrives_as_it_was(root: Path, tmp_path: Path) -> None:
+def test_a_tree_arrives_unchanged(root: Path, tmp_path: Path) -> None:
     (root / "a").chmod(0o4755)
     (root / "big").write_bytes(os.urandom(100_000))
     os.utime(root / "a", (1_000_000, 1_000_000))
@@ -70,7 +70,7 @@ def test_everything_is_owned_by_the_given_user(root: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [b"\xff\xfe", "ü".encode(), b"n" * 200, b"new\nline", b" ", b"-rf"])
-def test_any_file_name_arrives_as_the_bytes_it_is(root: Path, name: bytes) -> None:
+def test_any_file_name_keeps_its_bytes(root: Path, name: bytes) -> None:
     (root / "empty" / os.fsdecode(name)).write_text("x")
     with tar(tree.walk(root, ["empty"])) as archive:
         assert os.fsencode(archive.getnames()[1]) == b"empty/" + name
@@ -88,13 +88,13 @@ def test_any_file_name_arrives_as_the_bytes_it_is(root: Path, name: bytes) -> No
         "sub//b",
     ],
 )
-def test_a_symlink_arrives_with_the_very_target_it_has(root: Path, target: str) -> None:
-    os.symlink(target, root / "new")  # noqa: PTH211  # a Path would not keep the target as it is
+def test_a_symlink_keeps_its_exact_target(root: Path, target: str) -> None:
+    os.symlink(target, root / "new")  # noqa: PTH211  # a Path would normalize the target
     with tar(tree.walk(root, ["new"])) as archive:
         assert archive.getmembers()[0].linkname == target
 
 
-def test_a_hard_link_is_not_sent_as_one_to_a_file_that_was_overwritten(root: Path, tmp_path: Path) -> None:
+def test_a_hard_link_to_a_file_that_was_overwritten_is_sent_as_a_file(root: Path, tmp_path: Path) -> None:
     for name in ("p/d/x", "q/d/x"):
         (root / name).parent.mkdir(parents=True)
         (root / name).write_text(name)
@@ -166,14 +166,14 @@ def test_an_archive_that_leads_outside_is_refused(tmp_path: Path, name: str) -> 
 
 
 @pytest.mark.parametrize("content", [b"", b"no tar at all" * 100, b"\0" * 100])
-def test_an_archive_that_is_none_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_data_that_is_not_an_archive_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.tar").write_bytes(content)
     with pytest.raises(ObuildError, match="a damaged tar archive"):
         manifest_of(tmp_path / "a.tar", owner=(0, 0))
 
 
 def packed(out: Path, name: str, data: bytes, *, uid: int = 0, records: dict[str, str] | None = None) -> Path:
-    """A pax archive of one file, whose header has these records."""
+    """A pax archive of one file whose header has these records."""
     with tarfile.open(out, "w", format=tarfile.PAX_FORMAT) as archive:
         info = tarfile.TarInfo(name)
         info.size, info.uid, info.mode, info.pax_headers = len(data), uid, 0o644, records or {}
@@ -181,36 +181,36 @@ def packed(out: Path, name: str, data: bytes, *, uid: int = 0, records: dict[str
     return out
 
 
-def test_a_pax_archive_has_the_manifest_that_its_files_have(tmp_path: Path) -> None:
+def test_a_pax_archive_has_the_manifest_of_its_files(tmp_path: Path) -> None:
     name = "é" * 200
     (entry,) = manifest_of(packed(tmp_path / "a.tar", name, b"data"), owner=(0, 0), pax=True)
     assert entry == ("file", name, "644", hashlib.sha256(b"data").hexdigest())
 
 
 @pytest.mark.parametrize("uid", [1, 70_000, 3_000_000])
-def test_the_owner_is_looked_at_in_a_pax_archive_too(tmp_path: Path, uid: int) -> None:
+def test_the_owner_is_checked_in_a_pax_archive(tmp_path: Path, uid: int) -> None:
     path = packed(tmp_path / "a.tar", "x", b"", uid=uid)
     assert manifest_of(path, owner=(uid, 0), pax=True)
-    with pytest.raises(ObuildError, match="another owner"):
+    with pytest.raises(ObuildError, match="the wrong owner"):
         manifest_of(path, owner=(0, 0), pax=True)
 
 
 def test_an_owner_that_is_only_in_the_records_counts(tmp_path: Path) -> None:
     path = packed(tmp_path / "a.tar", "x", b"", records={"uid": "7"})
-    with pytest.raises(ObuildError, match="another owner"):
+    with pytest.raises(ObuildError, match="the wrong owner"):
         manifest_of(path, owner=(0, 0), pax=True)
 
 
 @pytest.mark.parametrize(
     "records", [{"GNU.sparse.map": "0,4"}, {"GNU.sparse.size": "9"}, {"GNU.sparse.major": "0"}]
 )
-def test_a_sparse_file_in_a_way_that_is_not_read_is_refused(tmp_path: Path, records: dict[str, str]) -> None:
+def test_a_sparse_file_in_an_unsupported_format_is_refused(tmp_path: Path, records: dict[str, str]) -> None:
     with pytest.raises(ObuildError, match="sparse"):
         manifest_of(packed(tmp_path / "a.tar", "x", b"data", records=records), pax=True)
 
 
 @pytest.mark.skipif(not shutil.which("bsdtar"), reason="needs bsdtar, from the package libarchive-tools")
-def test_what_bsdtar_packs_is_what_gnu_tar_packs(root: Path, tmp_path: Path) -> None:
+def test_archives_of_bsdtar_and_gnu_tar_have_the_same_manifest(root: Path, tmp_path: Path) -> None:
     with (root / "sparse").open("wb") as file:
         file.truncate(1 << 20)
         file.seek(300_000)

@@ -1,4 +1,4 @@
-"""Keys in words: what differs, how much, and what one says."""
+"""Describing keys: what differs, how much, and one key for people."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def differ(old: str, new: str) -> list[str]:
         ),
         ("(env CC gcc) (run (shell x))", "(env CC tcc) (run (shell x))", ["env CC: gcc → tcc"]),
         ("(run (shell x))", '(env CC "") (run (shell x))', ['env CC added: ""']),
-        ("(env CC gcc) (run (shell x))", "(run (shell x))", ["env CC removed, which was gcc"]),
+        ("(env CC gcc) (run (shell x))", "(run (shell x))", ["env CC removed; it was gcc"]),
         ("(run (shell x))", "(run (network host) (shell x))", ["the network changed: none → host"]),
         ("(run (shell x))", "(workdir /w) (run (shell x))", ["the workdir changed: / → /w"]),
         ("(run (shell x))", "(user (uid 1) (gid 2)) (run (shell x))", ["the user changed: 0:0 → 1:2"]),
@@ -91,7 +91,7 @@ def files(*entries: str) -> Fields:
         (
             ["file a 644 1", "file b 644 2"],
             ["file b 644 2", "file a 644 1"],
-            ["the files are the same, in another order"],
+            ["the files are the same in another order"],
         ),
         (["file \udcff 644 1"], ["file \udcff 644 2"], ['file "\\255" changed']),
     ],
@@ -100,7 +100,7 @@ def test_copies(old: list[str], new: list[str], words: list[str]) -> None:
     assert diff.differences(files(*old), files(*new)) == words
 
 
-def test_bases_and_fields_that_nobody_knows() -> None:
+def test_bases_and_unknown_fields() -> None:
     old: Fields = {"executor": "qemu", "base": "sha256:" + "a" * 64, "gone": "1"}
     new: Fields = {"executor": "native", "base": "sha256:" + "b" * 64, "new": ("x", ("y",))}
     assert diff.differences(old, new) == [
@@ -111,7 +111,7 @@ def test_bases_and_fields_that_nobody_knows() -> None:
     ]
 
 
-def test_only_steps_of_a_kind_are_alike(tmp_path: Path) -> None:
+def test_only_steps_of_one_kind_are_alike(tmp_path: Path) -> None:
     (tmp_path / "f").touch()
     run, copy = key("(run (shell x))"), key("(copy (src f) (dst /))", tmp_path)
     assert diff.alike(run, {**run, "new": "field"})
@@ -172,7 +172,7 @@ def names_of(*keys: dict[str, Sexp]) -> set[str]:
 
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(keys, keys)
-def test_any_two_keys_are_told_apart_on_single_lines(old: dict[str, Sexp], new: dict[str, Sexp]) -> None:
+def test_the_differences_of_any_two_keys_are_single_lines(old: dict[str, Sexp], new: dict[str, Sexp]) -> None:
     words = diff.differences(old, new)
     assert all(line.isprintable() for line in words)
     assert diff.distance(old, new) >= 0

@@ -1,4 +1,4 @@
-"""Keys: what they look like, and that what is written can be read."""
+"""Keys: their text, and that what is written can be read."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def test_an_id_is_the_sha256_of_a_key_that_can_be_read_back() -> None:
     assert sexp.dumps(sexp.loads(step.key)) == step.key
 
 
-def test_bytes_that_are_no_text_travel_through_the_key() -> None:
+def test_bytes_that_are_not_utf_8_survive_in_a_key() -> None:
     step = plan(Stage("b", (Run("echo \udcff"),)), source=Path(), bases={"b": BASE}).known[-1]
     assert step.id == hashlib.sha256(step.key.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def test_the_ids_of_a_spec_do_not_change_by_themselves(tmp_path: Path) -> None:
-    """A change here makes every user build everything again: it needs a reason."""
+def test_the_ids_of_a_spec_are_stable(tmp_path: Path) -> None:
+    """A change here makes every user rebuild everything: it needs a reason."""
     (tmp_path / "a").write_text("a")
     (tmp_path / "a").chmod(0o644)
     ops = """(env A 1) (user (uid 1) (gid 2)) (workdir /w) (run (network host) (shell "make"))
@@ -75,18 +75,18 @@ def test_the_parent_is_read_from_the_beginning_of_a_key() -> None:
         "\udcff",
     ],
 )
-def test_what_is_no_key_has_no_parent(text: str) -> None:
+def test_text_that_is_not_a_key_has_no_parent(text: str) -> None:
     assert keys.parent(text.encode("utf-8", "surrogateescape")) is None
 
 
-def test_a_copy_is_told_from_a_command_by_its_beginning(tmp_path: Path) -> None:
+def test_the_beginning_of_a_key_tells_a_copy_from_a_command(tmp_path: Path) -> None:
     (tmp_path / "a").touch()
     base, command, copy = make("(run (shell a)) (copy (src a) (dst /b))", tmp_path)
     assert [keys.is_copy(step.key) for step in (base, command, copy)] == [False, False, True]
 
 
 @pytest.mark.parametrize("user", [UnixUser(7, 8), WindowsUser("Admin")])
-def test_where_a_command_ran_is_read_back(user: UnixUser | WindowsUser) -> None:
+def test_workdir_env_and_user_of_a_command_are_read_back(user: UnixUser | WindowsUser) -> None:
     text = keys.of_command(
         PARENT,
         executor="qemu",
@@ -106,7 +106,7 @@ def test_the_digest_of_a_base_is_read_back() -> None:
     assert keys.base_digest({}) == ""
 
 
-def test_a_field_that_is_nested_beyond_reason_is_a_text() -> None:
+def test_a_field_that_is_nested_too_deeply_is_a_text() -> None:
     deep = "(" * 50 + ")" * 50
     assert keys.fields(f"((format 1)(odd {deep}))")["odd"] == deep
 
@@ -122,7 +122,7 @@ def test_the_keys_of_development_versions_can_be_read() -> None:
     assert keys.base_digest(keys.fields(base)) == BASE.digest
 
 
-def test_only_the_key_of_a_command_names_its_executor(tmp_path: Path) -> None:
+def test_only_the_key_of_a_command_has_the_executor(tmp_path: Path) -> None:
     (tmp_path / "a").touch()
     imported, run, copy = make("(run (shell a)) (copy (src a) (dst /b))", tmp_path)
     assert isinstance(run.action, Command)

@@ -1,4 +1,4 @@
-"""Steps and their ids: what is in them, what is not, and what is refused before anything boots."""
+"""Steps and their ids: what counts in them, what does not, and what is refused before anything boots."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def last(ops: str, source: Path = Path(), *, secrets: tuple[str, ...] = ()) -> A
     return make(ops, source, secrets=secrets).steps[-1].action
 
 
-def test_a_chain_begins_with_the_base_and_each_step_stands_on_the_one_before() -> None:
+def test_a_chain_begins_with_the_base_and_each_steps_parent_is_the_one_before() -> None:
     steps = make("(run (shell a)) (run (shell b))").steps
     assert steps[0].action == Import(BASE)
     assert [step.parent for step in steps] == [None, steps[0].id, steps[1].id]
@@ -68,7 +68,7 @@ def test_ops_after_a_step_do_not_change_it() -> None:
     assert make("(run (shell x)) (env A 1)").steps[-1].id == make("(run (shell x))").steps[-1].id
 
 
-def test_caches_and_secrets_are_found_from_the_workdir() -> None:
+def test_targets_of_caches_and_secrets_are_relative_to_the_workdir() -> None:
     command = last(
         "(workdir /w) (run (cache (c (target sub))) (secrets (s (target /run/s))) (shell x))", secrets=("s",)
     )
@@ -117,7 +117,7 @@ def test_what_changes_the_result_changes_the_id(source: Path, one: str, other: s
     assert chains[0].steps[-1].id != chains[1].steps[-1].id
 
 
-def test_a_file_that_becomes_executable_makes_another_step(source: Path) -> None:
+def test_a_file_that_becomes_executable_changes_the_id(source: Path) -> None:
     def copied() -> str:
         return make("(copy (src file) (dst /d/))", source).steps[-1].id
 
@@ -126,7 +126,7 @@ def test_a_file_that_becomes_executable_makes_another_step(source: Path) -> None
     assert copied() != before
 
 
-def test_a_base_counts_by_its_content_and_not_by_its_name_card_or_place() -> None:
+def test_only_the_content_of_a_base_counts_not_its_name_card_or_path() -> None:
     def id(base: Base) -> str:
         return make("(run (shell x))", base=base).steps[-1].id
 
@@ -135,7 +135,7 @@ def test_a_base_counts_by_its_content_and_not_by_its_name_card_or_place() -> Non
     assert id(replace(BASE, digest="e" * 64)) != id(BASE)
 
 
-def test_the_value_of_a_secret_is_never_asked_for() -> None:
+def test_the_value_of_a_secret_is_never_read() -> None:
     step = make("(run (secrets (s (target /s))) (shell x))", secrets=("s",)).steps[-1]
     assert "(secrets((s /s)))" in step.key
 
@@ -187,14 +187,14 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("ops", "why"), REFUSED)
-def test_what_is_seen_to_be_wrong_is_refused_with_its_line(source: Path, ops: str, why: str) -> None:
+def test_mistakes_are_refused_with_their_line(source: Path, ops: str, why: str) -> None:
     with pytest.raises(SpecError, match=why) as caught:
         make(ops, source)
     assert caught.value.line == 2
 
 
 @pytest.mark.parametrize("name", ["", "A=B", "A\0B"])
-def test_the_first_variable_must_have_a_name_too(name: str) -> None:
+def test_a_first_variable_must_have_a_name(name: str) -> None:
     with pytest.raises(UsageError, match="environment"):
         plan(Stage("b", (Env(name, "1"),)), source=Path(), bases={"b": BASE})
 
@@ -204,7 +204,7 @@ def test_a_shell_whose_program_looks_like_a_variable_is_refused() -> None:
         plan(Stage("b", (Shell(("A=B", "-c")),)), source=Path(), bases={"b": BASE})
 
 
-def test_the_longest_command_that_linux_takes_is_taken() -> None:
+def test_the_longest_command_that_linux_takes_is_accepted() -> None:
     assert len(last(f"(run (shell {'x' * MAX_ARGUMENT}))").argv[-1]) == MAX_ARGUMENT
 
 
@@ -253,15 +253,15 @@ def test_ten_thousand_variables_are_planned_quickly() -> None:
     env = last(" ".join(f"(env V{number} 1)" for number in range(10_000)) + "(env V0 2) (run (shell a))").env
     assert len(env) == 10_000
     assert env[0] == ("V0", "2")
-    assert time.process_time() - began < 5  # some 0.5 s; copying all at each took 14 s
+    assert time.process_time() - began < 5  # some 0.5 s; copying all of them at each `env` took 14 s
 
 
-def test_each_base_of_a_spec_is_asked_for_once_those_of_inner_builds_first() -> None:
+def test_each_base_of_a_spec_is_listed_once_inner_builds_first() -> None:
     stage = spec.parse(b"((build x ((build y ((from c))) (from a))) (build z ((from b))) (from a))")
     assert bases_of(stage) == ["c", "a", "b"]
 
 
-def test_the_steps_before_a_copy_from_a_build_are_known_and_those_after_it_later() -> None:
+def test_only_the_steps_before_a_copy_from_a_build_are_known_at_first() -> None:
     text = """((build dev ((from b))) (from b) (run (shell one))
               (copy (from (build dev)) (src /x) (dst /y)) (run (shell two)))"""
     planned = plan(spec.parse(text.encode()), source=Path(), bases={"b": BASE})
@@ -280,7 +280,7 @@ def test_the_steps_before_a_copy_from_a_build_are_known_and_those_after_it_later
     assert isinstance(chain.steps[2].action, Graft)
 
 
-def test_what_is_wrong_with_the_files_of_a_build_is_told_with_the_line_of_the_copy() -> None:
+def test_an_error_about_the_files_of_a_build_has_the_line_of_the_copy() -> None:
     text = "((build dev ((from b)))\n (from b)\n (copy (from (build dev)) (src /x) (dst /y)))"
     planned = plan(spec.parse(text.encode()), source=Path(), bases={"b": BASE})
 
@@ -292,7 +292,7 @@ def test_what_is_wrong_with_the_files_of_a_build_is_told_with_the_line_of_the_co
     assert caught.value.line == 3
 
 
-def test_the_key_of_a_command_has_the_executor_that_a_stage_is_planned_for() -> None:
+def test_the_key_of_a_command_has_the_executor_of_the_plan() -> None:
     stage = spec.parse(b"((from b) (run (shell one)))")
     there, here = (plan(stage, source=Path(), bases={"b": BASE}, executor=name).known for name in ("a", "b"))
     assert there[0].id == here[0].id
@@ -306,7 +306,7 @@ def grafted(manifest: Manifest, copy: Copy) -> Chain:
     return plan(stage, source=Path(), bases={"b": BASE}).chain(lambda extract: found)
 
 
-def test_a_copy_from_a_build_is_known_by_the_files_and_not_by_the_build(tmp_path: Path) -> None:
+def test_the_id_of_a_copy_from_a_build_depends_on_the_files_and_not_on_the_build(tmp_path: Path) -> None:
     (tmp_path / "x").write_text("hello")
     (tmp_path / "x").chmod(0o644)
     context = plan(Stage("b", (Copy(("x",), "/y/"),)), source=tmp_path, bases={"b": BASE}).chain()
@@ -331,7 +331,7 @@ def test_the_root_of_a_build_has_no_name_to_change(src: str) -> None:
     assert (action.dest, action.extract.rename) == ("/a/b", None)
 
 
-def test_the_mode_of_a_folder_is_in_the_id_under_a_new_name_too(source: Path) -> None:
+def test_the_mode_of_a_renamed_folder_is_in_the_id(source: Path) -> None:
     (source / "folder").chmod(0o755)
 
     def ids() -> list[str]:
@@ -363,7 +363,7 @@ def test_a_folder_has_the_same_id_from_the_context_and_from_a_build(source: Path
         (Copy(("a",), "/y", ("a",), origin="inner"), "excluded"),
     ],
 )
-def test_a_copy_from_a_build_that_cannot_be_is_refused(copy: Copy, why: str) -> None:
+def test_an_impossible_copy_from_a_build_is_refused(copy: Copy, why: str) -> None:
     stage = Stage("b", (copy,), (("inner", Stage("b")),))
     with pytest.raises(UsageError, match=why):
         plan(stage, source=Path(), bases={"b": BASE})

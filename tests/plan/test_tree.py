@@ -1,4 +1,4 @@
-"""The files of a copy: what is taken, what is refused, and that what is sent is what was hashed."""
+"""The files of a copy: what is included, what is refused, and what the manifest has."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_excluded_basenames_are_left_out_at_every_depth(root: Path) -> None:
     assert paths(tree.walk(root, ["."], exclude=["b", "empty"])) == ["a", "link", "sub", "sub/deep", "sub/deep/c"]
 
 
-def test_an_entry_says_kind_mode_and_content(root: Path) -> None:
+def test_an_entry_has_kind_mode_and_content(root: Path) -> None:
     (root / "a").chmod(0o4751)
     digest = hashlib.sha256(b"a").hexdigest()
     assert tree.walk(root, ["a", "link"]).manifest == (
@@ -83,7 +83,7 @@ def test_an_entry_says_kind_mode_and_content(root: Path) -> None:
         lambda root: ((root / "link").unlink(), (root / "link").symlink_to("sub")),
     ],
 )
-def test_what_arrives_differently_has_another_manifest(root: Path, change: Callable[[Path], object]) -> None:
+def test_every_change_of_the_result_changes_the_manifest(root: Path, change: Callable[[Path], object]) -> None:
     before = tree.walk(root, ["."]).manifest
     change(root)
     assert tree.walk(root, ["."]).manifest != before
@@ -109,7 +109,7 @@ def test_a_symlink_is_copied_but_never_followed(root: Path) -> None:
 
 
 @pytest.mark.parametrize("source", ["none", "sub/none", "a\0b", "x" * 5000])
-def test_a_source_that_cannot_be_read_is_named(root: Path, source: str) -> None:
+def test_the_error_names_a_source_that_cannot_be_read(root: Path, source: str) -> None:
     with pytest.raises(UsageError, match=r"copy source"):
         tree.walk(root, [source])
 
@@ -119,7 +119,7 @@ def test_a_path_through_a_file_is_refused(root: Path) -> None:
         tree.walk(root, ["a/b"])
 
 
-def test_a_fifo_is_refused_and_never_waited_for(root: Path) -> None:
+def test_a_fifo_is_refused_and_does_not_block(root: Path) -> None:
     os.mkfifo(root / "sub" / "pipe")
     with pytest.raises(UsageError, match="sub/pipe") as caught:
         tree.walk(root, ["."])
@@ -128,10 +128,10 @@ def test_a_fifo_is_refused_and_never_waited_for(root: Path) -> None:
 
 
 @pytest.mark.parametrize(("source", "is_folder"), [("sub", True), (".", True), ("a", False), ("link", False)])
-def test_only_a_real_folder_is_one(root: Path, source: str, is_folder: bool) -> None:
+def test_only_a_real_folder_counts(root: Path, source: str, is_folder: bool) -> None:
     assert tree.is_folder(root, source) is is_folder
 
 
-def test_a_file_whose_other_name_is_not_copied_is_a_file(root: Path) -> None:
+def test_a_hard_link_whose_other_name_is_not_copied_is_a_file(root: Path) -> None:
     (root / "hard").hardlink_to(root / "a")
     assert [entry.kind for entry in tree.walk(root, ["hard"]).entries] == ["file"]

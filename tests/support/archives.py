@@ -32,7 +32,7 @@ def packed(*entries: Entry, form: int = tarfile.GNU_FORMAT) -> bytes:
 
 
 def tricks(outside: Path) -> dict[str, bytes]:
-    """Archives whose makers want to write to, or read from, a folder outside the cache."""
+    """Archives that try to write to, or read from, a folder outside the cache."""
     up = "../" * 12
     return {
         "dots": packed((f"{up}{outside}/new", FILE, "")),
@@ -63,7 +63,7 @@ def tricks(outside: Path) -> dict[str, bytes]:
 
 
 def seen(folder: Path) -> dict[str, bytes]:
-    """All that is in a folder, with contents."""
+    """Everything in a folder, with contents."""
     return {
         str(path): os.fsencode(path.readlink())
         if path.is_symlink()

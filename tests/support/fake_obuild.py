@@ -1,4 +1,4 @@
-"""The `obuild` program with scripted machines: everything is real but the guests.
+"""The `obuild` program with scripted machines: everything but the guests is real.
 
 A command writes a random word to the disk's overlay, adds a file to each of its caches, and prints its text.
 """
@@ -19,12 +19,12 @@ from obuild.executors.all import EXECUTORS
 from obuild.host import failpoints, process
 from tests.support.fakes import FakeExecutor, Run, ScriptedGuests
 
-#: Where the file system of the store is to become full, once: at one of these, or at a point of `trace`.
+#: The points at which the file system of the store is made full, once; those of `failpoints` also work.
 FULL = [point for point in [os.environ.get("OBUILD_FAKE_FULL", "")] if point]
 
 
 def fill(folder: Path) -> None:
-    """Take all room of a small file system, with a file of this name."""
+    """Fill a small file system with a file of this name."""
     with (folder / "filler").open("ab", buffering=0) as file, suppress(OSError):
         for size in (1 << 20, 1 << 12):
             with suppress(OSError):
@@ -33,14 +33,14 @@ def fill(folder: Path) -> None:
 
 
 def full_at(point: str) -> None:
-    """Take all room that there is, if it is to happen here."""
+    """Fill the file system, if it is to happen at this point."""
     if point in FULL:
         FULL.clear()
         fill(Path(sys.argv[-1].partition(":")[2]).parent)
 
 
 def act(step: Run) -> int:
-    """What every command does."""
+    """The script of every command."""
     full_at("output")
     step.output(f"{step.command.argv[-1]}\n".encode(errors="surrogateescape") * (100_000 if FULL else 1))
     full_at("image")
@@ -48,7 +48,7 @@ def act(step: Run) -> int:
     try:
         process.run(["qemu-io", "-f", "qcow2", "-c", pattern, step.draft.image])
     except ProcessError as error:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error  # as QEMU's event has it
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error  # like QEMU's event
     full_at("cache")
     for cache, old in zip(step.command.caches, step.caches, strict=True):
         new = step.new(old)
@@ -63,14 +63,14 @@ def act(step: Run) -> int:
 
 
 class Always(dict[str, object]):
-    """A script that has the same for every command."""
+    """A script with the same action for every command."""
 
     def get(self, key: str, default: object = None) -> object:
         return act
 
 
 def guests() -> ScriptedGuests:
-    """In place of real ones."""
+    """Scripted guests, in place of real ones."""
     return ScriptedGuests(FakeExecutor(Always(), files={"out": b"x"}))  # type: ignore[arg-type]
 
 

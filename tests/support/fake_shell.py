@@ -1,4 +1,4 @@
-"""A shell for scripted guests: a dozen words that mean there what they mean in a real one.
+"""A shell for scripted guests: a dozen commands that work as in a real one.
 
 It has what executors/test_conformance.py says to every executor: `;`, `echo` with `>FILE` and `>&2`, `cat`, `pwd`,
 `id -u`, `id -g`, `printenv`, `exit`; and `reach`, which stands for any way to get at a network.
@@ -20,7 +20,7 @@ class Shell(dict[str, Act]):
 
 
 def interpret(run: Run) -> int:
-    """Run the text of a command, with its caches and secrets in their places."""
+    """Run the text of a command, with its caches and secrets at their targets."""
     caches = list(zip(run.command.caches, run.caches, strict=True))
     for cache, archive in caches:
         if archive.exists():

@@ -1,4 +1,4 @@
-"""Stand-ins that tests script: an executor without machines, guests without an OS, a second process."""
+"""Fakes that tests script: an executor without machines, guests without an OS, a second process."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from obuild.plan.keys import LayerId
 from obuild.plan.steps import Command, Extract, Graft, Transfer
 from obuild.store.layers import Draft
 
-#: SeaBIOS boots no disk that is smaller than one cylinder.
+#: SeaBIOS does not boot a disk smaller than one cylinder.
 SMALLEST_DISK = 1 << 20
 
 POWER_OFF = bytes.fromhex("ba0406 b80020 ef")  # out 0x604, 0x2000
@@ -47,7 +47,7 @@ def boot_disk(says: str, then: bytes) -> bytes:
 
 @dataclass
 class Run:
-    """What a scripted step sees of the session it runs in. `files` is the guest's disk: files by absolute path."""
+    """The session of a scripted step. `files` is the guest's disk: files by absolute path."""
 
     draft: Draft
     command: Command
@@ -57,7 +57,7 @@ class Run:
     files: dict[str, bytes]
 
     def new(self, cache: Path) -> Path:
-        """Where a step leaves what the cache with this archive holds now."""
+        """The path to which a step writes the new content of the cache with this archive."""
         return cache.with_suffix(".new")
 
 
@@ -66,7 +66,7 @@ Act = Callable[[Run], int]
 
 @dataclass
 class FakeExecutor:
-    """Runs no command: does what `script` has for its text, else prints the text and succeeds.
+    """Runs no command: calls what `script` has for its text, or else prints the text and succeeds.
 
     `seen` is what happened, in order, and `commands` those that were run. A shell ends with the status `typed`.
     What is taken out of a guest is `files`, or else what is on its disk; `disks` are those that were sealed.
@@ -96,7 +96,7 @@ class FakeExecutor:
 
 @dataclass
 class ScriptedGuests:
-    """QEMU as an executor, as far as guests are concerned scripted: everything else is asked of this host.
+    """The QEMU executor with scripted guests; everything else is that of this host.
 
     `configs` is how the machines would have been made; each has the scope that they would belong to.
     """
@@ -134,7 +134,7 @@ class FakeSession:
         act = self.executor.script.get(text, _echo)
         run = Run(self.draft, command, caches, secrets, output, self.disk)
         status = act(run)
-        for cache in caches:  # as it was, unless the step has changed it
+        for cache in caches:  # unchanged, unless the step has changed it
             if not run.new(cache).exists():
                 run.new(cache).write_bytes(cache.read_bytes() if cache.exists() else EMPTY_TAR)
         return Outcome(status, tuple(map(run.new, caches)))
@@ -185,7 +185,7 @@ def packed(files: Mapping[str, bytes]) -> bytes:
 
 
 def unpacked(file: BinaryIO, folder: str) -> dict[str, bytes]:
-    """The files of such an archive by their paths, unpacked in `folder`."""
+    """The files of such an archive, by path; it is unpacked in `folder`."""
     with tarfile.open(fileobj=file) as members:
         found = {member.name.removeprefix("./"): members.extractfile(member) for member in members}
         return {f"{folder.rstrip('/')}/{name}": data.read() for name, data in found.items() if data}
@@ -203,7 +203,7 @@ Kind = TypeVar("Kind")
 
 
 class Heard(list[What]):
-    """A listener that remembers: all `events`, and as a list what they say, phases and progress left out."""
+    """A listener that records all `events`; as a list, it has their content without phases and progress."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -223,16 +223,16 @@ class Heard(list[What]):
         return Teller(self)
 
     def of(self, kind: type[Kind]) -> list[Kind]:
-        """What was said of one kind."""
+        """The records of one kind."""
         return [event.what for event in self.events if isinstance(event.what, kind)]
 
     def at(self, kind: type[What]) -> list[Place]:
-        """Where what was said of one kind."""
+        """The places of the records of one kind."""
         return [event.place for event in self.events if isinstance(event.what, kind)]
 
     @property
     def printed(self) -> list[bytes]:
-        """What commands have printed, and at a hit the whole log, unless it was printed before."""
+        """The output of all commands; for a hit the whole log, unless it was sent before."""
         said = [event.what for event in self.events]
         return [
             what.data if isinstance(what, Output) else what.log.read_bytes()
@@ -243,7 +243,7 @@ class Heard(list[What]):
 
 @dataclass
 class FakeMachine:
-    """What `obuild.ssh` asks of a machine, without one: `port` is a port of ours that plays the guest."""
+    """The part of a machine that SSH sessions use; `port` is the port of a server that acts as the guest."""
 
     port: int
     shape: Shape
@@ -259,7 +259,7 @@ class FakeMachine:
     def pause(self, seconds: float, *also: int) -> list[int]:
         if self.stopped:
             raise MachineError(self.stopped)
-        # with nothing to hear, nothing can happen but that it stops, which has happened
+        # without output, the only event is that it stops, which has happened
         ready, _, _ = select.select(also, [], [], seconds if also else min(seconds, 0.05))
         return list(ready)
 
@@ -276,7 +276,7 @@ class FakeMachine:
 
 @contextmanager
 def other_process(code: str) -> Iterator[subprocess.Popen[str]]:
-    """Another Python that runs `code`; killed at the end of the block, if it still runs."""
+    """Another Python process that runs `code`; killed at the end of the block, if it still runs."""
     child = subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )

@@ -1,4 +1,4 @@
-"""Command lines for guests, run on this host by the shells and tools that are here."""
+"""Run the guests' scripts on this host, with its shells and tools."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def can_mount() -> bool:
 
 
 def typed_at(command: str) -> list[str]:
-    """The lines of the script that a `shell_command` carries."""
+    """The lines of the script in a `shell_command`."""
     sh, option, reader, text = shlex.split(command.removeprefix("exec ").removeprefix("sudo -n "))
     assert (sh, option, reader) == ("sh", "-c", 'eval "$(printf %b "$0")"')
     return re.sub(r"\\0([0-7]{3})", lambda found: chr(int(found[1], 8)), text).splitlines()
 
 
-#: What every Unix ends with.
+#: The last line of the script on every Unix.
 BASH_OR_SH = "/bin/sh -c 'command -v bash >/dev/null 2>&1 && exec bash; exec /bin/sh'"
 
 
@@ -74,7 +74,7 @@ def session(os: str, handler: Handler, key: Path, login: str = "root") -> Iterat
 
 
 def taken(folder: Path, name: str) -> CacheCopy:
-    """A step's copy of a cache that lives in `folder`."""
+    """A step's copy of a cache in `folder`."""
     (folder / name).mkdir(exist_ok=True)
     copy = CacheCopy(
         name, folder / name / "copy.tar", folder / name / "master" / "cache.tar", folder / name / "lock"
@@ -95,7 +95,7 @@ def run(
 
 
 class Windows:
-    """A small model of a Windows guest: a folder for C:, junctions are symlinks, and it knows each script's verb.
+    """A small model of a Windows guest: a folder is C:, junctions are symlinks, and each script is recognized.
 
     What a step's command does is `act`, given the command line of the program, its workdir and environment.
     """
@@ -197,7 +197,7 @@ class Windows:
 
 
 def read_back(line: str) -> list[str]:
-    """The rules of Microsoft's C runtime, written down a second time, as its manual has them."""
+    """The rules of Microsoft's C runtime, implemented independently from its manual."""
     words: list[str] = []
     at = 0
     while at < len(line):

@@ -1,4 +1,4 @@
-"""An HTTP server on 127.0.0.1 that misbehaves as it is told."""
+"""An HTTP server on 127.0.0.1 that misbehaves on demand."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 @dataclass
 class Site:
-    """What a server has, by path, and how it answers.
+    """The content of a server, by path, and how it answers.
 
     `faults` are used up, one for each request: "cut" ends it after half of what was asked for, "stall" says
     nothing more after half, "404", "whole" ignores a range, "416" refuses it, "more" sends more than it said,
@@ -32,7 +32,7 @@ class Site:
 
 @contextmanager
 def serving(files: dict[str, bytes]) -> Iterator[Site]:
-    """A server for as long as the block runs."""
+    """A server that runs until the block ends."""
     site = Site(files)
 
     class Handler(BaseHTTPRequestHandler):

@@ -15,7 +15,7 @@ from tests.support.fakes import other_process
 
 
 def make(store: Store, step: Step) -> None:
-    """Make a layer as a build does, with nothing in it but what the draft came with."""
+    """Make a layer as a build does, with only what a new draft has in it."""
     with store.claim(step.id), store.draft(step) as draft:
         if step.parent is None:
             subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", draft.image, "1M"], check=True)
@@ -68,7 +68,7 @@ with ExitStack() as stack:
 
 @contextmanager
 def held(store: Store, how: str, name: str) -> Iterator[subprocess.Popen[str]]:
-    """Another process that has something in use until the block ends."""
+    """Have another process use something until the block ends."""
     with other_process(HOLD) as child:
         assert child.stdin
         assert child.stdout
@@ -79,7 +79,7 @@ def held(store: Store, how: str, name: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def used(path: Path, days: float) -> None:
-    """Say that a layer or the folder of a cache was last used so many days ago."""
+    """Set the last use of a layer or a cache's folder to so many days ago."""
     os.utime(path, (NOW - days * DAY, NOW - days * DAY))
 
 
@@ -89,5 +89,5 @@ def fat_cache(store: Store, name: str, days: float) -> None:
     used(store.caches.file(name).parent, days)
 
 
-#: Chains are long with so many images in some tests, so that few layers do.
+#: In some tests, so many images make a long chain, so that a few layers are enough.
 FEW = 4

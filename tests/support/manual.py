@@ -1,4 +1,4 @@
-"""The examples of docs/spec.md, and what it says that they print."""
+"""The examples in docs/spec.md, and their output as printed there."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _FENCE = re.compile(r"^```(lisp|text)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 @dataclass(frozen=True)
 class Example:
-    """A spec; `section` is the heading it stands under, `output` what its commands print, "" if nothing."""
+    """A spec; `section` is the heading above it, `output` what its commands print, "" if nothing."""
 
     section: str
     spec: str
@@ -22,7 +22,7 @@ class Example:
 
 
 def examples() -> list[Example]:
-    """All of them, from top to bottom."""
+    """All examples, from top to bottom."""
     found: list[Example] = []
     _, *parts = _HEADING.split(PAGE.read_text(encoding="utf-8"))
     for section, text in zip(parts[::2], parts[1::2], strict=True):
@@ -37,6 +37,6 @@ def examples() -> list[Example]:
 
 
 def example(section: str) -> Example:
-    """The only one of a section."""
+    """The only example of a section."""
     (found,) = (each for each in examples() if each.section == section)
     return found

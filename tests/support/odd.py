@@ -1,4 +1,4 @@
-"""A store in which one thing is not what it should be, and all commands on it: shared by tests and a long sweep.
+"""A store with one thing damaged, and all commands on it: shared by tests and a long sweep.
 
 `python -m tests.support.odd` tries every file and folder of a store with every kind of damage and every command,
 and says how many that were; tests/store/test_strangers.py tries a part of them.
@@ -31,7 +31,7 @@ from obuild.store.layers import Store
 from tests.support import fake_obuild
 from tests.support.fakes import POWER_OFF, boot_disk
 
-#: How long a command may take, in seconds, before it counts as one that hangs.
+#: How long a command may take before it counts as hanging, in seconds.
 LIMIT = 20
 
 SPEC = """
@@ -46,7 +46,7 @@ SPEC = """
 
 BUILD = ("build", "--qemu-accel=tcg", "-f", "SPEC", "SOURCE")
 
-#: Commands that only look, and those that change what is there. ID is a layer in the middle of a chain.
+#: Read-only commands, and those that change the store. ID is a layer in the middle of a chain.
 LOOKS = (
     ("ls",),
     ("logs", "ID"),
@@ -79,7 +79,7 @@ CHANGES = (
 
 
 def run(argv: Iterable[str], *, before: Callable[[], object] = lambda: None) -> tuple[int, str, str]:
-    """Run the program in a process that is forked: exit code (negative: a signal), stdout and stderr.
+    """Run the program in a forked process: exit code (negative: a signal), stdout and stderr.
 
     Guests are scripted, chains are flattened early. `before` is called in that process.
     """
@@ -127,7 +127,7 @@ def _child(argv: list[str], out: int, err: int, before: Callable[[], object]) ->
 
 @dataclass(frozen=True)
 class Yard:
-    """A folder with a store that has one of everything, from which stores are copied; and what commands name."""
+    """A folder with a store that has one of everything, to be copied, and the arguments of commands."""
 
     folder: Path
 
@@ -137,7 +137,7 @@ class Yard:
 
     @property
     def victim(self) -> Path:
-        """A folder that symlinks lead to: nothing in it may ever change. Never name a real one here."""
+        """A folder that symlinks lead to: nothing in it may ever change. Never use a real folder here."""
         return self.folder / "victim"
 
     def words(self) -> dict[str, str]:
@@ -154,14 +154,14 @@ class Yard:
         return run([*args[:count], f"--store=qemu:{store}", *args[count:]])
 
     def copy(self, name: str = "copy") -> Path:
-        """A store like ours, in place of the last one."""
+        """A fresh copy of the store, in place of the last one."""
         copy = self.folder / name
         discard(copy)
         subprocess.run(["cp", "-a", self.store, copy], check=True)
         return copy
 
     def places(self) -> list[str]:
-        """Each file and folder of the store once, of those that are alike only some."""
+        """Each file and folder of the store; of similar ones only some."""
         found: dict[str, str] = {}
         for path in sorted(self.store.rglob("*")):
             name = str(path.relative_to(self.store))
@@ -172,7 +172,7 @@ class Yard:
         return list(dict.fromkeys([*found.values(), *own, f"result/{middle}/rootfs/image.qcow2"]))
 
     def victims(self) -> dict[str, tuple[int, int, str]]:
-        """What the victims are now."""
+        """The current state of the folder that must not change."""
         found = {}
         for path in [self.victim, *sorted(self.victim.rglob("*"))]:
             status = path.lstat()
@@ -182,7 +182,7 @@ class Yard:
 
 
 def make_yard(folder: Path) -> Yard:
-    """The store has a base, layers, flattened ones, a cache, memos, a login key, and an index."""
+    """The store gets a base, layers, flattened ones, a cache, memos, a login key, and an index."""
     yard = Yard(folder)
     for name in ("source", "victim/inside", "victim/rootfs"):
         (folder / name).mkdir(parents=True)
@@ -219,11 +219,11 @@ def _depth(id: LayerId | None, parents: dict[LayerId, LayerId | None]) -> int:
     return 1 + _depth(parents[id], parents) if id else 0
 
 
-# -- what there may be in place of something
+# -- the damages
 
 
 def nothing(path: Path, yard: Yard) -> None:
-    """It is just gone."""
+    """It is missing."""
 
 
 def empty(path: Path, yard: Yard) -> None:
@@ -256,7 +256,7 @@ def pipe(path: Path, yard: Yard) -> None:
 
 def unix_socket(path: Path, yard: Yard) -> None:
     here = Path.cwd()
-    os.chdir(path.parent)  # its path may be too long for a socket's
+    os.chdir(path.parent)  # the path may be too long for a socket
     try:
         with closing(socket.socket(socket.AF_UNIX)) as made:
             made.bind(path.name)
@@ -265,12 +265,12 @@ def unix_socket(path: Path, yard: Yard) -> None:
 
 
 def device(path: Path, yard: Yard) -> None:
-    """As /dev/zero; only root can make one."""
+    """Like /dev/zero; only root can make one."""
     os.mknod(path, 0o666 | stat.S_IFCHR, os.makedev(1, 5))
 
 
 def truncated(path: Path, yard: Yard) -> None:
-    """Half of the file that is in the store; of a folder, nothing of what is in it."""
+    """Half of the file; of a folder, nothing."""
 
 
 DAMAGES = (nothing, empty, garbage, truncated, folder, link_to_folder, link_to_file, link_to_nothing, pipe,
@@ -279,7 +279,7 @@ Damage = Callable[[Path, Yard], None]
 
 
 def put(damage: Damage, path: Path, yard: Yard) -> None:
-    """Have something else where `path` is."""
+    """Replace `path` with something else."""
     if damage is truncated:
         if path.is_dir():
             shutil.rmtree(path)
@@ -298,7 +298,7 @@ def put(damage: Damage, path: Path, yard: Yard) -> None:
 def troubles(
     yard: Yard, place: str, damage: Damage, commands: Iterable[tuple[str, ...]], again: bool
 ) -> list[str]:
-    """What is wrong with how commands take one damage: hangs, tracebacks, exit codes, changes elsewhere.
+    """The faults of commands on one damage: hangs, tracebacks, exit codes, changes elsewhere.
 
     With `again`, each of them has the store to itself; else one finds it as the one before has left it.
     """
@@ -322,7 +322,7 @@ def troubles(
 
 
 def unrepaired(yard: Yard, place: str, damage: Damage) -> list[str]:
-    """What is wrong after a repair: fsck finds more than a user must do, or a build does not work."""
+    """The faults after a repair: fsck finds more than what only a user can fix, or a build does not work."""
     store = yard.copy()
     put(damage, store / place, yard)
     yard.command(store, ("fsck", "--repair", "--read-data"))

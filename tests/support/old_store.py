@@ -1,4 +1,4 @@
-"""A store as development versions left it: keys of format 1, and no STORE/format."""
+"""A store made by a development version: keys of format 1, and no STORE/format."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from obuild.store.layers import Store
 
 
 def _write(*fields: tuple[str, Sexp]) -> str:
-    """A key of format 1: every one names the executor, before the parent."""
+    """A key of format 1, which always has the executor, before the parent."""
     rest = [field for field in fields if field[0] != "executor"]
     return sexp.dumps((("format", "1"), ("executor", "qemu"), *rest))
 
 
 @contextmanager
 def as_development_version(store: Store) -> Iterator[None]:
-    """What is planned and built in the block gets keys of format 1; afterwards the store says no format."""
+    """Plan and build in the block with keys of format 1; afterwards the store has no format."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(keys, "_write", _write)
         yield

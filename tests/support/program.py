@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def layers(output: str) -> list[str]:
-    """The ids of the layers that a build says it has used or made, in order."""
+    """The ids of the layers that a build reports as used or made, in order."""
     return re.findall(r'^---> (?:using|saved as) "([0-9a-f]{64})"', output, re.MULTILINE)
 
 
@@ -32,7 +32,7 @@ class Program:
     def __call__(
         self, *args: str | Path, code: int = 0, env: dict[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
-        """Run it to its end, and see that it ends with `code` and without a traceback."""
+        """Run it, and check that it ends with `code` and without a traceback."""
         done = subprocess.run(
             self.argv(*args),
             capture_output=True,
@@ -69,7 +69,7 @@ def base_images(*recipes: str) -> Path:
 
 
 def extents(path: Path) -> Iterator[bytes]:
-    """What a file holds besides holes: the memory of a saved machine is mostly those."""
+    """The content of a file without its holes: the memory of a saved machine is mostly holes."""
     with path.open("rb") as file:
         end = 0
         while True:
@@ -82,13 +82,13 @@ def extents(path: Path) -> Iterator[bytes]:
 
 
 def rename_base(store: Path, old: str, new: str) -> None:
-    """Call a base image something else: its file, and whatever belongs to it."""
+    """Rename a base image: its file, and the files that belong to it."""
     for path in (store / "base-image").glob(f"{old}.*"):
         path.rename(path.with_stem(new))
 
 
 def new_store(root: Path, bases: Path) -> Path:
-    """A fresh store in which the images of `bases` are there already; a `micro-ARCH` is called `micro`."""
+    """A fresh store that has the images of `bases`; a `micro-ARCH` is called `micro`."""
     Store.open(root)
     subprocess.run(["cp", "-a", "--reflink=auto", f"{bases}/base-image", f"{bases}/state", root], check=True)
     for about in (root / "base-image").glob("micro-*.toml"):
@@ -111,7 +111,7 @@ def machines(store: Path) -> list[int]:
 
 
 def assert_clean(program: Program) -> None:
-    """Nothing of the failed step is left."""
+    """Check that nothing of the failed step is left."""
     assert machines(program.store) == []
     for folder in ("result-tmp", "cache-tmp", "warm-tmp", "state/locks"):
         assert not list((program.store / folder).glob("*")), folder

@@ -11,7 +11,7 @@ from obuild.bases.sources import Choices
 
 
 def recipe_of(text: str, *, name: str = "mine", profile: str = "", **values: str) -> Recipe:
-    """The recipe that a file NAME.toml with this text is."""
+    """The recipe from a file NAME.toml with this text."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{name}.toml"
         path.write_text(text)

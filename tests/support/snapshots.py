@@ -1,4 +1,4 @@
-"""What is in a folder, to be compared with what is there later."""
+"""The state of a folder, to be compared with a later one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def looks(root: Path) -> dict[str, tuple[int, int, bytes | str]]:
-    """All below a folder: kind and mode, time of change, content. Nothing in it may have changed."""
+    """Everything below a folder: kind and mode, time of change, content."""
     found: dict[str, tuple[int, int, bytes | str]] = {}
     for path in sorted([root, *root.rglob("*")]):
         status = path.lstat()

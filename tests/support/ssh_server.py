@@ -1,4 +1,4 @@
-"""An SSH server in a thread that plays a guest: whoever may log in, and every command goes to a handler."""
+"""An SSH server in a thread that acts as a guest: anybody may log in, and every command goes to a handler."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class _Server(paramiko.ServerInterface):
             with channel.makefile("rb") as stdin, channel.makefile("wb", 0) as stdout:
                 status = self.handler(command, cast(IO[bytes], stdin), cast(IO[bytes], stdout))
         except Exception as error:
-            with suppress(OSError, EOFError):  # the client has gone, which is its right
+            with suppress(OSError, EOFError):  # the client has gone, which is allowed
                 channel.sendall(f"the test's server: {error!r}".encode())
         with suppress(OSError, EOFError):
             channel.send_exit_status(status)
@@ -92,7 +92,7 @@ def serve(handler: Handler) -> Iterator[int]:
 
 
 def pipe(argv: Sequence[str | Path], stdin: IO[bytes], stdout: IO[bytes], **options: object) -> int:
-    """Run a program between the two, byte by byte as it comes, and return its exit status."""
+    """Run a program connected to both streams, passing bytes on as they come; returns its exit status."""
     child = subprocess.Popen(
         argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0, **options
     )  # type: ignore[call-overload]
@@ -101,7 +101,7 @@ def pipe(argv: Sequence[str | Path], stdin: IO[bytes], stdout: IO[bytes], **opti
     assert child.stderr is not None
 
     def complain() -> None:
-        with suppress(OSError, EOFError):  # the client has gone, which is its right
+        with suppress(OSError, EOFError):  # the client has gone, which is allowed
             while data := child.stderr.read(65536):
                 stdout.channel.sendall_stderr(data)  # type: ignore[attr-defined]  # paramiko's own file
 
@@ -125,7 +125,7 @@ def pipe(argv: Sequence[str | Path], stdin: IO[bytes], stdout: IO[bytes], **opti
 
 
 class Unix:
-    """Runs commands as root on this host, in a mount namespace of their own, with programs of our own first."""
+    """Runs commands as root on this host, in a mount namespace of their own, with our programs first in PATH."""
 
     def __init__(self, programs: Path) -> None:
         self.path = f"{programs}:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -144,7 +144,7 @@ class Unix:
         self.keeper.communicate()
 
 
-#: Programs of a BSD, as far as our lines use them, by means of this host's.
+#: Programs of the BSDs, made of this host's, as far as our scripts use them.
 BSD_PROGRAMS = {
     "chroot": """[ "$1 $3 $5 $7" = "-u -g -G /" ] || exit 99; uid=$2 gid=$4 groups=$6; shift 7; cd /
                  exec setpriv --reuid "$uid" --regid "$gid" --groups "$groups" -- "$@" """,

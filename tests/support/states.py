@@ -19,7 +19,7 @@ PLENTY = 1 << 30
 
 
 def save(states: Warm, id: LayerId, *, ram: Path | None = None, machine: str = MACHINE, size: int = RAM) -> bool:
-    """Save a machine, with a memory of its own or that of another one."""
+    """Save a machine, with its own memory or that of another one."""
     with states.folder("test") as folder:
         made = folder / "made"
         made.mkdir()
@@ -45,7 +45,7 @@ def longer(state: Path) -> None:
 
 
 def flipped(name: str) -> Callable[[Path], None]:
-    """Other content, and nothing else."""
+    """Change the content, and nothing else."""
 
     def act(state: Path) -> None:
         path, status = writable(state / name), (state / name).stat()

@@ -1,4 +1,4 @@
-"""A build that is killed while it works, and what is looked at afterwards."""
+"""A build that is killed while it works, and the checks afterwards."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from obuild.store.layers import Store
 SAVED = re.compile(r'---> saved as "([0-9a-f]{64})"')
 
 
-#: What fsck may find where a process was killed.
+#: What fsck may find after a process was killed.
 EXPECTED = (
     "a draft that no living process owns|a copy of a cache that no living process owns"
     "|a lock file that nobody holds|a base image that was never put in its place|a file that was never finished"
@@ -24,7 +24,7 @@ EXPECTED = (
 
 
 class Victim:
-    """The program, on a store of its own, run until it is killed. `words` stand for paths in commands."""
+    """The program, on its own store, run until it is killed. `words` stand for paths in commands."""
 
     module = "tests.support.fake_obuild"
 
@@ -44,16 +44,16 @@ class Victim:
         )
 
     def run(self, *command: str, kill_at: str = "") -> int:
-        """Run a command to its end, and note what it says to have saved."""
+        """Run a command to its end, and record what it says it has saved."""
         out, errors = (child := self.start(*command, kill_at=kill_at)).communicate()
         assert "Traceback" not in errors, errors
         self.saved |= set(SAVED.findall(out))
         return child.returncode
 
     def check(self) -> None:
-        """What a crash may leave is rubbish: the next command removes it, and then all is as it should be."""
+        """A crash leaves only rubbish: the next command removes it, and then the store is sound."""
         store = Store(self.root)
-        assert self.saved <= {layer.id for layer in store.layers()}  # nothing that was finished is lost
+        assert self.saved <= {layer.id for layer in store.layers()}  # no finished layer is lost
         for finding in fsck.check(store):
             assert re.fullmatch(EXPECTED, finding.what), finding
         assert self.run("prune") == 0
