@@ -1,4 +1,4 @@
-"""Which way a cache travels quicker: by tar's pipe over SSH, as it does, or by scp and an archive in the guest.
+"""Compare how fast a cache travels by tar's pipe over SSH, as it does, and by scp and an archive in the guest.
 
 Run it on a quiet machine:  .venv/bin/python bench/caches.py
 

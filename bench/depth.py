@@ -1,15 +1,15 @@
-"""What depth costs: a step, and random reads in a guest, at depth 1 and at the end of a chain of 100 layers.
+"""The cost of depth: a step, and random reads in a guest, at depth 1 and at the end of a chain of 100 layers.
 
 Run it on a quiet machine:  .venv/bin/python -m bench.depth [--runs N]
 
 It prints two ratios, each of medians taken in turns in this one run, and fails if one is over its target:
   the step `true` on 99 layers / the same on a base                                                   <= 1.15
   20,000 random reads of 4 KiB in a guest on 100 layers / the same bytes in one layer                 <= 1.3
-and beside them, what both are on 40 layers if no chain is flattened. More than some 44 there cannot be then: QEMU
-puts the relative names of a chain's images one after the other, and no path may be longer than 4096 bytes.
+and beside them, the times on 40 layers if no chain is flattened. More than some 44 do not work then: QEMU
+concatenates the relative names of a chain's images, and no path may be longer than 4096 bytes.
 
-The layers are made without guests, through the store as a build does, so it is the store that flattens. The disk
-of `micro` is made longer, and each layer writes its part of the new end, in pieces of 64 KiB, all over it.
+The layers are made without guests, through the store as in a build, so it is the store that flattens. The disk
+of `micro` is enlarged, and each layer writes its part of the new end, in pieces of 64 KiB, scattered over it.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ ROOT_SHELL = linux.root_shell("root")
 
 @dataclass(frozen=True, slots=True)
 class Deep:
-    """A store with chains of fake layers. `longest` is the limit that the store has for them."""
+    """A store with chains of fake layers. `longest` is the store's limit for unflattened chains."""
 
     store: Store
     longest: int
@@ -68,12 +68,12 @@ class Deep:
 
 
 def layers(count: int, name: str = "layer") -> str:
-    """Ops that make so many layers."""
+    """Return this many ops."""
     return " ".join(f'(run (shell "{name} {number}"))' for number in range(count))
 
 
 def make_layers(deep: Deep, chain: Chain) -> list[float]:
-    """Make the missing layers of a chain, each with its part of the data; seconds that each draft took."""
+    """Make the missing layers of a chain, each with its part of the data; return the seconds for each draft."""
     pieces = random.Random(1).sample(range(PIECES), PIECES)
     count = len(chain.steps) - 1
     times = []
@@ -97,7 +97,7 @@ def make_layers(deep: Deep, chain: Chain) -> list[float]:
 
 
 def step_seconds(deep: Deep, ops: str) -> float:
-    """The seconds from the start of a new last step to its layer, with the layers below it there."""
+    """Return the seconds from the start of a new last step to its layer; the layers below it exist."""
     flatten.LONGEST = deep.longest
     times: list[float] = []
 
@@ -114,7 +114,7 @@ def step_seconds(deep: Deep, ops: str) -> float:
 
 
 def random_reader(start: int, seed: int) -> bytes:
-    """A program for x86_64 Linux that reads 4 KiB from its stdin at READS random places from `start` on."""
+    """Return a program for x86_64 Linux that reads 4 KiB at READS random places from `start` on from its stdin."""
     code = b"\xbb" + READS.to_bytes(4, "little")  # mov ebx, READS
     code += b"\x41\xbc" + seed.to_bytes(4, "little")  # mov r12d, seed
     code += b"\x49\xbd" + (6364136223846793005).to_bytes(8, "little")  # mov r13, Knuth's factor
@@ -155,7 +155,7 @@ def guest_on(deep: Deep, chain: Chain) -> Iterator[ssh.Connection]:
 
 
 def read_seconds(connection: ssh.Connection, program: Path) -> float:
-    """The seconds by the guest's clock that the reads take, with nothing of the disk in its memory."""
+    """Return the seconds by the guest's clock that the reads take, with none of the disk cached in the guest."""
     connection.put(program, "/tmp/reads")
     script = b"""chmod +x /tmp/reads; echo 0 >/sys/block/vda/queue/read_ahead_kb; sync
         bash -c '
@@ -173,12 +173,12 @@ def read_seconds(connection: ssh.Connection, program: Path) -> float:
 
 
 def size(folder: Path) -> int:
-    """MiB that the images below a folder take."""
+    """Return how many MiB the images below a folder take."""
     return sum(path.stat().st_blocks * 512 for path in folder.rglob("image.qcow2")) >> 20
 
 
 def turns(kinds: Iterable[str], run: int) -> list[str]:
-    """The kinds, in an order that changes, so that none always comes after the same other one."""
+    """Yield the kinds in a changing order, so that none always comes after the same other one."""
     order = list(kinds)
     return order if run % 2 else order[::-1]
 

@@ -1,9 +1,9 @@
-"""Give every reader random mistakes for a while: python -m bench.fuzz SECONDS [READER…].
+"""Feed every reader random errors for a while: python -m bench.fuzz SECONDS [READER…].
 
 Inputs are those of tests/fuzz/targets.py, changed in a few places. With atheris installed (pip install atheris),
 `python -m bench.fuzz --atheris SECONDS READER` lets it look for inputs that reach new code; one reader at a time.
-Prints how many inputs were tried and how many of them were taken. The first input that makes a reader raise
-anything but an ObuildError, or think for longer than SLOW, is kept in a file and ends the run.
+It prints how many inputs were tried and how many were accepted. The first input that makes a reader raise anything
+but an ObuildError, or take longer than SLOW, is kept in a file and ends the run.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main(args: list[str]) -> int:
 
 
 def spend(name: str, seconds: float) -> bool:
-    """Try one reader; False if it fell over."""
+    """Try one reader; return False if it failed."""
     chance = random.Random(time.time_ns())
     count = taken = 0
     end = time.monotonic() + seconds
@@ -56,7 +56,7 @@ def spend(name: str, seconds: float) -> bool:
 
 
 def mutated(name: str, chance: random.Random) -> bytes:
-    """One of a reader's inputs with some places replaced, repeated, or put elsewhere."""
+    """Return one of a reader's inputs with some parts replaced, repeated, or moved."""
     corpus = TARGETS[name][1]
     data = chance.choice(corpus)
     for _ in range(chance.choice((1, 1, 2, 3, 8))):
@@ -91,7 +91,7 @@ def guided(seconds: int, name: str) -> int:
 
 
 def kept(data: bytes) -> str:
-    """The file that an input was written to."""
+    """Write an input to a file; return its path."""
     with tempfile.NamedTemporaryFile(prefix="fuzz-", delete=False) as file:
         file.write(data)
     return file.name

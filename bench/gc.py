@@ -1,9 +1,9 @@
-"""How long it takes to plan a collection of 10,000 layers.
+"""Measure how long it takes to plan a collection of 10,000 layers.
 
     .venv/bin/python bench/gc.py [--layers N] [--runs N] [--remove]
 
-It makes a store of tiny layers (chains of ten on one base), lets the index learn them, and prints the median time
-of a plan that would remove them all; it fails if that is over a second. --remove carries the plan out, too.
+It makes a store of tiny layers (chains of ten on one base), lets the index read them, and prints the median time
+of a plan that would remove them all. It fails if that takes over a second. --remove carries the plan out, too.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ DEPTH = 10
 
 
 def fill(store: Store, count: int) -> None:
-    """Layers as a build leaves them, but for their images, which are a few bytes."""
+    """Make layers as a build leaves them, except for their images, which are a few bytes."""
     root = layer(store, "root", None)
     below = root
     for number in range(count - 1):

@@ -1,4 +1,4 @@
-"""What obuild adds: to a guest's own boot and power-off, and, fully cached, to starting Python.
+"""The overhead of obuild: over a guest's own boot and power-off, and, fully cached, over starting Python.
 
 Run it on a quiet machine:  .venv/bin/python bench/overhead.py [--runs N]
 
@@ -31,14 +31,14 @@ KEPT = ROOT / ".cache" / "bench-store"
 
 
 def wall(argv: list[str | Path]) -> float:
-    """Seconds that a program takes."""
+    """Return the seconds that a program takes."""
     started = time.perf_counter()
     subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - started
 
 
 def bare_guest(image: Path, shape: Shape, scratch: Path) -> float:
-    """Seconds of a guest's own: power-on to SSH banner, and power button to off. No login in between."""
+    """Return the seconds of a bare guest: power-on to SSH banner, power button to off. No login in between."""
     overlay = scratch / "overlay.qcow2"
     overlay.unlink(missing_ok=True)
     qemu_img.create_overlay(overlay, str(image))
@@ -63,7 +63,7 @@ def build_argv(store: Store, spec: Path) -> list[str | Path]:
 
 
 def step_ratio(store: Store, shape: Shape, scratch: Path, runs: int) -> float:
-    """The build of one `true` over what its guest takes by itself."""
+    """Compare a build of one `true` with its guest alone. Return ratio / target."""
     image = making.find(store, "micro", say=print).path
     spec = scratch / "true.spec"
     spec.write_text("((from micro))")
@@ -77,7 +77,7 @@ def step_ratio(store: Store, shape: Shape, scratch: Path, runs: int) -> float:
 
 
 def cached_ratio(store: Store, scratch: Path, runs: int) -> float:
-    """A fully cached 5-step build over importing typer."""
+    """Compare a fully cached 5-step build with importing typer. Return ratio / target."""
     spec = scratch / "cached.spec"
     steps = "".join(f'(run (shell "echo {number}"))' for number in range(4))
     spec.write_text(f"((from micro) (workdir /src) (env A b) (copy (src cached.spec) (dst ./)) {steps})")
@@ -100,7 +100,7 @@ def report(what: str, beside: str, ours: list[float], theirs: list[float], targe
 
 
 def kvm_or_tcg(store: Store, arch: str) -> Accel:
-    """What guests run on here."""
+    """Return what guests run on here."""
     return kvm.choose("auto", arch, memo=store.state / "accel.json", note=print)
 
 
@@ -108,7 +108,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--runs", type=int, default=5)
     runs = parser.parse_args().runs
-    compileall.compile_dir(ROOT / "obuild", quiet=1)  # as a package that was installed
+    compileall.compile_dir(ROOT / "obuild", quiet=1)  # as in an installed package
     store = Store.open(KEPT)
     card = making.find(store, "micro", say=print).card
     shape = shape_for(Settings(), card, kvm_or_tcg(store, card.arch))

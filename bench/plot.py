@@ -1,4 +1,4 @@
-"""The plot of bench.steps: a bar for each way to build, on a logarithmic scale. It alone imports matplotlib."""
+"""The plot of bench.steps: a bar for each way to build, on a logarithmic scale. Only it imports matplotlib."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from bench.results import Results, seconds
 
 COLOURS = {"cold": "#4c78a8", "first": "#f2b35e", "warm": "#d1495b", "peer": "#9a9a9a"}
 
-#: In inches. A picture is 8 wide, which is 800 px in a browser.
+#: In inches. The picture is 8 wide, which is 800 px in a browser.
 BAR, GAP, PANEL, REST = 0.18, 0.13, 0.3, 1.1
 
 
 def plot(everything: Sequence[Results], names: dict[str, str], path: Path) -> Path:
-    """Draw a panel for each base, with the ways under their `names`; return where the picture is."""
+    """Draw a panel for each base, with the ways labelled by `names`; return the picture's path."""
     heights = [PANEL + _length(results) for results in everything]
     figure = Figure(figsize=(8, sum(heights) + REST), layout="constrained")
     panels = figure.subplots(len(everything), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
@@ -41,12 +41,12 @@ def plot(everything: Sequence[Results], names: dict[str, str], path: Path) -> Pa
 
 
 def _length(results: Results) -> float:
-    """Of the column of bars, in inches: one for all that was measured, and a gap below each case."""
+    """Return the height of the bars in inches: one for each measurement, and a gap below each case."""
     return len(results.times) * BAR + len(results.cases()) * GAP
 
 
 def _draw(axes: Axes, results: Results) -> None:
-    """Bars from the top down, case by case, each with its number at its end."""
+    """Draw bars from the top down, case by case, each with its number at its end."""
     axes.set_xscale("log")
     y = 0.0
     middles = []
@@ -65,7 +65,7 @@ def _draw(axes: Axes, results: Results) -> None:
     axes.set_title(results.base, loc="left", fontsize=10, fontweight="bold")
     axes.set_yticks(middles, results.cases())
     axes.set_ylim(y - GAP, -BAR)
-    axes.margins(x=0.1)  # for the numbers
+    axes.margins(x=0.1)  # room for the numbers
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} s"))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.tick_params(left=False, bottom=False)

@@ -1,4 +1,4 @@
-"""What bench.steps builds with and where: programs, the stores that it gives them, the files that they copy."""
+"""What bench.steps builds with: programs, their stores, and the files that specs copy."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FILE_SIZE = 20_000
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """Something that builds specs; its own `options` come right before the source folder."""
+    """A program that builds specs. Its own `options` come right before the source folder."""
 
     argv: tuple[str, ...]
     options: tuple[str, ...]
@@ -35,7 +35,7 @@ class Program:
 
 
 def find_programs(obuild: str, peer: str, folder: Path) -> dict[str, Program]:
-    """The ways there are to build here, in the order of WAYS: an obuild without `--vm` has one, cold."""
+    """Return the ways to build here, in the order of WAYS. An obuild without `--vm` has only one, cold."""
     argv = tuple(shlex.split(obuild))
     told = ("--progress", "json")
     if b"--vm" in subprocess.run([*argv, "build", "--help"], stdout=subprocess.PIPE, check=True).stdout:
@@ -53,27 +53,27 @@ def find_programs(obuild: str, peer: str, folder: Path) -> dict[str, Program]:
 
 
 def make_sources(folder: Path) -> None:
-    """FILES files that do not compress, in src/files."""
+    """Make FILES incompressible files in src/files."""
     (folder / "src/files").mkdir(parents=True)
     for number in range(FILES):
         (folder / "src/files" / str(number)).write_bytes(os.urandom(FILE_SIZE))
 
 
 def copy(source: Path, dest: Path) -> None:
-    """Copy a file or folder, and wait until it is on disk, or a build would have to."""
+    """Copy a file or folder, and wait until it is on disk: else a build would have to."""
     subprocess.run(["cp", "-a", "--reflink=auto", source, dest], check=True)
     os.sync()
 
 
 def copy_images(source: Path, name: str, dest: Path) -> None:
-    """Begin a store with one base image of another one, and the keys to log in."""
+    """Make a store with one base image of another store, and its login keys."""
     Store.open(dest)
     for path in [*(source / "base-image").glob(f"{name}.*"), source / "state/ssh"]:
         copy(path, dest / path.parent.name)
 
 
 def images_of(name: str, stores: list[Path]) -> Path:
-    """Which of the stores has this base image; if none has, that for benches, where it is made."""
+    """Return the store that has this base image; if none has, the benchmarks' own, where it is made."""
     for root in stores:
         if catalog.image_path(Store(root), name):
             return root

@@ -1,4 +1,4 @@
-"""What bench.steps measured of one base: medians, a table of them, and whether they are what they shall be."""
+"""What bench.steps measured on one base: medians, a table of them, and whether targets are met."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bench.watch import Build, depth_ratio, pauses
 #: In the order of columns and bars.
 WAYS = ("cold", "first", "warm", "peer")
 
-#: Pairs of ways; how many times as long the first takes as the second is told.
+#: Pairs of ways; the table shows how many times as long the first takes as the second.
 RATIOS = (("cold", "warm"), ("cold", "first"), ("peer", "cold"), ("peer", "warm"))
 
 #: The row that is not about whole builds.
@@ -22,7 +22,7 @@ DEPTH, WINDOW = 50, 10
 
 @dataclass(slots=True)
 class Results:
-    """All that was measured of a base, in seconds. `times` is by case and way, in the order of the table.
+    """All measurements on a base, in seconds. `times` is by case and way, in the order of the table.
 
     A `failed` case and way has no median, however often it succeeded. `boots` are from the start of the guest's
     machine to a login by SSH. `chains` are builds on a warm base, by turns of DEPTH + WINDOW / 2 steps and of
@@ -40,7 +40,7 @@ class Results:
         return list(dict.fromkeys(case for case, _ in self.times))
 
     def median(self, case: str, way: str) -> float | None:
-        """None if it failed, or was not measured."""
+        """Return None if it failed, or was not measured."""
         times = self.times.get((case, way))
         return statistics.median(times) if times and (case, way) not in self.failed else None
 
@@ -48,13 +48,13 @@ class Results:
         return divided(self.median(case, over), self.median(case, under))
 
     def good(self) -> bool:
-        """Whether all targets are reached, and nothing failed but what the peer did."""
+        """Return whether all targets are met, and nothing but the peer failed."""
         return all(way == "peer" for _, way in self.failed) and all(target.met for target in targets(self))
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Something that shall be at most, or at least, `limit`; without a `value` it could not be measured."""
+    """A value that must be at most, or at least, `limit`; without a `value` it could not be measured."""
 
     text: str
     value: float | None
@@ -76,12 +76,12 @@ class Target:
 
 
 def divided(over: float | None, under: float | None) -> float | None:
-    """over / under, if there are both."""
+    """Return over / under, if both are known."""
     return None if over is None or not under else over / under
 
 
 def table(results: Results, ways: Sequence[str]) -> Iterator[str]:
-    """Lines of a table in Markdown, also fit to be read as it is: medians in seconds, then ratios of them."""
+    """Yield the lines of a Markdown table that is also readable as text: medians in seconds, then their ratios."""
     ratios = [pair for pair in RATIOS if set(pair) <= set(ways)]
     rows = [[results.base, *ways, *(f"{over} / {under}" for over, under in ratios)]]
     for case in results.cases():
@@ -106,12 +106,12 @@ def _times(ratio: float | None) -> str:
 
 
 def seconds(value: float) -> str:
-    """A number with about three digits that matter, and no exponent."""
+    """Format a number with about three significant digits and no exponent."""
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
 def targets(results: Results) -> Iterator[Target]:
-    """What warm machines shall reach on this base."""
+    """Yield what warm machines must reach on this base."""
     warm10 = results.median("true-10", "warm")
     boot = statistics.median(results.boots) if results.boots else None
     if results.base == "debian-12":

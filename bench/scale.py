@@ -1,11 +1,11 @@
-"""Whether a store of 100,000 layers feels like one of 100.
+"""Check that a store of 100,000 layers feels like one of 100.
 
 Run it on a quiet machine:  .venv/bin/python -m bench.scale [--layers N] [--runs N] [--folder DIR]
 
-It makes both stores (some 2 GB in a temporary folder, which goes at the end; one in /dev/shm is quicker), calls
+It makes both stores (some 2 GB in a temporary folder, removed at the end; one in /dev/shm is faster), runs
 each command in both by turns, and prints medians and their ratio. It fails if one is over the target, 1.5. What
-stands above and below the table is not held to it, because it lists result/ whole, or reads many keys: the first
-look at a store that has no index, a look after a change, a plan with a step that 10,000 layers may be like.
+is above and below the table has no target, because it lists all of result/, or reads many keys: the first
+look at a store without an index, a look after a change, a plan with a step that 10,000 layers may be similar to.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ SPEC = "((from tiny) (env A b) (workdir /src) (run (shell {})) (copy (src .) (ds
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A store with a spec that is built in it, one whose last step is not, and one of which only the base is."""
+    """A store with a spec that is built in it, one that lacks its last step, and one with only its base built."""
 
     store: Store
     built: Path
@@ -70,7 +70,7 @@ COMMANDS: dict[str, Callable[[Place], list[str | Path]]] = {
 
 
 def make_place(root: Path, layers: int) -> Place:
-    """A store with so many layers: a chain for a spec, and many beside it on the same base."""
+    """Make a store with this many layers: a chain for a spec, and many others on the same base."""
     (root / "src").mkdir(parents=True)
     store = Store.open(root / "store")
     (root / "src/file").write_text("x")
@@ -92,7 +92,7 @@ def make_place(root: Path, layers: int) -> Place:
 
 
 def fill(store: Store, parent: LayerId, count: int) -> None:
-    """Put `count` layers into result/ without all that makes a commit safe: chains that begin on `parent`."""
+    """Put `count` layers into result/ without the steps that make a commit safe: chains that begin on `parent`."""
     none = "0" * 64
     template = store.root / "template.qcow2"
     backing = ["-b", f"../../../result/{none}/rootfs/image.qcow2", "-F", "qcow2"]
@@ -121,7 +121,7 @@ def _write(path: str, data: bytes) -> None:
 
 
 def steps(root: LayerId, count: int) -> Iterator[Step]:
-    """`count` steps in chains of DEPTH."""
+    """Make `count` steps in chains of DEPTH."""
     parent = root
     for number in range(count):
         parent = parent if number % DEPTH else root
@@ -144,7 +144,7 @@ def compare(small: Place, large: Place, runs: int) -> float:
 
 
 def spent(argv: list[str | Path]) -> tuple[float, float]:
-    """Seconds that a program takes, and those of them that it computes."""
+    """Return the seconds that a program takes, and how many of them are CPU time."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     taken = wall(argv)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -152,7 +152,7 @@ def spent(argv: list[str | Path]) -> tuple[float, float]:
 
 
 def once(places: tuple[Place, Place], what: str, argv: Callable[[Place], list[str | Path]]) -> None:
-    """Print what a command takes when it is called once."""
+    """Print how long one call of a command takes."""
     times = [wall(argv(place)) for place in places]
     print(f"{what:24}  {times[0]:6.3f} s  {times[1]:6.3f} s")
 
@@ -163,7 +163,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=11)
     parser.add_argument("--folder", type=Path, help="where to make the stores")
     options = parser.parse_args()
-    compileall.compile_dir(ROOT / "obuild", quiet=1)  # as a package that was installed
+    compileall.compile_dir(ROOT / "obuild", quiet=1)  # as in an installed package
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="obuild-scale-") as name:
         started = time.perf_counter()
         places = make_place(Path(name) / "small", 100), make_place(Path(name) / "large", options.layers)
@@ -171,10 +171,10 @@ def main() -> None:
         once(places, "the first ls", lambda place: place.argv("ls"))
         worst = compare(*places, options.runs)
         for place in places:
-            (place.store.result / "lost+found").mkdir()  # as far as stat(2) sees, a layer may have come
+            (place.store.result / "lost+found").mkdir()  # to stat(2) it looks as if a layer may have come
         once(places, "ls after a change", lambda place: place.argv("ls"))
         once(places, "plan, the first changed", lambda place: place.spec_argv("plan", place.other))
-        subprocess.run(["rm", "-rf", *(place.store.root for place in places)], check=True)  # quicker than Python
+        subprocess.run(["rm", "-rf", *(place.store.root for place in places)], check=True)  # faster than Python
     sys.exit(0 if worst <= TARGET else "over the target")
 
 

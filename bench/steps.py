@@ -1,19 +1,19 @@
-"""What builds take: with a machine booted for each step, with warm machines, and with another program beside them.
+"""How long builds take: with a machine booted for each step, with warm machines, and with another program.
 
 Run it on a quiet machine:  make bench-steps  or  .venv/bin/python -m bench.steps [--repeat N] [--peer CMD] …
 
-It builds with the real program, as a user would, and prints a table for each base image, of medians and of their
+It builds with the real program, as a user would, and prints for each base image a table of medians and their
 ratios. The ways to build take turns, in changing order:
   cold    --vm boot
-  first   --vm warm in a store whose base was never booted: what is saved for the next time is in it
-  warm    --vm warm when that is there
+  first   --vm warm in a store whose base was never booted: includes saving for the next time
+  warm    --vm warm after that
   peer    CMD build --store=qemu:DIR -f SPEC SRC
-No build finds one of its own steps in the store; the base's layer and the cache are there before. Below each
-table stands what warm machines shall reach, and it fails if something is not reached.
+No build finds one of its own steps in the store; the base's layer and the cache exist beforehand. Below each
+table are the targets for warm machines. It fails if one is not met.
 
-Times of a build are from exec to exit. What happens within one is told from outside, by when the records of
-`--progress json` arrive here. So the pause from a step's last output to the next one's first has in it whatever
-obuild does to seal a layer, and the start of a shell in the guest too.
+Times of a build are from exec to exit. What happens within one is timed from outside, by when the records of
+`--progress json` arrive here. So the pause from a step's last output to the next one's first includes the time
+that obuild takes to seal a layer, and the start of a shell in the guest.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from obuild.host import qemu_img
 from obuild.host.process import CancelScope
 from obuild.store.layers import Store
 
-#: What the ways are called in the plot.
+#: The names of the ways in the plot.
 NAMES = {"cold": "a boot for each step", "first": "warm, the first time", "warm": "warm"}
 
 CACHED = 5000
@@ -56,11 +56,11 @@ APT = "apt-get update && apt-get install -y --no-install-recommends hello"
 
 
 def echoes(count: int, mark: str) -> str:
-    """Steps that print something."""
+    """Return steps that print something."""
     return " ".join(f'(run (shell "echo {number} # {mark}"))' for number in range(1, count + 1))
 
 
-#: The ops of each case; `mark` is another one each time, so that no two builds have a step in common.
+#: The ops of each case; `mark` is different each time, so that no two builds have a step in common.
 CASES: dict[str, Callable[[str], str]] = {
     "true-1": lambda mark: f'(run (shell "true # {mark}"))',
     "true-10": lambda mark: echoes(10, mark).replace("echo", "true"),
@@ -83,7 +83,7 @@ class Bench:
         self._count = 0
 
     def run(self, repeat: int) -> None:
-        """Measure all, `repeat` times. Raises Failed or ObuildError if there is nothing to measure."""
+        """Measure everything `repeat` times. Raises Failed or ObuildError if there is nothing to measure."""
         self._prepare()
         cases = self._cases()
         for number in range(repeat):
@@ -95,7 +95,7 @@ class Bench:
                 self._measure_chains()
 
     def _prepare(self) -> None:
-        """A store for each way, with the base's layer and the cache in it; for `warm` with what it saves, too."""
+        """Make a store for each way, with the base's layer and the cache; for `warm`, also its saved machine."""
         fill = f'(run {CACHE} (shell "{FILL}"))'
         copy_images(self._images, self.results.base, self._seed)
         self._build("cold", fill, self._seed)
@@ -112,7 +112,7 @@ class Bench:
             self._build("warm", CASES["true-1"](self._mark()))
 
     def _cases(self) -> list[str]:
-        """What this base can do here."""
+        """Return the cases that work on this base."""
         if self.results.base.startswith("debian-"):
             try:
                 self._build("cold", f'(run (network host) (shell "apt-get update # {self._mark()}"))')
@@ -122,7 +122,7 @@ class Bench:
         return [case for case in CASES if case != "apt"]
 
     def _measure(self, case: str, way: str) -> None:
-        """One build. If it fails, that is told, and the way is not tried in this case again."""
+        """Build once. If it fails, report that, and do not try the way in this case again."""
         if (case, way) in self.results.failed or (case == FIRST_OUTPUT and way not in ("cold", "warm")):
             return
         times = self.results.times.setdefault((case, way), [])
@@ -139,7 +139,7 @@ class Bench:
         note(f"{self.results.base}, {case}, {way}: {times[-1]:.3f} s")
 
     def _measure_chains(self) -> None:
-        """A long chain, and a short one as soon as it is deep: a host that slows down is not taken for depth."""
+        """Build a long chain, then at once a short one, so that a host that slows down does not count as depth."""
         for count in (DEPTH + WINDOW // 2, WINDOW):
             try:
                 build = self._build("warm", echoes(count, self._mark()))
@@ -151,7 +151,7 @@ class Bench:
             note(f"{self.results.base}, {count} steps, warm: {build.seconds:.3f} s")
 
     def _measure_boot(self) -> None:
-        """From the start of a machine to the login, which is how a cold step begins."""
+        """Return the time from the start of a machine to the login, which is how a cold step begins."""
         store = Store.open(self._seed)
         found = making.find(store, self.results.base, say=note)
         shape = shape_for(Settings(), found.card, kvm_or_tcg(store, found.card.arch))
@@ -177,7 +177,7 @@ class Bench:
 
     @contextmanager
     def _store(self, way: str) -> Iterator[Path]:
-        """The store that a way builds in; for `first` a new one each time."""
+        """Return the store that a way builds in; for `first` a new one each time."""
         if way != "first":
             yield self._folder / way
             return
@@ -187,7 +187,7 @@ class Bench:
 
 
 def note(text: str) -> None:
-    """Say how it goes, beside the tables."""
+    """Report progress on stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -209,8 +209,8 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     options = arguments()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what was begun is ended, as by Ctrl-C
-    compileall.compile_dir(ROOT / "obuild", quiet=1)  # as a package that was installed
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that it cleans up, as after Ctrl-C
+    compileall.compile_dir(ROOT / "obuild", quiet=1)  # as in an installed package
     plots = importlib.util.find_spec("matplotlib") is not None
     if not plots:
         print("There will be no plot, for matplotlib is missing:  .venv/bin/pip install -e '.[bench]'")

@@ -1,4 +1,4 @@
-"""Run a program that builds, as a user would, and note what it tells of itself and when."""
+"""Run a program that builds, as a user would, and record what it reports and when."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from typing import IO
 #: The longest that a build may take, in seconds; one that takes longer has failed.
 LONGEST = 3600.0
 
-#: How much of what a failed program said is shown, in bytes.
+#: How many bytes of a failed program's output are shown.
 TAIL = 400
 
 
 class Failed(Exception):
-    """A program could not be run, ended with another status than 0, or took too long; says which."""
+    """A program could not be run, exited with a status other than 0, or took too long; the message says which."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Told:
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """What a build took from exec to exit, in seconds, and what it told meanwhile; `printed` by its commands."""
+    """The duration of a build from exec to exit, in seconds, its records, and the output of its commands."""
 
     seconds: float
     told: tuple[Told, ...] = ()
@@ -46,11 +46,11 @@ class Build:
 
 
 def watch(argv: Sequence[str | Path], *, events: bool, longest: float = LONGEST) -> Build:
-    """Run a build to its end; with `events`, its stdout is read as records, as they come. Raises Failed."""
+    """Run a build to its end. With `events`, its stdout is read as records. Raises Failed."""
     with tempfile.TemporaryFile() as said:
         started = time.perf_counter()
         try:
-            # a session of its own, so that what it leaves behind can be ended with it
+            # in its own session, so that processes that it leaves can be ended with it
             child = subprocess.Popen(
                 argv,
                 stdin=subprocess.DEVNULL,
@@ -65,7 +65,7 @@ def watch(argv: Sequence[str | Path], *, events: bool, longest: float = LONGEST)
         except TimeoutError:
             raise Failed(f"not done after {longest:g} s") from None
         finally:
-            with suppress(ProcessLookupError):  # the rule: nothing of it is left
+            with suppress(ProcessLookupError):  # as usual: no process is left
                 os.killpg(child.pid, signal.SIGKILL)
             child.wait()
             if child.stdout:
@@ -97,7 +97,7 @@ def _follow(child: subprocess.Popen[bytes], started: float, deadline: float, sai
 
 
 def lines(fd: int, deadline: float) -> Iterator[tuple[float, bytes]]:
-    """Whole lines as they come, each with its time; TimeoutError at the deadline. Both are by perf_counter()."""
+    """Yield complete lines with their times; TimeoutError at the deadline. All times are of perf_counter()."""
     rest = b""
     while select.select([fd], [], [], max(0.0, deadline - time.perf_counter()))[0]:
         data = os.read(fd, 1 << 16)
@@ -110,12 +110,12 @@ def lines(fd: int, deadline: float) -> Iterator[tuple[float, bytes]]:
 
 
 def first_output(build: Build) -> float:
-    """Seconds from exec to the first that a command of the build printed."""
+    """Return the seconds from exec to the first output of a command of the build."""
     return next(told.at for told in build.told if told.event == "output")
 
 
 def pauses(build: Build) -> list[float]:
-    """Seconds between the last that a step printed and the first that the next one did, for all that printed."""
+    """Return the seconds from the last output of each step to the first of the next step that has any."""
     spans: list[list[float]] = []
     for told in build.told:
         if told.event == "started":
@@ -126,13 +126,13 @@ def pauses(build: Build) -> list[float]:
 
 
 def step_costs(build: Build) -> list[float]:
-    """Seconds that each step took, from the layer before it being there to its own being there."""
+    """Return the seconds that each step took, from when the layer before it exists to when its own does."""
     times = [told.at for told in build.told if told.event in ("hit", "saved")]
     return [after - before for before, after in pairwise(times)]
 
 
 def depth_ratio(chains: Sequence[Build], depth: int, window: int) -> float:
-    """The median cost of the `window` steps around `depth`, of chains that are so long, over that of the first."""
+    """Return the median cost of `window` steps around `depth`, in chains that long, over that of the first."""
     costs = [step_costs(build) for build in chains]
     start = depth - window // 2
     deep = [cost for steps in costs for cost in steps[start : start + window]]

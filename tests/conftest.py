@@ -1,4 +1,4 @@
-"""What many tests begin with: a store, a small disk, a base image made of it."""
+"""Fixtures that many tests share: a store, a small disk, a base image made from it."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ from obuild.plan.steps import Chain
 from obuild.store.layers import Store
 from tests.support.fakes import POWER_OFF, FakeExecutor, ScriptedGuests, boot_disk
 
-# A shell starts what runs in its background deaf to Ctrl-C, and so would be what tests start and interrupt.
+# A shell makes its background processes ignore Ctrl-C; the processes that tests start and interrupt would inherit
+# that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes longest comes first, so that no process is left alone with it at the end."""
+    """Run the slowest tests first, so that no worker is left alone with one at the end."""
     items.sort(key=lambda item: ("test_debian" not in item.nodeid, item.get_closest_marker("vm") is None))
 
 
 @pytest.fixture
 def enterable() -> Iterator[Path]:
-    """A folder that any user can enter, as pytest's own cannot be."""
+    """A folder that any user can enter, unlike pytest's own."""
     with tempfile.TemporaryDirectory(prefix="obuild-test-") as folder:
         Path(folder).chmod(0o755)
         yield Path(folder)
@@ -43,7 +44,7 @@ def store(tmp_path: Path) -> Store:
 
 @pytest.fixture(scope="session")
 def raw_disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A raw disk that boots and powers itself off. Not to be written to."""
+    """A raw disk that boots and powers itself off. Read-only."""
     path = tmp_path_factory.mktemp("disk") / "disk.img"
     path.write_bytes(boot_disk("hello from the boot sector", POWER_OFF))
     return path
@@ -51,7 +52,7 @@ def raw_disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def qcow2_disk(raw_disk: Path) -> Path:
-    """The same as qcow2. Not to be written to."""
+    """The same as qcow2. Read-only."""
     path = raw_disk.with_name("disk.qcow2")
     subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw_disk, path], check=True)
     return path
@@ -59,7 +60,7 @@ def qcow2_disk(raw_disk: Path) -> Path:
 
 @pytest.fixture
 def tiny(store: Store, qcow2_disk: Path) -> Path:
-    """The file of a base image called `tiny` in the store."""
+    """The file of the base image `tiny` in the store."""
     path = store.base_image / "tiny.qcow2"
     path.write_bytes(qcow2_disk.read_bytes())
     return path
@@ -80,7 +81,7 @@ def chain(store: Store, tiny: Path, tmp_path: Path) -> Callable[[str], Chain]:
 
 @pytest.fixture
 def guests(monkeypatch: pytest.MonkeyPatch) -> ScriptedGuests:
-    """Scripted, for whoever asks for machines."""
+    """A scripted executor that builds use."""
     guests = ScriptedGuests(FakeExecutor())
     monkeypatch.setitem(EXECUTORS, "qemu", guests)
     return guests
@@ -88,5 +89,5 @@ def guests(monkeypatch: pytest.MonkeyPatch) -> ScriptedGuests:
 
 @pytest.fixture
 def executor(guests: ScriptedGuests) -> FakeExecutor:
-    """What runs the steps of all these guests."""
+    """The executor of these guests, which runs all steps."""
     return guests.executor

@@ -1,4 +1,4 @@
-"""What bench.steps makes of times and records. That it measures anything, only a run of it shows."""
+"""How bench.steps evaluates times and records. Only a real run shows that it measures anything."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def build(*told: tuple[float, str]) -> Build:
     return Build(told[-1][0], tuple(Told(at, event) for at, event in told))
 
 
-#: Two steps that print, and one that does not between them.
+#: Two steps that print, and between them one that does not.
 THREE = build(
     (1.0, "started"),
     (1.0, "hit"),
@@ -38,7 +38,7 @@ THREE = build(
 
 
 def chain(costs: Sequence[float]) -> Build:
-    """Steps that took so long, each of which printed half way."""
+    """Steps of these durations, each of which prints half way."""
     told, now = [(0.0, "started"), (0.0, "hit")], 0.0
     for cost in costs:
         told += [(now, "started"), (now + cost / 2, "output"), (now + cost, "saved")]
@@ -52,7 +52,7 @@ def test_times_within_a_build() -> None:
     assert step_costs(THREE) == [2.0, 2.0, 4.0]
 
 
-def test_depth_is_compared_in_windows_of_all_chains() -> None:
+def test_depth_compares_windows_of_all_chains() -> None:
     steps = DEPTH + WINDOW // 2
     costs = [2.0] * WINDOW + [7.0] * (steps - 2 * WINDOW) + [3.0] * WINDOW
     slow_start = [50.0, *costs[1:]]
@@ -60,7 +60,7 @@ def test_depth_is_compared_in_windows_of_all_chains() -> None:
     assert depth_ratio([chain(costs), chain([2.2] * WINDOW)], DEPTH, WINDOW) == pytest.approx(3 / 2.1)
 
 
-def test_medians_and_ratios_of_what_did_not_fail() -> None:
+def test_failed_measurements_have_no_medians_and_ratios() -> None:
     results = Results("micro", {("a", "cold"): [9.0, 8.0, 1.0], ("a", "warm"): [2.0, 4.0], ("b", "cold"): [5.0]})
     results.failed.add(("b", "cold"))
     results.times["b", "warm"] = [1.0]
@@ -103,7 +103,7 @@ def test_targets() -> None:
     assert len(list(targets(results))) == 5, "the first is about debian-12"
 
 
-def test_a_target_says_whether_it_is_reached() -> None:
+def test_a_target_reports_whether_it_is_met() -> None:
     assert str(Target("x", 0.5, 0.5, unit=" s")) == "x: 0.5 s (target: at most 0.5 s): yes"
     assert str(Target("x", 14.0, 15, at_least=True)) == "x: 14 (target: at least 15): NO"
 
@@ -114,7 +114,7 @@ def test_seconds(value: float, text: str) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_every_case_is_a_spec_and_each_time_another(case: str) -> None:
+def test_every_case_is_a_spec_that_differs_each_time(case: str) -> None:
     one, other = (spec.parse(f"((from micro) {CASES[case](mark)})".encode()) for mark in ("1", "2"))
     assert not set(one.ops) & set(other.ops)
 
@@ -124,7 +124,7 @@ def test_steps_of_a_chain_differ() -> None:
     assert len(set(ops)) == 55
 
 
-def test_lines_come_whole_and_with_their_time() -> None:
+def test_lines_are_complete_and_have_a_time() -> None:
     ours, theirs = os.pipe()
     with os.fdopen(ours, "rb"):
         before = time.perf_counter()
@@ -137,7 +137,7 @@ def test_lines_come_whole_and_with_their_time() -> None:
         assert [line for _, line in found] == [b"two"]
 
 
-def test_a_build_is_watched() -> None:
+def test_watching_a_build_records_its_events() -> None:
     script = """import json
 for event in ({"event": "started"}, {"event": "output", "data": "5"}, {"event": "output", "data": "000\\n"}):
     print(json.dumps(event), flush=True)
@@ -163,12 +163,12 @@ exit(1)""",
         ("import time; time.sleep(60)", False, "not done after 0.1 s"),
     ],
 )
-def test_a_build_that_fails_says_why(script: str, events: bool, why: str) -> None:
+def test_a_failing_build_raises_its_reason(script: str, events: bool, why: str) -> None:
     longest = 0.1 if "sleep" in script else 60.0
     with pytest.raises(Failed, match=why):
         watch([sys.executable, "-c", script], events=events, longest=longest)
 
 
-def test_a_program_that_is_not_there_has_failed() -> None:
+def test_a_missing_program_is_a_failure() -> None:
     with pytest.raises(Failed, match="cannot run /no/such"):
         watch(["/no/such"], events=False)

@@ -1,4 +1,4 @@
-"""Phases: begun and ended whatever happens, and how far they are told seldom."""
+"""Phases: they begin and end whatever happens, and report progress only now and then."""
 
 from __future__ import annotations
 

@@ -12,16 +12,16 @@ import obuild
 
 
 @pytest.mark.parametrize("name", obuild.__all__)
-def test_everything_it_offers_is_there(name: str) -> None:
+def test_every_public_name_exists(name: str) -> None:
     assert getattr(obuild, name).__name__ == name
 
 
-def test_what_it_does_not_offer_is_not() -> None:
+def test_other_names_do_not_exist() -> None:
     with pytest.raises(AttributeError, match="nothing"):
         _ = obuild.nothing
 
 
-def test_it_loads_nothing_until_it_is_asked() -> None:
+def test_importing_the_package_loads_nothing_else() -> None:
     code = "import sys, obuild; print([name for name in sys.modules if name.startswith('obuild.')])"
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout == b"[]\n"
 
@@ -39,7 +39,7 @@ HEAVY = (
 
 
 def test_a_cached_build_loads_nothing_heavy() -> None:
-    """It costs little more than starting Python: bench/overhead.py measures it, this keeps it so."""
+    """It costs little more than starting Python: bench/overhead.py measures that, this test keeps it so."""
     code = "import sys, obuild.cli.main, obuild.builder.engine, obuild.spec; print(*sys.modules)"
     loaded = subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True
@@ -48,8 +48,8 @@ def test_a_cached_build_loads_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
-def test_a_closed_standard_stream_is_no_file_of_ours(closed: str) -> None:
-    """Else a file that is opened first gets its number, and what is written to stderr goes into that file."""
+def test_a_closed_standard_stream_is_not_reused_for_a_file(closed: str) -> None:
+    """Else the first file to be opened gets its number, and text for stderr goes into that file."""
     script = "import os, obuild.host.streams as s; s.prepare(); fd = os.open('/dev/null', 0); exit(fd <= 2)"
     shell = f'"$0" -c "{script}" {closed}'
     assert subprocess.run(["sh", "-c", shell, sys.executable], cwd=Path(__file__).parent.parent).returncode == 0

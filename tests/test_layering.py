@@ -1,4 +1,4 @@
-"""Who may import whom, and who alone may touch what: read from the code itself."""
+"""Import rules, and which modules may use what: read from the code itself."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "obuild"
 
-#: A room imports only from those before it, and everybody from the files beside them.
+#: A room imports only from those before it; every module may import the files beside the rooms.
 ROOMS = ("host", "spec", "guests", "plan", "store", "remotes", "executors", "bases", "exports", "builder", "cli")
 
 
 def name_of(path: Path) -> str:
-    """`obuild/guests/linux.py` is guests.linux, `obuild/guests/__init__.py` guests."""
+    """Return the module's name: guests.linux for `obuild/guests/linux.py`, guests for its `__init__.py`."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
 
 
 def room_of(module: str) -> int:
-    """The place of a module's room in their order; what all may know comes before the first."""
+    """Return the position of a module's room; the shared files come before the first room."""
     room = module.split(".")[0]
     return ROOMS.index(room) if room in ROOMS else -1
 
@@ -46,7 +46,7 @@ def nodes(module: str) -> tuple[ast.AST, ...]:
 
 
 def imports(module: str) -> Iterator[str]:
-    """Every module that is imported anywhere in this one, inside functions and for types too."""
+    """Return every module that is imported anywhere in this one, inside functions and for types, too."""
     for node in nodes(module):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -59,17 +59,17 @@ def imports(module: str) -> Iterator[str]:
 
 
 def own(module: str) -> set[str]:
-    """The modules of obuild that this one imports."""
+    """Return the modules of obuild that this one imports."""
     names = {name.removeprefix("obuild.") for name in imports(module) if name.split(".")[0] == "obuild"}
     return {"__init__" if name == "obuild" else name for name in names}
 
 
 def where(found: Callable[[ast.AST], bool]) -> set[str]:
-    """The modules in which such a node stands."""
+    """Return the modules that contain such a node."""
     return {module for module in MODULES if any(found(node) for node in nodes(module))}
 
 
-#: The front door and the first step: they know the rooms, and nobody knows them.
+#: The front door and the first step: they import rooms, and no room imports them.
 DOORS = {"__init__", "__main__"}
 
 
@@ -79,7 +79,7 @@ def test_a_room_imports_only_from_rooms_before_it(module: str) -> None:
 
 
 @pytest.mark.parametrize("room", ["", *ROOMS])
-def test_there_is_no_circle_in_a_room(room: str) -> None:
+def test_a_room_has_no_import_cycle(room: str) -> None:
     inside = {module: own(module) - {module} for module in MODULES if module.split(".")[0] == room or not room}
     while free := {module for module, others in inside.items() if not others & inside.keys()}:
         for module in free:
@@ -88,15 +88,15 @@ def test_there_is_no_circle_in_a_room(room: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["guests", "bases"])
-def test_only_the_table_of_a_family_knows_its_members(family: str) -> None:
+def test_only_the_table_of_a_family_imports_its_members(family: str) -> None:
     tables = {"guests": {"freebsd", "linux", "openbsd", "windows"}, "bases": {"cloud", "debian", "installer"}}
     members = {f"{family}.{member}" for member in tables[family]}
     assert members <= set(MODULES)
     assert {module for module in MODULES if own(module) & members} <= {f"{family}.all", *members}
 
 
-def test_only_the_table_of_executors_knows_how_one_works() -> None:
-    """And who makes login keys, for they are OpenSSH's, or base images by booting a guest."""
+def test_only_the_table_of_executors_imports_one() -> None:
+    """The exceptions make login keys, which are OpenSSH's, or make base images by booting a guest."""
     others = {module for module in MODULES if not module.startswith("executors.qemu.")}
     knowing = {module for module in others if any(name.startswith("executors.qemu.") for name in own(module))}
     assert knowing == {
@@ -165,7 +165,7 @@ def test_only_the_command_line_exits() -> None:
 
 
 def test_only_the_command_line_reads_the_environment() -> None:
-    """And `process`, which needs PATH and hands the rest on."""
+    """Except `process`, which needs PATH and passes the rest on."""
 
     def reads(node: ast.AST) -> bool:
         return is_attribute(node, "os", "environ", "environb", "getenv", "putenv")
@@ -192,12 +192,12 @@ def test_only_one_module_calls_qemu_img() -> None:
     assert where(calls) == {"host.qemu_img"}
 
 
-#: They read the files of copies.
+#: The modules that read the files of copies.
 READERS = {"plan.tree", "plan.archive"}
 
 
-def test_planning_reads_the_files_of_copies_and_does_nothing_else_outside() -> None:
-    """So a plan is what its arguments say, and looking at one changes nothing."""
+def test_planning_only_reads_the_files_of_copies() -> None:
+    """So a plan depends only on its arguments, and planning changes nothing."""
     plans = {module for module in MODULES if module.startswith("plan.")}
     assert plans > READERS
     outside = {"io", "os", "shutil", "socket", "subprocess", "tempfile", "threading", "time", "urllib"}
@@ -215,8 +215,8 @@ def test_planning_reads_the_files_of_copies_and_does_nothing_else_outside() -> N
     assert where(opens) & plans <= READERS
 
 
-def test_nothing_is_told_apart_by_where_it_is_in_memory() -> None:
-    """Of two equal stages, a table by id() knows one or the other, as the garbage collector has it."""
+def test_no_table_is_keyed_by_id() -> None:
+    """With a table by id(), it would depend on the garbage collector which of two equal stages is found."""
 
     def takes_id(node: ast.AST) -> bool:
         return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "id"
@@ -225,7 +225,7 @@ def test_nothing_is_told_apart_by_where_it_is_in_memory() -> None:
 
 
 def test_no_test_imports_another() -> None:
-    """What tests share lies in tests/support."""
+    """What tests share is in tests/support."""
     tests = Path(__file__).parent
     importing = re.compile(r"^\s*(?:from|import) tests\.[\w.]*\b(?:test_\w+|conftest)\b", re.MULTILINE)
     assert [str(path) for path in tests.rglob("*.py") if importing.search(path.read_text())] == []

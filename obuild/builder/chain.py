@@ -1,4 +1,4 @@
-"""THE MAIN FLOW: one chain of steps, start to finish."""
+"""THE MAIN FLOW: build one chain of steps."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from obuild.plan.keys import LayerId
 from obuild.plan.steps import Base, Chain, Command, Graft, Import, Step, Transfer
 from obuild.store.layers import Draft, Store
 
-#: How long a build waits for another process that writes to the index, in seconds.
+#: How long a build waits for another process to finish writing to the index, in seconds.
 INDEX_WAIT = 5.0
 
 
 def _no_archive(action: Graft, tell: Teller) -> Path:
-    raise TypeError("a copy from another build needs the means to look into it")
+    raise TypeError("a copy from another build needs an extractor")
 
 
 @dataclass(frozen=True, slots=True)
 class Builder:
-    """What a build of one stage works with. `executor` gives machines, and is asked once one is needed.
+    """What the build of one stage works with. `executor` is called when a machine is first needed.
 
-    `make_room` is called before a layer is made, and raises a StoreError if there is no room for one; `on_failure`
-    in the machine in which a command has failed.
+    `make_room` is called before a layer is made; it raises a StoreError if there is no room for one. `on_failure`
+    is called in the machine where a command has failed.
     """
 
     store: Store
@@ -47,13 +47,13 @@ class Builder:
     scope: CancelScope = field(default_factory=CancelScope)
 
     def build(self, chain: Chain) -> LayerId:
-        """Make the layers of a chain that the store has not got, in order, and return the last one's id.
+        """Make the missing layers of a chain in order, and return the id of the last layer.
 
-        Every layer that was said to be saved stays, whatever comes after. StepFailed if a command fails, Cancelled
-        if `scope` is.
+        Every layer reported as saved stays, whatever happens later. StepFailed if a command fails, Cancelled if
+        `scope` is cancelled.
         """
         op = 0
-        with ExitStack() as tip:  # the layer we stand on: while it is held it stays, and so do those below it
+        with ExitStack() as tip:  # holds the current layer, and so keeps all layers below it
             for step in chain.steps:
                 self.scope.check()
                 for heading in step.headings[:-1]:
@@ -72,7 +72,7 @@ class Builder:
         return chain.steps[-1].id
 
     def _hold(self, step: Step, tell: Teller) -> ExitStack:
-        """Find the step's layer or make it: look, lock, look again. It stays until the stack closes."""
+        """Find the step's layer or make it: look, lock, look again. The layer is held until the stack closes."""
         if held := self._found(step, tell):
             return held
         with (
@@ -85,24 +85,24 @@ class Builder:
             if held := self._found(step, tell, follower):
                 return held
             if follower.heard:
-                tell.note("that build was interrupted; this one makes the step")
+                tell.note("that build was interrupted; this one builds the step")
             self.make_room()
             began = time.time()
             try:
                 self._make(step, tell)
             except ObuildError as error:
-                if not self.scope.cancelled:  # whom we end ourselves did not fail: who waits should try
+                if not self.scope.cancelled:  # a cancelled step did not fail: whoever waits for it should try it
                     claim.leave(failure_word(error))
                 raise
             self._remember(step, began, tell)
             tell(Saved(step.id, time.time() - began))
-            with ExitStack() as stack:  # nobody removes it as long as the claim is ours
+            with ExitStack() as stack:  # while we have the claim, nobody can remove the layer
                 if stack.enter_context(self.store.use(step.id)) is None:
                     raise StoreError(f"layer {step.id} was just removed from the store", hint="build again")
                 return stack.pop_all()
 
     def _found(self, step: Step, tell: Teller, follower: Follower | None = None) -> ExitStack | None:
-        """Tell that the step's layer is there, and keep it there until the stack closes; None if it is not."""
+        """Report a hit and hold the layer until the stack closes. None if the layer is not there."""
         with ExitStack() as stack:
             layer = stack.enter_context(self.store.use(step.id))
             if layer is None:
@@ -112,7 +112,7 @@ class Builder:
             return stack.pop_all()
 
     def _make(self, step: Step, tell: Teller) -> None:
-        """Fill a draft with the step's result, and make it the step's layer."""
+        """Fill a draft with the step's result, and commit it."""
         with ExitStack() as stack:
             with tell.phase("preparing"):
                 draft = stack.enter_context(self.store.draft(step))
@@ -133,9 +133,10 @@ class Builder:
                 stack.close()
 
     def _import(self, base: Base, draft: Draft, tell: Teller) -> None:
-        """Take in a copy of the base, so that replacing its file changes nothing that was built on it.
+        """Copy the base into the store, so that replacing its file changes nothing that was built on it.
 
-        Its card goes in, too: it says how to boot what stands on it, long after the base's own file is gone.
+        Its card is copied, too: it says how to boot the layers built on it, even after the base's own file is
+        gone.
         """
         tell.note(f"importing {base.path}")
         qemu_img.import_image(qemu_img.inspect(base.path), draft.image)
@@ -168,14 +169,14 @@ class Builder:
                 raise StepFailed(f"{_quote(command.argv[-1])} failed with exit status {status}")
 
     def _remember(self, step: Step, began: float, tell: Teller) -> None:
-        """Add the layer to the index. That is only for looking, and whoever looks adds what it lacks."""
+        """Add the layer to the index. A failure is only noted: the next query of the index adds the layer."""
         from obuild.store.index import Index  # late: a cached build needs no database
 
         try:
             with Index(self.store, wait=INDEX_WAIT) as index:
                 index.add(step.id, step.parent, step.headings[-1], began, time.time() - began)
         except StoreError as error:
-            tell.note(f"the layer is there, but not in the index yet: {error.message}")
+            tell.note(f"the layer is saved, but not in the index yet: {error.message}")
         failpoints.reach("row.added")
 
 
@@ -186,7 +187,7 @@ def _quote(command: str) -> str:
 
 @contextmanager
 def located(place: Place) -> Iterator[None]:
-    """Write down in an error where in the build it happened, unless that is known more closely."""
+    """Record in an error where in the build it happened, unless it already has a place."""
     try:
         yield
     except ObuildError as error:

@@ -1,4 +1,4 @@
-"""Look into a layer with a machine that is thrown away: run a command there, type at it, take files out."""
+"""Look into a layer with a throw-away machine: run a command, open a shell, copy files out."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _NUMBERS = re.compile(r"([0-9]{1,10})(?::([0-9]{1,10}))?")
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A file or folder of a guest, by its absolute path and by its name there; a root has none.
+    """A file or folder of a guest: its absolute path, and its name there ("" for a root).
 
-    `strict` is as tarball has it for what the guest's tar writes.
+    `strict` is the argument of `tar_reader` for archives of this guest's tar.
     """
 
     path: str
@@ -36,9 +36,9 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Debugger:
-    """One layer, and the machines for it. Whatever is done to it here, it stays as it is.
+    """Starts machines on one layer. The layer itself never changes.
 
-    Each method raises a StoreError if the layer has been removed, and else as Machines and a Session do.
+    Each method raises a StoreError if the layer has been removed, and otherwise what Machines and Session raise.
     """
 
     store: Store
@@ -49,22 +49,22 @@ class Debugger:
     def run(
         self, argv: tuple[str, ...], output: Callable[[bytes], object], *, network: bool = False, user: str = ""
     ) -> int:
-        """Run a command where the layer's own was run, as another `user` if that is named; its exit status."""
+        """Run a command as the layer's own command ran, or as `user`. Return its exit status."""
         found, command = self._command(argv, network, user)
         if "=" in argv[0]:
-            raise UsageError(f"{argv[0]!r} cannot be run: a program with '=' in its name is taken for a variable")
+            raise UsageError(f"{argv[0]!r} cannot be run: '=' in its name would make it a variable")
         rules.check_command(found.card.os, argv, command.env)
         with self.store.scratch(self.layer) as draft, self._machine(found, draft, network=network) as session:
             return session.run(command, (), {}, output).status
 
     def shell(self, *, network: bool = False, user: str = "") -> int:
-        """Let the user type where the layer's command was run; the exit status of the shell."""
+        """Open a shell for the user, where the layer's own command ran. Return its exit status."""
         found, command = self._command((), network, user)
         with self.store.scratch(self.layer) as draft, self._machine(found, draft, network=network) as session:
             return session.interact(command)
 
     def source(self, path: str) -> Source:
-        """What a path means in this layer. UsageError if it is not absolute, or has `..`."""
+        """Check a path and return it as a Source. UsageError if it is not absolute, or contains `..`."""
         os = self.machines.base_of(self.layer).card.os
         if not re.match(r"([A-Za-z]:)?[/\\]" if os == "windows" else "/", path):
             raise UsageError(f"{path!r} is not absolute", hint="a layer has no current folder: ID:/etc/passwd")
@@ -74,7 +74,7 @@ class Debugger:
 
     @contextmanager
     def packed(self, source: Source) -> Iterator[Path]:
-        """An archive of a file or folder, until the block ends. ObuildError if the layer has no such thing."""
+        """Yield an archive of a file or folder, removed afterwards. ObuildError if the path does not exist."""
         found = self.machines.base_of(self.layer)
         user = rules.start(found.card.os).user
         with self.store.scratch(self.layer) as draft:
@@ -106,6 +106,6 @@ class Debugger:
 
 
 def _user(text: str) -> UnixUser | WindowsUser:
-    """UID, UID:GID (the same number, if it is left out) or a name."""
+    """Parse UID, UID:GID (GID defaults to UID) or a name."""
     found = _NUMBERS.fullmatch(text)
     return UnixUser(int(found[1]), int(found[2] or found[1])) if found else WindowsUser(text)

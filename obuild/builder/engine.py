@@ -1,4 +1,4 @@
-"""A whole build: see that it can be done, then make each stage's chain, those it copies from first."""
+"""A whole build: check that it can work, then build each stage, after those that it copies from."""
 
 from __future__ import annotations
 
@@ -37,11 +37,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class Engine:
-    """Builds specs from one source folder into one store, and tells `listener`. `secrets` are values by id.
+    """Builds specs from one source folder into one store, and reports to `listener`. `secrets` are values by id.
 
-    The last layer is given the `tags`.
-    `executor` is the kind that runs the steps: a name in the table of `executors.all`. With `no_cache`, every
-    command runs again.
+    The last layer gets the `tags`. `executor` names the kind of executor that runs the steps, from the table in
+    `executors.all`. With `no_cache`, every command runs again.
     """
 
     source: Path
@@ -58,31 +57,30 @@ class Engine:
     _forgetter: Forgetter | None = field(default=None, init=False)
     _machines: Machines = field(init=False)
     _tell: Teller = field(init=False)
-    _scope: CancelScope = field(default_factory=CancelScope, init=False)  # of the build that runs
-    _cancelled: bool = field(default=False, init=False)  # for good: a scope ends with its build
-    _held: ExitStack = field(default_factory=ExitStack, init=False)  # the layers that must not go before we end
+    _scope: CancelScope = field(default_factory=CancelScope, init=False)  # of the current build
+    _cancelled: bool = field(default=False, init=False)  # permanent, while a scope ends with its build
+    _held: ExitStack = field(default_factory=ExitStack, init=False)  # layers that must stay until the build ends
 
     def cancel(self) -> None:
-        """End the build from another thread: `build` raises Cancelled as soon as it can, and so if called again.
+        """End the build from another thread: `build` raises Cancelled as soon as it can, and on every later call.
 
-        Machines are killed at once. A program that works on the host, like qemu-img, is waited for.
-        Complete layers stay.
+        Machines are killed at once. Host programs such as qemu-img are left to finish. Complete layers stay.
         """
         self._cancelled = True
         self._scope.cancel()
 
     def build(self, stage: Stage) -> LayerId:
-        """Build a stage, with those inside it, and return the id of its last layer.
+        """Build a stage and the builds inside it, and return the id of its last layer.
 
-        UsageError, before anything is built, for all that can be seen to be wrong; then as Builder.build. What the
-        listener raises ends the build, and is raised.
+        UsageError, before anything is built, for every mistake that can be found then; afterwards what
+        Builder.build raises. An exception of the listener ends the build, and is raised.
         """
         began = time.monotonic()
         self._tell = Teller(Guarded(self.listener, threads=self.jobs > 1))
         self._scope = CancelScope()
         self._machines = Machines(self.store, self.settings, self.executor, self._scope)
         try:
-            if self._cancelled:  # perhaps before there was this scope
+            if self._cancelled:  # perhaps before this scope existed
                 self._scope.cancel()
             self._scope.check()
             last = self._build(stage)
@@ -120,7 +118,7 @@ class Engine:
             return built.layer
 
     def _plan(self, stage: Stage) -> PlannedStage:
-        """Have the bases of all stages, made where they are missing; then plan, which boots and makes nothing."""
+        """Find all bases, and make the missing ones; then plan all stages, which boots and makes nothing."""
         bases = {name: self._base(name) for name in bases_of(stage)}
 
         def one(stage: Stage, builds: Mapping[str, Stage]) -> Plan:
@@ -151,7 +149,7 @@ class Engine:
             return self.make(stage, scope, tell)
 
     def make(self, stage: PlannedStage, scope: Mapping[str, Built], tell: Teller) -> Built:
-        """Make the chain of one stage; `scope` has the builds that it may copy from."""
+        """Build the chain of one stage. `scope` has the builds that it may copy from."""
         with located(tell.place), ExitStack() as stack:
             sources = {name: self._extractor(built, stack, tell) for name, built in scope.items()}
 
@@ -179,7 +177,7 @@ class Engine:
             return Built(layer, chain.base)
 
     def _hold(self, steps: Sequence[Step]) -> None:
-        """Keep what there is of a chain from being removed, by others or to make room, until the build ends."""
+        """Hold the existing layers of a chain, so that nothing removes them until the build ends."""
         for step in reversed(steps):
             with ExitStack() as stack:
                 if stack.enter_context(self.store.use(step.id)) is not None:
@@ -187,7 +185,7 @@ class Engine:
                     return
 
     def _see_logs(self, steps: Sequence[Step]) -> None:
-        """StoreError if the log of a layer is gone: else that would be found when others are made already."""
+        """StoreError if a layer's log is missing: better now than after other layers have been built."""
         for step in steps:
             layer = self.store.find(step.id)
             if layer and not layer.log.is_file():
@@ -200,7 +198,7 @@ class Engine:
         return Extractor(self.store, self._machines_of(built.base, stack, tell), built.layer, stack, pax)
 
     def _machines_of(self, found: Base, stack: ExitStack, tell: Teller) -> Callable[[], Executor]:
-        """What gives the machines for a chain, once one is needed; they are gone when the stack closes."""
+        """Return a function that gives the chain's executor, opened on first use. It closes with the stack."""
         chain: list[Executor] = []
 
         def get() -> Executor:
@@ -211,11 +209,11 @@ class Engine:
         return get
 
     def _prepare(self, chain: Chain, make_room: Callable[[], None], tell: Teller) -> None:
-        """If a chain needs machines, see that all that they need is there."""
+        """If a chain needs machines, check that everything they need is there."""
         missing = [step for step in chain.steps if self.store.find(step.id) is None]
         if missing:
             process.require("qemu-img")
-            make_room()  # on a full disk not even the verdict on KVM could be kept
+            make_room()  # on a full disk, not even the result of the KVM probe could be saved
         if not all(isinstance(step.action, Import) for step in missing):
             self._machines.of(chain.base, tell)
 
@@ -223,7 +221,7 @@ class Engine:
 def healthcheck(
     store: Store, *, base_name: str, settings: Settings, tell: Listener, executor: str = "qemu"
 ) -> None:
-    """Run one command on a base image, really, and remove its layer again. ObuildError if anything fails."""
+    """Run a new command on a base image, and remove its layer again. ObuildError if anything fails."""
     from uuid import uuid4
 
     from obuild.store import removal
@@ -239,7 +237,7 @@ def healthcheck(
         if not isinstance(event.what, Done):
             tell(event)
 
-    # no two checks are the same step, so that none is ever found in the store
+    # each check is a step of its own, so it is never found in the store
     os_name = settings.os or making.find(store, base_name, say=Teller(tell).note).card.os
     shell = () if os_name == "windows" else (Shell(("/bin/sh", "-c")),)
     stage = Stage(base_name, (*shell, Run(f"echo healthcheck # {uuid4()}")))

@@ -1,4 +1,4 @@
-"""Files out of a finished build: asked of its guest once, and remembered as long as the layer is the same one."""
+"""Copy files out of a finished build. The manifest is remembered as long as the layer is the same."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from obuild.store.layers import Store
 
 @dataclass
 class Extractor:
-    """Takes files out of the layer that a build has become. Its archives are gone when `stack` closes."""
+    """Takes files out of the layer of a finished build. Its archives are removed when `stack` closes."""
 
     store: Store
     executor: Callable[[], Executor]
     layer: LayerId
     stack: ExitStack
-    pax: bool = False  # whether the guest's tar writes that format: the guest itself is not asked
+    pax: bool = False  # whether the guest's tar writes pax, which the guest itself must not decide
     archives: dict[Extract, tuple[Path, tree.Manifest]] = field(default_factory=dict)
 
     def manifest(self, extract: Extract, tell: Teller) -> tree.Manifest:
-        """What the files are: as remembered, else a machine is booted on the layer to see."""
+        """Return the manifest of the files: the remembered one, or read from a machine booted on the layer."""
         memo = self._memo(extract)
         try:
             kept = json.loads(read_text(memo))
             if kept["stamp"] == self.store.layer(self.layer).stamp():
                 return _manifest(kept["manifest"])
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):  # it only saves time
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):  # the memo only saves time
             pass
         _, found = self._archive(extract, tell)
         memo.parent.mkdir(exist_ok=True)
@@ -48,16 +48,14 @@ class Extractor:
         return found
 
     def checked_archive(self, graft: Graft, tell: Teller) -> Path:
-        """The archive that holds what the graft's manifest says. ObuildError if the layer holds something else."""
+        """Return an archive that matches the graft's manifest. ObuildError if the layer's files differ."""
         archive, found = self._archive(graft.extract, tell)
         if found != graft.manifest:
-            raise ObuildError(
-                f"the files of the build {graft.extract.origin} are not what they were", hint="build again"
-            )
+            raise ObuildError(f"the files of the build {graft.extract.origin} have changed", hint="build again")
         return archive
 
     def _archive(self, extract: Extract, tell: Teller) -> tuple[Path, tree.Manifest]:
-        """The files as a tar archive, and what is in it."""
+        """Return the files as a tar archive, and its manifest."""
         if extract not in self.archives:
             draft = self.stack.enter_context(self.store.scratch(self.layer))
             path = draft.path / f"{len(self.archives)}.tar"
@@ -77,7 +75,7 @@ class Extractor:
 
 
 def _manifest(kept: object) -> tree.Manifest:
-    """A manifest as JSON has it. TypeError if it is none."""
+    """Convert a manifest from JSON. TypeError if it is invalid."""
     if not isinstance(kept, list) or not all(isinstance(entry, list) for entry in kept):
         raise TypeError("a manifest is a list of lists")
     found = tuple(tuple(entry) for entry in kept)

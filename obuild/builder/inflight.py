@@ -1,4 +1,4 @@
-"""Waiting for a step that somebody else makes: hear its log as it grows, and how it ended."""
+"""Wait for a step that another build is making: follow its log as it grows, and learn how it ended."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _CHUNK = 1 << 20
 
 
 class Follower:
-    """Tells what another process, or another stage of this one, logs for the step `id`, from its start.
+    """Reports the log of the step `id`, made by another process or another stage of this one, from its start.
 
-    Call it over and over while waiting; call `drain` when the wait is over. `heard` says if anyone was there to be
-    waited for. It is a context manager, so that the wait ends as an event however it ends.
+    Call it repeatedly while waiting, and `drain` when the wait is over. `heard` is true if there was a build to
+    wait for. Leaving the context ends the wait's phase, whatever happens.
     """
 
     def __init__(self, store: Store, id: LayerId, tell: Teller, scope: CancelScope) -> None:
@@ -42,33 +42,33 @@ class Follower:
         self._wait.close()
 
     def __call__(self) -> None:
-        """Tell what is new. Cancelled if our own build is."""
+        """Report new output. Cancelled if our own build is cancelled."""
         self._scope.check()
-        if not self._looked:  # a store that is opened or tidied holds the lock for a moment, too
+        if not self._looked:  # opening or sweeping a store also holds the lock for a moment
             self._looked = True
             return
         if not self.heard:
             self.heard = True
             self._wait.enter_context(self._tell.phase("waiting"))
-            self._tell.note("another build is making this step; its log follows")
+            self._tell.note("another build is building this step; its log follows")
         if self._log is not None and self._replaced():
             self._finish_log()
-            self._tell.note("that build was interrupted; another one starts over")
+            self._tell.note("that build was interrupted; another one is starting over")
         if self._log is None:
             try:
                 self._log = self._wait.enter_context(open_file(self._path))
-            except (FileNotFoundError, NotAFile):  # it has only just begun, or has ended already
+            except (FileNotFoundError, NotAFile):  # the step has only just begun, or has already ended
                 return
             self._told = os.fstat(self._log.fileno())
         self._rest()
 
     def drain(self) -> None:
-        """Tell what is left. The wait is over."""
+        """Report the rest of the log and end the wait."""
         self._finish_log()
         self._wait.close()
 
     def told(self, log: Path) -> bool:
-        """Whether this file is what was told last."""
+        """Return whether `log` is the file that was reported last."""
         return self._told is not None and os.path.samestat(self._told, log.stat())
 
     def _finish_log(self) -> None:
@@ -82,7 +82,7 @@ class Follower:
             self._tell(Output(data))
 
     def _replaced(self) -> bool:
-        """Whether there is a newer draft. The log of a layer that was saved is just not there any more."""
+        """Return whether there is a newer draft. If the layer was saved, the old log is merely gone."""
         try:
             return not self.told(self._path)
         except FileNotFoundError:
@@ -90,15 +90,15 @@ class Follower:
 
 
 def failure_word(error: ObuildError) -> bytes:
-    """What to leave to those who wait for a step that has failed."""
+    """Encode a step's failure for those who wait for the step."""
     word = {"message": error.message[:10_000], "hint": error.hint}
     return json.dumps(word).encode("utf-8")
 
 
 def failure(word: bytes) -> ObuildError:
-    """The error that `failure_word` was made of."""
+    """Decode the error that `failure_word` encoded."""
     try:
         heard = json.loads(word)
         return StepFailed(str(heard["message"]), hint=str(heard["hint"]))
     except (ValueError, KeyError, TypeError, RecursionError):
-        return StepFailed("the build that made this step has failed")
+        return StepFailed("another build of this step has failed")

@@ -1,4 +1,4 @@
-"""Where a command would run in a layer, if one did: the workdir, user and environment of the step that made it."""
+"""Where a command runs in a layer: the workdir, user and environment of the step that made the layer."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from obuild.store.layers import Store
 
 
 def command(store: Store, id: LayerId, os: str, argv: tuple[str, ...], *, network: bool) -> Command:
-    """`argv` as a command of the step that made the layer, or of the last one below it that ran a command.
+    """Return `argv` as a command like the one that made the layer, or like the last command below it.
 
-    Of a base it is what the first step of a spec would be. StoreError if a layer was just removed, or is damaged.
+    For a base, it is like the first step of a spec. StoreError if a layer was just removed, or is damaged.
     """
     key = _last_run(store, id)
     if key is None:
@@ -22,11 +22,11 @@ def command(store: Store, id: LayerId, os: str, argv: tuple[str, ...], *, networ
     try:
         return Command(argv, keys.workdir(key), keys.env(key), keys.user(key), network)
     except ValueError as error:
-        raise StoreError(f"the key of layer {id} says no user, workdir or environment") from error
+        raise StoreError(f"the key of layer {id} has no user, workdir or environment") from error
 
 
 def _last_run(store: Store, id: LayerId) -> Fields | None:
-    """The key of the last layer of a chain that a command has made."""
+    """Return the key of the last layer in the chain that was made by a command. None if there is none."""
     layer = store.layer(id)
     try:
         while (parent := layer.parent) is not None:

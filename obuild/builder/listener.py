@@ -1,4 +1,4 @@
-"""From a build to its one listener: one event at a time, and the end of the build if the listener raises."""
+"""Passes events to the listener of a build, one at a time, and ends the build if the listener raises."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from obuild.events import Event, Listener
 class ListenerFailed(BaseException):
     """The listener raised `error`.
 
-    Not an Exception, so nothing below the engine takes it for a failure of a step, a machine or the store.
+    Not an Exception, so that nothing below the engine mistakes it for a failure of a step, a machine or the store.
     """
 
     def __init__(self, error: Exception) -> None:
@@ -26,7 +26,7 @@ class Guarded:
         self._lock: AbstractContextManager[object] = nullcontext()
         self._failed: ListenerFailed | None = None
         if threads:
-            import threading  # late: most builds have one thread
+            import threading  # late: most builds have only one thread
 
             self._lock = threading.Lock()
 

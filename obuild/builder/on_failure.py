@@ -1,4 +1,4 @@
-"""What can be done in the very machine in which a step has failed, before it goes."""
+"""What `--on-failure` does in the machine where a step failed, before the machine goes away."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ WAYS = ("stop", "shell", "keep")
 
 
 def chosen(way: str, *, jobs: int) -> OnFailure | None:
-    """What `--on-failure` asks for. UsageError if it cannot be."""
+    """Return what `--on-failure` asks for. UsageError if it is unknown, or not possible with several jobs."""
     if way not in WAYS:
         raise UsageError(f"--on-failure {way}: it can be {', '.join(WAYS)}")
     if way == "stop":
         return None
     if jobs > 1:
-        raise UsageError(f"--on-failure {way} is for one stage at a time", hint="without --jobs")
+        raise UsageError(f"--on-failure {way} works only for one stage at a time", hint="leave out --jobs")
 
     def shell(session: Session, command: Command, status: int, tell: Teller) -> None:
         tell.note(
-            f"the command failed with exit status {status}; here is a shell in its machine, until you leave it"
+            f"the command failed with exit status {status}; opening a shell in its machine, until you leave it"
         )
         session.interact(command)
 
     def keep(session: Session, command: Command, status: int, tell: Teller) -> None:
         if not isinstance(session, Reachable):
             tell.note(
-                f"the command failed with exit status {status}; nobody can log in to where it ran, so that goes"
+                f"the command failed with exit status {status}; its session allows no login, so it is not kept"
             )
             return
-        tell.note(f"the command failed with exit status {status}; its machine stays until you press Ctrl-C:")
+        tell.note(f"the command failed with exit status {status}; its machine is kept until you press Ctrl-C:")
         tell.note(f"    {session.address()}")
         with suppress(KeyboardInterrupt, MachineError):  # or until it powers off
             session.wait()

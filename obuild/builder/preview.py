@@ -1,6 +1,6 @@
-"""What a build would do, and why: each step, whether its layer is there, and how it differs from one that is.
+"""What a build would do, and why: for each step, whether its layer is there, or how the nearest layer differs.
 
-Looks and compares; boots nothing, makes no base image, writes no layer.
+Only looks and compares: boots nothing, makes no base image, writes no layer.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from obuild.store.layers import Layer, Store
 if TYPE_CHECKING:
     from obuild.store.index import Index, Row
 
-#: A step is compared with the layers that were used last, until so many characters of keys are read: about
-#: a second's worth. The key of a copy may list 100,000 files.
+#: A step is compared with the layers used last, until this many characters of keys have been read, which takes
+#: about a second. The key of a copy may list 100,000 files.
 ENOUGH = 2_000_000
 
-#: And with no more than so many layers: a parent may have 10,000 children.
+#: The most layers that a step is compared with: a parent may have 10,000 children.
 MANY = 300
 
-NOTHING_LIKE_IT = "no layer like it in the store"
+NOTHING_LIKE_IT = "no similar layer in the store"
 
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
-    """One step of a build to come.
+    """One step of a future build.
 
-    `id` is None if it cannot be known yet. `why` says in words why the layer is not there: in what the step
-    differs from `nearest`, the stored layer that is most like it.
+    `id` is None if it cannot be known yet. `why` explains in words why the layer is not there: how the step
+    differs from `nearest`, the most similar stored layer.
     """
 
     op: str
@@ -52,9 +52,9 @@ class Outlook:
 def forecast(
     stage: Stage, *, source: Path, store: Store, secrets: Sequence[str], say: catalog.Say = lambda text: None
 ) -> list[Outlook]:
-    """What a build of `stage` would find and make, step by step, inner builds first. UsageError as a build.
+    """Return what a build of `stage` would find and make, step by step, inner builds first. Errors as for a build.
 
-    `say` hears of each base image that is stale, once.
+    `say` is called once for each base image that is stale.
     """
     bases = {name: _base(store, say, name) for name in bases_of(stage)}
 
@@ -74,7 +74,7 @@ def _forecast(plan: Plan, store: Store) -> list[Outlook]:
 
 
 def _base(store: Store, say: catalog.Say, reference: str) -> Base:
-    """The base as `base.find` finds it, or, if it is yet to be made, one without a digest."""
+    """Return the base. If it has yet to be made from its recipe, it has no digest."""
     found = catalog.look(store, reference)
     if found is not None:
         if why := catalog.stale(found.path):
@@ -84,12 +84,12 @@ def _base(store: Store, say: catalog.Say, reference: str) -> Base:
 
     name = reference.partition("@")[0]
     path = sources.find(name)
-    assert path is not None, "base.look knows its recipe"
+    assert path is not None, "catalog.look would have refused an unknown name"
     return Base(name, path, "", (0, 0, 0), recipe.load(path).card)
 
 
 class _Forecaster:
-    """Looks at chains; what it opens is closed with `stack`."""
+    """Compares chains with the store. What it opens is closed with `stack`."""
 
     def __init__(self, store: Store, stack: ExitStack) -> None:
         self.store = store
@@ -105,7 +105,7 @@ class _Forecaster:
             yield Outlook(each.headings[-1], None, False, (why,) if why else ())
 
     def known(self, steps: Iterable[Step]) -> Iterator[Outlook]:
-        stood: LayerId | None = None  # at the place of the step before: its layer, or the nearest to it
+        stood: LayerId | None = None  # the previous step's layer, or the layer nearest to it
         for step in steps:
             op = step.headings[-1]
             if self.store.find(step.id):
@@ -128,9 +128,9 @@ class _Forecaster:
         return self.stack.enter_context(Index(self.store))
 
     def nearest(self, step: Step, stood: LayerId | None) -> tuple[Layer, Fields] | None:
-        """The layer most like a step among those that were built on `stood`; of equals, the one used last."""
+        """Return the layer most similar to a step among the children of `stood`; if equal, the one used last."""
         if isinstance(step.action, Import):
-            name = step.action.base.name  # a key knows only its content
+            name = step.action.base.name  # a key holds only the content's digest
             candidates = [row for row in self.index.children(None) if _from(row.op) == name]
         else:
             candidates = self.index.children(stood) if stood else []
@@ -151,7 +151,7 @@ class _Forecaster:
         return best[1:] if best else None
 
     def used_last(self, rows: Iterable[Row]) -> list[Layer]:
-        """The layers of `rows`, those used last first."""
+        """Return the layers of `rows`, most recently used first."""
         used: list[tuple[float, Layer]] = []
         for row in rows:
             layer = self.store.layer(row.id)
@@ -161,5 +161,5 @@ class _Forecaster:
 
 
 def _from(op: str) -> str:
-    """The name in `(from NAME)` or `(from NAME@sha256:HEX)`."""
+    """Return the name in `(from NAME)` or `(from NAME@sha256:HEX)`."""
     return op.removeprefix("(from ").removesuffix(")").partition("@")[0]

@@ -1,4 +1,4 @@
-"""Machines for layers: which base they stand on, and what its guests need, seen to be there once for each base."""
+"""Executors for layers: find the base below a layer, and set up an executor once for each base."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from obuild.store.layers import Layer, Store
 
 @dataclass(frozen=True, slots=True)
 class Machines:
-    """Executors by the base that their guests stand on, all of one kind; what they start belongs to `scope`."""
+    """Executors of one kind, by the base of their guests. Whatever they start belongs to `scope`."""
 
     store: Store
     settings: Settings
@@ -31,13 +31,13 @@ class Machines:
     _made: dict[str, OpenExecutor] = field(default_factory=dict, init=False)
 
     def check(self, base: Base) -> None:
-        """UsageError if the settings do not go with a base."""
+        """UsageError if the settings do not fit the base."""
         EXECUTORS[self.kind].check(self.settings, base.card)
 
     def of(self, base: Base, tell: Teller) -> OpenExecutor:
-        """Machines for all layers of a base. UsageError if this host cannot run them.
+        """Return the executor for all layers of a base. UsageError if this host cannot run it.
 
-        `tell` hears what a user should know of the choices, when they are made.
+        `tell` gets notes about the choices made, when they are made.
         """
         if base.name not in self._made:
             key = catalog.key_path(self.store, base.card)
@@ -46,19 +46,19 @@ class Machines:
         return self._made[base.name]
 
     def base_of(self, id: LayerId) -> Base:
-        """The base that a layer stands on, with the OS that the user named, if any. Errors as for `base_below`."""
+        """Return the base below a layer, with the OS from the settings, if any. Errors as for `base_below`."""
         return as_os(base_below(self.store, id), self.settings.os)
 
 
 def as_os(found: Base, os: str) -> Base:
-    """The base as one that runs `os`, if the user says so."""
+    """Return the base with the OS replaced, if `os` is given."""
     return replace(found, card=replace(found.card, os=os), own_card=found.card) if os else found
 
 
 def base_below(store: Store, id: LayerId) -> Base:
-    """The base that a layer stands on, as its own layer has it: whatever has become of the image in base-image/.
+    """Return the base below a layer as its own layer records it, whatever has happened to the base image since.
 
-    StoreError if a layer has just been removed, UsageError if nobody knows any more how these boot.
+    StoreError if a layer was just removed. UsageError if nothing records how to boot the base.
     """
     try:
         root = _root(store, id)
@@ -73,14 +73,14 @@ def base_below(store: Store, id: LayerId) -> Base:
     same = _same_base(store, digest)
     if same is None:
         raise UsageError(
-            f"the layer {id[:12]} stands on {root.id[:12]}, a base that was taken in without its card",
-            hint="only that says how to boot it: add the image that it was made of again (`obuild base add`)",
+            f"the layer {id[:12]} is based on {root.id[:12]}, which was imported without its card",
+            hint="obuild cannot boot it without one: add its base image again (`obuild base add`)",
         )
     return same
 
 
 def _root(store: Store, id: LayerId) -> Layer:
-    """The first layer of the chain that ends in `id`. FileNotFoundError if a part of it is gone."""
+    """Return the first layer of the chain that ends in `id`. FileNotFoundError if part of it is gone."""
     layer = store.layer(id)
     while (parent := layer.parent) is not None:
         layer = store.layer(parent)
@@ -88,9 +88,9 @@ def _root(store: Store, id: LayerId) -> Layer:
 
 
 def _same_base(store: Store, digest: str) -> Base | None:
-    """A base image with this very content: layers that were made before layers had cards need one."""
+    """Return a base image with this content. Needed for layers made before layers had cards."""
     for image in catalog.listing(store):
-        with suppress(UsageError):  # damaged, or without its kernel: not the one
+        with suppress(UsageError):  # damaged, or without its kernel: not a match
             found = catalog.look(store, image.name)
             if found is not None and found.digest == digest:
                 return found

@@ -1,7 +1,7 @@
-"""Independent stages side by side. Threads are made here, and nowhere else.
+"""Builds independent stages in parallel. Only this module starts threads.
 
-A stage waits for the builds inside it and for those that it can name; at most `jobs` make their chains at a
-time. All of them tell what they do at once: each event says which stage it is of.
+A stage waits for the builds inside it and for those that it can name. At most `jobs` stages build their chains at
+a time. All report events as they happen: each event names its stage.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Start = Callable[[PlannedStage, Futures], Future[Built]]
 
 
 class Parallel:
-    """Builds one spec. If a stage fails, or we are interrupted, `scope` is cancelled before it is told."""
+    """Builds one spec. If a stage fails, or the build is interrupted, `scope` is cancelled before it raises."""
 
     def __init__(self, make: Make, tell: Teller, jobs: int, scope: CancelScope) -> None:
         self._scope = scope
@@ -30,7 +30,7 @@ class Parallel:
         self._room = threading.Semaphore(jobs)
 
     def build(self, stage: PlannedStage) -> Built:
-        """Build a stage with those inside it; raises what the first failing stage has raised."""
+        """Build a stage and those inside it. Raises the error of the first stage that failed."""
         failures: list[BaseException] = []
 
         def run(stage: PlannedStage, scope: Futures) -> Built:
@@ -41,7 +41,7 @@ class Parallel:
                 self._scope.cancel()
                 raise
 
-        # every stage has a thread of its own, so one that waits for others never keeps them from running
+        # every stage has its own thread, so one that waits for others never keeps them from running
         with ThreadPoolExecutor(max_workers=len(list(stage.all()))) as pool:
 
             def start(stage: PlannedStage, scope: Futures) -> Future[Built]:

@@ -1,4 +1,4 @@
-"""The stages of a spec, planned: a tree, of which each stage has a path that no other one has."""
+"""The planned stages of a spec: a tree, in which each stage has a unique path."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from obuild.spec import Stage
 class PlannedStage:
     """A stage of a build, with the builds directly inside it, in the order of the spec.
 
-    `path` is what events call the stage; `name` is what copies call it, and "" for the stage around all others.
+    `path` identifies the stage in events; `name` is its name in the spec, "" for the outermost stage.
     """
 
     path: str
@@ -25,14 +25,14 @@ class PlannedStage:
     inner: tuple[PlannedStage, ...] = ()
 
     def all(self) -> Iterator[PlannedStage]:
-        """This stage and all inside it, in the order in which they are built."""
+        """Yield this stage and all inside it, in the order in which they are built."""
         for stage in self.inner:
             yield from stage.all()
         yield self
 
 
 def outline(actions: Sequence[Planned], steps: Sequence[Step]) -> events.Planned:
-    """The plan of a stage as an event. `steps` are those of its actions whose ids are known, from the first on."""
+    """Return the plan of a stage as an event. `steps` are the steps whose ids are known, from the first on."""
     ops = accumulate(len(each.headings) for each in actions)
     ids = [step.id for step in steps] + [""] * (len(actions) - len(steps))
     return events.Planned(
@@ -43,7 +43,7 @@ def outline(actions: Sequence[Planned], steps: Sequence[Step]) -> events.Planned
 
 
 def plan_stages(stage: Stage, plan: Callable[[Stage, Mapping[str, Stage]], Plan]) -> PlannedStage:
-    """Plan a stage and all inside it; `plan` gets each with the builds that it may copy from."""
+    """Plan a stage and all inside it. `plan` is called with each stage and the builds that it may copy from."""
     return _planned("", "", stage, {}, plan)
 
 
@@ -63,9 +63,9 @@ def _planned(
 
 
 def _inside(path: str, stage: Stage) -> Iterator[tuple[str, str, Stage]]:
-    """The path, the name and the stage of each build directly inside the stage at `path`.
+    """Yield the path, the name and the stage of each build directly inside the stage at `path`.
 
-    A spec may use one name several times in a stage: the second is NAME#2.
+    If a name is used several times in a stage, the second is NAME#2.
     """
     taken: set[str] = set()
     for name, inner in stage.stages:

@@ -1,4 +1,4 @@
-"""The kinds of executor, by the name that stands before the store's path: `qemu:/data`."""
+"""The kinds of executor, by the name before the store's path: `qemu:/data`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every executor offers to a build, and what it is given."""
+"""The interface between a build and its executors."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from obuild.store.layers import Draft, Store
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a command ended, and what its caches hold now: an archive for each, in the command's order."""
+    """The result of a command: its exit status, and an archive of each of its caches, in the command's order."""
 
     status: int
     caches: tuple[Path, ...] = ()
 
 
 class Session(Protocol):
-    """A draft that is open: commands run on it, and files go in and out.
+    """An open draft: commands run on it, and files go in and out.
 
     Every method raises a MachineError if the place where they run is lost.
     """
@@ -37,65 +37,65 @@ class Session(Protocol):
         secrets: Mapping[str, bytes],
         output: Callable[[bytes], object],
     ) -> Outcome:
-        """Run a command to its end. A status other than 0 is no error here, and its caches come back all the same.
+        """Run a command to its end. A status other than 0 is not an error here: the caches come back all the same.
 
-        `output` gets stdout and stderr in the order in which they were written. `caches` has a path for each cache
-        of the command: the archive to begin with, or no file for an empty cache. The new archives are beside
-        these; the caller commits them. `secrets` has the value of each of the command's secrets; they are files at
-        their targets while it runs, and nothing of them is there afterwards.
+        `output` gets stdout and stderr in the order they were written. `caches` has a path for each cache of the
+        command: the archive to start with, or a path without a file for an empty cache. The new archives are
+        beside these; the caller commits them. `secrets` has the value of each of the command's secrets. They are
+        files at their targets while it runs, and nothing of them remains afterwards.
         """
 
     def interact(self, command: Command) -> int:
-        """A shell at our own terminal, where the command would run; returns the shell's exit status."""
+        """Open a shell at our own terminal, where the command would run. Return the shell's exit status."""
 
     def send(self, action: Transfer) -> None:
-        """Put a tree into the draft. ObuildError if one of its files has changed meanwhile."""
+        """Copy a tree into the draft. ObuildError if one of its files has changed meanwhile."""
 
     def take(self, extract: Extract, archive: Path) -> None:
-        """Write files of the draft to a new tar archive. MachineError, in tar's words, if one is not there."""
+        """Write files of the draft to a new tar archive. MachineError, with tar's message, if one is missing."""
 
     def graft(self, action: Graft, archive: Path) -> None:
-        """Put the files of such an archive into the draft."""
+        """Unpack an archive from `take` in the draft."""
 
 
 @runtime_checkable
 class Reachable(Protocol):
-    """What a session offers besides if people can log in to it while it is open."""
+    """What a session also offers if people can log in to it while it is open."""
 
     def address(self) -> str:
-        """The command that logs in from this host."""
+        """Return the command that logs in from this host."""
 
     def wait(self) -> None:
-        """Wait until the session is lost: then a MachineError says why."""
+        """Wait until the session is lost; then raise a MachineError with the reason."""
 
 
-#: Called with the session, the command that failed in it, its exit status, and what hears what a user should know.
-#: What it does there is thrown away.
+#: Called with the session, the command that failed in it, its exit status, and a Teller for notes to the user.
+#: Its changes in the session are thrown away.
 OnFailure = Callable[[Session, Command, int, Teller], None]
 
 
 class Executor(Protocol):
-    """Where the steps of one chain run, one at a time."""
+    """Runs the steps of one chain, one at a time."""
 
     def open(self, draft: Draft, *, network: bool, tell: Teller = SILENT) -> AbstractContextManager[Session]:
-        """A session on a draft, whose image is made here. Without `network` it reaches nothing.
+        """Make the draft's image and open a session on it. Without `network` it reaches nothing.
 
-        Leaving the block seals the image: it is complete, and other drafts can be made on it. Leaving it by an
-        exception does not, and the image is not to be used; neither is that of a scratch draft.
+        Leaving the block seals the image: it is complete, and other drafts can be based on it. If an exception
+        leaves the block, the image is not sealed and must not be used; nor is that of a scratch draft ever.
 
-        `tell` hears the phases of the session, from opening to sealing it, and what a user should know.
+        `tell` gets the phases of the session, from opening to sealing, and notes to the user.
         """
 
 
-#: Opens an executor for one chain of steps. Leaving it ends whatever it kept running between them.
+#: Opens an executor for one chain of steps. Leaving it ends everything that it kept running between steps.
 OpenExecutor = Callable[[], AbstractContextManager[Executor]]
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What an executor is made of: the base that its guests stand on, and the private key that logs in to them.
+    """What an executor is made from: the base of its guests, and the private key that logs in to them.
 
-    `say` hears what a user should know of the choices that are made. Whatever is started belongs to `scope`.
+    `say` gets notes to the user about the choices made. Whatever is started belongs to `scope`.
     """
 
     store: Store
@@ -107,10 +107,10 @@ class Setup:
 
 
 class Kind(Protocol):
-    """One kind of executor. A module, as the table in `all` has it."""
+    """One kind of executor. It is a module, listed in the table in `all`."""
 
     def check(self, settings: Settings, card: Card) -> None:
-        """UsageError if the settings do not go with a base that has this card. Starts nothing."""
+        """UsageError if the settings do not fit a base with this card. Starts nothing."""
 
     def provision(self, setup: Setup) -> OpenExecutor:
-        """See that this host has what these guests need. UsageError if it has not."""
+        """Check that this host has what the guests need. UsageError if not."""

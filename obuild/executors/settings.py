@@ -1,4 +1,4 @@
-"""What a user asks of machines."""
+"""The user's settings for machines."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from obuild.guests.profile import MOST_MEMORY, OSES, arch_named
 SMALLEST_MEMORY = 32 << 20
 DEFAULT_BUDGET = 4 << 30
 
-#: The longest that a guest may be waited for, in seconds: a day.
+#: The longest time to wait for a guest to boot or power off, in seconds: a day.
 LONGEST_BOOT = 86_400.0
 
 VM = ("auto", "boot", "warm")
@@ -18,10 +18,10 @@ VM = ("auto", "boot", "warm")
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What is "" or 0 is left to the base image's card. `memory` is in bytes.
+    """Settings for machines. "" and 0 mean the value from the base image's card. `memory` is in bytes.
 
-    `vm` is how steps get their machines: `boot` one for each, `warm` goes on in saved and running ones, `auto` is
-    warm where the guest can be. All saved machines together take `warm_budget` bytes at most.
+    `vm` is how steps get their machines: `boot` boots one for each step, `warm` continues in running and saved
+    ones, `auto` is warm where the guest supports it. All saved machines together take at most `warm_budget` bytes.
     """
 
     accel: str = "auto"
@@ -34,14 +34,14 @@ class Settings:
     warm_budget: int = DEFAULT_BUDGET
 
     def checked(self) -> Settings:
-        """These settings. UsageError if no machine can be like that."""
+        """Return these settings. UsageError if a value is invalid."""
         if self.accel not in ("auto", "kvm", "tcg"):
             raise UsageError(f"unknown accelerator {self.accel!r}", hint="--qemu-accel auto, kvm or tcg")
         if self.memory and self.memory < SMALLEST_MEMORY:
             raise UsageError(f"--qemu-memory: a machine needs at least {SMALLEST_MEMORY >> 20}M")
         if self.memory > MOST_MEMORY:
             raise UsageError(f"--qemu-memory: no machine can have more than {MOST_MEMORY >> 40}T")
-        if not 0 < self.boot_time <= LONGEST_BOOT:  # nan is neither
+        if not 0 < self.boot_time <= LONGEST_BOOT:  # also refuses nan
             raise UsageError(f"--qemu-boot-time {self.boot_time:g}: it can be up to {LONGEST_BOOT:g} seconds")
         if self.os not in ("", *OSES):
             raise UsageError(f"unknown guest OS {self.os!r}", hint=f"--qemu-guest-os {', '.join(OSES)}")

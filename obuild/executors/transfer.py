@@ -1,4 +1,4 @@
-"""How files enter and leave a guest: a tree or a cache as a tar stream (by scp if need be), a secret by a pipe."""
+"""Moves files in and out of a guest: trees and caches as tar streams (or by scp), secrets through a pipe."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from obuild.spec import UnixUser, WindowsUser
 
 
 class Line(Protocol):
-    """A way to talk to a guest: an SSH connection, or the shell that stays in it. Errors as ssh.Connection's."""
+    """A connection to a guest: SSH, or the resident shell. Errors are those of ssh.Connection."""
 
     def run(self, command: str, script: Callable[[str], bytes], output: Callable[[bytes], object]) -> int: ...
     def check(self, command: str, script: bytes, *, what: str) -> None: ...
@@ -39,12 +39,12 @@ def send_tree(connection: Line, guest: Guest, login: str, transfer: Transfer, te
 
 
 def _owner(user: UnixUser | WindowsUser) -> tuple[int, int]:
-    """Whose files are in an archive for a guest; one that knows users by name sees to it by itself."""
+    """Return the owner of files in an archive for a guest. A guest with user names sets the owner itself."""
     return (user.uid, user.gid) if isinstance(user, UnixUser) else (0, 0)
 
 
 def take_tree(connection: Line, guest: Guest, login: str, extract: Extract, archive: Path, tell: Teller) -> None:
-    """Write files of a guest to `archive`, a tar file on the host; nothing of it is unpacked there."""
+    """Write files of a guest to `archive`, a tar file on the host, which is not unpacked there."""
     what = f"copying from the build {extract.origin}"
     root = guest.root_shell(login)
     packing = guest.pack_files(
@@ -65,7 +65,7 @@ def _fetch(connection: Line, root: str, script: bytes, archive: Path, phase: Pha
 
 
 class _Counted:
-    """A file to write to, whose bytes are counted."""
+    """A file to write to that counts its bytes."""
 
     def __init__(self, out: BinaryIO, phase: Phase) -> None:
         self._out = out
@@ -77,7 +77,7 @@ class _Counted:
 
 
 def send_archive(connection: Line, guest: Guest, login: str, graft: Graft, archive: Path, tell: Teller) -> None:
-    """Unpack an archive that another guest has made."""
+    """Unpack an archive that another guest made."""
     command = guest.receive_command(login, graft.dest, graft.user)
     with tell.phase("sending", graft.dest, archive.stat().st_size) as phase:
         connection.stream(command, partial(_write_file, archive, phase), what=f"copying to {graft.dest}")
@@ -86,7 +86,7 @@ def send_archive(connection: Line, guest: Guest, login: str, graft: Graft, archi
 def send_caches(
     connection: Line, guest: Guest, login: str, command: Command, archives: Sequence[Path], tell: Teller
 ) -> None:
-    """Mount each cache at its target, with what is in its archive; without a file, empty."""
+    """Mount each cache at its target, with the content of its archive, or empty if there is no file."""
     root = guest.root_shell(login)
     connection.check(root, guest.prepare_scratch(), what="making room for caches")
     for slot, (cache, file) in enumerate(zip(command.caches, archives, strict=True)):
@@ -122,7 +122,7 @@ def send_secrets(
 
 
 def remove_secrets(connection: Line, guest: Guest, login: str, command: Command) -> None:
-    """Leave no trace of the secrets in the guest."""
+    """Remove every trace of the secrets from the guest."""
     script = guest.close_secrets(secret.target for secret in command.secrets)
     connection.check(guest.root_shell(login), script, what="removing the secrets")
 
@@ -141,7 +141,7 @@ def _write_file(path: Path, phase: Phase, sink: archive.Sink) -> None:
 def fetch_caches(
     connection: Line, guest: Guest, login: str, command: Command, archives: Sequence[Path], tell: Teller
 ) -> tuple[Path, ...]:
-    """Fetch what each cache holds to a file beside its archive, and take the caches out of the guest's tree."""
+    """Fetch each cache's content to a file beside its archive, and unmount the caches in the guest."""
     fetched = tuple(file.with_suffix(".new") for file in archives)
     for slot, cache in reversed(tuple(enumerate(command.caches))):
         with tell.phase("fetching", cache.name) as phase:

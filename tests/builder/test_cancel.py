@@ -1,4 +1,4 @@
-"""Two engines in one process: what happens to one is no business of the other."""
+"""Two engines in one process: neither affects the other."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from obuild.plan.keys import LayerId
 from obuild.store.layers import Store
 from tests.support.fakes import FakeExecutor, Heard, Run, ScriptedGuests
 
-#: How long threads of a test wait for each other, in seconds; only a failure takes so long.
+#: How long the threads of a test wait for each other, in seconds; only a failure takes that long.
 LONG = 60.0
 
 
 @dataclass
 class Build:
-    """A build in a thread and a store of its own. Its command `long` runs a program for ten minutes."""
+    """A build in its own thread and store. Its command `long` runs a program for ten minutes."""
 
     engine: Engine
     started: threading.Event = field(default_factory=threading.Event)
@@ -85,7 +85,7 @@ A_STAGE_FAILS = (
 
 @pytest.fixture
 def other(tmp_path: Path, qcow2_disk: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Build]:
-    """A build that is in the middle of a step, and still is when the test is over; then it ends well."""
+    """A build in the middle of a step. It must still be there when the test ends, and then succeed."""
     build = make("other", tmp_path, qcow2_disk, monkeypatch)
     build.start(LONG_STEP)
     yield build
@@ -98,7 +98,7 @@ def other(tmp_path: Path, qcow2_disk: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.usefixtures("other")
-def test_a_build_that_is_cancelled_ends_alone(
+def test_cancelling_a_build_ends_no_other_build(
     tmp_path: Path, qcow2_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     build = make("mine", tmp_path, qcow2_disk, monkeypatch)
@@ -108,12 +108,12 @@ def test_a_build_that_is_cancelled_ends_alone(
     assert isinstance(build.error, Cancelled)
     assert build.error.exit_code == 130
     store = build.engine.store
-    assert [layer.parent for layer in store.layers()] == [None]  # the base is complete, and stays
+    assert [layer.parent for layer in store.layers()] == [None]  # the base is complete, so it stays
     assert not any(store.result_tmp.iterdir())
 
 
 @pytest.mark.usefixtures("other")
-def test_a_stage_that_fails_ends_the_others_of_its_build_alone(
+def test_a_failing_stage_ends_only_the_other_stages_of_its_build(
     tmp_path: Path, qcow2_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     build = make("mine", tmp_path, qcow2_disk, monkeypatch, jobs=2)
@@ -122,11 +122,11 @@ def test_a_stage_that_fails_ends_the_others_of_its_build_alone(
     assert isinstance(build.error, StepFailed)
     assert [program.returncode for program in build.programs] == [-9]
     assert not any(build.engine.store.result_tmp.iterdir())
-    again = build.engine.build(spec.parse(b"((from tiny) (run (shell fine)))"))  # it was not told to stop
+    again = build.engine.build(spec.parse(b"((from tiny) (run (shell fine)))"))  # the engine was not cancelled
     assert build.engine.store.find(again)
 
 
-def test_an_engine_that_was_cancelled_builds_no_more(
+def test_a_cancelled_engine_builds_no_more(
     tmp_path: Path, qcow2_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     build = make("mine", tmp_path, qcow2_disk, monkeypatch)

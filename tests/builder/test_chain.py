@@ -1,4 +1,4 @@
-"""The main flow, with real layers and a scripted executor in place of machines."""
+"""The main flow, with real layers and a scripted executor instead of machines."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def fail(status: int) -> Act:
 
 
 def drafts(store: Store) -> list[str]:
-    """What a build must never leave behind."""
+    """Return what a build must never leave behind."""
     return [*os.listdir(store.result_tmp), *os.listdir(store.cache_tmp), *os.listdir(store.locks)]
 
 
@@ -57,7 +57,7 @@ def test_a_first_build_makes_every_step_in_order(store: Store, chain: ChainMaker
     assert drafts(store) == []
 
 
-def test_a_build_tells_what_it_does_in_order(store: Store, chain: ChainMaker) -> None:
+def test_a_build_reports_its_steps_in_order(store: Store, chain: ChainMaker) -> None:
     made = chain("(env A 1) (run (shell a)) (comment bye)")
     root, step = made.steps
     _, heard = build(store, made)
@@ -89,7 +89,7 @@ def test_a_second_build_runs_nothing_and_shows_the_old_logs(store: Store, chain:
     assert heard.of(Saved) == []
 
 
-def test_a_change_rebuilds_from_there_only(store: Store, chain: ChainMaker) -> None:
+def test_a_change_rebuilds_only_the_steps_from_there_on(store: Store, chain: ChainMaker) -> None:
     build(store, chain(ABC))
     executor, heard = build(store, chain("(run (shell a)) (run (shell B)) (run (shell c))"))
     assert [seen for seen in executor.seen if len(seen) == 1] == ["B", "c"]
@@ -103,7 +103,7 @@ def test_a_layer_holds_the_log_of_its_step(store: Store, chain: ChainMaker) -> N
     assert layer.log.read_bytes() == b"b\n"
 
 
-def test_the_base_is_copied_in_so_that_its_file_may_change(store: Store, chain: ChainMaker, tiny: Path) -> None:
+def test_the_base_is_copied_so_that_its_file_may_change(store: Store, chain: ChainMaker, tiny: Path) -> None:
     made = chain("(run (shell a))")
     before = tiny.read_bytes()
     build(store, made)
@@ -114,9 +114,7 @@ def test_the_base_is_copied_in_so_that_its_file_may_change(store: Store, chain: 
     build(store, made)
 
 
-def test_a_base_that_changes_while_it_is_imported_is_not_taken(
-    store: Store, chain: ChainMaker, tiny: Path
-) -> None:
+def test_a_base_that_changes_while_it_is_imported_is_refused(store: Store, chain: ChainMaker, tiny: Path) -> None:
     made = chain("")
     os.utime(tiny, ns=(0, 1))
     with pytest.raises(ObuildError, match="changed while it was imported"):
@@ -138,7 +136,7 @@ def test_a_kernel_beside_the_base_goes_into_its_layer(store: Store, chain: Chain
     assert kernel.stat().st_mode & 0o777 == 0o444
 
 
-def test_a_kernel_that_changes_while_it_is_imported_is_not_taken(
+def test_a_kernel_that_changes_while_it_is_imported_is_refused(
     store: Store, chain: ChainMaker, tiny: Path
 ) -> None:
     tiny.with_suffix(".toml").write_text('firmware = "kernel"\n')
@@ -153,7 +151,7 @@ def test_a_kernel_that_changes_while_it_is_imported_is_not_taken(
 @pytest.mark.parametrize(
     "error", [MachineError("lost"), StepFailed("no"), KeyboardInterrupt(), OSError(errno.EIO, "broken")]
 )
-def test_a_step_that_raises_leaves_nothing_and_ends_its_machine(
+def test_a_failing_step_leaves_nothing_and_ends_its_machine(
     store: Store, chain: ChainMaker, error: BaseException
 ) -> None:
     def act(run: Run) -> int:
@@ -168,25 +166,25 @@ def test_a_step_that_raises_leaves_nothing_and_ends_its_machine(
     assert drafts(store) == []
 
 
-def test_a_command_that_says_no_is_quoted_with_its_status(store: Store, chain: ChainMaker) -> None:
+def test_the_error_quotes_a_failed_command_with_its_status(store: Store, chain: ChainMaker) -> None:
     with pytest.raises(StepFailed, match=r'"b".*exit status 42'):
         build(store, chain(ABC), {"b": fail(42)})
 
 
-def test_a_long_command_is_quoted_in_part(store: Store, chain: ChainMaker) -> None:
+def test_the_error_quotes_only_part_of_a_long_command(store: Store, chain: ChainMaker) -> None:
     with pytest.raises(StepFailed) as caught:
         build(store, chain(f"(run (shell {'x' * 5000}))"), {"x" * 5000: fail(1)})
     assert len(caught.value.message) < 300
 
 
-def test_a_build_goes_on_where_the_last_one_failed(store: Store, chain: ChainMaker) -> None:
+def test_a_build_continues_where_the_last_one_failed(store: Store, chain: ChainMaker) -> None:
     with pytest.raises(StepFailed):
         build(store, chain(ABC), {"b": fail(1)})
     executor, _ = build(store, chain(ABC))
     assert [seen for seen in executor.seen if len(seen) == 1] == ["b", "c"]
 
 
-def test_each_step_is_an_overlay_on_the_one_before(store: Store, chain: ChainMaker) -> None:
+def test_each_step_is_an_overlay_on_the_previous_one(store: Store, chain: ChainMaker) -> None:
     build(store, chain(ABC))
     last = store.find(chain(ABC).steps[-1].id)
     assert last is not None
@@ -197,7 +195,7 @@ def test_each_step_is_an_overlay_on_the_one_before(store: Store, chain: ChainMak
 
 
 @pytest.mark.parametrize(("op", "opened"), [("(network host)", "open with network"), ("(network)", "open")])
-def test_a_machine_has_a_network_only_if_the_step_asks(
+def test_a_machine_has_a_network_only_if_its_step_asks_for_it(
     store: Store, chain: ChainMaker, op: str, opened: str
 ) -> None:
     executor, _ = build(store, chain(f"(run {op} (shell a))"))
@@ -214,7 +212,7 @@ def test_a_copy_is_sent_without_a_network(store: Store, chain: ChainMaker, tmp_p
 
 
 def grow(status: int) -> Act:
-    """Add a byte to each cache, and end with a status."""
+    """Add a byte to each cache, and end with the given status."""
 
     def act(run: Run) -> int:
         for old in run.caches:
@@ -229,7 +227,7 @@ def cached(store: Store, name: str) -> bytes:
         return copy.path.read_bytes()
 
 
-def test_a_cache_outlives_its_step_whatever_the_step_said(store: Store, chain: ChainMaker) -> None:
+def test_a_cache_outlives_its_step_whether_it_succeeds_or_fails(store: Store, chain: ChainMaker) -> None:
     ops = "(run (cache (c (target /c))) (shell {}))"
     build(store, chain(ops.format("good")), {"good": grow(0)})
     assert cached(store, "c") == b"x"
@@ -279,10 +277,10 @@ def test_the_value_of_a_secret_reaches_the_step_and_nothing_that_is_kept(
         assert not path.is_file() or value not in path.read_bytes(), path
 
 
-# -- together with others
+# -- other processes
 
 
-def test_what_a_build_stands_on_cannot_be_removed(store: Store, chain: ChainMaker) -> None:
+def test_layers_below_a_running_step_cannot_be_removed(store: Store, chain: ChainMaker) -> None:
     root, first = (step.id for step in chain("(run (shell a))").steps)
     stayed: list[LayerId] = []
 
@@ -294,7 +292,7 @@ def test_what_a_build_stands_on_cannot_be_removed(store: Store, chain: ChainMake
     assert stayed == [first, root]
 
 
-def test_what_a_build_has_found_cannot_be_removed_while_it_goes_on(store: Store, chain: ChainMaker) -> None:
+def test_layers_that_a_build_found_cannot_be_removed_until_it_ends(store: Store, chain: ChainMaker) -> None:
     ids = [step.id for step in chain("(run (shell a)) (run (shell b))").steps]
     build(store, chain("(run (shell a)) (run (shell b))"))
     stayed: list[LayerId] = []
@@ -311,14 +309,14 @@ def no_executor() -> FakeExecutor:
     raise AssertionError("no machine is needed")
 
 
-def test_no_machine_is_asked_for_while_layers_are_found(store: Store, chain: ChainMaker) -> None:
+def test_no_machine_starts_while_layers_are_found(store: Store, chain: ChainMaker) -> None:
     build(store, chain(ABC))
     heard = Heard()
     Builder(store, no_executor, heard.tell).build(chain(ABC))
     assert len(heard.of(Hit)) == 4
 
 
-def test_a_layer_that_is_removed_just_before_it_is_used_is_made_again(
+def test_a_layer_removed_just_before_its_use_is_rebuilt(
     store: Store, chain: ChainMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = chain(ABC)
@@ -338,7 +336,7 @@ def test_a_layer_that_is_removed_just_before_it_is_used_is_made_again(
 
 
 @pytest.mark.parametrize("found", [True, False])
-def test_nobody_can_remove_a_layer_while_the_listener_reads_its_log(
+def test_a_layer_cannot_be_removed_while_the_listener_reads_its_log(
     store: Store, chain: ChainMaker, found: bool
 ) -> None:
     made = chain("(run (shell a))")
@@ -366,7 +364,7 @@ def test_a_damaged_layer_is_not_built_on(store: Store, chain: ChainMaker) -> Non
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
-def test_a_layer_without_its_log_is_said_to_be_damaged(store: Store, chain: ChainMaker, number: int) -> None:
+def test_a_layer_without_its_log_is_reported_as_damaged(store: Store, chain: ChainMaker, number: int) -> None:
     build(store, chain("(run (shell a)) (run (shell b))"))
     id = chain(ABC).steps[number].id
     (store.result / id / "log").unlink()
@@ -382,13 +380,13 @@ def test_a_layer_without_its_log_is_said_to_be_damaged(store: Store, chain: Chai
 
 
 class Meeting:
-    """Two builds of the same chain: the second begins while the first is in the middle of `a`."""
+    """Two builds of the same chain: the second starts while the first is in the middle of `a`."""
 
     def __init__(self, store: Store, chain: Chain) -> None:
         self.store = store
         self.chain = chain
         self.executor, self.heard = FakeExecutor(), Heard()
-        self.scope = CancelScope()  # of the first
+        self.scope = CancelScope()  # of the first build
         self.waits = threading.Event()
         self.error: BaseException | None = None
         self.thread = threading.Thread(target=self._second)
@@ -405,7 +403,7 @@ class Meeting:
             self.error = error
 
     def first(self, ending: int | BaseException, *, cancelled: bool = False) -> FakeExecutor:
-        """Run the first build; its `a` prints, sees that the other has heard it, prints again, and ends so."""
+        """Run the first build; `a` prints, waits until the other build has heard it, prints again, and ends."""
 
         def act(run: Run) -> int:
             run.output(b"one\n")
@@ -431,7 +429,7 @@ class Meeting:
         return b"".join(event.data for event in self.heard if isinstance(event, Output))
 
 
-def test_two_builds_of_the_same_steps_make_each_once(store: Store, chain: ChainMaker) -> None:
+def test_two_builds_of_the_same_steps_build_each_once(store: Store, chain: ChainMaker) -> None:
     meeting = Meeting(store, chain(ABC))
     first = meeting.first(0)
     runs = [seen for seen in [*first.seen, *meeting.executor.seen] if len(seen) == 1]
@@ -442,7 +440,7 @@ def test_two_builds_of_the_same_steps_make_each_once(store: Store, chain: ChainM
     assert meeting.error is None
 
 
-def test_who_waits_for_a_step_that_fails_fails_likewise(store: Store, chain: ChainMaker) -> None:
+def test_a_build_that_waits_for_a_failing_step_fails_too(store: Store, chain: ChainMaker) -> None:
     meeting = Meeting(store, chain(ABC))
     meeting.first(7)
     assert isinstance(meeting.error, StepFailed)
@@ -453,27 +451,23 @@ def test_who_waits_for_a_step_that_fails_fails_likewise(store: Store, chain: Cha
     assert "a" in again.seen
 
 
-def test_who_waits_takes_over_from_a_build_that_is_interrupted(store: Store, chain: ChainMaker) -> None:
+def test_a_waiting_build_takes_over_from_an_interrupted_one(store: Store, chain: ChainMaker) -> None:
     meeting = Meeting(store, chain(ABC))
     meeting.first(KeyboardInterrupt())
     assert meeting.error is None
     assert [seen for seen in meeting.executor.seen if len(seen) == 1] == ["a", "b", "c"]
     assert meeting.log == b"one\ntwo\na\nb\nc\n"
-    assert Note("that build was interrupted; this one makes the step") in meeting.heard
+    assert Note("that build was interrupted; this one builds the step") in meeting.heard
 
 
-def test_who_waits_for_a_stage_that_is_ended_for_another_ones_failure_takes_over(
-    store: Store, chain: ChainMaker
-) -> None:
+def test_a_waiting_build_takes_over_from_a_cancelled_stage(store: Store, chain: ChainMaker) -> None:
     meeting = Meeting(store, chain(ABC))
     meeting.first(MachineError("QEMU is gone"), cancelled=True)
     assert meeting.error is None
     assert meeting.executor.seen.count("sealed") == 3
 
 
-def test_who_waits_for_another_process_stops_when_its_own_build_is_stopped(
-    store: Store, chain: ChainMaker
-) -> None:
+def test_a_waiting_build_stops_when_it_is_cancelled(store: Store, chain: ChainMaker) -> None:
     errors: list[BaseException] = []
     waits = threading.Event()
 
@@ -500,7 +494,7 @@ def test_who_waits_for_another_process_stops_when_its_own_build_is_stopped(
 # -- the index
 
 
-def test_each_new_layer_is_remembered_with_its_op(store: Store, chain: ChainMaker) -> None:
+def test_each_new_layer_is_indexed_with_its_op(store: Store, chain: ChainMaker) -> None:
     build(store, chain("(env A 1) (run (shell a))"))
     with Index(store) as index:
         rows = index.rows()
@@ -510,7 +504,7 @@ def test_each_new_layer_is_remembered_with_its_op(store: Store, chain: ChainMake
     ]
 
 
-def test_an_op_that_is_no_text_is_remembered(store: Store, tiny: Path, tmp_path: Path) -> None:
+def test_an_op_that_is_not_utf8_is_indexed(store: Store, tiny: Path, tmp_path: Path) -> None:
     stage = spec.Stage("tiny", (spec.Workdir("/\udcff"), spec.Run("a\udcff")))
     made = plan(stage, source=tmp_path, bases={"tiny": making.find(store, "tiny", say=print)}).chain()
     build(store, made, {"a\udcff": lambda run: 0})
@@ -522,11 +516,11 @@ def test_an_index_that_cannot_be_opened_fails_no_build(store: Store, chain: Chai
     (store.state / "db").write_text("in the way")
     _, heard = build(store, chain("(run (shell a))"))
     assert {layer.id for layer in store.layers()} == {step.id for step in chain("(run (shell a))").steps}
-    assert str(heard.of(Note)).count("the layer is there, but not in the index yet: cannot open the index") == 2
+    assert str(heard.of(Note)).count("the layer is saved, but not in the index yet: cannot open the index") == 2
     assert drafts(store) == []
 
 
-def test_an_index_that_another_process_holds_fails_no_build(
+def test_an_index_locked_by_another_process_fails_no_build(
     store: Store, chain: ChainMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("obuild.builder.chain.INDEX_WAIT", 0.1)

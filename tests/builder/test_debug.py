@@ -1,4 +1,4 @@
-"""Looking into layers with machines that are thrown away: what these are asked, and what a user is told."""
+"""Looking into layers with throw-away machines: what the machines are asked, and what users see."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Debug = Callable[..., Debugger]
 
 @pytest.fixture
 def debug(store: Store, tiny: Path, tmp_path: Path, executor: FakeExecutor) -> Debug:
-    """Debug the last layer of a build of `ops`; in a store in which nothing else is left of it."""
+    """Debug the last layer of a build of `ops`, in a store where nothing else of the build is left."""
 
     def make(ops: str = OPS, os: str = "") -> Debugger:
         settings = Settings(accel="tcg", os=os)
@@ -50,10 +50,10 @@ def debug(store: Store, tiny: Path, tmp_path: Path, executor: FakeExecutor) -> D
     return make
 
 
-# -- what a machine is asked
+# -- what the machine is asked
 
 
-def test_a_command_runs_where_the_layers_own_did_and_nothing_is_kept(
+def test_a_command_runs_like_the_layers_own_and_nothing_is_kept(
     store: Store, debug: Debug, executor: FakeExecutor
 ) -> None:
     def act(run: Run) -> int:
@@ -86,14 +86,14 @@ def test_a_command_may_have_the_network_and_another_user(debug: Debug, executor:
     assert executor.commands[0].network
 
 
-def test_users_are_those_that_the_guest_can_have(debug: Debug, executor: FakeExecutor) -> None:
+def test_a_user_that_the_guest_cannot_have_is_refused(debug: Debug, executor: FakeExecutor) -> None:
     linux = debug()
     for user in ("opam", "99999999999", "4294967295"):
         with pytest.raises(UsageError):
             linux.run(("id",), print, user=user)
 
 
-def test_a_windows_guest_knows_its_own_user_only(debug: Debug, executor: FakeExecutor) -> None:
+def test_a_windows_guest_has_only_its_own_user(debug: Debug, executor: FakeExecutor) -> None:
     windows = debug("(run (shell made))", os="windows")
     windows.run(("whoami",), print)
     assert executor.commands[-1].user == WindowsUser("ContainerAdministrator")
@@ -104,7 +104,7 @@ def test_a_windows_guest_knows_its_own_user_only(debug: Debug, executor: FakeExe
 @pytest.mark.parametrize(
     ("os", "argv"), [("linux", ("A=b", "x")), ("windows", ("x.bat",)), ("windows", ("x", "y" * 40_000))]
 )
-def test_a_command_that_cannot_be_is_refused_before_a_machine_starts(
+def test_an_impossible_command_is_refused_before_a_machine_starts(
     debug: Debug, executor: FakeExecutor, os: str, argv: tuple[str, ...]
 ) -> None:
     debugger = debug("(run (shell made))", os=os)
@@ -113,7 +113,7 @@ def test_a_command_that_cannot_be_is_refused_before_a_machine_starts(
     assert executor.seen == []
 
 
-def test_a_shell_ends_with_its_status(store: Store, debug: Debug, executor: FakeExecutor) -> None:
+def test_shell_returns_the_exit_status(store: Store, debug: Debug, executor: FakeExecutor) -> None:
     executor.typed = 17
     assert debug().shell(network=True) == 17
     (command,) = executor.commands
@@ -123,7 +123,7 @@ def test_a_shell_ends_with_its_status(store: Store, debug: Debug, executor: Fake
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, BrokenPipeError, MachineError("the guest panicked")])
-def test_who_is_interrupted_leaves_nothing_behind(
+def test_an_interrupted_command_leaves_nothing_behind(
     store: Store, debug: Debug, executor: FakeExecutor, error: BaseException | type[BaseException]
 ) -> None:
     def act(run: Run) -> int:
@@ -136,7 +136,7 @@ def test_who_is_interrupted_leaves_nothing_behind(
     assert not any(store.cache_tmp.iterdir())
 
 
-def test_files_are_packed_by_the_guest_and_gone_afterwards(
+def test_files_are_packed_by_the_guest_and_the_archive_is_removed(
     store: Store, debug: Debug, executor: FakeExecutor
 ) -> None:
     executor.files = {"dir/a": b"x"}
@@ -160,7 +160,7 @@ def test_files_are_packed_by_the_guest_and_gone_afterwards(
         ("windows", "d:/", "D:/", ""),
     ],
 )
-def test_a_path_is_one_of_the_guest(debug: Debug, os: str, path: str, found: str, name: str) -> None:
+def test_a_path_follows_the_rules_of_the_guest(debug: Debug, os: str, path: str, found: str, name: str) -> None:
     source = debug("(run (shell made))", os=os).source(path)
     assert (source.path, source.name) == (found, name)
     assert source.strict == (os == "linux")
@@ -170,7 +170,7 @@ def test_a_path_is_one_of_the_guest(debug: Debug, os: str, path: str, found: str
     ("os", "path"),
     [("linux", "etc"), ("linux", "/a/../b"), ("linux", r"C:\x"), ("windows", "C:x"), ("windows", "x")],
 )
-def test_a_path_that_is_not_absolute_or_leads_up_is_refused(debug: Debug, os: str, path: str) -> None:
+def test_a_relative_path_or_one_with_dots_is_refused(debug: Debug, os: str, path: str) -> None:
     with pytest.raises(UsageError):
         debug("(run (shell made))", os=os).source(path)
 
@@ -182,7 +182,7 @@ def test_a_path_that_is_not_absolute_or_leads_up_is_refused(debug: Debug, os: st
         ("tar: a disk error", "a disk error"),
     ],
 )
-def test_what_is_not_there_is_told_in_a_word(
+def test_a_missing_file_is_reported_in_one_line(
     store: Store, debug: Debug, monkeypatch: pytest.MonkeyPatch, said: str, shown: str
 ) -> None:
     def take(self: FakeSession, extract: Extract, archive: Path) -> None:
@@ -195,7 +195,7 @@ def test_what_is_not_there_is_told_in_a_word(
     assert caught.value.exit_code == 1
 
 
-def test_a_layer_that_was_removed_meanwhile_is_told(store: Store, debug: Debug) -> None:
+def test_a_layer_removed_meanwhile_is_reported(store: Store, debug: Debug) -> None:
     debugger = debug()
     source = debugger.source("/x")
     gone = replace(debugger, layer=LayerId("0" * 64))
@@ -209,9 +209,7 @@ def test_a_layer_that_was_removed_meanwhile_is_told(store: Store, debug: Debug) 
             pass
 
 
-def test_a_machine_is_made_as_the_settings_say(
-    store: Store, tiny: Path, tmp_path: Path, guests: ScriptedGuests
-) -> None:
+def test_a_machine_follows_the_settings(store: Store, tiny: Path, tmp_path: Path, guests: ScriptedGuests) -> None:
     layer = Engine(tmp_path, store, Settings(accel="tcg"), Heard()).build(
         spec.parse(b"((from tiny) (run (shell a)))")
     )
@@ -221,11 +219,11 @@ def test_a_machine_is_made_as_the_settings_say(
     assert (shape.memory, shape.cpus) == (3 << 30, 5)
 
 
-# -- as a user meets it
+# -- as a user sees it
 
 
 class Program:
-    """The program with scripted guests, and the layer `id` in its store: it has a file `out`, and no other."""
+    """The program with scripted guests. Its store has the layer `id`, which has only a file `out`."""
 
     def __init__(self, root: Path, disk: Path) -> None:
         self.root = root / "store"
@@ -250,7 +248,7 @@ class Program:
         return done
 
     def refused(self, command: str, *args: str | Path) -> str:
-        """What it says of what it finds wrong before any machine starts."""
+        """Return the message for an error found before any machine starts."""
         done = self(command, *args)
         assert (done.returncode, done.stdout) == (2, "")
         return done.stderr
@@ -261,7 +259,7 @@ def program(tmp_path_factory: pytest.TempPathFactory, qcow2_disk: Path) -> Progr
     return Program(tmp_path_factory.mktemp("debug"), qcow2_disk)
 
 
-def test_the_kind_of_the_store_says_what_runs_the_steps(program: Program) -> None:
+def test_the_kind_of_the_store_selects_the_executor(program: Program) -> None:
     done = program("run", f"--store=other:{program.root}", program.id, "--", "true")
     assert done.returncode == 0
     (program.root.parent / "other.spec").write_text("((from tiny) (run (shell other)))")
@@ -272,19 +270,19 @@ def test_the_kind_of_the_store_says_what_runs_the_steps(program: Program) -> Non
     assert "there is: qemu:PATH, other:PATH" in refused.stderr
 
 
-def test_run_prints_what_the_program_says_and_ends_as_it_does(program: Program) -> None:
+def test_run_prints_the_output_and_exits_with_the_status(program: Program) -> None:
     done = program("run", program.id, "--", "echo", "-n", "it's said")
     assert (done.stdout, done.stderr, done.returncode) == ("it's said\n", "", 0)
     assert program("run", program.id, "--network=host", "false", "fail").returncode == 1
     assert sorted(os.listdir(program.root / "cache-tmp")) == []
 
 
-def test_shell_ends_as_the_shell_does(program: Program) -> None:
+def test_shell_exits_with_the_shells_status(program: Program) -> None:
     done = program("shell", program.id, stdin=subprocess.DEVNULL)
     assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
 
 
-def test_cp_makes_the_file_in_its_place(program: Program, tmp_path: Path) -> None:
+def test_cp_copies_files_and_folders_out_of_a_layer(program: Program, tmp_path: Path) -> None:
     assert program("cp", f"{program.id}:/any/out", tmp_path / "new").returncode == 0
     assert program("cp", f"{program.id}:/any/out", tmp_path).returncode == 0
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"new": b"x", "out": b"x"}
@@ -315,7 +313,7 @@ def test_cp_makes_the_file_in_its_place(program: Program, tmp_path: Path) -> Non
         (["cp", "0123456789ab:/x", "HERE"], "no layer has the id"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(program: Program, tmp_path: Path, args: list[str], said: str) -> None:
+def test_invalid_arguments_are_refused(program: Program, tmp_path: Path, args: list[str], said: str) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "link").symlink_to("folder")
     words = [arg.replace("ID", program.id).replace("HERE", str(tmp_path)) for arg in args]
@@ -324,7 +322,7 @@ def test_what_cannot_be_meant_is_refused(program: Program, tmp_path: Path, args:
     assert (tmp_path / "link").is_symlink()
 
 
-def test_a_step_that_is_being_made_cannot_be_looked_into_yet(program: Program) -> None:
+def test_a_step_still_being_built_cannot_be_looked_into(program: Program) -> None:
     store = Store(program.root)
     id = LayerId("f" * 64)
     with store.claim(id):
@@ -333,7 +331,7 @@ def test_a_step_that_is_being_made_cannot_be_looked_into_yet(program: Program) -
         (store.result_tmp / id).rmdir()
 
 
-def test_who_reads_no_more_ends_it(program: Program) -> None:
+def test_a_closed_stdout_ends_the_command(program: Program) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     done = program("run", program.id, "echo", "x", stdout=writer)
@@ -343,7 +341,7 @@ def test_who_reads_no_more_ends_it(program: Program) -> None:
     os.close(writer)
 
 
-def test_a_full_disk_under_stdout_is_not_the_stores(program: Program) -> None:
+def test_a_full_disk_behind_stdout_is_not_reported_as_the_stores(program: Program) -> None:
     with open("/dev/full", "wb") as full:  # noqa: PTH123
         for done in (
             program("run", program.id, "echo", "x", stdout=full),
@@ -353,7 +351,7 @@ def test_a_full_disk_under_stdout_is_not_the_stores(program: Program) -> None:
             assert "cannot write to stdout: No space left on device" in done.stderr
 
 
-def test_ctrl_c_ends_it_with_130(program: Program) -> None:
+def test_ctrl_c_exits_with_130(program: Program) -> None:
     reader, writer = os.pipe()
     with subprocess.Popen(
         program.argv("run", program.id, "echo", "x" * 70_000),  # more than a pipe holds
@@ -372,7 +370,7 @@ def test_ctrl_c_ends_it_with_130(program: Program) -> None:
     assert os.listdir(program.root / "cache-tmp") == []
 
 
-def test_a_terminal_is_no_place_for_an_archive(program: Program) -> None:
+def test_an_archive_is_not_written_to_a_terminal(program: Program) -> None:
     ours, theirs = os.openpty()
     assert "tar --list" in program("cp", f"{program.id}:/out", "-", stdout=theirs).stderr
     os.close(ours)

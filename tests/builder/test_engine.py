@@ -1,4 +1,4 @@
-"""A whole build: what is refused before it begins, and what is needed for it."""
+"""A whole build: what is refused before it starts, and what it needs."""
 
 from __future__ import annotations
 
@@ -55,9 +55,7 @@ def build(store: Store, heard: Heard, tmp_path: Path) -> Build:
 
 
 @pytest.mark.usefixtures("tiny")
-def test_a_build_makes_machines_as_the_card_and_the_settings_say(
-    tiny: Path, build: Build, guests: ScriptedGuests
-) -> None:
+def test_machines_follow_the_card_and_the_settings(tiny: Path, build: Build, guests: ScriptedGuests) -> None:
     tiny.with_suffix(".toml").write_text('login = "debian"\nmemory = "4G"\n')
     build("(run (shell a))")
     (config,) = guests.configs
@@ -73,7 +71,7 @@ def test_a_build_makes_machines_as_the_card_and_the_settings_say(
         ("linux", Settings(accel="tcg", os="freebsd"), "freebsd"),
     ],
 )
-def test_a_guest_is_spoken_to_as_its_card_says_unless_the_user_knows_better(
+def test_the_os_is_that_of_the_card_unless_the_settings_name_one(
     tiny: Path, build: Build, guests: ScriptedGuests, card: str, settings: Settings, os: str
 ) -> None:
     tiny.with_suffix(".toml").write_text(f'os = "{card}"\n')
@@ -95,7 +93,7 @@ def test_a_cached_build_needs_neither_machine_nor_qemu(
 
 
 @pytest.mark.usefixtures("tiny")
-def test_a_layer_without_its_log_is_told_before_another_stage_is_made(
+def test_a_layer_without_its_log_is_reported_before_another_stage_is_built(
     store: Store, executor: FakeExecutor, heard: Heard, tmp_path: Path, build: Build
 ) -> None:
     last = build("(run (shell a))")
@@ -126,7 +124,7 @@ def test_importing_a_base_needs_no_machine(build: Build, executor: FakeExecutor,
         ("(run (shell a))", "tiny", Settings(accel="kvm"), "KVM cannot be used: it is broken"),
     ],
 )
-def test_what_can_be_seen_to_be_wrong_is_refused_before_anything_is_made(
+def test_mistakes_are_refused_before_anything_is_built(
     store: Store,
     build: Build,
     executor: FakeExecutor,
@@ -147,7 +145,7 @@ def test_what_can_be_seen_to_be_wrong_is_refused_before_anything_is_made(
 
 
 @pytest.mark.usefixtures("tiny")
-def test_a_missing_qemu_is_told_before_anything_is_made(
+def test_a_missing_qemu_is_reported_before_anything_is_built(
     store: Store, build: Build, executor: FakeExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     which = shutil.which
@@ -161,7 +159,7 @@ def test_a_missing_qemu_is_told_before_anything_is_made(
 
 @pytest.mark.usefixtures("tiny")
 @pytest.mark.parametrize("arch", [arch for arch, row in ARCHES.items() if row.firmware])
-def test_missing_firmware_is_told_with_its_package_before_anything_is_made(
+def test_missing_firmware_is_reported_with_its_package_before_anything_is_built(
     store: Store, build: Build, arch: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     row = replace(ARCHES[arch], binary="true", firmware=("-bios", str(tmp_path / "none.fd")))
@@ -173,7 +171,7 @@ def test_missing_firmware_is_told_with_its_package_before_anything_is_made(
 
 
 @pytest.mark.usefixtures("tiny")
-def test_falling_back_to_emulation_is_said(
+def test_falling_back_to_emulation_is_noted(
     build: Build, guests: ScriptedGuests, heard: Heard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kvm, "probe", lambda arch: "it is broken")
@@ -198,7 +196,7 @@ def check(store: Store, heard: Heard) -> None:
 
 
 @pytest.mark.usefixtures("tiny")
-def test_a_healthcheck_runs_anew_each_time_and_leaves_no_step(
+def test_a_healthcheck_runs_each_time_and_leaves_no_step(
     store: Store, executor: FakeExecutor, heard: Heard
 ) -> None:
     check(store, heard)
@@ -210,7 +208,7 @@ def test_a_healthcheck_runs_anew_each_time_and_leaves_no_step(
 
 @pytest.mark.usefixtures("tiny")
 @pytest.mark.parametrize(("status", "error"), [(0, MachineError), (1, StepFailed)])
-def test_a_healthcheck_fails_if_the_guest_says_no_or_nothing(
+def test_a_healthcheck_fails_if_its_command_fails_or_prints_nothing(
     store: Store, executor: FakeExecutor, heard: Heard, status: int, error: type[Exception]
 ) -> None:
     class Silent(dict[str, object]):
@@ -236,7 +234,7 @@ def stages(store: Store, heard: Heard, tmp_path: Path, tiny: Path) -> Callable[[
     return run
 
 
-def test_a_copy_from_a_build_looks_into_its_layer_once(
+def test_a_copy_from_a_build_reads_its_layer_once(
     executor: FakeExecutor, stages: Callable[[str], LayerId], store: Store
 ) -> None:
     executor.files = {"out": b"result"}
@@ -251,7 +249,7 @@ def test_a_copy_from_a_build_looks_into_its_layer_once(
     assert not any(store.cache_tmp.iterdir())
 
 
-def test_each_stage_is_planned_once_and_each_base_is_looked_for_once(
+def test_each_stage_is_planned_once_and_each_base_is_found_once(
     store: Store,
     executor: FakeExecutor,
     heard: Heard,
@@ -282,7 +280,7 @@ def test_each_stage_is_planned_once_and_each_base_is_looked_for_once(
     assert found == ["tiny"]
 
 
-def test_each_stage_says_what_it_will_do_before_anything_is_made_and_again_when_all_ids_are_known(
+def test_each_stage_reports_its_plan_first_and_again_when_all_ids_are_known(
     executor: FakeExecutor, heard: Heard, stages: Callable[[str], LayerId]
 ) -> None:
     executor.files = {"out": b"result"}
@@ -297,7 +295,7 @@ def test_each_stage_says_what_it_will_do_before_anything_is_made_and_again_when_
     assert [step.text for step in again.steps] == [step.text for step in outer.steps]
 
 
-def test_files_come_out_of_a_build_of_another_system(
+def test_files_can_be_copied_from_a_build_of_another_system(
     store: Store, executor: FakeExecutor, heard: Heard, tiny: Path, tmp_path: Path
 ) -> None:
     (store.base_image / "windows.qcow2").write_bytes(tiny.read_bytes())
@@ -309,7 +307,7 @@ def test_files_come_out_of_a_build_of_another_system(
 
 
 @pytest.mark.usefixtures("tiny")
-def test_an_impossible_source_in_a_build_is_refused_before_that_is_made(
+def test_an_invalid_source_in_a_build_is_refused_before_that_build_starts(
     store: Store, executor: FakeExecutor, heard: Heard, tmp_path: Path
 ) -> None:
     inner = "((from tiny) (copy (from (build dev)) (src ../x) (dst /x)))"
@@ -331,7 +329,7 @@ def test_the_same_files_from_another_build_are_the_same_step(
     assert stages("three") != last
 
 
-def test_a_layer_that_was_made_again_is_looked_into_again(
+def test_a_rebuilt_layer_is_read_again(
     executor: FakeExecutor, stages: Callable[[str], LayerId], store: Store
 ) -> None:
     executor.files = {"out": b"result"}
@@ -341,7 +339,7 @@ def test_a_layer_that_was_made_again_is_looked_into_again(
     assert stages("one") != last
 
 
-def test_stages_that_share_a_step_make_it_once(
+def test_stages_that_share_a_step_build_it_once(
     store: Store,
     tiny: Path,
     tmp_path: Path,
@@ -371,5 +369,5 @@ def test_stages_that_share_a_step_make_it_once(
     stage = spec.parse(f"((build a {inner.format('a')}) (build b {inner.format('b')}) (from tiny))".encode())
     engine.Engine(tmp_path, store, Settings(accel="tcg"), heard, jobs=2).build(stage)
     assert sorted(seen for seen in executor.seen if seen in ("shared", "a", "b")) == ["a", "b", "shared"]
-    assert heard.printed.count(b"shared\n") == 2  # both tell of it, however late the second was
+    assert heard.printed.count(b"shared\n") == 2  # both report it, however late the second starts
     assert len(store.layers()) == 4

@@ -1,6 +1,6 @@
-"""A guest that was taken over: what it sends stays bytes in the file where it belongs, or is one error."""
+"""A compromised guest: what it sends is only bytes in the file where they belong, or one error."""
 
-# ruff: noqa: PT017  # what an error says is looked at where it is caught
+# ruff: noqa: PT017  # some tests check the error in the except clause
 from __future__ import annotations
 
 import errno
@@ -30,7 +30,7 @@ __all__ = ["key"]  # a fixture
 
 @pytest.fixture
 def place() -> Iterator[Path]:
-    """A folder that any user can enter; all that a guest could harm in these tests is `place/outside`."""
+    """A folder that any user can enter. All that a guest could harm in these tests is `place/outside`."""
     with tempfile.TemporaryDirectory(prefix="obuild-test-") as name:
         Path(name).chmod(0o755)
         (Path(name) / "outside").mkdir()
@@ -54,10 +54,10 @@ def a_step(place: Path, text: str) -> Command:
 
 @mounting
 @pytest.mark.parametrize("trick", TRICKS)
-def test_a_cache_that_a_guest_sends_is_bytes_in_one_file(
+def test_a_cache_from_a_guest_is_only_bytes_in_one_file(
     trick: str, place: Path, key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The guest's tar packs something else than it should; the host stores that, and interprets nothing."""
+    """The guest's tar packs something unexpected; the host stores it and interprets nothing."""
     monkeypatch.setattr(linux, "SCRATCH", f"{place}/scratch")
     data = tricks(tmp_path / "outside")[trick]
     (place / "data").write_bytes(data)
@@ -89,10 +89,10 @@ def test_a_cache_that_a_guest_sends_is_bytes_in_one_file(
 
 @mounting
 @pytest.mark.parametrize("trick", TRICKS)
-def test_a_hostile_cache_gets_nothing_out_of_its_folder_in_the_next_guest(
+def test_a_hostile_cache_writes_nothing_outside_its_folder_in_the_next_guest(
     trick: str, place: Path, key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The guest's own tar, as root: it may refuse, and then the step fails; but it writes nowhere else."""
+    """The guest's own tar, as root: it may refuse, which fails the step, but it writes nowhere else."""
     monkeypatch.setattr(linux, "SCRATCH", f"{place}/scratch")
     (tmp_path / "c" / "master").mkdir(parents=True)
     (tmp_path / "c" / "master" / "cache.tar").write_bytes(tricks(place / "outside")[trick])
@@ -118,11 +118,11 @@ def test_a_hostile_cache_gets_nothing_out_of_its_folder_in_the_next_guest(
     assert (place / "outside" / "there").stat().st_mode & 0o7777 == 0o644
 
 
-# -- scp: the guest speaks the protocol as it likes
+# -- scp: the guest may send anything
 
 
 def scp_says(*words: bytes) -> object:
-    """A guest that sends each of these when the host has answered the one before."""
+    """A guest that sends the next of these words after each reply of the host."""
 
     def handler(command: str, stdin: IO[bytes], stdout: IO[bytes]) -> int:
         with suppress(OSError, EOFError):  # the host has hung up
@@ -135,7 +135,7 @@ def scp_says(*words: bytes) -> object:
 
 
 def got(tmp_path: Path, key: Path, *words: bytes) -> dict[str, bytes]:
-    """What is in the folder that the host fetched `file` into."""
+    """Return the content of the folder that the host fetched `file` into."""
     folder = tmp_path / "host"
     folder.mkdir()
     with session("windows", scp_says(*words), key) as opened:  # type: ignore[arg-type]
@@ -150,9 +150,7 @@ def got(tmp_path: Path, key: Path, *words: bytes) -> dict[str, bytes]:
         *((b"file", mode) for mode in (b"7777", b"0000", b"0" * 400 + b"7" * 400, b"x", b"")),
     ],
 )
-def test_neither_the_name_nor_the_mode_of_what_scp_sends_counts(
-    tmp_path: Path, key: Path, name: bytes, mode: bytes
-) -> None:
+def test_names_and_modes_that_scp_sends_are_ignored(tmp_path: Path, key: Path, name: bytes, mode: bytes) -> None:
     assert got(tmp_path, key, b"C" + mode + b" 5 " + name + b"\n", b"hello\0") == {"file": b"hello"}
     assert (tmp_path / "host" / "file").stat().st_mode & 0o7777 == 0o644
     assert sorted(path.name for path in tmp_path.iterdir()) == ["host", "key"]
@@ -183,14 +181,14 @@ def test_neither_the_name_nor_the_mode_of_what_scp_sends_counts(
     ],
     ids=range(19),
 )
-def test_anything_else_that_scp_may_hear_is_one_error(tmp_path: Path, key: Path, words: list[bytes]) -> None:
+def test_any_other_reply_to_scp_is_one_error(tmp_path: Path, key: Path, words: list[bytes]) -> None:
     with pytest.raises(MachineError, match="scp with the guest failed"):
         got(tmp_path, key, *words)
     assert {path.name for path in tmp_path.rglob("*")} <= {"host", "key", "file"}
 
 
 def endless(command: str, stdin: IO[bytes], stdout: IO[bytes]) -> int:
-    """A guest that sends a file that never ends."""
+    """A guest that sends an endless file."""
     with suppress(OSError, EOFError):  # the host has hung up
         if command.startswith("scp"):
             stdin.read(1)
@@ -201,8 +199,8 @@ def endless(command: str, stdin: IO[bytes], stdout: IO[bytes]) -> int:
     return 0
 
 
-def test_a_file_that_never_ends_ends_with_the_disk(key: Path) -> None:
-    """The store turns this error into advice."""
+def test_an_endless_file_ends_when_the_disk_is_full(key: Path) -> None:
+    """The store turns this error into a message with a hint."""
     with session("linux", endless, key) as opened:
         with pytest.raises(OSError, match="No space left") as caught:
             opened.connection.get("/x", Path("/dev/full"))
@@ -211,8 +209,8 @@ def test_a_file_that_never_ends_ends_with_the_disk(key: Path) -> None:
             opened.connection.fetch("sh", b"", out, what="fetching")
 
 
-def test_a_command_s_status_is_a_small_number(key: Path) -> None:
-    """The mark is known to who reads the shell's stdin."""
+def test_a_commands_status_must_be_a_small_number(key: Path) -> None:
+    """The command can read the mark, since it has the shell's stdin."""
 
     def handler(command: str, stdin: IO[bytes], stdout: IO[bytes]) -> int:
         mark = stdin.read().split()[-1]
@@ -223,7 +221,7 @@ def test_a_command_s_status_is_a_small_number(key: Path) -> None:
         assert opened.connection.run("sh", lambda mark: f"x {mark}\n".encode(), lambda data: None) == 255
 
 
-# -- an archive with files of a build
+# -- an archive with the files of a build
 
 
 def manifest(tmp_path: Path, data: bytes) -> tree.Manifest:
@@ -234,7 +232,7 @@ def manifest(tmp_path: Path, data: bytes) -> tree.Manifest:
 def header(
     name: bytes = b"a", kind: bytes = b"0", size: bytes = b"0", link: bytes = b"", uid: bytes = b"0", **more: bytes
 ) -> bytes:
-    """A header of GNU tar's, with anything in it; `more` is bytes at `at_N`."""
+    """A GNU tar header with anything in it; `more` gives the bytes at offset N as `at_N`."""
     block = bytearray(512)
     for at, text in ((0, name), (100, b"0000644"), (108, uid), (116, b"0"), (124, size), (136, b"0")):
         block[at : at + len(text)] = text
@@ -252,7 +250,7 @@ END = bytes(1024)
 
 
 def test_a_plain_archive_is_read() -> None:
-    """So that what follows is refused for what is odd in it."""
+    """So the archives in the next test are refused only for what is odd in them."""
     with tempfile.TemporaryDirectory() as folder:
         assert manifest(Path(folder), header() + END) == (
             ("file", "a", "644", "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"),
@@ -298,13 +296,13 @@ def test_a_plain_archive_is_read() -> None:
     ids=range(32),
 )
 def test_an_archive_that_gnu_tar_would_not_write_is_refused(tmp_path: Path, data: bytes) -> None:
-    """Or one could show other files to us than to the next guest's tar: a layer under the id of an honest one."""
+    """Else it could show other files to us than to the next guest's tar, and so get a layer under a false id."""
     with pytest.raises(ObuildError):
         manifest(tmp_path, data)
 
 
-def test_what_gnu_tar_writes_is_understood(place: Path) -> None:
-    """Links, holes, long names, an odd owner: our tree of it is what tar lists."""
+def test_an_archive_of_gnu_tar_is_read_as_tar_lists_it(place: Path) -> None:
+    """Links, holes, long names, an unusual owner: our tree of it is what tar lists."""
     import subprocess
 
     source = place / "source"

@@ -1,4 +1,4 @@
-"""Source trees that somebody made to do harm: each is copied as it is, or refused with one line that names it."""
+"""Hostile source trees: each is copied as it is, or refused with one line that names it."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def sent(found: tree.Tree) -> tarfile.TarFile:
 @pytest.mark.parametrize(
     "target", ["/etc", "..", "../../..", ".", "loop", "sub/../loop", "/proc/self/root", "nowhere", "\n", "\udcff"]
 )
-def test_a_symlink_wherever_it_leads_is_sent_as_what_it_is(root: Path, target: str) -> None:
-    os.symlink(target, root / "loop")  # noqa: PTH211  # a Path would not keep the target as it is
+def test_a_symlink_is_sent_as_a_symlink_wherever_it_points(root: Path, target: str) -> None:
+    os.symlink(target, root / "loop")  # noqa: PTH211  # a Path would normalize the target
     found = tree.walk(root, ["."])
     assert [(entry.kind, entry.path) for entry in found.entries] == [
         ("symlink", "loop"),
@@ -54,10 +54,10 @@ def test_a_symlink_wherever_it_leads_is_sent_as_what_it_is(root: Path, target: s
 
 
 @pytest.mark.parametrize("source", ["out/secret", "out/root/sub/file", "out/", "sub/out/secret", "sub/out/."])
-def test_no_path_leads_through_a_symlink(root: Path, source: str) -> None:
+def test_a_source_path_through_a_symlink_is_refused(root: Path, source: str) -> None:
     for link in (root / "out", root / "sub" / "out"):
         link.symlink_to(root.parent)
-    if source == "out/":  # itself, and not what it leads to
+    if source == "out/":  # the link itself, not its target
         assert tree.walk(root, [source]).entries[0].kind == "symlink"
     elif source == "sub/out/.":
         assert [entry.kind for entry in tree.walk(root, [source]).entries] == ["symlink"]
@@ -97,7 +97,7 @@ def make_disk(path: Path) -> None:
         pytest.param(make_disk, marks=as_root),
     ],
 )
-def test_what_is_no_file_is_named_and_can_be_left_out(
+def test_a_special_file_is_named_and_can_be_excluded(
     root: Path, make: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(root)  # the name of a socket must be short
@@ -117,7 +117,7 @@ def test_what_is_no_file_is_named_and_can_be_left_out(
         *(b" ", b"-rf", b"...", b"~", b"*", b"\\", b'"', b"'", b"a" * 99, b"a" * 100, b"a" * 101),
     ],
 )
-def test_any_name_arrives_as_the_bytes_it_is_and_no_two_as_one(root: Path, name: bytes) -> None:
+def test_any_file_name_arrives_byte_for_byte(root: Path, name: bytes) -> None:
     (root / "sub" / os.fsdecode(name)).write_text("x")
     found = tree.walk(root, ["."])
     with sent(found) as archive:
@@ -128,7 +128,7 @@ def test_any_name_arrives_as_the_bytes_it_is_and_no_two_as_one(root: Path, name:
 
 
 def test_a_path_that_no_program_can_open_is_refused(root: Path) -> None:
-    """Deeper than PATH_MAX, as `mkdir` and `cd` in turns can make it."""
+    """Deeper than PATH_MAX, which `mkdir` and `cd` in turn can create."""
     at = os.open(root, os.O_RDONLY)
     for _ in range(20):
         os.mkdir("d" * 250, dir_fd=at)
@@ -145,8 +145,8 @@ def test_a_path_that_no_program_can_open_is_refused(root: Path) -> None:
 
 @as_root
 @pytest.mark.parametrize("path", ["sub/file", "sub"])
-def test_what_may_not_be_read_is_named(enterable: Path, path: str) -> None:
-    """As somebody else than root, whom nothing stops."""
+def test_an_unreadable_file_is_named(enterable: Path, path: str) -> None:
+    """As a user other than root, since root can read anything."""
     (enterable / "sub").mkdir()
     (enterable / "sub" / "file").touch()
     (enterable / path).chmod(0)
@@ -168,7 +168,7 @@ except UsageError as error:
 
 
 class Meddler(io.BytesIO):
-    """A sink that meddles with the source as soon as something is sent."""
+    """A sink that changes the source as soon as something is sent."""
 
     def __init__(self, meddle: Callable[[], object]) -> None:
         super().__init__()
@@ -197,9 +197,7 @@ def grow(path: Path) -> None:
         lambda path: path.with_name("z").rename(path.with_name("y")),
     ],
 )
-def test_files_that_change_grow_shrink_or_vanish_while_they_are_sent(
-    root: Path, meddle: Callable[[Path], object]
-) -> None:
+def test_a_file_that_changes_while_it_is_sent_fails_the_step(root: Path, meddle: Callable[[Path], object]) -> None:
     (root / "a").write_bytes(b"x" * (3 << 20))
     (root / "a").chmod(0o644)
     (root / "z").write_text("last")
@@ -211,7 +209,7 @@ def test_files_that_change_grow_shrink_or_vanish_while_they_are_sent(
 
 
 class Counter:
-    """A sink that keeps nothing."""
+    """A sink that discards everything."""
 
     count = 0
 
@@ -233,7 +231,7 @@ def test_a_large_sparse_file_is_read_and_sent_in_pieces(root: Path) -> None:
 
 
 def test_planning_opens_each_file_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many there are: nothing is quadratic."""
+    """However many files there are: nothing is quadratic."""
     for number in range(300):
         (root / "sub" / str(number)).touch()
     opened: list[str] = []

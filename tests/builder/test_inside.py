@@ -1,4 +1,4 @@
-"""Where a command would run in a layer: read from the keys of the layer and of those below it."""
+"""Where a command runs in a layer: read from the keys of the layer and of those below it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def command(store: Store, id: LayerId, os: str = "linux") -> Command:
     return inside.command(store, id, os, ("x",), network=True)
 
 
-def test_it_runs_as_the_layers_own_command_did(store: Store, build: Plan) -> None:
+def test_a_command_runs_as_the_layers_own_did(store: Store, build: Plan) -> None:
     last = build(f"{USER} (run (shell a))").steps[-1]
     assert isinstance(last.action, Command)
     found = command(store, last.id)
@@ -43,7 +43,7 @@ def test_it_runs_as_the_layers_own_command_did(store: Store, build: Plan) -> Non
     assert (found.argv, found.network, found.caches, found.secrets) == (("x",), True, (), ())
 
 
-def test_a_copy_says_nothing_so_the_last_command_below_does(store: Store, build: Plan, tmp_path: Path) -> None:
+def test_a_copy_is_skipped_for_the_last_command_below_it(store: Store, build: Plan, tmp_path: Path) -> None:
     (tmp_path / "source/file").touch()
     ops = f"{USER} (run (shell a)) (user (uid 9) (gid 9)) (copy (src file) (dst /b)) (copy (src file) (dst /c))"
     assert command(store, build(ops).steps[-1].id).user == UnixUser(7, 8)
@@ -56,7 +56,7 @@ def test_a_copy_says_nothing_so_the_last_command_below_does(store: Store, build:
         ("windows", Command(("x",), "C:/", (), WindowsUser("ContainerAdministrator"), True)),
     ],
 )
-def test_without_a_command_below_it_is_where_a_spec_begins(
+def test_without_a_command_below_the_defaults_of_a_spec_apply(
     store: Store, build: Plan, tmp_path: Path, os: str, expected: Command
 ) -> None:
     (tmp_path / "source/file").touch()
@@ -91,14 +91,14 @@ def test_a_user_may_have_a_name(store: Store, build: Plan) -> None:
         "(workdir /)(user (1 2))(env ((a)))(run (x)))",
     ],
 )
-def test_a_damaged_key_is_told(store: Store, build: Plan, rest: str) -> None:
+def test_a_damaged_key_is_reported(store: Store, build: Plan, rest: str) -> None:
     id = build("(run (shell a))").steps[-1].id
     rekey(store, id, HEAD + rest)
     with pytest.raises(StoreError, match=id):
         command(store, id)
 
 
-def test_a_layer_that_is_gone_is_told(store: Store, build: Plan) -> None:
+def test_a_missing_layer_is_reported(store: Store, build: Plan) -> None:
     last = build("(run (shell a))").steps[-1]
     shutil.rmtree(store.result / last.id)
     with pytest.raises(StoreError, match="just removed"):

@@ -1,4 +1,4 @@
-"""A listener that raises ends the build, wherever that is just then, and is not called again."""
+"""A listener that raises ends the build, whatever it is doing then, and is not called again."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.fakes import FakeExecutor
 SPEC = b"((build x ((from tiny) (run (shell x)))) (build y ((from tiny) (run (shell y)))) (from tiny))"
 
 
-def test_a_listener_that_has_raised_is_not_called_again() -> None:
+def test_a_listener_that_raised_is_not_called_again() -> None:
     heard: list[Event] = []
 
     def listen(event: Event) -> None:
@@ -39,7 +39,7 @@ def test_a_listener_that_has_raised_is_not_called_again() -> None:
 @pytest.mark.parametrize(
     "error", [ValueError("full"), OSError(28, "No space left on device"), OutputError("cannot write to stdout")]
 )
-def test_what_a_listener_raises_ends_the_build_and_is_raised(
+def test_an_exception_of_the_listener_ends_the_build_and_is_raised(
     store: Store, executor: FakeExecutor, tmp_path: Path, jobs: int, kind: type[What], error: Exception
 ) -> None:
     after: list[Event] = []
@@ -62,7 +62,7 @@ def test_what_a_listener_raises_ends_the_build_and_is_raised(
 
 
 @pytest.mark.usefixtures("tiny")
-def test_a_step_that_nobody_could_hear_is_not_said_to_have_failed(
+def test_a_failing_listener_does_not_mark_the_step_as_failed(
     store: Store, executor: FakeExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Other builds that wait for the step make it themselves."""

@@ -1,4 +1,4 @@
-"""`--no-cache`: every command runs again, and nothing that a tag names is lost for it."""
+"""`--no-cache`: every command runs again, and no tag loses its layer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.fakes import FakeExecutor, Heard
 
 Build = Callable[..., LayerId]
 
-#: Each command once in a build, though two stages have the first in common.
+#: Two stages whose first command is the same: each command runs once in a build.
 STAGES = """((build dev ((from tiny) (run (shell one)) (run (shell make))))
  (from tiny) (run (shell one)) (copy (from (build dev)) (src /out) (dst /got)) (run (shell last)))"""
 
@@ -58,8 +58,8 @@ def test_commands_run_again_and_their_layers_have_the_same_ids(
     assert build(CHAIN, no_cache=True) == last
     assert ran(executor) == ["one", "two"]
     assert Note("--no-cache: removed 4 layers") in heard.of(Note)
-    assert set(store.ids()) == ids - {other}  # what another spec had built on it is gone
-    assert len(heard.of(Saved)) == 3  # the base, and the copy before the first command, are as they were
+    assert set(store.ids()) == ids - {other}  # what another spec had built on it is removed
+    assert len(heard.of(Saved)) == 3  # the base, and the copy before the first command, stayed
     build(CHAIN)
     assert ran(executor) == []
 
@@ -92,10 +92,10 @@ def test_a_command_after_a_copy_from_a_build_runs_again(
     assert ran(executor) == ["make", "last"]
 
 
-def test_a_tag_is_in_the_way_and_nothing_is_removed(store: Store, build: Build, executor: FakeExecutor) -> None:
+def test_another_tag_prevents_any_removal(store: Store, build: Build, executor: FakeExecutor) -> None:
     last = build(CHAIN, tags=("web", "other"))
     before = set(store.ids())
-    with pytest.raises(ObuildError, match="--no-cache makes layers again that have tags") as caught:
+    with pytest.raises(ObuildError, match="--no-cache would remove tagged layers") as caught:
         build(CHAIN, no_cache=True, tags=("web",))
     assert caught.value.hint == "remove the tags first: obuild tag rm other"
     assert set(store.ids()) == before
@@ -103,7 +103,7 @@ def test_a_tag_is_in_the_way_and_nothing_is_removed(store: Store, build: Build, 
     assert ran(executor) == []
 
 
-def test_the_tags_that_the_build_sets_are_not_in_the_way(
+def test_tags_that_the_build_sets_do_not_prevent_removal(
     store: Store, build: Build, executor: FakeExecutor
 ) -> None:
     last = build(CHAIN, tags=("web",))
@@ -112,9 +112,9 @@ def test_the_tags_that_the_build_sets_are_not_in_the_way(
     assert store.resolve("web") == last
 
 
-def test_a_layer_in_use_is_not_made_again(store: Store, build: Build, executor: FakeExecutor) -> None:
+def test_a_layer_in_use_is_not_rebuilt(store: Store, build: Build, executor: FakeExecutor) -> None:
     last = build(CHAIN)
-    with store.use(last), pytest.raises(ObuildError, match=f"make the layer {last[:12]} again: it is in use"):
+    with store.use(last), pytest.raises(ObuildError, match=f"rebuild the layer {last[:12]}: it is in use"):
         build(CHAIN, no_cache=True)
     assert store.find(last)
     assert ran(executor) == []

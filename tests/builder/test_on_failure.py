@@ -1,4 +1,4 @@
-"""What is offered where a step has failed."""
+"""What `--on-failure` does after a step has failed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COMMAND = Command(("sh", "-c", "x"), "/", (), UnixUser(0, 0), False)
 
 
 def after(way: str, session: Any) -> list[str]:
-    """What is told when a command has failed in a session."""
+    """Run a way of handling a failed command in a session; return its notes."""
     heard = Heard()
     handle = on_failure.chosen(way, jobs=1)
     assert handle
@@ -26,7 +26,7 @@ def after(way: str, session: Any) -> list[str]:
     return [event.text for event in heard if isinstance(event, Note)]
 
 
-def test_a_machine_stays_with_the_command_that_logs_in_to_it(fake_session: FakeSession) -> None:
+def test_keep_prints_the_login_command_and_waits(fake_session: FakeSession) -> None:
     assert isinstance(fake_session, Reachable)
     first, second = after("keep", fake_session)
     assert "exit status 7" in first
@@ -34,14 +34,14 @@ def test_a_machine_stays_with_the_command_that_logs_in_to_it(fake_session: FakeS
     assert fake_session.executor.seen == ["wait"]
 
 
-def test_where_nobody_can_log_in_nothing_stays() -> None:
+def test_keep_does_nothing_if_the_session_allows_no_login() -> None:
     (note,) = after("keep", object())
-    assert note.endswith("nobody can log in to where it ran, so that goes")
+    assert note.endswith("its session allows no login, so it is not kept")
 
 
-def test_a_shell_is_where_the_command_ran(fake_session: FakeSession) -> None:
+def test_shell_opens_where_the_command_ran(fake_session: FakeSession) -> None:
     (note,) = after("shell", fake_session)
-    assert "here is a shell" in note
+    assert "opening a shell" in note
     assert fake_session.executor.commands == [COMMAND]
 
 
@@ -51,13 +51,13 @@ def fake_session() -> FakeSession:
     return FakeSession(FakeExecutor(), draft, {})
 
 
-def test_stopping_needs_nothing() -> None:
+def test_stop_does_nothing() -> None:
     assert on_failure.chosen("stop", jobs=4) is None
 
 
 @pytest.mark.parametrize(
     ("way", "jobs", "why"), [("hope", 1, "it can be stop, shell, keep"), ("keep", 2, "one stage at a time")]
 )
-def test_what_cannot_be_done_is_refused(way: str, jobs: int, why: str) -> None:
+def test_invalid_choices_are_refused(way: str, jobs: int, why: str) -> None:
     with pytest.raises(UsageError, match=why):
         on_failure.chosen(way, jobs=jobs)

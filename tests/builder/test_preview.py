@@ -1,4 +1,4 @@
-"""What a build would do: found, to be made, and why; nothing is made."""
+"""What a build would do: what is cached, what would be built, and why. Nothing is built."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def look(store: Store, chain: ChainMaker, tmp_path: Path) -> Look:
     return run
 
 
-def test_all_is_to_be_built_in_a_new_store(look: Look, chain: ChainMaker) -> None:
+def test_in_a_new_store_everything_is_to_be_built(look: Look, chain: ChainMaker) -> None:
     ids = [step.id for step in chain("(run (shell a))").steps]
     assert look("(run (shell a))") == [
         Outlook("(from tiny)", ids[0], False, (NOTHING_LIKE_IT,)),
@@ -63,7 +63,7 @@ def test_all_is_to_be_built_in_a_new_store(look: Look, chain: ChainMaker) -> Non
     ]
 
 
-def test_what_is_there_is_cached(store: Store, look: Look, chain: ChainMaker) -> None:
+def test_stored_steps_are_cached(store: Store, look: Look, chain: ChainMaker) -> None:
     ids = built(store, chain("(run (shell a))"))
     assert look("(run (shell a)) (env A 1)") == [
         Outlook("(from tiny)", ids[0], True),
@@ -71,7 +71,7 @@ def test_what_is_there_is_cached(store: Store, look: Look, chain: ChainMaker) ->
     ]
 
 
-def test_a_step_is_told_from_its_nearest_neighbour_and_those_on_it_from_theirs(
+def test_a_step_is_compared_with_its_nearest_layer_and_its_children_with_that_ones(
     store: Store, look: Look, chain: ChainMaker
 ) -> None:
     built(store, chain('(run (shell "apt-get update"))'))
@@ -86,7 +86,7 @@ def test_a_step_is_told_from_its_nearest_neighbour_and_those_on_it_from_theirs(
     ]
 
 
-def test_of_equally_near_layers_the_one_used_last(store: Store, look: Look, chain: ChainMaker) -> None:
+def test_among_equally_near_layers_the_one_used_last_wins(store: Store, look: Look, chain: ChainMaker) -> None:
     one, two = (built(store, chain(f"(run (shell {name}))"))[-1] for name in "ab")
     os.utime(store.result / one, (1, 1))
     assert look("(run (shell c))")[-1].nearest == two
@@ -114,15 +114,13 @@ def test_a_base_whose_content_changed(store: Store, look: Look, chain: ChainMake
     assert steps[1].why == ("parent changed",)
 
 
-def test_another_base_is_not_like_it(store: Store, look: Look, chain: ChainMaker, tiny: Path) -> None:
+def test_another_base_is_not_similar(store: Store, look: Look, chain: ChainMaker, tiny: Path) -> None:
     built(store, chain("(run (shell a))"))
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", tiny.with_name("big.qcow2"), "3M"], check=True)
     assert [step.why for step in look("(run (shell a))", name="big")] == [(NOTHING_LIKE_IT,)] * 2
 
 
-def test_a_base_that_is_yet_to_be_made_is_not_made(
-    store: Store, look: Look, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_base_is_not_made(store: Store, look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(making, "make", lambda *args, **options: pytest.fail("made"))
     steps = look("(run (shell a)) (run (shell b))", name="micro")
     assert [(step.op, step.id, step.cached) for step in steps] == [
@@ -135,7 +133,7 @@ def test_a_base_that_is_yet_to_be_made_is_not_made(
 
 
 @pytest.mark.parametrize("name", ["tiny", "micro"])
-def test_what_a_build_refuses_is_refused(look: Look, name: str) -> None:
+def test_preview_refuses_what_a_build_refuses(look: Look, name: str) -> None:
     with pytest.raises(SpecError, match="no value for the secret"):
         look("(run (secrets (s (target /s))) (shell a))", name=name)
     with pytest.raises(SpecError, match="not found"):
@@ -143,12 +141,12 @@ def test_what_a_build_refuses_is_refused(look: Look, name: str) -> None:
     assert look("(run (secrets (s (target /s))) (shell a))", name=name, secrets=("s",))
 
 
-def test_a_base_that_nobody_knows(look: Look) -> None:
+def test_an_unknown_base_is_refused(look: Look) -> None:
     with pytest.raises(UsageError, match="unknown base image 'none'"):
         look("", name="none")
 
 
-def test_a_layer_that_is_just_being_removed_is_passed_over(
+def test_a_layer_just_being_removed_is_skipped(
     store: Store, look: Look, chain: ChainMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, leaf = built(store, chain("(run (shell a))"))
@@ -161,7 +159,7 @@ def test_a_layer_that_is_just_being_removed_is_passed_over(
 
 
 @pytest.mark.parametrize("limit", ["ENOUGH", "MANY"])
-def test_comparing_ends_at_some_time(
+def test_comparing_stops_at_a_limit(
     store: Store, look: Look, chain: ChainMaker, monkeypatch: pytest.MonkeyPatch, limit: str
 ) -> None:
     near, used_last = (built(store, chain(f"(run (shell {name}))"))[-1] for name in ("aaab", "x"))
@@ -171,9 +169,7 @@ def test_comparing_ends_at_some_time(
     assert look("(run (shell aaac))")[-1].nearest == used_last
 
 
-def test_a_copy_from_another_build_is_not_known_before_that_is_made(
-    store: Store, tiny: Path, tmp_path: Path
-) -> None:
+def test_a_copy_from_a_build_is_unknown_before_that_build(store: Store, tiny: Path, tmp_path: Path) -> None:
     text = """((build dev ((from tiny) (run (shell one))))
                (from tiny) (copy (from (build dev)) (src /a) (dst /b)) (run (shell two)))"""
     found = preview.forecast(spec.parse(text.encode()), source=tmp_path, store=store, secrets=())

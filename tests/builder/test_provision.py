@@ -1,4 +1,4 @@
-"""Machines for layers: what a base's own layer knows of how to boot what stands on it."""
+"""Executors for layers: what the layer of a base records about how to boot the layers above it."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def machines(store: Store, os: str = "") -> Machines:
 
 
 def made(store: Store, id: LayerId, settings: Settings | None = None, say: Say = print) -> Config:
-    """How machines for a layer are made."""
+    """Make the executor for a layer; return its configuration."""
     settings = settings or Settings(accel="tcg")
     base = Machines(store, settings).base_of(id)
     return provision.configure(
@@ -60,11 +60,11 @@ def made(store: Store, id: LayerId, settings: Settings | None = None, say: Say =
 
 
 def root(store: Store, id: LayerId) -> Path:
-    """The folder of the base's layer."""
+    """Return the folder of the base's layer."""
     return store.result / base_below(store, id).name
 
 
-def test_a_layer_is_booted_as_the_card_of_its_base_said_whatever_has_become_of_the_image(
+def test_a_layer_is_booted_by_its_own_card_whatever_happened_to_the_image(
     store: Store, tiny: Path, build: Build
 ) -> None:
     tiny.with_suffix(".toml").write_text('os = "freebsd"\nlogin = "debian"\nmemory = "4G"\nkey = "state/k"\n')
@@ -77,7 +77,7 @@ def test_a_layer_is_booted_as_the_card_of_its_base_said_whatever_has_become_of_t
 
 
 @pytest.mark.usefixtures("tiny")
-def test_the_layers_of_a_base_have_the_same_machines(store: Store, build: Build) -> None:
+def test_the_layers_of_a_base_share_an_executor(store: Store, build: Build) -> None:
     id = build()
     parent = store.parents()[id]
     assert parent is not None
@@ -87,16 +87,14 @@ def test_the_layers_of_a_base_have_the_same_machines(store: Store, build: Build)
     assert all(other is first for other in others)
 
 
-def test_the_card_is_kept_as_found_and_the_users_word_counts_for_one_command(
-    store: Store, tiny: Path, build: Build
-) -> None:
+def test_the_os_option_does_not_change_the_stored_card(store: Store, tiny: Path, build: Build) -> None:
     id = build(Settings(accel="tcg", os="freebsd"))
     assert profile.read(root(store, id) / "card.toml") == Card()
     assert made(store, id).guest is GUESTS["linux"]
     assert made(store, id, Settings(accel="tcg", os="openbsd")).guest is GUESTS["openbsd"]
 
 
-def test_the_kernel_is_that_in_the_layer(store: Store, tiny: Path, build: Build) -> None:
+def test_the_kernel_comes_from_the_layer(store: Store, tiny: Path, build: Build) -> None:
     tiny.with_suffix(".toml").write_text('firmware = "kernel"\ncmdline = "quiet"\n')
     tiny.with_suffix(".vmlinuz").write_text("kernel")
     tiny.with_suffix(".initrd").write_text("disk")
@@ -107,7 +105,7 @@ def test_the_kernel_is_that_in_the_layer(store: Store, tiny: Path, build: Build)
     assert shape.kernel == Kernel(files / "image.vmlinuz", files / "image.initrd", "quiet")
 
 
-def test_a_layer_from_before_cards_is_booted_as_an_image_with_the_same_content(
+def test_a_layer_without_a_card_is_booted_like_an_image_with_the_same_content(
     store: Store, tiny: Path, build: Build
 ) -> None:
     tiny.with_suffix(".toml").write_text('login = "debian"\n')
@@ -125,7 +123,7 @@ def test_a_layer_from_before_cards_is_booted_as_an_image_with_the_same_content(
 
 @pytest.mark.usefixtures("tiny")
 @pytest.mark.parametrize("vm", ["auto", "warm"])
-def test_machines_last_where_they_can(store: Store, build: Build, vm: str) -> None:
+def test_guests_that_support_it_are_kept_warm(store: Store, build: Build, vm: str) -> None:
     settings = Settings(accel="tcg", vm=vm, warm_budget=123)
     config = made(store, build(), settings)
     assert config.home
@@ -137,25 +135,23 @@ def test_machines_last_where_they_can(store: Store, build: Build, vm: str) -> No
 
 
 @pytest.mark.parametrize(("about", "vm"), [("", "boot"), ('warm = "no"\n', "auto"), ('os = "freebsd"\n', "auto")])
-def test_machines_do_not_last_where_they_cannot_or_are_not_to(
-    store: Store, tiny: Path, build: Build, about: str, vm: str
-) -> None:
+def test_other_guests_boot_for_each_step(store: Store, tiny: Path, build: Build, about: str, vm: str) -> None:
     tiny.with_suffix(".toml").write_text(about)
     config = made(store, build(), Settings(accel="tcg", vm=vm))
-    assert config.shape.warm is (about == "")  # the devices are the same whether it lasts or not
+    assert config.shape.warm is (about == "")  # the devices are the same whether it is kept warm or not
     assert (config.warm, config.home, config.identity) == (None, None, "")
 
 
 @pytest.mark.usefixtures("tiny")
-def test_a_layer_that_is_gone_is_named(store: Store, build: Build) -> None:
+def test_a_missing_layer_is_named(store: Store, build: Build) -> None:
     id = build()
     shutil.rmtree(root(store, id))
     with pytest.raises(StoreError, match=f"{id} was just removed"):
         made(store, id)
 
 
-def test_where_qemu_cannot_be_told_of_a_file_each_step_boots(tmp_path: Path, qcow2_disk: Path) -> None:
-    """What it is told while it runs is JSON, and that has no bytes but UTF-8."""
+def test_each_step_boots_if_a_path_cannot_be_sent_to_qemu(tmp_path: Path, qcow2_disk: Path) -> None:
+    """Commands to a running QEMU are JSON, which must be UTF-8."""
     store = Store.open(tmp_path / os.fsdecode(b"caf\xe9"))
     shutil.copy(qcow2_disk, store.base_image / "tiny.qcow2")
     said: list[str] = []
@@ -169,7 +165,7 @@ def test_where_qemu_cannot_be_told_of_a_file_each_step_boots(tmp_path: Path, qco
 @pytest.mark.parametrize(
     ("vm", "warm", "words"), [("auto", False, "QEMU 99.1"), ("warm", True, ""), ("boot", False, "")]
 )
-def test_machines_last_unasked_only_with_a_qemu_that_was_tried(
+def test_vm_auto_is_warm_only_with_a_tested_qemu(
     store: Store, build: Build, monkeypatch: pytest.MonkeyPatch, vm: str, warm: bool, words: str
 ) -> None:
     id = build()
@@ -181,7 +177,7 @@ def test_machines_last_unasked_only_with_a_qemu_that_was_tried(
 
 
 @pytest.mark.usefixtures("tiny")
-def test_what_is_remembered_of_qemu_is_no_stranger_in_the_store(store: Store, build: Build) -> None:
+def test_the_memo_of_qemus_version_belongs_to_the_store(store: Store, build: Build) -> None:
     made(store, build(), Settings(accel="tcg", vm="auto"))
     assert (store.state / "qemu.json").exists()
     assert list(fsck.check(store)) == []

@@ -1,4 +1,4 @@
-"""Stages side by side, without machines."""
+"""Stages in parallel, without machines."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def built(name: str) -> Built:
 
 
 def stages(*inner: str) -> PlannedStage:
-    """Stages on bases that are named in the spec, and need not be there."""
+    """Plan stages on bases that the spec names, and that need not exist."""
 
     def one(stage: Stage, builds: Mapping[str, Stage]) -> Plan:
         names = {stage.base, *(build.base for build in builds.values())}
@@ -58,7 +58,7 @@ def test_each_stage_gets_the_builds_that_it_copies_from() -> None:
     assert seen == {"a": {}, "b": {"x": "made-a"}, "c": {}, "d": {"x": "made-c"}, "top": {}}
 
 
-def test_independent_stages_run_at_once_but_no_more_than_may() -> None:
+def test_independent_stages_run_at_once_up_to_the_limit() -> None:
     meeting = threading.Barrier(2, timeout=30)
     running: list[str] = []
     most = []
@@ -76,7 +76,7 @@ def test_independent_stages_run_at_once_but_no_more_than_may() -> None:
     assert max(most) == 2
 
 
-def test_events_say_which_stage_they_are_of_and_when_it_ends() -> None:
+def test_events_name_their_stage_and_when_it_ends() -> None:
     def make(stage: PlannedStage, scope: Mapping[str, Built], tell: Teller) -> Built:
         return built(stage.plan.base.name)
 
@@ -90,7 +90,7 @@ def test_events_say_which_stage_they_are_of_and_when_it_ends() -> None:
     ]
 
 
-def test_a_stage_that_fails_has_ended_too() -> None:
+def test_a_failing_stage_is_reported_as_ended() -> None:
     def make(stage: PlannedStage, scope: Mapping[str, Built], tell: Teller) -> Built:
         raise StepFailed("no")
 
@@ -100,7 +100,7 @@ def test_a_stage_that_fails_has_ended_too() -> None:
     assert [(ended.name, ended.failed) for ended in heard.of(StageEnded)] == [("x", True)]
 
 
-def test_the_first_failure_is_the_one_that_is_raised() -> None:
+def test_the_first_failure_is_raised() -> None:
     def make(stage: PlannedStage, scope: Mapping[str, Built], tell: Teller) -> Built:
         raise StepFailed(f"{stage.plan.base.name} failed")
 

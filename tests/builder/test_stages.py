@@ -1,4 +1,4 @@
-"""Stages, planned: their paths in events, their order, and which builds each may copy from."""
+"""Planned stages: their paths in events, their order, and which builds each may copy from."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from obuild.spec import Stage, parse
 BASE = Base("b", Path("/nowhere"), "d" * 64, (1, 2, 3), Card())
 
 
-def test_each_build_in_a_stage_has_a_path_of_its_own() -> None:
+def test_each_build_in_a_stage_has_its_own_path() -> None:
     inner = b'(build a ((from x))) (build "a#2" ((from x))) (build a ((from x))) (build b ((from x)))'
     stage = parse(b"((build dev (" + inner + b" (from x))) (from x))")
     planned = plan_stages(stage, lambda stage, builds: Plan(BASE, ()))

@@ -156,7 +156,7 @@ def test_an_invalid_store_is_refused(here: Path, store: str, said: str) -> None:
         (["--max-size", "1X"], "--max-size: '1X' is not a size"),
         (["--vm", "hot"], "--vm hot: it can be auto, boot, warm"),
         (["--warm-budget", "all"], "--warm-budget: 'all' is not a size"),
-        (["--vm", "warm", "--qemu-guest-os", "freebsd"], "cannot be kept warm: it runs no Linux"),
+        (["--vm", "warm", "--qemu-guest-os", "freebsd"], "cannot be kept warm: it does not run Linux"),
         (["--vm", "warm", "--qemu-guest-arch", "arm64"], "cannot be kept warm: nothing tells a guest on aarch64"),
         (["--secret", "x"], "ID:FILE"),
         (["--secret", "x:/no/such/file"], "/no/such/file"),
@@ -386,7 +386,7 @@ def test_plan_shows_which_steps_are_cached_and_why_the_others_are_not(based: Pat
     first, second = json.loads(plan(based, "--json", "--secret=tok").stdout)
     assert (first["cached"], first["op"], first["why"]) == (True, "(from there)", [])
     assert (second["cached"], second["nearest"]) == (False, None)
-    assert second["why"] == ["no layer like it in the store"]
+    assert second["why"] == ["no similar layer in the store"]
     assert len(os.listdir(based / "store/result")) == 1
 
 

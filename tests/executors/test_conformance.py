@@ -1,4 +1,4 @@
-"""What every executor promises, in executors/protocol.py: the fake, too, or tests that use it would mean little.
+"""The promises of executors/protocol.py. The fake must keep them, too, or tests that use it would mean little.
 
 A new executor gets a row in EXECUTORS and a function that makes its place.
 """
@@ -36,24 +36,24 @@ ROOT = UnixUser(0, 0)
 
 
 def command(text: str, **more: object) -> Command:
-    """A shell command of root's, in /."""
+    """Return a shell command that runs as root in /."""
     given = {"cwd": "/", "env": (), "user": ROOT, "network": False, **more}
     return Command(("sh", "-c", text), **given)  # type: ignore[arg-type]
 
 
 @dataclass
 class Place:
-    """A store with a base, and what runs steps there. `reach` is a command that gets at our port, if it can."""
+    """A store with a base, and an executor for it. `reach` returns a command that connects to a port of ours."""
 
     store: Store
     start: OpenExecutor
     base: LayerId
     reach: Callable[[int], str]
-    executor: Executor = field(init=False)  # has one session at a time
+    executor: Executor = field(init=False)  # with one session at a time
 
     @contextmanager
     def layer(self, parent: LayerId | None = None, *, network: bool = False) -> Iterator[tuple[LayerId, Session]]:
-        """A new layer: its id, and a session to make it in."""
+        """Make a new layer; yield its id, and the session that makes it."""
         text = command(f"unlike any other: {uuid.uuid4()}", network=network)
         step = Step(parent or self.base, text, ("test",))
         with (
@@ -66,7 +66,7 @@ class Place:
 
     @contextmanager
     def scratch(self, layer: LayerId) -> Iterator[Session]:
-        """A session on a layer, of which nothing stays."""
+        """Open a session on a layer; nothing of it is kept."""
         with self.store.scratch(layer) as draft, self.executor.open(draft, network=False) as session:
             yield session
 
@@ -95,7 +95,7 @@ EXECUTORS: dict[str, Callable[[Path], AbstractContextManager[Place]]] = {
     "qemu-boot": lambda root: qemu(root, "boot"),
     "qemu-warm": lambda root: qemu(root, "warm"),
 }
-#: A boot for each session takes long; most of what it does other tests with guests do, too.
+#: A boot for each session takes long, and other tests with guests cover most of it.
 MARKS = {"qemu-boot": [pytest.mark.vm, pytest.mark.long], "qemu-warm": [pytest.mark.vm]}
 PARAMS = [pytest.param(name, marks=MARKS.get(name, [])) for name in EXECUTORS]
 
@@ -121,7 +121,7 @@ def run(
     caches: Sequence[Path] = (),
     secrets: Mapping[str, bytes] | None = None,
 ) -> tuple[str, Outcome]:
-    """What a command prints, and how it ends."""
+    """Run a command; return its output and its outcome."""
     said = bytearray()
     what = command(what) if isinstance(what, str) else what
     outcome = session.run(what, caches, secrets or {}, said.extend)
@@ -129,7 +129,7 @@ def run(
 
 
 def said(session: Session, text: str) -> str:
-    """What a command prints that must succeed."""
+    """Run a command that must succeed; return its output."""
     text, outcome = run(session, text)
     assert outcome == Outcome(0)
     return text
@@ -138,39 +138,42 @@ def said(session: Session, text: str) -> str:
 # -- a command
 
 
-def test_a_command_runs_where_and_as_whom_it_says(shared: Session) -> None:
+def test_a_command_runs_as_its_user_in_its_folder(shared: Session) -> None:
     where = {"cwd": "/made/for it", "env": (("A", "1  2"),), "user": UnixUser(12, 34)}
     text, outcome = run(shared, command("pwd; id -u; id -g; printenv A", **where))
     assert (text, outcome.status) == ("/made/for it\n12\n34\n1  2\n", 0)
 
 
-def test_nothing_of_our_environment_reaches_a_command(shared: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_our_own_environment_does_not_reach_a_command(shared: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OURS", "x")
     assert run(shared, "printenv OURS") == ("", Outcome(1))
 
 
-def test_all_that_a_command_prints_comes_in_order(shared: Session) -> None:
+def test_output_arrives_in_order(shared: Session) -> None:
     assert said(shared, "echo one; echo two >&2; echo three; echo four >&2") == "one\ntwo\nthree\nfour\n"
 
 
-def test_a_command_that_fails_says_how_and_is_no_error(shared: Session) -> None:
+def test_a_failing_command_returns_its_status(shared: Session) -> None:
     assert run(shared, "echo x; exit 7; echo y") == ("x\n", Outcome(7))
     assert said(shared, "echo the session goes on") == "the session goes on\n"
 
 
 @pytest.mark.parametrize("network", [True, False])
-def test_a_command_reaches_a_network_only_if_that_is_open(place: Place, network: bool) -> None:
+def test_a_command_reaches_the_network_only_if_it_is_open(place: Place, network: bool) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def serve() -> None:
-            client, _ = server.accept()
-            with client:
-                client.sendall(b"reached\n")
+            with suppress(OSError):  # the test is over, and nobody has connected
+                client, _ = server.accept()
+                with client:
+                    client.sendall(b"reached\n")
 
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()
         with place.layer(network=network) as (_, session):
             text, outcome = run(session, command(place.reach(server.getsockname()[1]), network=network))
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join()
         assert ("reached" in text) is network
         assert (outcome.status == 0) is network
 
@@ -178,7 +181,7 @@ def test_a_command_reaches_a_network_only_if_that_is_open(place: Place, network:
 # -- secrets and caches
 
 
-def test_a_secret_is_at_its_target_while_the_command_runs_and_never_again(place: Place) -> None:
+def test_a_secret_exists_only_while_its_command_runs(place: Place) -> None:
     secret = command("cat /run/deep/secret", secrets=(Secret("s", "/run/deep/secret"),))
     with place.layer() as (id, session):
         assert run(session, secret, secrets={"s": b"value\n"}) == ("value\n", Outcome(0))
@@ -193,7 +196,7 @@ def test_caches_come_and_go_with_the_command(shared: Session, tmp_path: Path) ->
     text = "echo first >/deep/one/file; echo second >/deep/two/file; exit 3"
     _, outcome = run(shared, command(text, caches=two), files)
     assert (outcome.status, len(outcome.caches)) == (3, 2)
-    assert not any(file.exists() for file in files)  # what becomes of them is for others to say
+    assert not any(file.exists() for file in files)  # committing the archives is the caller's job
     assert run(shared, "cat /deep/one/file 2>/dev/null")[1].status == 1
     for new, file in zip(outcome.caches, reversed(files), strict=True):
         new.rename(file)
@@ -224,7 +227,7 @@ def test_files_are_sent_taken_and_grafted(place: Place, tmp_path: Path) -> None:
 # -- drafts and layers
 
 
-def test_what_is_sealed_can_be_built_on_by_any_number(place: Place) -> None:
+def test_a_sealed_layer_can_have_any_number_of_children(place: Place) -> None:
     with place.layer() as (parent, session):
         said(session, "echo parent >/file")
     children = []
@@ -237,7 +240,7 @@ def test_what_is_sealed_can_be_built_on_by_any_number(place: Place) -> None:
         assert said(session, "cat /file") == "one\n"
 
 
-def test_nothing_stays_of_a_session_that_is_left_by_an_exception(place: Place) -> None:
+def test_an_exception_in_a_session_leaves_nothing(place: Place) -> None:
     class Stop(Exception):
         pass
 
@@ -251,7 +254,7 @@ def test_nothing_stays_of_a_session_that_is_left_by_an_exception(place: Place) -
         assert said(session, "cat /file") == "parent\n"
 
 
-def test_nothing_stays_of_a_scratch_draft(place: Place) -> None:
+def test_a_scratch_draft_leaves_nothing(place: Place) -> None:
     with place.layer() as (id, session):
         said(session, "echo layer >/file")
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""What moves in and out of a guest is told, with its bytes. tests/guests/test_flow.py tries the guests' side."""
+"""Transfers in and out of a guest report their bytes. tests/guests/test_flow.py tests the guests' side."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SIZE = 3 << 18
 
 
 class FakeLine:
-    """Takes what is streamed, and answers each fetch with as many bytes."""
+    """Accepts any stream, and answers each fetch with a fixed number of bytes."""
 
     def run(self, command: str, script: Callable[[str], bytes], output: Callable[[bytes], object]) -> int:
         return 0
@@ -66,7 +66,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def check(heard: Heard, phase: PhaseStarted) -> None:
-    """One phase has been told, with all its bytes."""
+    """Check that one phase was reported, with all its bytes."""
     assert heard.of(PhaseStarted) == [phase]
     told = heard.of(Progress)
     assert {(each.phase, each.subject, each.total) for each in told} == {(phase.phase, phase.subject, phase.total)}
@@ -75,13 +75,13 @@ def check(heard: Heard, phase: PhaseStarted) -> None:
     assert [(each.phase, each.subject) for each in heard.of(PhaseEnded)] == [(phase.phase, phase.subject)]
 
 
-def test_a_copy_is_told_with_the_bytes_of_its_files(heard: Heard, file: Path) -> None:
+def test_a_copy_reports_the_bytes_of_its_files(heard: Heard, file: Path) -> None:
     action = Transfer(tree.walk(file.parent, ["file"]), "/dest", ROOT)
     transfer.send_tree(FakeLine(), GUEST, "root", action, heard.tell)
     check(heard, PhaseStarted("sending", "/dest", SIZE))
 
 
-def test_a_copy_from_a_build_is_told_when_it_is_fetched_and_when_it_is_sent(heard: Heard, file: Path) -> None:
+def test_a_copy_from_a_build_reports_fetching_and_sending(heard: Heard, file: Path) -> None:
     extract = Extract("dev", ("/out",), (), None, ROOT)
     transfer.take_tree(FakeLine(), GUEST, "root", extract, file.with_name("taken"), heard.tell)
     check(heard, PhaseStarted("fetching", "dev"))
@@ -92,7 +92,7 @@ def test_a_copy_from_a_build_is_told_when_it_is_fetched_and_when_it_is_sent(hear
 
 
 @pytest.mark.parametrize("os", ["linux", "windows"])
-def test_a_cache_is_told_when_it_is_sent_and_when_it_is_fetched(heard: Heard, store: Store, os: str) -> None:
+def test_a_cache_reports_sending_and_fetching(heard: Heard, store: Store, os: str) -> None:
     user = WindowsUser("ContainerAdministrator") if os == "windows" else ROOT
     command = Command(("true",), "/", (), user, network=False, caches=(Cache("c", "/c"),))
     with store.caches.borrow("c") as copy:
@@ -103,7 +103,7 @@ def test_a_cache_is_told_when_it_is_sent_and_when_it_is_fetched(heard: Heard, st
         transfer.send_caches(FakeLine(), GUESTS[os], "root", command, [copy.path], heard.tell)
         sent = PhaseStarted("sending", "c", SIZE)
         assert heard.of(PhaseStarted) == [sent]
-        if os == "linux":  # scp does not say how far it is
+        if os == "linux":  # scp does not report progress
             check(heard, sent)
         heard.clear()
         transfer.fetch_caches(FakeLine(), GUESTS[os], "root", command, [copy.path], heard.tell)
@@ -112,7 +112,7 @@ def test_a_cache_is_told_when_it_is_sent_and_when_it_is_fetched(heard: Heard, st
         assert heard.of(PhaseStarted) == [PhaseStarted("fetching", "c")]
 
 
-def test_the_bytes_of_a_tree_are_those_of_its_files(file: Path) -> None:
+def test_the_size_of_a_tree_is_that_of_its_files(file: Path) -> None:
     (file.parent / "link").symlink_to("file")
     (file.parent / "folder").mkdir()
     found = tree.walk(file.parent, ["."])

@@ -1,4 +1,4 @@
-"""A store with real base images, and the real program run on it."""
+"""Stores with real base images, and the real program."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import pytest
 from obuild.executors.qemu.arches import ARCHES
 from tests.support.program import Program, base_images, layers, new_store
 
-#: The recipe of `micro` for each architecture. Emulating the others is slow: only `make test-arch` asks for them.
+#: The recipe of `micro` for each architecture. Emulating the others is slow, so only `make test-arch` asks for
+#: them.
 MICROS = [
     pytest.param("micro", id=arch)
     if arch == "x86_64"
@@ -22,25 +23,25 @@ MICROS = [
 
 @pytest.fixture(scope="session", params=MICROS)
 def micro_images(request: pytest.FixtureRequest) -> Path:
-    """What `micro` is in this run: a test that uses it runs once for each architecture."""
+    """The images of `micro` in this run: a test that uses them runs once for each architecture."""
     return base_images(request.param)
 
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory, micro_images: Path) -> Program:
-    """A store that tests share: each builds steps of its own, and removes none."""
+    """A store that tests share: each builds its own steps, and removes none."""
     return Program(new_store(tmp_path_factory.mktemp("shared") / "store", micro_images))
 
 
 @pytest.fixture
 def fresh(tmp_path: Path, micro_images: Path) -> Program:
-    """A store of the test's own."""
+    """The test's own store."""
     return Program(new_store(tmp_path / "store", micro_images))
 
 
 @pytest.fixture
 def ready(tmp_path: Path, micro_images: Path, shared: Program) -> Program:
-    """A store of the test's own, in which the layer of `micro` and its saved machine are there already.
+    """The test's own store, which already has the layer of `micro` and its saved machine.
 
     Nobody writes to their files, so they are those of the shared store, under other names.
     """

@@ -1,4 +1,4 @@
-"""The main job, in real guests."""
+"""Builds in real guests."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def info(image: Path) -> dict[str, object]:
     return parsed
 
 
-def test_a_spec_becomes_layers_and_then_comes_from_cache(fresh: Program, spec: Spec, source: Path) -> None:
+def test_a_spec_is_built_and_then_comes_from_the_cache(fresh: Program, spec: Spec, source: Path) -> None:
     (source / "hello.sh").write_text("echo hello $WHO\n")
     path = spec("""
         ((from micro)
@@ -55,8 +55,8 @@ def test_a_spec_becomes_layers_and_then_comes_from_cache(fresh: Program, spec: S
     again = fresh.build(path, source, "-v")
     assert USING.findall(again.stdout) == ids
     assert not SAVED.findall(again.stdout)
-    assert "Exec" not in again.stderr  # no QEMU, no qemu-img: nothing was started at all
-    assert "hello world\n" in again.stdout  # what it printed then is shown again
+    assert "Exec" not in again.stderr  # no QEMU, no qemu-img: no program was started
+    assert "hello world\n" in again.stdout  # the old output is shown again
 
     path.write_text(path.read_text().replace("WHO world", "WHO moon"))
     changed = fresh.build(path, source)
@@ -71,7 +71,7 @@ def test_a_spec_becomes_layers_and_then_comes_from_cache(fresh: Program, spec: S
     assert fresh("logs", ids[-1][:10]).stdout == "hello world\nto stderr\nno-newline"
 
 
-def test_a_failing_command_is_shown_and_not_saved(ready: Program, spec: Spec, source: Path) -> None:
+def test_a_failing_commands_output_is_shown_and_it_is_not_saved(ready: Program, spec: Spec, source: Path) -> None:
     path = spec("""
         ((from micro)
          (run (shell "echo kept"))
@@ -81,7 +81,7 @@ def test_a_failing_command_is_shown_and_not_saved(ready: Program, spec: Spec, so
     assert 'Build step failed: "date +%N' in done.stderr
     assert "failed with exit status 3" in done.stderr
     assert "out\nerr\n" in done.stdout
-    assert len(SAVED.findall(done.stdout)) == 1  # the step that did not fail
+    assert len(SAVED.findall(done.stdout)) == 1  # only the step that succeeded
     assert not any((ready.store / "result-tmp").iterdir())
     assert not any((ready.store / "cache-tmp").iterdir())
     saved = subprocess.run(
@@ -91,7 +91,7 @@ def test_a_failing_command_is_shown_and_not_saved(ready: Program, spec: Spec, so
     assert len(USING.findall(ready.build(path, source, code=1).stdout)) == 2
 
 
-def test_user_env_shell_and_workdir_mean_what_they_say(shared: Program, spec: Spec, source: Path) -> None:
+def test_user_env_shell_and_workdir_apply_to_commands(shared: Program, spec: Spec, source: Path) -> None:
     (source / "say").write_text(r"""
         id; pwd; stat -c %u:%g . /deep; printf '[%s]\n' "$PATH" "$HOME" "$QUOTED" "$0"
         touch /root/x || echo denied; stat -c '%u:%g %n' /home /home/new /home/new/src/say
@@ -116,13 +116,13 @@ def test_user_env_shell_and_workdir_mean_what_they_say(shared: Program, spec: Sp
     assert "denied\n0:0 /home\n1234:4321 /home/new\n1234:4321 /home/new/src/say\none\ntwo\n" in out
 
 
-def test_what_steers_a_loader_exists_in_the_guest_only(shared: Program, spec: Spec, source: Path) -> None:
+def test_loader_variables_exist_only_in_the_guest(shared: Program, spec: Spec, source: Path) -> None:
     path = spec("""((from micro) (env LD_PRELOAD /no/such.so) (env LD_DEBUG files)
                    (run (shell "env | grep ^LD_")))""")
     done = shared.build(path, source, "-v")
     assert "LD_PRELOAD=/no/such.so\n" in done.stdout
-    assert "ld.so: object '/no/such.so'" in done.stdout  # it did reach the command's own programs
-    assert "/no/such.so" not in done.stderr  # and no program on the host
+    assert "ld.so: object '/no/such.so'" in done.stdout  # it reached the command's own programs
+    assert "/no/such.so" not in done.stderr  # but no program on the host
     assert "LD_DEBUG=files\n" in done.stdout
     assert "calling init: " in done.stdout
     assert "calling init: " not in done.stderr
@@ -136,7 +136,7 @@ def test_a_workdir_that_cannot_be_entered_fails_the_step(shared: Program, spec: 
 
 @pytest.fixture
 def web() -> Iterator[int]:
-    """A server on the host's own 127.0.0.1."""
+    """A server on the host's 127.0.0.1."""
     import http.server
     import threading
 
@@ -156,7 +156,7 @@ def web() -> Iterator[int]:
         thread.join()
 
 
-def test_the_network_is_closed_unless_a_step_opens_it(shared: Program, spec: Spec, source: Path, web: int) -> None:
+def test_a_step_has_no_network_unless_it_asks_for_one(shared: Program, spec: Spec, source: Path, web: int) -> None:
     fetch = f"exec 3<>/dev/tcp/10.0.2.2/{web} && printf 'GET / HTTP/1.0\\r\\n\\r\\n' >&3 && cat <&3"
     (source / "fetch.sh").write_text(fetch)
     closed_spec = spec(
@@ -166,7 +166,7 @@ def test_the_network_is_closed_unless_a_step_opens_it(shared: Program, spec: Spe
     assert "closed\n" in shared.build(closed_spec, source).stdout
     other_spec = spec(closed_spec.read_text().replace("(run (shell", "(run (network bridge) (shell"))
     other = shared.build(other_spec, source)
-    assert not SAVED.findall(other.stdout)  # another network is no network: it is the same step
+    assert not SAVED.findall(other.stdout)  # any other network is none: it is the same step
     assert "closed\n" in other.stdout
     open_spec = spec(
         "((from micro) (copy (src fetch.sh) (dst /fetch.sh)) "
@@ -175,7 +175,9 @@ def test_the_network_is_closed_unless_a_step_opens_it(shared: Program, spec: Spe
     assert "reached the host" in shared.build(open_spec, source).stdout
 
 
-def test_copy_keeps_what_matters_and_owns_it(shared: Program, spec: Spec, source: Path) -> None:
+def test_a_copy_keeps_modes_times_and_links_and_belongs_to_the_user(
+    shared: Program, spec: Spec, source: Path
+) -> None:
     tree = source / "tree"
     (tree / "sub/deep").mkdir(parents=True)
     (tree / "sub/exec").write_text("x")
@@ -199,7 +201,7 @@ stat -c %h /target/tree/again; readlink /target/tree/link /alias; cat /renamed/d
 find /target/tree /renamed -name 'skip*'; cat /target/tree/spa*")))
     """)
     out = shared.build(path, source).stdout
-    assert "drwx--x--x 0:0 /target\n" in out  # what was there keeps its owner and mode
+    assert "drwx--x--x 0:0 /target\n" in out  # an existing folder keeps its owner and mode
     assert "-rwxr-x--- 7:8 /target/tree/sub/exec\n" in out
     assert "-rw-r--r-- 7:8 /target/one\n" in out
     assert "drwxr-xr-x 7:8 /renamed\n" in out
@@ -268,9 +270,7 @@ def test_caches_outlive_steps_and_stay_out_of_layers(shared: Program, spec: Spec
     assert sorted(entry.name for entry in (shared.store / "cache").iterdir()) == ["c-..%2Ftwo", "c-one"]
 
 
-def test_a_cache_within_a_cache_is_seen_in_whatever_order_they_stand(
-    shared: Program, spec: Spec, source: Path
-) -> None:
+def test_nested_caches_work_in_any_order(shared: Program, spec: Spec, source: Path) -> None:
     def run(command: str) -> str:
         path = spec(f"""((from micro) (run (cache (inner (target /outer/inner)) (outer (target /outer)))
             (shell "{command}")))""")
@@ -289,12 +289,12 @@ def test_a_cache_over_a_link_to_the_root_is_refused(shared: Program, spec: Spec,
     assert "mounting cache c failed in the guest: /link is the root" in shared.build(path, source, code=1).stderr
 
 
-def test_a_background_process_does_not_hold_a_step_up(shared: Program, spec: Spec, source: Path) -> None:
+def test_a_background_process_does_not_delay_a_step(shared: Program, spec: Spec, source: Path) -> None:
     path = spec('((from micro) (run (shell "sleep 100000 & echo started")))')
     assert "started\n" in shared.build(path, source).stdout
 
 
-def test_a_base_can_be_pinned_and_is_known_by_its_content(fresh: Program, spec: Spec, source: Path) -> None:
+def test_a_base_is_identified_by_its_content_and_can_be_pinned(fresh: Program, spec: Spec, source: Path) -> None:
     wrong = fresh.build(spec(f"((from micro@sha256:{'0' * 64}))"), source, code=2)
     digest = re.search(r"micro@(sha256:[0-9a-f]{64})", wrong.stderr)
     assert digest
@@ -310,7 +310,7 @@ def test_healthcheck_passes_and_leaves_no_layer(fresh: Program) -> None:
     assert len(list((fresh.store / "result").iterdir())) == 1  # the base
 
 
-def test_delete_takes_what_was_built_on_a_layer_and_clean_takes_all(
+def test_delete_removes_a_layer_with_its_children_and_clean_removes_all(
     ready: Program, spec: Spec, source: Path
 ) -> None:
     out = ready.build(spec('((from micro) (run (shell "true")) (run (shell "echo 2")))'), source).stdout
@@ -322,7 +322,7 @@ def test_delete_takes_what_was_built_on_a_layer_and_clean_takes_all(
     assert "no layer has the id" in ready("logs", ids[0], code=2).stderr
 
 
-def test_a_secret_is_there_for_one_command_and_leaves_no_trace(
+def test_a_secret_exists_for_one_command_and_leaves_no_trace(
     ready: Program, spec: Spec, source: Path, tmp_path: Path
 ) -> None:
     value = b"tH3-s3cr3t-v4lu3-0f-th1s-t3st"

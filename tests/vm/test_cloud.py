@@ -1,4 +1,4 @@
-"""Cloud images with real guests: a cloud-init in miniature, and (`make test-long`) Debian's own."""
+"""Cloud images with real guests: with a miniature cloud-init, and (`make test-long`) with Debian's own."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ user-data = '''
 
 @pytest.fixture(scope="session")
 def tiny_cloud() -> Path:
-    """An image with a cloud-init in miniature."""
+    """An image with a miniature cloud-init."""
     return base_images(str(RECIPES / "tiny-cloud.toml")) / "base-image" / "tiny-cloud.qcow2"
 
 
@@ -49,7 +49,7 @@ def program(tmp_path: Path) -> Program:
 def recipe_of(
     folder: Path, image: Path, config: str, *, size: str = "1G", login: str = "root", timeout: str = "10m"
 ) -> Path:
-    """A recipe for this image with such a cloud-config."""
+    """Write a recipe for this image with the given cloud-config."""
     path = folder / "mine.toml"
     digest = hashlib.sha256(image.read_bytes()).hexdigest()
     path.write_text(
@@ -76,7 +76,7 @@ def test_a_cloud_image_becomes_a_base(
         "mine.qcow2",
         "mine.toml",
     ]
-    # Its key lets us in, the seed is gone, cloud-init is off, and the disk has grown.
+    # The store's key logs us in, the seed is gone, cloud-init is off, and the disk has grown.
     look = "cat /root/made /sys/block/vda/size; test ! -e /dev/vdb; test -e /etc/cloud/cloud-init.disabled"
     built = program.build(spec(f'((from mine) (run (shell "{look}")))'), source).stdout
     assert "mine\n2097152\n" in built
@@ -85,7 +85,7 @@ def test_a_cloud_image_becomes_a_base(
     assert "stale" in program("base", "ls").stdout
 
 
-def test_a_command_that_fails_is_a_failure_with_cloud_inits_output(
+def test_a_failing_command_fails_the_image_with_cloud_inits_output(
     program: Program, tiny_cloud: Path, tmp_path: Path
 ) -> None:
     mine = recipe_of(tmp_path, tiny_cloud, 'runcmd:\n- [sh, -e, -c, "echo going wrong; false"]')
@@ -97,20 +97,20 @@ def test_a_command_that_fails_is_a_failure_with_cloud_inits_output(
 
 
 @pytest.mark.long
-def test_a_user_that_is_not_there_is_a_failure(program: Program, tiny_cloud: Path, tmp_path: Path) -> None:
+def test_a_missing_login_user_fails_the_image(program: Program, tiny_cloud: Path, tmp_path: Path) -> None:
     mine = recipe_of(tmp_path, tiny_cloud, "{}", login="nobody-there")
     assert "there is no user 'nobody-there'" in program("base", "make", mine, code=1).stderr
 
 
 @pytest.mark.long
-def test_a_guest_that_reboots_is_a_failure(program: Program, tiny_cloud: Path, tmp_path: Path) -> None:
+def test_a_reboot_fails_the_image(program: Program, tiny_cloud: Path, tmp_path: Path) -> None:
     mine = recipe_of(tmp_path, tiny_cloud, "power_state: {mode: reboot}")
     assert "mine: the guest rebooted instead of powering off" in program("base", "make", mine, code=1).stderr
     assert_only_the_download_is_left(program, tiny_cloud)
 
 
 @pytest.mark.long
-def test_a_guest_that_does_not_end_is_ended(program: Program, tiny_cloud: Path, tmp_path: Path) -> None:
+def test_a_guest_that_does_not_power_off_is_killed(program: Program, tiny_cloud: Path, tmp_path: Path) -> None:
     mine = recipe_of(tmp_path, tiny_cloud, "{}", timeout="1s")
     assert "mine: the guest has not powered off after 1 s" in program("base", "make", mine, code=1).stderr
     assert_only_the_download_is_left(program, tiny_cloud)
@@ -142,13 +142,13 @@ runcmd:
 
 
 @pytest.mark.long
-def test_debians_own_cloud_init_makes_a_base(
+def test_a_base_is_made_with_debians_own_cloud_init(
     program: Program, tmp_path: Path, source: Path, spec: Callable[[str], Path]
 ) -> None:
     image = base_images(str(RECIPES / "debian-cloud.toml")) / "base-image" / "debian-cloud.qcow2"
     mine = recipe_of(tmp_path, image, DEBIAN_CONFIG, size="6G", login="me", timeout="1h")
     program("base", "make", mine)
-    # Of the first boot there is what it did, and no trace of cloud-init in a later one; the root has grown.
+    # The work of the first boot is there, cloud-init leaves no trace in a later one, and the root has grown.
     look = "id -un; cat /opt/done; ls /run/cloud-init; df --output=size -BG / | tail -n 1; ls /dev/vdb"
     text = f'((from mine) (user (uid 1000) (gid 1000)) (run (shell "{look} || true")))'
     built = program.build(spec(text), source).stdout
@@ -159,7 +159,7 @@ def test_debians_own_cloud_init_makes_a_base(
 
 
 @pytest.mark.long
-def test_a_failed_package_of_debians_own_cloud_init_is_a_failure(program: Program, tmp_path: Path) -> None:
+def test_with_debians_own_cloud_init_a_failed_package_fails_the_image(program: Program, tmp_path: Path) -> None:
     image = base_images(str(RECIPES / "debian-cloud.toml")) / "base-image" / "debian-cloud.qcow2"
     config = "packages: [no-such-package]\nusers: [{name: me}]\n"
     mine = recipe_of(tmp_path, image, config, size="6G", login="me", timeout="1h")

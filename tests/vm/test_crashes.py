@@ -1,4 +1,4 @@
-"""As tests/store/test_crashes.py, with real guests. It takes long: `make test-crash`."""
+"""tests/store/test_crashes.py with real guests. It takes long: `make test-crash`."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ SPEC = """
  (run (shell "cat /made /copied; rm -rf /usr/share/doc; sync; echo {word} >/made")))
 """
 
-#: One step, where a single kill is tried.
+#: One step, for tests with a single kill.
 SHORT = '((from micro) (run (cache (c (target /c))) (shell "echo {word} >>/c/words; cat /c/words")))'
 
-#: What a build with one cache and no deep chain passes, once there is something in the cache.
+#: The failpoints that a build with one cache and no deep chain passes, once the cache has content.
 POINTS = [point for point in failpoints.POINTS if point.partition(".")[0] not in ("base", "flat", "remove")]
 
 #: Which of these a machine passes that is booted, and which one that is saved and resumed.
 BOOTED = ("machine.started", "machine.ready")
 SAVED = ("warm.keeping", "warm.kept", "machine.resumed")
 
-#: Points, and how the build before and the one that is killed get their machines: a build after one that has saved
-#: none boots one, saves it and resumes it; the next ones only resume.
+#: Failpoints, and how the machines of the build before and of the killed build are made: a build after one that
+#: saved none boots a machine, saves and resumes it; the next ones only resume it.
 CASES = [
     *(("boot", "boot", point) for point in (*BOOTED, "machine.off")),
     *(("boot", "warm", point) for point in (*BOOTED, *SAVED)),
@@ -44,7 +44,7 @@ CASES = [
 
 
 class Real(Victim):
-    """The program itself."""
+    """The real program."""
 
     module = "obuild"
 
@@ -53,7 +53,7 @@ class Real(Victim):
         return self.run("build", f"--vm={vm}", "-f", "SPEC", "SOURCE", kill_at=kill_at)
 
     def wait_for_machines(self) -> None:
-        """The kernel ends QEMU with the process that started it: wait until it has."""
+        """Wait until QEMU has ended: the kernel kills it with the process that started it."""
         for pid in machines(self.root):
             try:
                 handle = os.pidfd_open(pid)
@@ -81,7 +81,7 @@ def test_killed_at_a_point(real: Real, before: str, vm: str, point: str) -> None
 
 
 def test_killed_at_any_moment(real: Real) -> None:
-    """OBUILD_TEST_KILLS times, default 200; now and then two builds at once, a gc, a clean."""
+    """OBUILD_TEST_KILLS times, default 200; sometimes with two builds at once, a gc, or a clean."""
     count = int(os.environ.get("OBUILD_TEST_KILLS", "200"))
     chance = random.Random(count)
     ended = 0

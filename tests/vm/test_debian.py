@@ -1,4 +1,4 @@
-"""The main job on a stock guest: systemd, sudo, apt, and a real network."""
+"""A build on a stock guest: systemd, sudo, apt, and a real network."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def debian(tmp_path_factory: pytest.TempPathFactory) -> Program:
     return Program(new_store(folder / "store", base_images("debian-12")))
 
 
-def test_the_example_builds_and_then_comes_from_cache(debian: Program, tmp_path: Path) -> None:
+def test_the_example_is_built_and_then_comes_from_the_cache(debian: Program, tmp_path: Path) -> None:
     source = shutil.copytree(ROOT / "specs/hello", tmp_path / "hello")
     shown = example("network")
-    assert (source / "hello.spec").read_text() == shown.spec  # so it is the manual's own that is built
+    assert (source / "hello.spec").read_text() == shown.spec  # so the build tests the manual's example
     first = debian.build(source / "hello.spec", source)
     assert first.stdout.count("---> saved as") == 4
     assert shown.output in first.stdout

@@ -1,4 +1,4 @@
-"""Looking into a layer of real guests: a command, a shell at a terminal, files out of it."""
+"""Looking into a layer with real guests: a command, a shell at a terminal, files."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ pytestmark = pytest.mark.vm
 
 Spec = Callable[[str], Path]
 
-#: For a guest that is emulated to boot, in seconds.
+#: How long an emulated guest may take to boot, in seconds.
 LONG = 120.0
 
 
 class Typist:
-    """Who sits at the terminal."""
+    """The user at the terminal."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self.seen = b""
 
     def expect(self, text: bytes) -> None:
-        """Read until there is such a text, and forget what was before."""
+        """Read until this text appears, and discard it and everything before it."""
         deadline = time.monotonic() + LONG
         while text not in self.seen:
             ready, _, _ = select.select([self.fd], [], [], deadline - time.monotonic())
@@ -45,7 +45,7 @@ class Typist:
 
 @contextmanager
 def at_a_terminal(argv: list[str]) -> Iterator[tuple[subprocess.Popen[bytes], Typist]]:
-    """A program with a terminal of its own, which is afterwards as it was."""
+    """The program with its own terminal, which must be restored afterwards."""
     ours, theirs = os.openpty()
     before = termios.tcgetattr(theirs)
     termios.tcsetwinsize(theirs, (33, 101))
@@ -70,15 +70,15 @@ def at_a_terminal(argv: list[str]) -> Iterator[tuple[subprocess.Popen[bytes], Ty
         os.close(theirs)
 
 
-def test_a_layer_is_looked_into_with_machines_that_are_thrown_away(
+def test_run_shell_and_cp_look_into_a_layer_and_change_nothing(
     fresh: Program, spec: Spec, source: Path, tmp_path: Path
 ) -> None:
-    """On a base, whose image has gone."""
+    """On a base whose image is gone."""
     id = fresh.build(spec("((from micro))"), source).stdout.split('"')[-2]
     fresh("base", "rm", "micro")
     store = {"OBUILD_STORE": f"qemu:{fresh.store}"}
 
-    # what `fresh` appends is the script's $0
+    # `fresh` appends the script's $0
     script = "id -u; id -g; pwd; echo err >&2; exit 7"
     done = fresh("run", id[:9], "--user=12:34", "--", "sh", "-c", script, code=7, env=store)
     assert done.stdout == "12\n34\n/\nerr\n"
@@ -89,11 +89,12 @@ def test_a_layer_is_looked_into_with_machines_that_are_thrown_away(
         typist.type(b"echo $TERM; id -u; stty size; echo mine >$(tty)")
         typist.expect(b"\rvt52\r\n1000\r\n33 101\r\nmine\r\n")
         termios.tcsetwinsize(typist.fd, (44, 55))
-        # in a shell of its own: the signal kills that even between two commands, where the other shell would go on
+        # in a shell of its own: the signal kills it even between two commands, where the other shell would
+        # continue
         typist.type(b"sh -c 'until stty size | grep \"44 55\"; do sleep 0.1; done; sleep 1000'")
         typist.expect(b"44 55\r\n")
         os.write(typist.fd, b"\x03")
-        typist.expect(b"^C")  # else an earlier prompt would do, drawn again as the size changed
+        typist.expect(b"^C")  # else an earlier prompt might match, redrawn after the resize
         typist.expect(b"$ ")
         typist.type(b"exit 5")
         assert child.wait(LONG) == 5

@@ -1,4 +1,4 @@
-"""The manual of the language: its examples are built for real, and print what it says."""
+"""The language reference: its examples are really built, and print what it says."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ Spec = Callable[[str], Path]
 #: Needs apt and a network, so tests/vm/test_debian.py builds it.
 NETWORK = "network"
 
-#: Needs an image of Windows, which nobody may pass on: it is planned only.
+#: Needs an image of Windows, which must not be distributed, so it is only planned.
 WINDOWS = "Other systems"
 
 BUILT_HERE = [each for each in examples() if each.section not in (NETWORK, WINDOWS)]
 
 LAYER = re.compile(r'^---> (?:saved as|using) "([0-9a-f]{64})"', re.MULTILINE)
 
-#: What the examples copy, and what they leave out.
+#: The files that the examples copy or exclude.
 FILES = {
     "dune-project": "(lang dune 3.0)",
     "lib/app.ml": "let name = 1",
@@ -50,14 +50,14 @@ def files(source: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory, micro_images: Path) -> Program:
-    """A store for all examples: what two of them begin with is built once. Its debian-12 is micro."""
+    """A store for all examples, so that common steps are built once. Its debian-12 is micro."""
     store = new_store(tmp_path_factory.mktemp("manual") / "store", micro_images)
     rename_base(store, "micro", "debian-12")
     return Program(store)
 
 
 def printed(program: Program, shown: str) -> str:
-    """All that the commands of a build have printed, now or when their layers were made."""
+    """Return what all commands of a build have printed, now or when their layers were made."""
     return "".join((program.store / "result" / id / "log").read_text() for id in LAYER.findall(shown))
 
 
@@ -72,7 +72,7 @@ def test_an_example_prints_what_the_manual_says(
     assert printed(program, done.stdout) == shown.output
 
 
-def test_the_example_for_windows_is_planned_only(tmp_path: Path, spec: Spec, source: Path) -> None:
+def test_the_windows_example_is_only_planned(tmp_path: Path, spec: Spec, source: Path) -> None:
     program = Program(tmp_path / "store")
     (tmp_path / "disk").write_bytes((b"\0" * 510 + b"\x55\xaa").ljust(1 << 20, b"\0"))
     program("base", "add", tmp_path / "disk", "--name", "windows-server-2022", "--os", "windows")
@@ -86,7 +86,7 @@ def test_the_example_for_windows_is_planned_only(tmp_path: Path, spec: Spec, sou
     assert len(ops) == 3
 
 
-def test_how_a_spec_is_written_makes_no_difference() -> None:
+def test_layout_and_comments_of_a_spec_make_no_difference() -> None:
     first, second = (spec.parse(example(name).spec) for name in ("A first spec", "Words, quotes and comments"))
     assert first == second  # as the manual says of the two
 
@@ -97,7 +97,7 @@ def stages(stage: Stage) -> Iterator[Stage]:
         yield from stages(inner)
 
 
-def test_every_op_and_field_of_the_language_is_in_an_example_that_is_built() -> None:
+def test_the_examples_that_are_built_use_every_op_and_field() -> None:
     whole = [spec.parse(each.spec) for each in (*BUILT_HERE, example(NETWORK))]
     assert any(stage.stages for stage in whole)
     ops: list[Op] = [op for outer in whole for stage in stages(outer) for op in stage.ops]
@@ -108,7 +108,7 @@ def test_every_op_and_field_of_the_language_is_in_an_example_that_is_built() -> 
             assert any(getattr(op, field.name) != field.default for op in used), (kind, field.name)
     assert any(cache.buildkit_options for op in ops if isinstance(op, Run) for cache in op.caches)
     copies = [op for op in ops if isinstance(op, Copy)]
-    # into a folder and under a new name, from the working folder and from the root on, one and several
+    # into a folder and under a new name, relative and absolute, one source and several
     assert {(op.dst.endswith("/"), op.dst.startswith("/")) for op in copies} >= {
         (True, False),
         (True, True),

@@ -1,4 +1,4 @@
-"""Two engines in one process, each with real guests and a store of its own."""
+"""Two engines in one process, each with real guests and its own store."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.program import Program, new_store
 
 pytestmark = pytest.mark.vm
 
-#: For emulated guests to boot, in seconds.
+#: How long emulated guests may take to boot, in seconds.
 LONG = 240.0
 
 
@@ -52,18 +52,18 @@ class Build:
 
 
 def clean(store: Store) -> bool:
-    """Whether nothing that ran is left."""
+    """Return whether no machine is left."""
     return not any(store.result_tmp.iterdir()) and not store.states.unfinished()
 
 
 @pytest.mark.parametrize("how", ["cancelled", "failing"])
-def test_what_ends_one_build_leaves_the_machines_of_the_other_alone(
+def test_cancelling_or_failing_one_build_leaves_the_others_machines_alone(
     how: str, fresh: Program, tmp_path: Path, micro_images: Path
 ) -> None:
     endless = '(build endless ((from micro) (run (shell "echo started; sleep 10000"))))'
     fails = '(build fails ((from micro) (run (shell "exit 3"))))' if how == "failing" else ""
     with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))  # refuses everybody until it listens
+        server.bind(("127.0.0.1", 0))  # refuses all connections until it listens
         go = f"until exec 3<>/dev/tcp/10.0.2.2/{server.getsockname()[1]}; do sleep 1; done 2>/dev/null"
         waits = f"(run (network host) (shell \"bash -c 'echo started; {go}; echo survived'\"))"
         other = Build(new_store(tmp_path / "other", micro_images), f"((from micro) {waits})")

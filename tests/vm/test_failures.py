@@ -1,4 +1,4 @@
-"""What goes wrong with machines: each time one clear message, no QEMU left, and the next build works."""
+"""Failures of machines: each gives one clear message and leaves no QEMU, and the next build works."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ STUCK = (
 ).ljust(510, b"\0") + b"\x55\xaa"
 
 
-#: How much there is left in a store with little room, in bytes, besides a base image and its layer.
+#: How many bytes are left in a small store, besides a base image and its layer.
 ROOM = 60 << 20
 
 
@@ -49,7 +49,7 @@ def test_a_guest_that_never_answers_is_killed_and_its_console_shown(
     assert_clean(program)
 
 
-def test_a_machine_that_cannot_be_started_is_told(shared: Program, spec: Spec, source: Path) -> None:
+def test_a_machine_that_cannot_start_is_one_clear_error(shared: Program, spec: Spec, source: Path) -> None:
     path = spec('((from micro) (run (shell "echo never")))')
     done = shared.build(path, source, "--qemu-memory", "1000000", code=1)  # GiB
     assert "QEMU did not start" in done.stderr
@@ -57,7 +57,7 @@ def test_a_machine_that_cannot_be_started_is_told(shared: Program, spec: Spec, s
     assert_clean(shared)
 
 
-def test_a_signal_shows_in_the_status_and_a_store_may_be_relative(
+def test_a_signal_is_in_the_status_and_a_store_may_be_relative(
     ready: Program, spec: Spec, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ready.store.parent)
@@ -69,22 +69,22 @@ def test_a_signal_shows_in_the_status_and_a_store_may_be_relative(
 
 
 @pytest.mark.parametrize(("command", "said"), [("poweroff -f", "powered off"), ("reboot -f", "rebooted")])
-def test_a_guest_that_stops_in_a_step_is_said_to_have(
+def test_the_error_says_how_a_guest_stopped_in_a_step(
     shared: Program, spec: Spec, source: Path, command: str, said: str
 ) -> None:
     stop = f"echo before; echo on its console >/dev/console; sync; busybox {command}; sleep 1000"
     done = shared.build(spec(f'((from micro) (run (shell "{stop}")))'), source, code=1)
     assert "before\n" in done.stdout
     assert f"the guest {said} before the step was done" in done.stderr
-    # Where the guest's switch ends QEMU there is no console any more, and nothing is said of it.
+    # Where the guest's power switch ends QEMU, the console is lost, and the message does not mention it.
     assert ("on its console" in done.stderr) == ("console" in done.stderr)
     assert_clean(shared)
 
 
-def test_a_guest_whose_processes_end_before_it_powers_off_is_said_to_have(
+def test_a_power_off_that_ends_processes_first_is_reported_as_one(
     shared: Program, spec: Spec, source: Path
 ) -> None:
-    """As in a shutdown, which ends the shell that runs obuild's steps first."""
+    """As in a shutdown, which ends the resident shell first."""
     path = spec("""((from micro) (run (shell "
       echo before
       (sleep 2; busybox poweroff -f) &
@@ -97,16 +97,16 @@ def test_a_guest_whose_processes_end_before_it_powers_off_is_said_to_have(
     assert_clean(shared)
 
 
-def test_a_key_that_the_guest_does_not_know(fresh: Program, spec: Spec, source: Path) -> None:
+def test_a_key_that_the_guest_does_not_accept_is_an_error(fresh: Program, spec: Spec, source: Path) -> None:
     (fresh.store / "state/ssh/id_ed25519").unlink()
     make_key(fresh.store / "state/ssh/id_ed25519")
     done = fresh.build(spec('((from micro) (run (shell "true")))'), source, code=1)
-    assert "does not let 'root' in with the key" in done.stderr
+    assert "does not accept the key" in done.stderr
     assert_clean(fresh)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_ends_the_guest_and_the_next_build_goes_on(
+def test_an_interrupt_ends_the_guest_and_the_next_build_continues(
     ready: Program, spec: Spec, source: Path, number: signal.Signals
 ) -> None:
     path = spec('((from micro) (run (shell "echo started; test -e /go || sleep 10000")))')
@@ -122,9 +122,7 @@ def test_an_interrupt_ends_the_guest_and_the_next_build_goes_on(
     assert "fine\n" in ready.build(again, source).stdout
 
 
-def test_after_kill_9_no_guest_is_left_and_the_next_build_clears_up(
-    ready: Program, spec: Spec, source: Path
-) -> None:
+def test_kill_9_leaves_no_guest_and_the_next_build_cleans_up(ready: Program, spec: Spec, source: Path) -> None:
     path = spec('((from micro) (run (cache (c (target /c))) (shell "echo started; sleep 10000")))')
     with running(ready, path, source, "started") as child:
         (pid,) = machines(ready.store)
@@ -141,12 +139,12 @@ def test_after_kill_9_no_guest_is_left_and_the_next_build_clears_up(
 
 @pytest.fixture
 def small(tmp_path: Path, micro_images: Path) -> Iterator[Program]:
-    """A store on a file system with little room."""
+    """A store on a small file system."""
     if os.geteuid() != 0:
         pytest.skip("only root can mount")
     mount = tmp_path / "small"
     mount.mkdir()
-    # For the image, its layer, and less than a step below will write.
+    # Room for the image and its layer, and for less than a step below will write.
     image = sum(path.stat().st_blocks * 512 for path in (micro_images / "base-image").iterdir())
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={2 * image + ROOM}", "tmpfs", mount], check=True)
     try:
@@ -155,7 +153,7 @@ def small(tmp_path: Path, micro_images: Path) -> Iterator[Program]:
         subprocess.run(["umount", mount], check=True)
 
 
-def test_a_full_disk_is_said_and_the_build_works_once_there_is_room(
+def test_a_full_disk_is_reported_and_the_build_works_once_there_is_room(
     small: Program, spec: Spec, source: Path
 ) -> None:
     path = spec('((from micro) (run (shell "dd if=/dev/urandom of=/big bs=1M count=80 && sync; echo written")))')
@@ -167,7 +165,7 @@ def test_a_full_disk_is_said_and_the_build_works_once_there_is_room(
     assert "written\n" in small.build(path, source).stdout
 
 
-def test_a_base_that_cannot_be_imported_for_lack_of_room(small: Program, spec: Spec, source: Path) -> None:
+def test_a_base_without_room_to_import_it_is_one_clear_error(small: Program, spec: Spec, source: Path) -> None:
     free = os.statvfs(small.store)
     (small.store.parent / "filler").write_bytes(b"x" * (free.f_bavail * free.f_frsize - (20 << 20)))
     done = small.build(spec("((from micro))"), source, code=1)
@@ -180,7 +178,7 @@ def test_a_base_that_cannot_be_imported_for_lack_of_room(small: Program, spec: S
 def test_a_file_that_changes_while_it_is_sent_fails_the_step(ready: Program, spec: Spec, source: Path) -> None:
     (source / "file").write_text("before")
     path = spec('((from micro) (run (shell "echo started")) (copy (src file) (dst /file)))')
-    with running(ready, path, source, "started") as child:  # the plan is made, the copy is still to come
+    with running(ready, path, source, "started") as child:  # after planning, before the copy
         (source / "file").write_text("after!")
         _, errors = child.communicate()
     assert child.returncode == 1

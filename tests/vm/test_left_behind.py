@@ -1,7 +1,7 @@
-"""What a step can leave behind in a machine that goes on: the next step finds none of it, as after a boot.
+"""What a step can leave behind in a machine that continues: the next step finds none of it, as after a boot.
 
-One table for all, left_behind.toml: each row leaves something, and looks for it. What can be undone is undone
-while the machine goes on; after all else the next step gets a machine that has just booted.
+Each row of the table left_behind.toml leaves something, and looks for it. What can be undone is undone while the
+machine continues; after anything else, the next step gets a freshly booted machine.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from tests.support.program import Program, assert_clean, base_images, new_store
 pytestmark = pytest.mark.vm
 
 
-#: What a row looks for that leaves a process.
+#: What a row looks for if it leaves a process.
 SLEEPERS = "ps ax -o args | grep -E '(^|/)[s]leep 99[0-9]{2}$'"
 
 
 @dataclass(frozen=True)
 class Row:
-    """`leave` and `look` are commands of a POSIX shell; what `look` prints is to be as after a boot."""
+    """`leave` and `look` are commands of a POSIX shell. `look` must print the same as after a boot."""
 
     name: str
     leave: str
@@ -47,7 +47,7 @@ TABLE = tomllib.loads(Path(__file__).with_name("left_behind.toml").read_text())
 ROWS = [row(**about) for about in TABLE["row"]]
 SYSTEMD_ROWS = [row(**about) for about in TABLE["systemd"]]
 
-#: What begins a row's output.
+#: The start of a row's output.
 MARK = "=== "
 
 
@@ -56,7 +56,7 @@ def rows_of(base: str) -> list[Row]:
 
 
 def step(*commands: str) -> str:
-    """A `run` of a few commands, whatever their status."""
+    """Return a `run` of several commands, whatever their status."""
     text = "\n".join(commands).replace("\\", "\\\\").replace('"', '\\"')
     return f'(run (shell "{text}"))'
 
@@ -66,7 +66,7 @@ def looks(*rows: Row) -> list[str]:
 
 
 def seen(text: str) -> list[dict[str, str]]:
-    """What each step of a build's output has printed, by rows."""
+    """Split the output of each step of a build by rows."""
     found = []
     for part in text.split("---> saved as"):
         rows = re.split(rf"^{MARK}(.*)\n", part, flags=re.MULTILINE)
@@ -76,13 +76,13 @@ def seen(text: str) -> list[dict[str, str]]:
 
 
 def leave(row: Row) -> str:
-    """A step that leaves something, and sees that it is there."""
+    """Return a step that leaves something, and checks that it is there."""
     return step(f"{{ {row.leave}\n}} >&2 || exit 1", *looks(row))
 
 
 @dataclass
 class Guest:
-    """A base image in a store, and what each row sees in it when all was left and then the guest was booted."""
+    """A base image in a store, and what each row prints there after all of it was left and the guest booted."""
 
     base: str
     program: Program
@@ -90,13 +90,13 @@ class Guest:
     cold: dict[str, str] = field(default_factory=dict)
 
     def build(self, stages: str, *options: str) -> str:
-        """What a build prints."""
+        """Return what a build prints."""
         path = self.source.with_name("test.spec")
         path.write_text(stages)
         return self.program.build(path, self.source, *options).stdout
 
     def check_left(self, row: Row, before: str, why: list[str]) -> None:
-        """See that a row has left something, and has been taken for what it is."""
+        """Check that a row has left something, and that obuild treated it as expected."""
         if row.name != "nothing":
             assert before != self.cold[row.name], f"{row.name}: it leaves nothing that can be seen"
         assert (bool(why), all(why)) == (row.boots, True), (row.name, why)
@@ -105,7 +105,7 @@ class Guest:
 def guest_of(base: str, folder: Path) -> Guest:
     guest = Guest(base, Program(new_store(folder / "store", base_images(base))), folder / "source")
     guest.source.mkdir()
-    # what would end the connection over which cold steps are told what to do is left out
+    # leave out what would end the SSH connection of cold steps
     harmless = [row for row in rows_of(base) if "lo down" not in row.leave and "/dev/null" not in row.leave]
     all_left = step(*(f"( {row.leave}\n) >/dev/null 2>&1 || :" for row in harmless))
     output = guest.build(f"((from {base}) {all_left} {step(*looks(*rows_of(base)))})", "--vm", "boot")
@@ -119,12 +119,12 @@ def micro(tmp_path_factory: pytest.TempPathFactory) -> Guest:
 
 
 def reasons(text: str) -> list[str]:
-    """Why the next steps need a boot."""
+    """Return the reasons why the next steps need a boot."""
     return re.findall(r"^the next step needs a boot: (.*)$", text, re.MULTILINE)
 
 
 def check_chain(guest: Guest, rows: Sequence[Row]) -> None:
-    """Have each row leave something and a step of its own look for it, one after the other in one chain."""
+    """Have each row leave something and its own next step look for it, all in one chain."""
     steps = " ".join(f"{leave(row)} {step(*looks(row), 'echo')}" for row in rows)
     output = guest.build(f"((from {guest.base}) {steps})", "--vm", "warm")
     saw = seen(output)
@@ -136,7 +136,7 @@ def check_chain(guest: Guest, rows: Sequence[Row]) -> None:
     assert_clean(guest.program)
 
 
-def test_what_is_undone_is_not_there_for_the_next_step(micro: Guest) -> None:
+def test_what_can_be_undone_is_gone_in_the_next_step(micro: Guest) -> None:
     check_chain(micro, [row for row in ROWS if not row.boots])
 
 
@@ -154,5 +154,5 @@ def test_what_cannot_be_undone_makes_the_next_step_boot(micro: Guest) -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize("base", ["micro", "debian-12"])
-def test_each_step_finds_what_a_boot_would(base: str, tmp_path: Path) -> None:
+def test_each_step_finds_the_state_after_a_boot(base: str, tmp_path: Path) -> None:
     check_chain(guest_of(base, tmp_path), rows_of(base))

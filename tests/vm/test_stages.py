@@ -28,7 +28,7 @@ du -k sparse | cut -f1; tail -c4 sparse; cat 'a name/variant'
 """
 
 
-def test_files_come_out_of_a_build_as_they_are(ready: Program, spec: Spec, source: Path) -> None:
+def test_files_are_copied_from_a_build_unchanged(ready: Program, spec: Spec, source: Path) -> None:
     (source / "make").write_text(MAKE)
     (source / "look").write_text(LOOK)
 
@@ -67,14 +67,14 @@ def test_files_come_out_of_a_build_as_they_are(ready: Program, spec: Spec, sourc
     assert_clean(ready)
 
     again = ready.build(spec(text("first", "echo 1")), source, "-v")
-    assert "Exec" not in again.stderr  # what the files are is remembered: nothing boots
+    assert "Exec" not in again.stderr  # the manifest is remembered: nothing boots
     assert not SAVED.findall(again.stdout)
 
     other = ready.build(spec(text("second", "echo 1")), source)
-    assert len(SAVED.findall(other.stdout)) == 1  # the build itself; its files are the same
+    assert len(SAVED.findall(other.stdout)) == 1  # only the inner build: its files are the same
 
 
-def test_stages_are_built_side_by_side_and_all_of_them(ready: Program, spec: Spec, source: Path) -> None:
+def test_all_stages_are_built_in_parallel(ready: Program, spec: Spec, source: Path) -> None:
     path = spec("""
         ((build a ((from micro) (run (shell "echo I am a >/a; cat /a"))))
          (build b ((from micro) (run (shell "echo I am b >/b; cat /b"))))
@@ -89,13 +89,13 @@ def test_stages_are_built_side_by_side_and_all_of_them(ready: Program, spec: Spe
     """)
     out = ready.build(path, source, "--jobs", "3").stdout
     assert "==> /from/a <==\nI am a\n\n==> /from/c <==\ninner\n" in out
-    assert "I am b\n" in out  # no one needs it, and it is built all the same
+    assert "I am b\n" in out  # built although nothing needs it
     whole, machines_own = out.partition("inner\n")[2].split("\ndev:\n")
     assert {"a", "dev", "etc", "proc", "root", "sys"} < set(whole.split())  # the build's file system from its root
     assert not {"bin", "boot", "lib", "usr", "var"} & set(whole.split())
-    assert machines_own.startswith("\nproc:\n\nsys:\nI am a\n---> saved")  # without what its guest adds
+    assert machines_own.startswith("\nproc:\n\nsys:\nI am a\n---> saved")  # without what its guest mounts
     lines = [line for line in out.splitlines() if not line.startswith("KVM cannot be used")]
-    for name in ("a", "b"):  # each stage's words stand together
+    for name in ("a", "b"):  # each stage's output is in one piece
         assert lines[lines.index(f'(build "{name}" …)') + 1] == "(from micro)"
     assert_clean(ready)
 
@@ -123,7 +123,7 @@ def test_an_interrupt_ends_all_stages(ready: Program, spec: Spec, source: Path) 
     assert_clean(ready)
 
 
-def test_what_is_missing_in_a_build_is_said(shared: Program, spec: Spec, source: Path) -> None:
+def test_a_file_missing_in_a_build_is_reported(shared: Program, spec: Spec, source: Path) -> None:
     path = spec("((build a ((from micro))) (from micro) (copy (from (build a)) (src /nosuch) (dst /x)))")
     done = shared.build(path, source, code=1)
     assert "nosuch" in done.stderr

@@ -1,4 +1,4 @@
-"""Several processes at work on one store, with real guests."""
+"""Several processes on one store, with real guests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Spec = Callable[[str], Path]
 
 
 class Running:
-    """A build that has been started; `stdout` and `stderr` are what it has said so far, and all at its end."""
+    """A running build. `stdout` and `stderr` are its output so far, and all of it once it has ended."""
 
     def __init__(self, argv: list[str]) -> None:
         self.child = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -25,7 +25,7 @@ class Running:
         self.stderr = ""
 
     def wait_for(self, line: str, times: int = 1) -> None:
-        """Read until the line has been printed so many times in all."""
+        """Read until the line has been printed this many times in all."""
         assert self.child.stdout is not None
         while self.stdout.splitlines().count(line) < times:
             read = self.child.stdout.readline()
@@ -50,8 +50,8 @@ def started(program: Program, spec: Path, source: Path) -> Iterator[Running]:
         running.child.communicate()
 
 
-def test_several_builds_at_once_make_each_step_once(ready: Program, spec: Spec, source: Path) -> None:
-    """Three builds of one spec and one of another that begins alike, while others look and tidy up."""
+def test_several_builds_at_once_build_each_step_once(ready: Program, spec: Spec, source: Path) -> None:
+    """Three builds of one spec, and one of another with a common beginning, while others look and clean up."""
     text = '(from micro) (run (shell "echo first $(cat /proc/sys/kernel/random/uuid)"))'
     same = spec(f'({text} (run (shell "echo second")))')
     other = source / "other.spec"
@@ -66,13 +66,13 @@ def test_several_builds_at_once_make_each_step_once(ready: Program, spec: Spec, 
     saved = [id for build in builds for id in SAVED.findall(build.stdout)]
     assert len(saved) == len(set(saved)) == 3
     lines = {line for build in builds for line in build.stdout.splitlines() if line.startswith("first ")}
-    assert len(lines) == 1  # all have heard the one run
+    assert len(lines) == 1  # all have followed the same run
     assert [build.stdout.count("\nsecond\n") for build in builds] == [1, 1, 1, 0]
     assert_clean(ready)
     ready("fsck", "--read-data")
 
 
-def test_a_killed_build_hands_its_step_on_and_a_failed_one_its_failure(
+def test_a_waiting_build_takes_over_from_a_killed_one_and_shares_a_failure(
     ready: Program, spec: Spec, source: Path
 ) -> None:
     path = spec('((from micro) (run (shell "echo started; sleep 8; exit 7")))')
@@ -81,14 +81,14 @@ def test_a_killed_build_hands_its_step_on_and_a_failed_one_its_failure(
         first.wait_for("started")
         others = [stack.enter_context(started(ready, path, source)) for _ in range(2)]
         for other in others:
-            other.wait_for("started")  # live: the step still runs
+            other.wait_for("started")  # live: the step is still running
         first.child.kill()
         for other in others:
             assert other.end().child.returncode == 1
             assert '"echo started; sleep 8; exit 7" failed with exit status 7' in other.stderr
             assert "that build was interrupted" in other.stdout
             assert other.stdout.splitlines().count("started") == 2
-    makers = [other for other in others if "this one makes the step" in other.stdout]
+    makers = [other for other in others if "this one builds the step" in other.stdout]
     assert len(makers) == 1
-    ready("ls")  # whoever opens the store next clears up
+    ready("ls")  # a command that opens the store cleans up
     assert_clean(ready)

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.vm
 
 Spec = Callable[[str], Path]
 
-#: What a boot, a login and the clock leave in a layer: the two ways differ in these and in nothing else.
+#: What a boot, a login and the clock leave in a layer: the only differences between the two ways.
 MAY_DIFFER = re.compile(
     r"/var/log/.*|/var/lib/systemd/.*|/etc/machine-id|/var/lib/dbus/machine-id|/etc/\.pwd\.lock|/etc/resolv\.conf"
     r"|(/var)?/tmp/systemd-private-.*|/var/cache/ldconfig/aux-cache|/var/lib/private(/.*)?|/var/cache/private(/.*)?"
@@ -29,7 +29,7 @@ MAY_DIFFER = re.compile(
 
 @contextmanager
 def mounted(image: Path, folder: Path) -> Iterator[Path]:
-    """The root file system of a layer, read-only, as it is on the disk: no journal is replayed."""
+    """Mount a layer's root file system read-only, as it is on the disk: no journal is replayed."""
     raw = folder / "raw"
     subprocess.run(["qemu-img", "convert", "-O", "raw", image, raw], check=True)
     root = folder / "root"
@@ -37,7 +37,7 @@ def mounted(image: Path, folder: Path) -> Iterator[Path]:
     about = subprocess.run(
         ["dumpe2fs", "-h", f"{raw}?offset={1 << 20}"], capture_output=True, text=True, check=True
     ).stdout
-    assert "needs_recovery" not in about  # frozen, or unmounted: clean in either case
+    assert "needs_recovery" not in about  # clean: frozen or unmounted
     subprocess.run(["mount", "-o", f"loop,ro,noload,offset={1 << 20}", raw, root], check=True)
     try:
         yield root
@@ -47,7 +47,7 @@ def mounted(image: Path, folder: Path) -> Iterator[Path]:
 
 
 def tree(root: Path) -> dict[str, tuple[object, ...]]:
-    """What each path of a file system is: kind, mode, owner, and content or target."""
+    """Return kind, mode, owner, and content or target of each path of a file system."""
     found: dict[str, tuple[object, ...]] = {}
     for folder, folders, files in os.walk(root):
         for name in (*folders, *files):
@@ -64,8 +64,8 @@ def tree(root: Path) -> dict[str, tuple[object, ...]]:
     return {path: about for path, about in found.items() if not MAY_DIFFER.fullmatch(path)}
 
 
-#: Steps that make files of all kinds and leave things behind, and steps that write down what they see of them.
-#: left_behind.toml has all that can be left.
+#: Steps that make files of all kinds and leave things behind, and steps that record what they see of them.
+#: left_behind.toml covers everything that a step can leave.
 STEPS = r"""
     (run (shell "mkdir /data && echo one >/data/file && ln -s file /data/link && chmod 4755 /data/file;
                  echo scratch >/tmp/left; mkdir -p /tmp/.hidden; echo x >/tmp/.hidden/y; echo changed >/etc/motd;
@@ -119,11 +119,11 @@ BOOT_ID = "cat /proc/sys/kernel/random/boot_id"
 
 
 def boots(done: subprocess.CompletedProcess[str]) -> list[str]:
-    """The ids of the boots in which steps ran that print them."""
+    """Return the ids of the boots in which steps ran; the steps print them."""
     return re.findall(r"^[0-9a-f]{8}-[0-9a-f-]{27}$", done.stdout, re.MULTILINE)
 
 
-def test_a_chain_runs_in_one_boot_and_a_longer_one_goes_on_in_it(
+def test_a_chain_runs_in_one_boot_and_a_longer_one_continues_in_it(
     shared: Program, spec: Spec, source: Path
 ) -> None:
     steps = f'(run (shell "{BOOT_ID} # a")) (run (shell "{BOOT_ID} # b"))'
@@ -137,7 +137,7 @@ def test_a_chain_runs_in_one_boot_and_a_longer_one_goes_on_in_it(
     assert_clean(shared)
 
 
-def test_a_failed_step_is_tried_again_where_it_failed(shared: Program, spec: Spec, source: Path) -> None:
+def test_a_failed_step_is_retried_from_its_parent(shared: Program, spec: Spec, source: Path) -> None:
     before = f'(run (shell "{BOOT_ID}; echo before a failure"))'
     first = shared.build(spec(f'((from micro) {before} (run (shell "rm /etc/passwd; exit 7")))'), source, code=1)
     again = shared.build(spec(f'((from micro) {before} (run (shell "{BOOT_ID}; test -e /etc/passwd")))'), source)
@@ -156,7 +156,7 @@ def test_a_step_that_changes_how_modules_are_loaded_is_followed_by_a_boot(
     assert_clean(shared)
 
 
-def test_two_machines_from_one_state_have_time_and_randomness_of_their_own(
+def test_two_machines_from_one_state_have_their_own_time_and_randomness(
     shared: Program, spec: Spec, source: Path
 ) -> None:
     stages = "\n".join(
@@ -175,7 +175,7 @@ def test_two_machines_from_one_state_have_time_and_randomness_of_their_own(
     assert_clean(shared)
 
 
-def test_the_network_is_closed_again_after_a_step_that_opened_it(
+def test_the_network_is_closed_after_a_step_that_opened_it(
     shared: Program, spec: Spec, source: Path, served: int
 ) -> None:
     reach = f"{BOOT_ID}; (exec 3<>/dev/tcp/10.0.2.2/{served}) 2>/dev/null && echo reached || echo not reached"
@@ -190,12 +190,12 @@ def test_the_network_is_closed_again_after_a_step_that_opened_it(
 
 @pytest.fixture
 def served() -> Iterator[int]:
-    """A port of this host's 127.0.0.1 on which something listens."""
+    """Listen on a port of this host's 127.0.0.1."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield server.getsockname()[1]
 
 
-def test_a_step_with_a_secret_is_never_saved_nor_continued_from(
+def test_a_machine_that_saw_a_secret_is_neither_saved_nor_continued(
     shared: Program, spec: Spec, source: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "token").write_text("value\n")
@@ -205,12 +205,12 @@ def test_a_step_with_a_secret_is_never_saved_nor_continued_from(
     assert len({*boots(done)}) == 2
     with_secret, after = layers(done.stdout)[-2:]
     assert (shared.store / "warm" / after).is_dir()
-    # what is there was booted from the layer's disk, on which the value never was
+    # what is there was booted from the layer's disk, which never held the value
     assert (shared.store / "warm" / with_secret / "disk.qcow2").is_file()
 
 
-def test_a_damaged_state_means_a_boot_and_a_line(ready: Program, spec: Spec, source: Path) -> None:
-    """tests/store/test_warm.py has every damage."""
+def test_a_damaged_state_causes_a_note_and_a_boot(ready: Program, spec: Spec, source: Path) -> None:
+    """tests/store/test_warm.py has every kind of damage."""
     before = ready.build(spec(f'((from micro) (run (shell "{BOOT_ID}")))'), source)
     (state,) = (path for path in (ready.store / "warm").iterdir() if (path / "disk.qcow2").exists())
     (state / "device").write_bytes(b"no")
@@ -222,14 +222,14 @@ def test_a_damaged_state_means_a_boot_and_a_line(ready: Program, spec: Spec, sou
     assert_clean(ready)
 
 
-def test_without_a_budget_a_machine_goes_on_and_is_not_saved(shared: Program, spec: Spec, source: Path) -> None:
+def test_without_a_budget_a_machine_continues_and_is_not_saved(shared: Program, spec: Spec, source: Path) -> None:
     path = spec(f'((from micro) (run (shell "{BOOT_ID} # one")) (run (shell "{BOOT_ID} # two")))')
     done = shared.build(path, source, "--warm-budget=0")
     assert len({*boots(done)}) == 1
     assert not any((shared.store / "warm" / id).exists() for id in layers(done.stdout)[1:])
 
 
-def test_long_chains_and_large_memories_go_on_from_what_was_saved(
+def test_long_chains_and_large_memories_continue_from_saved_states(
     shared: Program, spec: Spec, source: Path
 ) -> None:
     large = '(run (shell "dd if=/dev/urandom of=/large bs=1M count=80 2>/dev/null; sha256sum /large >/sum"))'
@@ -242,7 +242,7 @@ def test_long_chains_and_large_memories_go_on_from_what_was_saved(
     shared("fsck", "--read-data")
 
 
-def test_a_step_that_ends_all_processes_is_told_so(shared: Program, spec: Spec, source: Path) -> None:
+def test_a_step_that_kills_all_processes_is_reported(shared: Program, spec: Spec, source: Path) -> None:
     done = shared.build(spec('((from micro) (run (shell "echo here; kill -9 -1")))'), source, code=1)
     assert "did the step kill it?" in done.stderr
     assert_clean(shared)

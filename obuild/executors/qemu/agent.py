@@ -1,7 +1,7 @@
-"""The root shell that stays in a warm guest, seen from here; what it understands, `guests.linux_resident` says.
+"""Our end of the resident root shell in a warm guest. `guests.linux_agent` has the guest's end.
 
-It takes what an SSH connection takes, a script or a stream, and needs no login: a machine that was saved and
-resumed answers at once.
+It has the interface of an SSH connection, for scripts and streams, but needs no login: a machine that was saved
+and resumed answers at once.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from obuild.host.marks import MarkReader, new_mark
 from obuild.host.tail import KEPT, Tail
 from obuild.plan.archive import Sink
 
-#: How much is sent as one piece, in bytes: the guest starts a program for each.
+#: How many bytes are sent as one piece; the guest starts a program for each piece.
 PIECE = 1 << 22
 
-#: Up to how many bytes a script is sent as a line, which the guest's shell reads byte by byte.
+#: Scripts of up to this many bytes are sent as a line, which the guest's shell reads byte by byte.
 SHORT = 4096
 
-#: How long a resumed guest may take to thaw its disks, in seconds, before it is given up and another one booted.
+#: How long a resumed guest may take to thaw its disks, in seconds, before we give up and boot another.
 THAW_TIMEOUT = 60.0
 
 _CHUNK = 1 << 18
@@ -43,11 +43,11 @@ class Resident:
         machine.watched = True
 
     def run(self, command: str, script: Callable[[str], bytes], output: Callable[[bytes], object]) -> int:
-        """As Connection.run: a step's script. `command` is not needed, for the shell is root's."""
+        """As Connection.run, for a step's script. `command` is not needed, since the shell is root's."""
         mark = new_mark()
         inner = MarkReader(f"{mark} ".encode(), output)
         status = self._answer(self._ask("step", script(mark)), inner.feed)
-        if inner.status is None:  # the script itself was killed, and could not say how the command ended
+        if inner.status is None:  # the script itself was killed, so it could not report how the command ended
             inner.flush()
             return status
         return inner.status
@@ -57,7 +57,7 @@ class Resident:
         self._finish(_Words(self._ask("check", script)), what)
 
     def stream(self, command: str, send: Callable[[Any], None], *, what: str) -> None:
-        """As Connection.stream. A command that ends early is sent the rest all the same, and ignores it."""
+        """As Connection.stream. If the command ends early, the rest is still sent, and the guest ignores it."""
         words = _Words(self._ask("stream", lines([command])))
         with contextlib.closing(_Pieces(partial(self._send, self.machine.data, words=words))) as sink:
             send(sink)
@@ -88,21 +88,22 @@ class Resident:
             self.fetch("", lines([f"exec cat {source}"]), out, what=f"fetching {source}")
 
     def freeze(self) -> str:
-        """End what a step has left behind, and freeze the disks: "" if they are, else why a boot is needed.
+        """End what a step left behind, and freeze the disks. Return "" on success, else why a boot is needed.
 
-        The guest then waits for `thaw`, and may be saved so.
+        Once frozen, the guest waits for `thaw`, and may be saved.
         """
         head, verdict = self._line(self._ask("freeze"))
         if verdict == b"frozen":
             return ""
         if not verdict.startswith(b"boot "):
-            raise self.machine.error(f"the guest's shell does not understand us: {(head + verdict)[-200:]!r}")
+            raise self.machine.error(f"unexpected reply from the guest's shell: {(head + verdict)[-200:]!r}")
         return verdict.removeprefix(b"boot ").decode(errors="replace")
 
     def thaw(self, *, network: bool, seed: str) -> bool:
-        """Let a frozen guest go on, with our time; False if it has to boot to have this network.
+        """Let a frozen guest continue, with the host's time. Return False if it must boot to get this network.
 
-        With a `seed`, a word that no other machine gets, its random numbers are not those of any other.
+        `seed` is a word that no other machine gets; it makes the guest's random numbers unlike any other
+        machine's.
         """
         token = new_mark()
         line = f"{time.time():.3f} {seed or '-'} {'open' if network else 'closed'} {token}\n"
@@ -110,7 +111,7 @@ class Resident:
         return self._answer(f"{token} ".encode(), _ignore, THAW_TIMEOUT) == 0
 
     def _ask(self, kind: str, script: bytes = b"") -> bytes:
-        """Send a request, and return what its answer ends with."""
+        """Send a request, and return the mark that ends its answer."""
         mark = new_mark()
         short = 0 < len(script) <= SHORT
         body = _escaped(script) if short else script
@@ -118,7 +119,7 @@ class Resident:
         return f"{mark} ".encode()
 
     def _answer(self, mark: bytes, output: Callable[[bytes], object], timeout: float | None = None) -> int:
-        """Pass on what comes before the mark, and return the status behind it."""
+        """Pass on the output before the mark, and return the status after it."""
         return self._end_of(MarkReader(mark, output), timeout)
 
     def _end_of(self, reader: MarkReader, timeout: float | None = None) -> int:
@@ -135,7 +136,7 @@ class Resident:
             raise MachineError(f"{what} failed in the guest: {words.tail.text}")
 
     def _line(self, mark: bytes) -> tuple[bytes, bytes]:
-        """The end of what comes before a mark, and the rest of the mark's line."""
+        """Return the end of the output before a mark, and the rest of the mark's line."""
         heard = b""
         deadline = time.monotonic() + self.machine.shape.boot_time
         while b"\n" not in (after := heard.partition(mark)[2]) and len(after) < KEPT:
@@ -162,7 +163,7 @@ class Resident:
         raise self.machine.lost()
 
     def _send(self, port: socket.socket, data: bytes, words: _Words | None = None) -> None:
-        """Send all of it. `words` hears what the guest says meanwhile, lest it waits for that as we do for it."""
+        """Send all of it. `words` gets what the guest says meanwhile: else each side would wait for the other."""
         left = memoryview(data)
         while left:
             try:
@@ -177,7 +178,7 @@ class Resident:
 
 
 class _Words(MarkReader):
-    """Of what comes before the mark, keeps the end."""
+    """Keeps the end of the output before the mark."""
 
     def __init__(self, mark: bytes) -> None:
         self.tail = Tail()
@@ -185,7 +186,7 @@ class _Words(MarkReader):
 
 
 class _Pieces:
-    """A file object whose bytes go to the guest in pieces, each behind a line with its size; 0 ends them."""
+    """A file object that sends its bytes to the guest in pieces, each after a line with its size; 0 ends them."""
 
     def __init__(self, send: Callable[[bytes], None]) -> None:
         self._send = send
@@ -208,11 +209,11 @@ class _Pieces:
 
 
 def _escaped(script: bytes) -> bytes:
-    """A script as one line for printf's %b."""
+    """Encode a script as one line for printf's %b."""
     return b"".join(b"\\0%03o" % byte if byte in _SPECIAL else bytes((byte,)) for byte in script) + b"\n"
 
 
-#: All but printable ASCII without the backslash.
+#: Everything except printable ASCII without the backslash.
 _SPECIAL = frozenset((*range(32), *range(127, 256), ord("\\")))
 
 

@@ -1,4 +1,4 @@
-"""The guest architectures: what differs between their machines, one table row for each."""
+"""The guest architectures: one table row for each, with what differs between their machines."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ class Arch:
     disk: str
     net: str
     rng: str
-    #: Whether a Linux guest hears QEMU's power button; else it must be told to power off over SSH.
+    #: Whether a Linux guest notices QEMU's power button; else it must be told to power off over SSH.
     button: bool = True
-    #: A device that tells a guest that it was resumed: Linux then makes its random numbers anew.
+    #: A device that tells a guest that it was resumed; Linux then reseeds its random numbers.
     genid: str = ""
-    #: Options that give the machine a firmware which starts a disk, if it has none built in.
+    #: Options for a firmware that boots from a disk, if the machine has none built in.
     firmware: tuple[str, ...] = ()
-    #: Debian's package for the last of them, a file.
+    #: Debian's package for the last of these options, a file.
     firmware_package: str = ""
-    #: UEFI's code and its default variables, and Debian's package for them.
+    #: The file of UEFI's code, that of its default variables, and Debian's package for them.
     uefi: tuple[str, str, str] | None = None
 
 
@@ -39,7 +39,7 @@ ARCHES = {
         console=("-device", "isa-serial,chardev="),
         tty="ttyS0",
         disk="virtio-blk-pci",
-        net="virtio-net-pci,romfile=",  # an empty romfile: no option ROM, so no time lost on network boot
+        net="virtio-net-pci,romfile=",  # no option ROM, so no time is lost on network boot
         rng="virtio-rng-pci",
         genid="vmgenid,guid=auto",
         uefi=("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd", "ovmf"),
@@ -47,9 +47,9 @@ ARCHES = {
     # The button is a GPIO key if QEMU loads the kernel itself, and ACPI's under UEFI.
     "aarch64": Arch(
         binary="qemu-system-aarch64",
-        machine="virt,gic-version=max",  # the machine's default, version 2, ends at 8 CPUs
+        machine="virt,gic-version=max",  # the default, version 2, supports only 8 CPUs
         cpu_kvm="host",
-        cpu_tcg="max,pauth-impdef=on",  # pointers are signed by a quick hash: QARMA costs more than all else
+        cpu_tcg="max,pauth-impdef=on",  # a fast hash for pointer authentication: QARMA costs more than all else
         console=("-serial", "chardev:"),  # the board's own UART
         tty="ttyAMA0",
         disk="virtio-blk-pci",
@@ -73,7 +73,7 @@ ARCHES = {
         firmware=("-kernel", "/usr/lib/u-boot/qemu-riscv64_smode/uboot.elf"),
         firmware_package="u-boot-qemu",
     ),
-    # The button is the signal `quiesce`, which Linux takes for Ctrl-Alt-Del.
+    # The button is the signal `quiesce`, which Linux treats as Ctrl-Alt-Del.
     "s390x": Arch(
         binary="qemu-system-s390x",
         machine="s390-ccw-virtio",
@@ -85,7 +85,7 @@ ARCHES = {
         net="virtio-net-ccw",
         rng="virtio-rng-ccw",
     ),
-    # The button is an EPOW event, to which the kernel itself runs /sbin/poweroff.
+    # The button is an EPOW event, on which the kernel itself runs /sbin/poweroff.
     "ppc64le": Arch(
         binary="qemu-system-ppc64",
         machine="pseries",

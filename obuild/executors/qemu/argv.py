@@ -14,7 +14,7 @@ from obuild.guests.linux_agent import CONTROL_PORT, DATA_PORT
 
 @dataclass(frozen=True, slots=True)
 class Links:
-    """Chardev backends of the two ports through which a warm guest is talked to: one for control, one for data."""
+    """Chardev backends of the two ports for talking to a warm guest: one for control, one for data."""
 
     control: str
     data: str
@@ -22,9 +22,9 @@ class Links:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What a machine's memory begins as: zeros, or the content of a file of its size, which is never written to.
+    """A machine's initial memory: zeros, or the content of a file of the same size, which is never written to.
 
-    With a file the machine waits for its devices' state, too.
+    With a file, the machine also waits for its devices' state.
     """
 
     file: Path | None = None
@@ -40,14 +40,13 @@ def qemu_argv(
     memory: Memory | None = None,
     extra: Sequence[str | Path] = (),
 ) -> Sequence[str | Path]:
-    """QEMU's command line for a machine that boots `image` (a qcow2 file).
+    """Return QEMU's command line for a machine that boots `image` (a qcow2 file).
 
-    Its SSH port is forwarded from a port of 127.0.0.1 that the kernel picks; without `network` the guest
-    reaches nothing else, and nothing else reaches it. `qmp` is the chardev backend of the control channel.
+    The kernel picks a port of 127.0.0.1 that is forwarded to its SSH port. Without `network`, the guest reaches
+    nothing else, and nothing else reaches it. `qmp` is the chardev backend of the control channel.
 
-    With `memory`, which only a shape that is `warm` may have, the machine is held at first, and has both kinds of
-    network: the one that is open is up only when QMP's set_link says so, and the closed one is down then. `extra`
-    comes last.
+    With `memory`, which requires a shape that is `warm`, the machine starts paused and has both kinds of network:
+    QMP's set_link brings one of them up and the other down. `extra` comes last.
     """
     arch = ARCHES[shape.arch]
     cpu = arch.cpu_kvm if shape.accel == "kvm" else arch.cpu_tcg
@@ -63,7 +62,7 @@ def qemu_argv(
         "-display", "none",
         "-vga", "none",
         "-rtc", "base=utc",
-        # a guest that powers off or resets is held, so that its console can still be read
+        # keep a guest that powers off or resets paused, so that its console can still be read
         "-action", "shutdown=pause,reboot=shutdown,panic=shutdown",
         "-chardev", f"{qmp},id=qmp",
         "-mon", "chardev=qmp,mode=control",
@@ -74,7 +73,7 @@ def qemu_argv(
         # unsafe is safe here: a draft is thrown away after a crash, and the commit fsyncs
         "-blockdev", f"driver=file,filename={comma(image)},node-name=file0,cache.no-flush=on,discard=unmap",
         "-blockdev", "driver=qcow2,file=file0,node-name=disk0,cache.no-flush=on,discard=unmap",
-        # a kernel that QEMU loads comes first, and some machines refuse to have two that do
+        # a kernel that QEMU loads is the boot device, and some machines refuse to have two
         "-device", f"{arch.disk},drive=disk0" + (",bootindex=0" if shape.kernel is None else ""),
         *(_network_argv(network) if memory is None else _switched_network_argv()),
         "-device", f"{arch.net},netdev=net0" if "," not in arch.net else arch.net.replace(",", ",netdev=net0,", 1),
@@ -85,7 +84,7 @@ def qemu_argv(
     ]  # fmt: skip
 
 
-#: What QEMU forwards to the guest's SSH server.
+#: Forwards a host port to the guest's SSH server.
 _FORWARD = "ipv6=off,hostfwd=tcp:127.0.0.1:0-:22"
 
 
@@ -94,7 +93,7 @@ def _network_argv(network: bool) -> list[str | Path]:
 
 
 def _switched_network_argv() -> list[str | Path]:
-    """Both kinds of network on one hub with the guest's card: to the guest they look the same."""
+    """Put both kinds of network and the guest's card on one hub: to the guest they look the same."""
     return [
         *("-netdev", f"user,id={CLOSED},restrict=on,{_FORWARD}"),
         *("-netdev", f"user,id={OPEN},restrict=off,{_FORWARD}"),
@@ -104,7 +103,7 @@ def _switched_network_argv() -> list[str | Path]:
     ]
 
 
-#: The names of the two kinds of network where a machine has both.
+#: The names of the two kinds of network in a machine that has both.
 CLOSED, OPEN = "closed", "open"
 
 
@@ -124,19 +123,19 @@ def _memory_argv(memory: Memory, size: int) -> list[str | Path]:
     return [
         *("-object", f"{kind},id=ram0,size={size},share=off"),
         "-S",
-        # the state that xen-save-devices-state writes has no such section
+        # the state that xen-save-devices-state writes lacks this section
         *("-global", "migration.send-configuration=off"),
         *(("-incoming", "defer") if memory.file else ()),
     ]
 
 
 def _firmware_argv(shape: Shape, arch: Arch) -> list[str | Path]:
-    """What starts the machine: a kernel that QEMU loads, which may stand on UEFI, or the firmware alone."""
+    """Return options for what boots the machine: a kernel that QEMU loads, with or without UEFI, or firmware."""
     uefi: list[str | Path] = []
     if shape.firmware == "uefi" and arch.uefi is not None:
         code, defaults, _ = arch.uefi
         nvram = shape.nvram or Nvram(Path(defaults))
-        snapshot = "off" if nvram.kept else "on"  # a snapshot is QEMU's own file, without a name
+        snapshot = "off" if nvram.kept else "on"  # a snapshot is a nameless temporary file
         uefi = [
             *("-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={code}"),
             *("-drive", f"if=pflash,unit=1,format=raw,snapshot={snapshot},file={comma(nvram.file)}"),

@@ -1,4 +1,4 @@
-"""A machine for each step: booted on the draft's overlay, and shut down by its power button."""
+"""Boots a machine for each step on the draft's overlay, and shuts it down with its power button."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from obuild.store.layers import Draft
 
 @dataclass(frozen=True, slots=True)
 class Boots:
-    """A machine for each step."""
+    """Boots a machine for each step."""
 
     config: Config
 
     @contextmanager
     def open(self, draft: Draft, *, network: bool, tell: Teller = SILENT) -> Iterator[Session]:
-        """A machine on the draft's image. When the block ends the guest has shut itself down and QEMU is
-        gone; if it raises, QEMU is killed and the image is not to be used."""
+        """Boot a machine on the draft's image. When the block ends, the guest has shut down and QEMU is gone;
+        if it raises, QEMU is killed and the image must not be used."""
         config = self.config
         draft.lay()
         with ExitStack() as stack:
@@ -32,7 +32,7 @@ class Boots:
                 started = machine.start(config.shape, draft.image, config.scope, network=network)
                 running = stack.enter_context(started)
                 failpoints.reach("machine.started")
-                import obuild.store.index  # noqa: F401  # needed soon: loaded now, while the guest boots
+                import obuild.store.index  # noqa: F401  # needed soon: load it while the guest boots
 
                 login = stack.enter_context(ExitStack())
                 connection = login.enter_context(ssh.connect(running, login=config.login, key=config.key))
@@ -49,4 +49,4 @@ class Boots:
         failpoints.reach("machine.off")
 
     def close(self) -> None:
-        """Nothing is left."""
+        """Do nothing: no machine outlives its step."""

@@ -1,4 +1,4 @@
-"""How the machines of one base are made."""
+"""How to make the machines of a base."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from obuild.store.warm import Warm
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """Their shape, who logs in, with which private key, and the OS in them.
+    """The machines' shape, the login and its private key, and the OS in them.
 
-    `warm` is where they are saved, and `home` how a guest is kept; without them each step boots one.
-    `identity` is all that a machine must have in common with a saved one to go on as it. `scope` is the build that
-    they belong to.
+    `warm` is where they are saved, and `home` how a guest is kept warm; without these, each step boots a machine.
+    `identity` is everything that a saved machine must have in common with a new one to be resumed. They all belong
+    to the build's `scope`.
     """
 
     shape: Shape

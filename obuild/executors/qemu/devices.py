@@ -1,4 +1,4 @@
-"""What a machine gets while a base image is made in it: media to read, a screen, a port to report through."""
+"""Extra devices of a machine in which a base image is made: media, a screen, a port for reports."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from obuild.executors.qemu.arches import ARCHES
 
 Bus = Literal["disk", "cdrom", "floppy"]
 
-#: The port through which a guest reports, to QEMU, and how much of what it says is kept; a power of two.
+#: The port through which a guest reports to QEMU, and how many bytes of the report are kept; a power of two.
 REPORT, REPORT_SIZE = "report", 65536
 
-#: The machine of x86_64 has two IDE channels, with two drives each.
+#: The x86_64 machine has two IDE channels, with two drives each.
 MOST_CDROMS = 4
 
 Argv = list[str | Path]
 
 
 def medium(arch: str, number: int, path: Path, bus: Bus, *, boot: bool = False) -> Argv:
-    """A medium that the guest can only read; each `number` stands for one. With `boot` it is tried after the disk.
+    """Return options for a read-only medium with a unique `number`. With `boot`, it is tried after the disk.
 
-    A "disk" is virtio's: kernels for clouds know no other.
+    A "disk" is virtio: kernels for clouds have no other drivers.
     """
     device = f"{_device(arch, number, bus)},drive=disk{number}" + (",bootindex=1" if boot else "")
     return [
@@ -51,12 +51,12 @@ def _controller(arch: str, number: int) -> Argv:
 
 
 def floppy_drive(arch: str) -> str:
-    """Why a machine has no floppy drive, in words; "" if it has one."""
+    """Return why a machine has no floppy drive, or "" if it has one."""
     return "" if arch == "x86_64" else f"a machine for {arch} has no floppy drive"
 
 
 def reporting(arch: str, port: str) -> Argv:
-    """A port through which the guest reports; what it says is kept in memory."""
+    """Return options for a port through which the guest reports; the report is kept in memory."""
     return [
         *("-device", f"virtio-serial{_suffix(arch)}"),
         *("-chardev", f"ringbuf,id={REPORT},size={REPORT_SIZE}"),
@@ -65,21 +65,21 @@ def reporting(arch: str, port: str) -> Argv:
 
 
 def screen(arch: str) -> Argv:
-    """A screen that pictures can be taken of; x86_64 tells of a panic, too."""
+    """Return options for a screen that can be photographed; on x86_64, panics are also reported."""
     if arch == "x86_64":
         return ["-device", "VGA", "-device", "pvpanic"]
     return ["-device", f"virtio-gpu{_suffix(arch)}"]
 
 
 def watched() -> Argv:
-    """The screen by VNC, on a free port of 127.0.0.1."""
+    """Return options to show the screen by VNC, on a free port of 127.0.0.1."""
     return ["-vnc", "127.0.0.1:0,to=999"]
 
 
-#: A BIOS that finds nothing to boot resets the machine instead of waiting for ever.
+#: A BIOS that finds nothing to boot resets the machine instead of waiting forever.
 GIVE_UP = ("-boot", "strict=on,reboot-timeout=1")
 
-#: A guest that reboots goes on.
+#: A guest that reboots continues.
 REBOOTS = ("-action", "reboot=reset")
 
 
@@ -88,5 +88,5 @@ def _suffix(arch: str) -> str:
 
 
 def comma(path: Path) -> str:
-    """QEMU's option parser ends a value at a comma; two stand for one."""
+    """Escape a path for QEMU's option parser, in which a comma ends a value and two stand for one."""
     return str(path).replace(",", ",,")

@@ -1,6 +1,6 @@
-"""Which accelerator a machine gets. /dev/kvm being there does not mean that KVM runs a guest: ask one.
+"""Choose a machine's accelerator. The existence of /dev/kvm does not mean that KVM can run a guest, so try one.
 
-The verdict is kept in the store for this boot of the host and this QEMU.
+The result is kept in the store for this boot of the host and this QEMU.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from obuild.host.regular import read_text
 
 KVM = Path("/dev/kvm")
 
-#: A KVM that works runs the probe in about 0.1 s; one that emulates instructions takes for ever.
+#: In seconds. A working KVM runs the probe in about 0.1 s; one that emulates instructions takes forever.
 PROBE_TIMEOUT = 10.0
 
-#: A boot sector: real mode to 64-bit long mode with paging, 20 million turns of a loop, then it writes
+#: A boot sector: real mode to 64-bit long mode with paging, 20 million turns of a loop, then a write of
 #: SLP_EN to the PM1a control port of QEMU's `pc` (0x604), which powers the machine off.
 #:
 #:     cli; clear segments; page tables at 0x1000, one 2 MiB page, identity
 #:     cr4.PAE, EFER.LME, cr0.PE|PG; lgdt; far jump to 64-bit code
 #:     mov $20000000, %ecx; 1: dec %ecx; jnz 1b; mov $0x604, %dx; mov $0x2000, %ax; outw; 2: hlt; jmp 2b
-#: Other hosts: see `_probe_argv`.
+#: For other hosts, see `_probe_argv`.
 PROBE = bytes.fromhex(
     "fa31c08ed88ec08ed0bc007c66bf001000000f22df6631c066b9000c000066f3ab66c70600100320000066c706002003"
     "30000066c7060030830000000f20e06683c8200f22e066b9800000c00f32660d000100000f300f20c0660d010000800f"
@@ -51,10 +51,10 @@ PROBE_AARCH64 = b"".join(
 
 
 def choose(wanted: str, arch: str, *, memo: Path, note: Callable[[str], None]) -> Accel:
-    """The accelerator for `wanted`: `kvm`, `tcg`, or `auto`, which is KVM where it really runs a guest.
+    """Return the accelerator for `wanted`: `kvm`, `tcg`, or `auto`, which is KVM if it really runs a guest.
 
-    `note` is told, once for each boot of the host, if auto falls back. UsageError if KVM is wanted and
-    cannot be had.
+    If auto falls back, `note` is called once for each boot of the host. UsageError if KVM is wanted but does not
+    work.
     """
     if wanted == "tcg":
         return "tcg"
@@ -71,7 +71,7 @@ def choose(wanted: str, arch: str, *, memo: Path, note: Callable[[str], None]) -
 
 
 def _verdict(arch: str, memo: Path) -> tuple[str, bool]:
-    """Why KVM does not work ("" if it does), and whether that was found out just now."""
+    """Return why KVM does not work ("" if it does), and whether it was probed just now."""
     key = [stamp.boot_id(), arch, _qemu_stamp(arch)]
     try:
         kept = json.loads(read_text(memo))
@@ -85,7 +85,7 @@ def _verdict(arch: str, memo: Path) -> tuple[str, bool]:
 
 
 def probe(arch: str) -> str:
-    """Run a tiny guest under KVM; why it failed, or "" if it ran to its end."""
+    """Run a tiny guest under KVM. Return why it failed, or "" if it ran to its end."""
     host = ARCH_ALIASES.get(platform.machine(), platform.machine())
     if arch != host:
         return f"the guest is {arch}, this machine {host}"
@@ -93,7 +93,7 @@ def probe(arch: str) -> str:
         return "there is no /dev/kvm"
     if not os.access(KVM, os.R_OK | os.W_OK):
         return "no permission to open /dev/kvm; add yourself to the group kvm"
-    # There is no probe for the others, and no word of a KVM there that does not work: /dev/kvm is believed.
+    # There is no probe for other architectures, and no known case of a broken KVM there: trust /dev/kvm.
     return _run_probe(arch) if arch in ("x86_64", "aarch64") else ""
 
 
@@ -105,12 +105,12 @@ def _run_probe(arch: str) -> str:
         try:
             status = child.wait(PROBE_TIMEOUT)
         except subprocess.TimeoutExpired:
-            return "a guest started under KVM does not get anywhere"
+            return "a guest starts under KVM but makes no progress"
         finally:
             child.kill()
             child.wait()
         said.seek(0)
-        text = said.read().decode(errors="replace").strip() or "it said nothing"
+        text = said.read().decode(errors="replace").strip() or "it printed nothing"
         return "" if status == 0 else f"QEMU {process.ending(status)}: {text.splitlines()[0]}"
 
 
@@ -130,5 +130,5 @@ def _probe_argv(arch: str, file: str) -> list[str | Path]:
 
 
 def _qemu_stamp(arch: str) -> str:
-    """Changes when QEMU is replaced."""
+    """Return a stamp that changes when QEMU is replaced."""
     return str(stamp.of(Path(process.require(ARCHES[arch].binary))))

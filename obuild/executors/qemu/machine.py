@@ -1,7 +1,7 @@
 """One QEMU process, from its command line to its power-off.
 
 QEMU never outlives us: the kernel kills it with the thread that started it, and leaving the `with` block
-ends it. Soft first, then hard, and it is said which.
+ends it: gently first, then by force, with an error that says which.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from obuild.host.fs import in_memory
 from obuild.host.process import CancelScope
 from obuild.host.tail import KEPT
 
-#: QEMU itself, without a guest, starts in well under a second; this is for a host that swaps.
+#: In seconds. QEMU itself, without a guest, starts in well under a second; this is for a host that swaps.
 START_TIMEOUT = 60.0
 
 #: How many lines of the serial console an error shows.
 CONSOLE_LINES = 20
 
-#: How long a guest may take, in seconds, from ending the shell that stays in it to powering off: a shutdown ends
-#: all processes first. Who waits so long has only an error to tell.
+#: How long a guest may take, in seconds, from the end of its resident shell to power-off: a shutdown ends all
+#: processes first. Only an error waits this long.
 SHUTDOWN_GRACE = 15.0
 
 #: How much of the console QEMU keeps, in bytes; must be a power of two.
@@ -49,9 +49,9 @@ _ESTABLISHED = re.compile(r"TCP\[ESTABLISHED\]\s.*\s22\s+\d+\s+\d+\s*$", re.MULT
 
 
 class Machine:
-    """A running guest. Made by `start`; every method raises MachineError if QEMU is gone.
+    """A running guest, made by `start`. Every method raises MachineError if QEMU is gone.
 
-    `control` and `data` are our ends of the guest's two ports, if it has memory that can be saved; non-blocking.
+    If its memory can be saved, `control` and `data` are our ends of the guest's two ports; they are non-blocking.
     """
 
     def __init__(
@@ -69,15 +69,15 @@ class Machine:
         self._console = ""
         self._forwards = dict(_FORWARD.findall(self._usernet()))
         self._network = "net0"
-        self.watched = False  # whether the guest keeps its ports open, and closing one means trouble
+        self.watched = False  # whether the guest keeps its ports open, so that a closed one means trouble
         if not self._forwards:
-            raise MachineError("QEMU does not say which port it forwards to the guest")
+            raise MachineError("QEMU does not report which port it forwards to the guest")
         if ports:
             self.control, self.data = ports
 
     @property
     def port(self) -> int:
-        """The port of 127.0.0.1 behind which the guest's SSH server is, in the network that it is in now."""
+        """The port of 127.0.0.1 that leads to the guest's SSH server, in its current network."""
         return int(self._forwards[self._network])
 
     def switch(self, *, network: bool) -> None:
@@ -87,8 +87,8 @@ class Machine:
         self.qmp.execute("set_link", {"name": self._network, "up": True})
 
     def linked(self, seconds: float) -> bool:
-        """Wait until the guest's driver has brought its network card up, at most `seconds`; whether it has."""
-        if self.watched:  # it has been running for long
+        """Wait up to `seconds` for the guest's driver to bring its network card up. Return whether it has."""
+        if self.watched:  # it came up long ago
             return True
         deadline = time.monotonic() + seconds
         while True:
@@ -100,11 +100,11 @@ class Machine:
             select.select([self.qmp], [], [], left)
 
     def connected(self) -> bool:
-        """Whether the guest has accepted a TCP connection to its SSH port."""
+        """Return whether the guest has accepted a TCP connection to its SSH port."""
         try:
             return bool(_ESTABLISHED.search(self._usernet()))
         except QmpLost:
-            self.check()  # it knows why
+            self.check()  # raises the reason
             raise
 
     def check(self) -> None:
@@ -112,7 +112,7 @@ class Machine:
         lost = False
         try:
             self.qmp.poll()
-        except QmpLost:  # its last events say more
+        except QmpLost:  # its last events say why
             lost = True
         self._look()
         if lost:
@@ -121,9 +121,9 @@ class Machine:
             raise self._left()
 
     def lost(self) -> MachineError:
-        """What to say when a port's other end is gone: QEMU is ending, and its control channel tells why.
+        """Return the error for a port whose other end is gone: QEMU is ending, and its control channel says why.
 
-        The channel may end a moment after the port. Raises what it says, as `check` does.
+        The channel may end a moment later than the port. Raises the reason, as `check` does, once it is known.
         """
         deadline = time.monotonic() + START_TIMEOUT
         while time.monotonic() < deadline:
@@ -132,7 +132,7 @@ class Machine:
         return MachineError("QEMU is gone")
 
     def _look(self) -> None:
-        """Raise what an event says of the end of the guest, or of its disk."""
+        """Raise an error if an event says that the guest has ended, or that its disk failed."""
         for event in self.qmp.events:
             data = event.get("data", {})
             match event["event"]:
@@ -148,7 +148,7 @@ class Machine:
         )
 
     def _left(self) -> MachineError:
-        """What to say when the shell in the guest has ended. A shutdown ends it, too, and tells a bit later."""
+        """Return the error for a resident shell that has ended. A shutdown also ends it, but is reported later."""
         deadline = time.monotonic() + SHUTDOWN_GRACE
         while (left := deadline - time.monotonic()) > 0:
             select.select([self.qmp], [], [], left)
@@ -161,7 +161,7 @@ class Machine:
         return self.error("the shell that runs obuild's steps in the guest has ended; did the step kill it?")
 
     def pause(self, seconds: float, *also: int) -> list[int]:
-        """Wait until `seconds` are over or some of the file descriptors `also` can be read; returns those.
+        """Wait until `seconds` are over or some of the file descriptors `also` are readable; return those.
 
         MachineError as soon as the guest stops by itself.
         """
@@ -176,16 +176,16 @@ class Machine:
         return []
 
     def power_off(self, *, ask: bool = True) -> None:
-        """Press the power button and wait until the guest has shut itself down. MachineError if it does not.
+        """Press the power button and wait until the guest has shut down. MachineError if it does not.
 
-        Without `ask` the guest has been told already, some other way.
+        With `ask=False`, the guest has already been told to power off in some other way.
         """
         try:
             if ask:
                 self.qmp.execute("system_powerdown")
             event = self.qmp.wait_event("SHUTDOWN", "BLOCK_IO_ERROR", timeout=self.shape.boot_time)
         except QmpLost:
-            # What the guest flushed, and it does when it unmounts, is in the image: qcow2's tables go with it.
+            # Unmounting flushes, and what the guest has flushed is in the image, with qcow2's tables.
             if not ask and self._switched_off():
                 return
             raise self._gone() from None
@@ -203,10 +203,10 @@ class Machine:
         self.quit()
 
     def ended(self, seconds: float) -> str | None:
-        """Wait until the guest powers off, reboots or panics: why, in QMP's words. None if it has not.
+        """Wait until the guest powers off, reboots or panics. Return QMP's reason, or None after `seconds`.
 
-        "reset" is a reboot after which the guest goes on; after all else it is held. OSError if its disk cannot be
-        written.
+        "reset" is a reboot after which the guest continues; after anything else it is paused. OSError if its disk
+        cannot be written.
         """
         try:
             event = self.qmp.wait_event("SHUTDOWN", "RESET", "BLOCK_IO_ERROR", timeout=seconds)
@@ -219,33 +219,33 @@ class Machine:
         return "reset" if event["event"] == "RESET" else str(event["data"].get("reason"))
 
     def take_picture(self, path: Path) -> None:
-        """Write what the screen shows to a PNG file. MachineError if the machine has no screen."""
+        """Write the screen's content to a PNG file. MachineError if the machine has no screen."""
         self.qmp.execute("screendump", {"filename": str(path), "format": "png"})
 
     def vnc_port(self) -> int:
-        """The port of 127.0.0.1 at which the screen can be watched."""
+        """Return the port of 127.0.0.1 for watching the screen by VNC."""
         return int(self.qmp.execute("query-vnc")["service"])
 
     def reported(self) -> str:
-        """What the guest has sent through the port of `reporting`, as far as it is kept."""
+        """Return what the guest has sent through the port of `reporting`, as far as it was kept."""
         return str(self.qmp.execute("ringbuf-read", {"device": REPORT, "size": REPORT_SIZE}, timeout=5.0))
 
     def console(self) -> str:
-        """The last lines of the guest's serial console."""
-        with contextlib.suppress(MachineError):  # reading empties QEMU's buffer, so what was read is kept
+        """Return the last lines of the guest's serial console."""
+        with contextlib.suppress(MachineError):  # reading empties QEMU's buffer, so keep what was read
             text = self.qmp.execute("ringbuf-read", {"device": "console", "size": CONSOLE_SIZE}, timeout=5.0)
             self._console = (self._console + str(text))[-CONSOLE_SIZE:]
         lines = [printable(line) for line in self._console.splitlines()]
         return "\n".join([line for line in lines if line.strip()][-CONSOLE_LINES:])
 
     def error(self, message: str, *, hint: str = "") -> MachineError:
-        """A MachineError that shows the console's last lines."""
+        """Return a MachineError that shows the last lines of the console."""
         console = self.console()
         shown = f"; its console ends with:\n{console}" if console else "; its serial console is empty"
         return MachineError(message + shown, hint=hint)
 
     def quit(self) -> None:
-        """Let QEMU write out and close its images, and wait until it has."""
+        """Have QEMU write out and close its images, and wait until it has ended."""
         try:
             self.qmp.execute("quit")
         except QmpLost:
@@ -258,7 +258,7 @@ class Machine:
             raise MachineError(f"QEMU {process.ending(status)}: {_tail(self._stderr)}")
 
     def _gone(self) -> MachineError:
-        """What to say of a QEMU that has ended; its console went with it."""
+        """Return the error for a QEMU that has ended; its console is lost."""
         if self._switched_off():
             return MachineError("the guest powered off before the step was done")
         if self.child.wait() == -signal.SIGBUS:
@@ -268,9 +268,10 @@ class Machine:
         )
 
     def _switched_off(self) -> bool:
-        """Whether the guest has ended QEMU, which has closed its channel already.
+        """Return whether the guest has ended QEMU, whose control channel is already closed.
 
-        In QEMU 7.2 riscv64's power switch does, on the spot, with 0 and no event; a crash or a reset does not.
+        In QEMU 7.2, riscv64's power switch ends QEMU at once, with status 0 and no event; a crash or reset does
+        not.
         """
         return self.child.wait() == 0
 
@@ -288,10 +289,10 @@ def start(
     memory: Memory | None = None,
     extra: Sequence[str | Path] = (),
 ) -> Iterator[Machine]:
-    """A machine that boots `image`; killed on the way out unless it has powered off, or when `scope` is cancelled.
+    """Start a machine that boots `image`. It is killed on leaving unless powered off, or if `scope` is cancelled.
 
-    With `memory` it is held at first, and its ports are there. `extra` are more arguments for QEMU.
-    MachineError, with QEMU's own words, if it does not start.
+    With `memory`, it starts paused and has its ports. `extra` are more arguments for QEMU.
+    MachineError, with QEMU's message, if it does not start.
     """
     with ExitStack() as stack:
         stderr = stack.enter_context(in_memory("qemu-stderr"))
@@ -302,7 +303,7 @@ def start(
             argv = partial(qemu_argv, shape, image, network=network, memory=memory, extra=extra)
             spawned = scope.spawned(
                 argv(qmp=qmp, links=Links(*links) if links else None),
-                shown=argv(qmp="stdio"),  # a pasted line has no such sockets
+                shown=argv(qmp="stdio"),  # without the sockets, which a pasted command would lack
                 stderr=stderr,
                 pass_fds=[their.fileno() for _, their in pairs],
             )
@@ -346,12 +347,12 @@ def what_it_did(reason: str) -> str:
 
 def _tail(file: BinaryIO) -> str:
     size = os.fstat(file.fileno()).st_size
-    tail = os.pread(file.fileno(), KEPT, max(0, size - KEPT))  # QEMU's end may move
+    tail = os.pread(file.fileno(), KEPT, max(0, size - KEPT))  # not at the file's position: QEMU may move that
     text = tail.decode(errors="replace").strip()
-    return text or "it said nothing"
+    return text or "it printed nothing"
 
 
 def printable(line: str) -> str:
-    """Without the escape sequences of a guest that wants to draw on our terminal."""
+    """Remove escape sequences, so that a guest cannot draw on our terminal."""
     line = re.sub(r"\x1b(\[[0-?]*[ -/]*[@-~]|[@-_])", "", line)
     return "".join(character for character in line if character.isprintable() or character == "\t")

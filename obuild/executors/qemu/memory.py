@@ -1,15 +1,15 @@
-"""The memory of a machine that is held: what of it differs from the file that it began as.
+"""The memory of a paused machine: how it differs from the file that it started from.
 
-QEMU maps that file privately, so the kernel keeps a page of its own for each that the guest has written to, and
-/proc/PID/pagemap tells which: https://docs.kernel.org/admin-guide/mm/pagemap.html. All others are in the file, and
-once in the page cache, however many machines began as it. A delta holds the pages that differ:
+QEMU maps that file privately, so the kernel keeps a private copy of each page that the guest has written to, and
+/proc/PID/pagemap shows which: https://docs.kernel.org/admin-guide/mm/pagemap.html. All other pages are in the
+file, and once in the page cache, however many machines started from it. A delta holds the pages that differ:
 
     8 bytes     OBUILDR1
-    8 bytes     how many runs of pages there are
-    16 bytes    for each, its first page and how many there are
+    8 bytes     the number of runs of pages
+    16 bytes    for each run, its first page and its number of pages
     the rest    the pages themselves
 
-Numbers are 64 bits, little endian, and a page is as large as the host has it.
+Numbers are 64 bits, little endian. The page size is the host's.
 """
 
 from __future__ import annotations
@@ -34,26 +34,26 @@ _MAGIC = b"OBUILDR1"
 _COUNT = struct.Struct("<Q")
 _RUN = struct.Struct("<QQ")
 
-#: How much is moved at a time, in bytes.
+#: How many bytes are copied at a time.
 _CHUNK = 4 << 20
 
 _BLOCK = 1 << 16
 _ZEROS = memoryview(bytes(_BLOCK))
 
-#: Of an entry in the page map, the highest byte: 0x80 present, 0x40 swapped out, 0x20 a page of a file.
+#: By the highest byte of a page map entry (0x80 present, 0x40 swapped out, 0x20 page of a file): is it private?
 _OWN = bytes(bool((byte & 0x80 and not byte & 0x20) or byte & 0x40) for byte in range(256))
 
 
 @dataclass(frozen=True, slots=True)
 class Ram:
-    """The memory of the process `pid`: where it is mapped, and how long it is, in bytes."""
+    """The memory of the process `pid`: its address there, and its size in bytes."""
 
     pid: int
     start: int
     size: int
 
     def changed(self) -> list[tuple[int, int]]:
-        """The runs of pages that differ from the file: first page, number of pages. OSError if we may not look."""
+        """Return the runs of pages that differ from the file: (first page, count). OSError if access is denied."""
         with Path(f"/proc/{self.pid}/pagemap").open("rb", buffering=0) as file:
             entries = os.pread(file.fileno(), self.size // PAGE * 8, self.start // PAGE * 8)
         found = re.finditer(b"\x01+", entries[7::8].translate(_OWN))
@@ -67,9 +67,9 @@ class Ram:
                 out.write(data)
 
     def write_all(self, runs: Sequence[tuple[int, int]], file: Path | None, path: Path) -> None:
-        """Write the whole memory to a new file: what it began as, `file` or zeros, with these runs in it.
+        """Write the whole memory to a new file: its initial content, `file` or zeros, with these runs in it.
 
-        Zeros are holes, as far as they can be, and blocks are shared where the file system can.
+        Zeros become holes where possible, and blocks are shared where the file system can.
         """
         if file is not None:
             qemu_img.copy(file, path)
@@ -82,22 +82,22 @@ class Ram:
                         os.pwrite(out.fileno(), block, offset + at)
 
     def apply(self, delta: Path) -> None:
-        """Put the pages of a delta in their places. ValueError if it is none of this memory."""
+        """Copy the pages of a delta to their places. ValueError if it is not a delta of this memory."""
         with delta.open("rb") as file:
             head = file.read(len(_MAGIC) + _COUNT.size)
             if head[: len(_MAGIC)] != _MAGIC or len(head) != len(_MAGIC) + _COUNT.size:
-                raise ValueError("it is no delta")
+                raise ValueError("it is not a delta")
             (count,) = _COUNT.unpack_from(head, len(_MAGIC))
             table = file.read(count * _RUN.size) if count <= self.size // PAGE else b""
             if len(table) != count * _RUN.size:
-                raise ValueError("it is cut off")
+                raise ValueError("it is truncated")
             for first, pages in _RUN.iter_unpack(table):
                 if first + pages > self.size // PAGE:
-                    raise ValueError("it is of a larger memory")
+                    raise ValueError("it belongs to a larger memory")
                 self._write(file, first * PAGE, pages * PAGE)
 
     def _read(self, runs: Sequence[tuple[int, int]]) -> Iterator[tuple[int, memoryview]]:
-        """Offset and content of each run, in pieces; a piece is good until the next one is asked for."""
+        """Yield offset and content of each run, in pieces. A piece is valid until the next one is requested."""
         buffer = mmap.mmap(-1, _CHUNK)
         for first, pages in runs:
             for offset in range(first * PAGE, (first + pages) * PAGE, _CHUNK):
@@ -110,13 +110,13 @@ class Ram:
         while size > 0:
             piece = min(size, _CHUNK)
             if file.readinto(memoryview(buffer)[:piece]) != piece:  # type: ignore[attr-defined]
-                raise ValueError("it is cut off")
+                raise ValueError("it is truncated")
             _move(_calls().process_vm_writev, self.pid, buffer, self.start + offset, piece)
             offset, size = offset + piece, size - piece
 
 
 def of(pid: int, file: Path | None, size: int) -> Ram:
-    """The memory of `size` bytes in the process `pid`, which began as `file`. OSError if it is not found."""
+    """Find the memory of `size` bytes in the process `pid` that started from `file`. OSError if not found."""
     inode = file.stat().st_ino if file else 0
     with Path(f"/proc/{pid}/maps").open(encoding="utf-8", errors="replace") as maps:
         for line in maps:
@@ -124,7 +124,7 @@ def of(pid: int, file: Path | None, size: int) -> Ram:
             start, end = (int(address, 16) for address in addresses.split("-"))
             if int(found) == inode and end - start == size:
                 return Ram(pid, start, size)
-    raise OSError(errno.ENOENT, "QEMU has not mapped its memory as it should")
+    raise OSError(errno.ENOENT, "QEMU has not mapped its memory as expected")
 
 
 class _Iovec(ctypes.Structure):
@@ -133,7 +133,7 @@ class _Iovec(ctypes.Structure):
 
 @cache
 def _calls() -> ctypes.CDLL:
-    """The C library, with the two calls that copy between processes: see process_vm_readv(2)."""
+    """Return the C library, with the two calls that copy between processes: see process_vm_readv(2)."""
     library = ctypes.CDLL(None, use_errno=True)
     for call in (library.process_vm_readv, library.process_vm_writev):
         vector = ctypes.POINTER(_Iovec)
@@ -148,4 +148,4 @@ def _move(call: ctypes._NamedFuncPointer, pid: int, buffer: mmap.mmap, address: 
     theirs = _Iovec(address, size)
     if call(pid, ours, 1, theirs, 1, 0) != size:
         code = ctypes.get_errno() or errno.EFAULT
-        raise OSError(code, f"the memory of QEMU cannot be copied: {os.strerror(code)}")
+        raise OSError(code, f"cannot copy the memory of QEMU: {os.strerror(code)}")

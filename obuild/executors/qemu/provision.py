@@ -24,17 +24,17 @@ if TYPE_CHECKING:  # late: a cached build needs no machine
 
 
 def check(settings: Settings, card: Card) -> None:
-    """UsageError if the settings do not go with a base that has this card."""
+    """UsageError if the settings do not fit a base with this card."""
     shape_for(settings, card, "tcg")
 
 
 def provision(setup: Setup) -> OpenExecutor:
-    """What opens the machines for one chain of steps. UsageError if this host cannot run them."""
+    """Return what opens the machines for one chain of steps. UsageError if this host cannot run them."""
     return partial(chain, configure(setup))
 
 
 def chain(config: Config) -> AbstractContextManager[Boots | WarmChain]:
-    """The machines for one chain of steps; leaving it ends those that are still there."""
+    """Open the machines for one chain of steps; leaving ends those still running."""
     from obuild.executors.qemu.boots import Boots
     from obuild.executors.qemu.warm_chain import WarmChain
 
@@ -42,7 +42,7 @@ def chain(config: Config) -> AbstractContextManager[Boots | WarmChain]:
 
 
 def configure(setup: Setup) -> Config:
-    """How the machines are made. UsageError if this host cannot run them."""
+    """Return how to make the machines. UsageError if this host cannot run them."""
     from obuild.executors.qemu import kvm, versions
     from obuild.executors.qemu.config import Config
     from obuild.executors.qemu.snapshot import identity
@@ -59,7 +59,7 @@ def configure(setup: Setup) -> Config:
     binary, versions_memo = ARCHES[shape.arch].binary, store.state / "qemu.json"
     lasts = shape.warm and settings.vm != "boot" and _can_be_told(store, setup.say)
     if lasts and settings.vm == "auto" and (why := versions.untried(binary, memo=versions_memo)):
-        setup.say(f"no machine is kept warm ({why}): each step boots one; --vm warm does it all the same")
+        setup.say(f"no machine is kept warm ({why}): each step boots one; --vm warm overrides that")
         lasts = False
     home = HOMES[card.os] if lasts else None
     return Config(
@@ -75,7 +75,7 @@ def configure(setup: Setup) -> Config:
 
 
 def kernel_of(store: Store, base: Base) -> Kernel | None:
-    """The kernel that QEMU loads to start a machine on a base; it is there once the base's layer is.
+    """Return the kernel that QEMU loads to boot a base. It exists once the base's layer does.
 
     It is the layer's own copy: a base that is made again has another kernel, and other modules for it.
     """
@@ -86,14 +86,14 @@ def kernel_of(store: Store, base: Base) -> Kernel | None:
 
 
 def nvram_of(store: Store, base: Base) -> Nvram | None:
-    """The variables that a machine on a base gets from UEFI; None for the default ones."""
+    """Return the UEFI variables for machines of a base; None for the default ones."""
     if base.card.firmware != "uefi":
         return None
     return next((Nvram(file) for file in _beside(store, base)), None)
 
 
 def _beside(store: Store, base: Base) -> list[Path]:
-    """The base layer's own copies of what lies beside the image."""
+    """Return the base layer's own copies of the files beside the image."""
     if not base.beside:
         return []
     layer = store.layer(Step(None, Import(base)).id)
@@ -101,7 +101,7 @@ def _beside(store: Store, base: Base) -> list[Path]:
 
 
 def _can_be_told(store: Store, say: Callable[[str], object]) -> bool:
-    """Whether a running QEMU can be told of files in the store: it takes JSON, which has no other bytes."""
+    """Return whether paths in the store can be sent to a running QEMU: it takes JSON, which must be UTF-8."""
     try:
         str(store.root).encode()
     except UnicodeEncodeError:

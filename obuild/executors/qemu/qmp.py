@@ -1,4 +1,4 @@
-"""QEMU's control channel: JSON lines over a socket that QEMU was born with.
+"""QEMU's control channel: JSON lines over a socket that QEMU inherits.
 
 Protocol: https://www.qemu.org/docs/master/interop/qmp-spec.html
 """
@@ -19,7 +19,7 @@ class QmpLost(MachineError):
 
 
 class Qmp:
-    """One client. Events that arrive meanwhile are kept in `events`, oldest first, until someone takes them."""
+    """One client. Events that arrive are kept in `events`, oldest first, until someone takes them."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -28,17 +28,17 @@ class Qmp:
         self.events: list[dict[str, Any]] = []
 
     def fileno(self) -> int:
-        """To wait for events together with other things."""
+        """For waiting for events together with other things."""
         return self._sock.fileno()
 
     def negotiate(self, timeout: float) -> None:
-        """Take the greeting and leave capabilities mode. QmpLost if QEMU ends first."""
+        """Read the greeting and leave capabilities mode. QmpLost if QEMU ends first."""
         deadline = time.monotonic() + timeout
         self._read_until({}, deadline)
         self.execute("qmp_capabilities", timeout=timeout)
 
     def execute(self, command: str, arguments: dict[str, object] | None = None, *, timeout: float = 30.0) -> Any:
-        """The answer to one command. MachineError if QEMU says no, or says nothing for `timeout` seconds."""
+        """Run a command, return its answer. MachineError if QEMU refuses, or is silent for `timeout` seconds."""
         self._last_id += 1
         line = json.dumps({"execute": command, "arguments": arguments or {}, "id": self._last_id}) + "\n"
         try:
@@ -51,7 +51,7 @@ class Qmp:
         return reply["return"]
 
     def wait_event(self, *names: str, timeout: float) -> dict[str, Any] | None:
-        """The next event of one of these names, or None after `timeout` seconds."""
+        """Return the next event with one of these names, or None after `timeout` seconds."""
         deadline = time.monotonic() + timeout
         while True:
             for index, event in enumerate(self.events):
@@ -62,7 +62,7 @@ class Qmp:
             self._keep(message)
 
     def poll(self) -> None:
-        """Take in the events that are there, without waiting."""
+        """Read the events that have arrived, without waiting."""
         while (message := self._read(time.monotonic())) is not None:
             self._keep(message)
 
@@ -70,7 +70,7 @@ class Qmp:
         self._sock.close()
 
     def _read_until(self, wanted: dict[str, object], deadline: float) -> dict[str, Any]:
-        """The next message, but no event, that has these members; an answer that comes too late is passed over."""
+        """Return the next message with these members that is no event. Answers that come too late are skipped."""
         while (message := self._read(deadline)) is not None:
             if "event" not in message and all(message.get(name) == value for name, value in wanted.items()):
                 return message
@@ -82,7 +82,7 @@ class Qmp:
             self.events.append(message)
 
     def _read(self, deadline: float) -> dict[str, Any] | None:
-        """The next message, or None when the deadline has passed."""
+        """Return the next message, or None when the deadline has passed."""
         while b"\n" not in self._buffer:
             ready, _, _ = select.select([self._sock], [], [], max(0.0, deadline - time.monotonic()))
             if not ready:

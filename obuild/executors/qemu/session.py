@@ -22,7 +22,7 @@ from obuild.plan.steps import Command, Extract, Graft, Transfer
 
 @dataclass
 class Session:
-    """One machine on one draft. `login` is our user at the other end of the connection.
+    """One machine on one draft. `login` is the user whom the connection is logged in as.
 
     `secret` is whether the machine has seen a secret.
     """
@@ -45,7 +45,7 @@ class Session:
         secrets: Mapping[str, bytes],
         output: Callable[[bytes], object],
     ) -> Outcome:
-        """As the protocol has it."""
+        """As the protocol says."""
         if caches:
             transfer.send_caches(self.connection, self.guest, self.login, command, caches, self.tell)
         if command.secrets:
@@ -62,38 +62,38 @@ class Session:
         return Outcome(status, fetched)
 
     def interact(self, command: Command) -> int:
-        """A shell at our own terminal, where the command would run; returns its exit status."""
+        """Open a shell at our own terminal, where the command would run. Return its exit status."""
         with self.log_in() as connection:
             line = self.guest.shell_command(self.config.login, cwd=command.cwd, env=command.env, user=command.user)
             return connection.interact(line, Terminal())
 
     def address(self) -> str:
-        """The command that logs in to the guest from this host."""
+        """Return the command that logs in to the guest from this host."""
         unchecked = ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]
         port = ["-p", str(self.machine.port)]
         return shlex.join(["ssh", "-i", str(self.config.key), *port, *unchecked, f"{self.config.login}@127.0.0.1"])
 
     def wait(self) -> None:
-        """Wait until the guest powers off: then a MachineError says so."""
+        """Wait until the guest powers off; then raise a MachineError."""
         while True:
             self.machine.pause(3600.0)
 
     def log_in(self) -> AbstractContextManager[ssh.Connection]:
-        """An SSH connection: the shell that stays in a guest has no terminal to offer."""
+        """Open an SSH connection, since the resident shell has no terminal."""
         if isinstance(self.connection, ssh.Connection):
             return nullcontext(self.connection)
         return ssh.connect(self.machine, login=self.config.login, key=self.config.key)
 
     def send(self, action: Transfer) -> None:
-        """Put a tree into the guest."""
+        """Copy a tree into the guest."""
         transfer.send_tree(self.connection, self.guest, self.login, action, self.tell)
 
     def take(self, extract: Extract, archive: Path) -> None:
-        """Take files out of the guest, into a tar archive."""
+        """Copy files out of the guest, into a tar archive."""
         transfer.take_tree(self.connection, self.guest, self.login, extract, archive, self.tell)
 
     def graft(self, action: Graft, archive: Path) -> None:
-        """Put the files of such an archive into the guest."""
+        """Unpack such an archive in the guest."""
         transfer.send_archive(self.connection, self.guest, self.login, action, archive, self.tell)
 
     def _script(self, command: Command, mark: str) -> bytes:

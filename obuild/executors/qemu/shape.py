@@ -1,4 +1,4 @@
-"""How big a machine is, and what the user and the base image's card say about that.
+"""The shape of a machine, from the user's settings and the base image's card.
 
 A shape is never part of an id: a step gives the same result on a larger machine, only sooner.
 """
@@ -23,7 +23,7 @@ DEFAULT_MEMORY = 2 << 30
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """A Linux kernel that QEMU itself loads; `cmdline` is completed by the machine's console."""
+    """A Linux kernel that QEMU itself loads. The machine's console is added to `cmdline`."""
 
     image: Path
     initrd: Path | None
@@ -32,7 +32,7 @@ class Kernel:
 
 @dataclass(frozen=True, slots=True)
 class Nvram:
-    """The file with UEFI's variables. Unless `kept`, what the machine changes in them is gone with it."""
+    """The file with UEFI's variables. Unless `kept`, the machine's changes to them are lost with it."""
 
     file: Path
     kept: bool = False
@@ -40,11 +40,11 @@ class Nvram:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """`memory` is in bytes; `boot_time` in seconds, for booting and for powering off.
+    """`memory` is in bytes; `boot_time` is in seconds, for booting and for powering off.
 
-    Without a `kernel` the machine's firmware starts what is on the disk; with UEFI, by `nvram` or else the default
-    variables. `warm` gives it the devices that it needs
-    to be saved and resumed; a guest sees the same ones whether it is or not.
+    Without a `kernel`, the machine's firmware boots from the disk; UEFI uses the variables in `nvram`, or else the
+    default ones. `warm` gives the machine the devices for saving and resuming. The guest sees the same devices
+    whether it is saved or not.
     """
 
     arch: str = "x86_64"
@@ -59,7 +59,7 @@ class Shape:
 
     @property
     def ram(self) -> int:
-        """The memory that the machine gets, in bytes: whole MiB."""
+        """The memory that the machine gets, in bytes: a whole number of MiB."""
         return self.memory >> 20 << 20
 
 
@@ -81,12 +81,12 @@ def _uefi(arch: str) -> tuple[str, str, str]:
     uefi = ARCHES[arch].uefi
     if uefi is None:
         known = ", ".join(name for name, row in ARCHES.items() if row.uefi)
-        raise UsageError(f"obuild starts no machine for {arch} by UEFI", hint=f"it does for {known}")
+        raise UsageError(f"obuild cannot boot {arch} machines by UEFI", hint=f"it can for {known}")
     return uefi
 
 
 def shape_for(settings: Settings, card: Card, accel: Accel) -> Shape:
-    """The machine for a base image with this card. UsageError if its guest cannot be run so."""
+    """Return the machine for a base image with this card. UsageError if its guest cannot run like that."""
     arch = arch_named(settings.arch or card.arch)
     if card.firmware == "uefi":
         _uefi(arch)
@@ -106,11 +106,11 @@ def shape_for(settings: Settings, card: Card, accel: Accel) -> Shape:
 
 def _why_not_warm(arch: str, os: str, card: Card) -> str:
     if os != "linux":
-        return "it runs no Linux"
+        return "it does not run Linux"
     if card.firmware == "uefi":
-        return "UEFI has memory of its own, which is not saved"
+        return "UEFI has its own memory, which is not saved"
     if card.warm == "no":
         return "its base image's card says so"
     if not ARCHES[arch].genid:
-        return f"nothing tells a guest on {arch} that it was resumed, and two would have the same random numbers"
+        return f"nothing tells a guest on {arch} that it was resumed, so two would have the same random numbers"
     return ""

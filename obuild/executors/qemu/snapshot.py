@@ -1,7 +1,7 @@
-"""A machine that outlasts a step: it is held, its disk becomes a layer, and it goes on, now or in another process.
+"""A machine that outlasts a step: it pauses, its disk becomes a layer, and it continues, maybe in another process.
 
-Its memory began as the file of a saved machine, or as zeros if it was booted. A step ends in three stages, for
-what lies between them is the caller's: `freeze`, `seal`, `save`.
+Its memory started as the file of a saved machine, or as zeros if it was booted. A step ends in three calls, so
+that the caller can act between them: `freeze`, `seal`, `save`.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from obuild.store import parts
 from obuild.store.layers import Draft
 from obuild.store.warm import State
 
-#: How much of a machine's memory may differ from the file that it began as, in bytes. What differs is written at
-#: each step and is this machine's alone: if it is more, all of it is saved, and the next step begins anew there.
+#: How many bytes of a machine's memory may differ from the file that it started from. The difference is written at
+#: each step and not shared. If it is larger, the whole memory is saved, and the next step resumes that.
 HEAVY = 64 << 20
 
-#: How long loading the state of the devices may take, in seconds: it is 200 kB.
+#: How long loading the state of the devices may take, in seconds: it is about 200 kB.
 LOAD_TIMEOUT = 60.0
 
 
 @dataclass
 class Lasting:
-    """One such machine. `file` is what its memory began as; `layer`, whose disk it has while it is frozen.
+    """One such machine. `file` is the initial content of its memory; `layer` is whose disk it has while frozen.
 
-    `folder` is ours alone: the disks to come are made there.
+    `folder` belongs to this machine: its future disks are made there.
     """
 
     machine: Machine
@@ -58,14 +58,14 @@ class Lasting:
         self.shell = Resident(self.machine)
 
     def freeze(self) -> str:
-        """End what the step has left behind, and freeze the guest's disks; else say why a boot must come first."""
+        """End what the step left behind and freeze the guest's disks. Return "", or why a boot must come first."""
         if why := self.shell.freeze():
             return why
         self.machine.qmp.execute("stop")
         return ""
 
     def seal(self, draft: Draft) -> None:
-        """Put a new disk on top of the draft's, whose image is complete then, and open for reading only."""
+        """Put a new disk on top of the draft's, whose image is then complete, and open only for reading."""
         self._disks += 1
         path = self._disk(self._disks)
         path.parent.mkdir(exist_ok=True)
@@ -77,13 +77,13 @@ class Lasting:
         qmp.execute("blockdev-add", {**file, **options})
         qmp.execute("blockdev-add", {**overlay, **options})
         qmp.execute("blockdev-snapshot", {"node": f"disk{number - 1}", "overlay": f"disk{number}"})
-        self._disk(number - 1).unlink(missing_ok=True)  # the layer has it now, under one name
+        self._disk(number - 1).unlink(missing_ok=True)  # the layer has it now, under its own name
         self.layer = draft.id
 
     def save(self, made: Path, boot_disk: Path | None = None) -> None:
-        """Write the frozen machine to the new folder `made`. OSError if its memory cannot be had or written.
+        """Write the frozen machine to the new folder `made`. OSError if its memory cannot be read or written.
 
-        `boot_disk` is its disk, if that is not a layer's image: an overlay on one, with what booting has written.
+        `boot_disk` is its disk, if that is not a layer's image but an overlay with what booting has written.
         """
         made.mkdir()
         state = State(made)
@@ -100,13 +100,13 @@ class Lasting:
         self.machine.qmp.execute("xen-save-devices-state", {"filename": str(state.device), "live": False})
 
     def stands_on(self, draft: Draft) -> bool:
-        """Whether it can go on as the draft's machine: it has the disk of its parent, as the draft wants it."""
+        """Return whether it can continue as the draft's machine: its disk is the parent's, as the draft has it."""
         return self.layer is not None and self.layer == draft.parent and draft.below == _image_of(self.layer)
 
     def go_on(self, draft: Draft | None, *, network: bool) -> bool:
-        """Let the guest run, on the draft's image; without one, on the image that it has.
+        """Let the guest run on the draft's image, or on its current one if there is no draft.
 
-        False if the guest has to boot to have this network.
+        Return False if the guest must boot to get this network.
         """
         if draft is not None:
             os.link(self._disk(self._disks), draft.image)
@@ -120,19 +120,19 @@ class Lasting:
 
 
 def _image_of(layer: LayerId) -> str:
-    """A layer's image, seen from a draft's; and from a machine's disks, which lie as deep in the store."""
+    """Return a layer's image as seen from a draft's, or from a machine's disk, which is as deep in the store."""
     return parts.seen_from_image(parts.layer_image(layer))
 
 
 @contextmanager
 def resumed(state: State, shape: Shape, draft: Draft, folder: Path, scope: CancelScope) -> Iterator[Lasting]:
-    """A saved machine on the draft's image, frozen as it was. MachineError, OSError, ValueError if that fails."""
+    """Resume a saved machine on the draft's image, still frozen. MachineError, OSError, ValueError on failure."""
     if state.disk.exists():
         draft.lay_copy(state.disk)
     else:
         draft.lay()
     file = folder / "ram"
-    os.link(state.ram, file)  # the state may go while we run
+    os.link(state.ram, file)  # the state may be removed while we run
     with machine.start(shape, draft.image, scope, network=False, memory=Memory(file)) as running:
         if state.delta.exists():
             ram.of(running.child.pid, file, shape.ram).apply(state.delta)
@@ -141,7 +141,7 @@ def resumed(state: State, shape: Shape, draft: Draft, folder: Path, scope: Cance
 
 
 def _load(machine: Machine, device: Path) -> None:
-    """Have QEMU take in the state of the devices."""
+    """Have QEMU load the state of the devices."""
     machine.qmp.execute("migrate-set-capabilities", {"capabilities": [{"capability": "events", "state": True}]})
     machine.qmp.execute("migrate-incoming", {"uri": f"exec:exec cat {shlex.quote(str(device))}"})
     while event := machine.qmp.wait_event("MIGRATION", timeout=LOAD_TIMEOUT):
@@ -150,20 +150,20 @@ def _load(machine: Machine, device: Path) -> None:
                 return
             case "failed":
                 break
-    raise MachineError("QEMU does not take the saved state of its devices")
+    raise MachineError("QEMU does not accept the saved state of its devices")
 
 
 def identity(shape: Shape, home: Home) -> str:
-    """All that a machine must have in common with a saved one to go on as it: QEMU, what it is told, the CPU, us.
+    """Return what a saved machine must share with a new one to be resumed: QEMU, its arguments, CPU and shell.
 
-    Us, for the shell in a saved guest understands what the obuild understood that started it.
+    The shell, because the one in a saved guest speaks the protocol of the obuild that started it.
     """
     memory = Memory(Path("ram"))
     argv = qemu_argv(shape, Path("image"), network=False, qmp="qmp", links=Links("", ""), memory=memory)
     binary = Path(process.require(str(argv[0]))).resolve()
     shell = hashlib.sha256(home.start("")).hexdigest()
     lines = [*map(str, argv), str(binary), str(stamp.of(binary)), shell]
-    if shape.accel == "kvm":  # the guest was told what this CPU can do
+    if shape.accel == "kvm":  # the guest knows the features of this CPU
         about = Path("/proc/cpuinfo").read_text(errors="replace").partition("\n\n")[0].splitlines()
         lines += [
             line for line in about if line.startswith(("vendor_id", "model", "stepping", "flags", "microcode"))

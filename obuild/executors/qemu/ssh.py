@@ -1,7 +1,7 @@
 """One SSH connection into a guest: wait for it, run scripts, send and fetch files.
 
-The only importer of paramiko and scp, and both only once a machine is booting. Host keys are not checked:
-the port is one of 127.0.0.1 that our own QEMU listens on, and the guest is not trusted anyway.
+Only this module imports paramiko and scp, and only once a machine is booting. Host keys are not checked: the port
+is on 127.0.0.1 and belongs to our own QEMU, and the guest is not trusted anyway.
 """
 
 from __future__ import annotations
@@ -26,17 +26,18 @@ from obuild.plan.archive import Sink
 if TYPE_CHECKING:
     import paramiko
 
-#: How long a connection may stay unaccepted, once the guest's network card is up, before another is tried.
+#: How long a connection may stay unaccepted, once the guest's network card is up, before we try another; in
+#: seconds.
 ACCEPT_TIMEOUT = 1.0
 
-#: How long to wait for word of the network card before trying all the same: not every driver gives it.
+#: How long to wait for the network card to come up before trying anyway, in seconds: not every driver reports it.
 LINK_TIMEOUT = 5.0
 RETRY_PAUSE = 0.05
 
-#: For the key exchange and for opening a channel; a guest under TCG with many CPUs is slow at both.
+#: For the key exchange and for opening a channel, in seconds; both are slow in an emulated guest with many CPUs.
 REPLY_TIMEOUT = 120.0
 
-#: Host key and cipher choices, cheapest for an emulated guest first.
+#: Key exchange methods, cheapest for an emulated guest first.
 KEX = ("curve25519-sha256", "curve25519-sha256@libssh.org", "ecdh-sha2-nistp256")
 
 _CHUNK = 1 << 16
@@ -52,10 +53,10 @@ class Connection:
         self._transport = transport
 
     def run(self, command: str, script: Callable[[str], bytes], output: Output) -> int:
-        """Run a script that ends by printing a mark, and its exit status as the mark's number.
+        """Run a script that ends by printing a mark and its exit status. Return that status.
 
-        `command` reads the script from its stdin. All that comes before the mark goes to `output`, as it
-        comes. What background processes print later is not waited for.
+        `command` reads the script from its stdin. All output before the mark goes to `output` as it arrives. Later
+        output of background processes is not waited for.
         """
         mark = new_mark()
         with self._channel(command) as channel:
@@ -71,7 +72,7 @@ class Connection:
             return status
 
     def check(self, command: str, script: bytes, *, what: str) -> None:
-        """Run a script of our own. MachineError, with what it printed, unless it exits with 0."""
+        """Run one of our own scripts. MachineError, with its output, unless it exits with 0."""
         with self._channel(command) as channel:
             channel.sendall(script)
             channel.shutdown_write()
@@ -82,7 +83,7 @@ class Connection:
         with self._channel(command) as channel:
             try:
                 send(_Sink(self.machine, channel))
-            except _Closed as error:  # the command ended before it had read it all; why, it will have said
+            except _Closed as error:  # the command ended before it had read everything; its output says why
                 self.machine.pause(RETRY_PAUSE)
                 self._finish(channel, what)
                 raise MachineError(f"{what}: the connection to the guest broke") from error
@@ -97,20 +98,20 @@ class Connection:
             self.machine.power_off(ask=False)
 
     def fetch(self, command: str, script: bytes, out: Sink, *, what: str) -> None:
-        """Run a script of our own and write its stdout to `out`. MachineError unless it exits with 0."""
+        """Run one of our own scripts and write its stdout to `out`. MachineError unless it exits with 0."""
         with self._channel(command, combined=False) as channel:
             channel.sendall(script)
             channel.shutdown_write()
             said = Tail()
             while data := self._recv(channel, said):
                 out.write(data)
-            _take_stderr(channel, said)  # what came right before the end
+            _take_stderr(channel, said)  # what arrived just before the end
             self._ended(channel, said, what)
 
     def interact(self, command: str, terminal: Terminal) -> int:
-        """Run a command that reads what is typed and writes to our terminal; return its exit status.
+        """Run a command with our terminal as its stdin and stdout. Return its exit status.
 
-        It has a terminal of its own if ours is one. 255 if a signal has ended it.
+        It gets a terminal of its own if ours is one. Return 255 if a signal ended it.
         """
         with self._channel(command, combined=False, terminal=terminal) as channel:
             terminal.join(_Line(channel), self.machine.pause)
@@ -125,7 +126,7 @@ class Connection:
             client.put(str(source), dest)
 
     def get(self, source: str, dest: Path) -> None:
-        """Fetch one file by scp. It is written to `dest` and nowhere else, whatever the guest answers."""
+        """Fetch one file by scp. It is written only to `dest`, whatever the guest answers."""
         with self._scp() as client:
             client.get(source, str(dest))
         if not dest.exists():
@@ -161,7 +162,7 @@ class Connection:
         try:
             yield channel
         finally:
-            with contextlib.suppress(EOFError, OSError):  # the connection is gone, and somebody has said so
+            with contextlib.suppress(EOFError, OSError):  # the connection is gone, which was reported elsewhere
                 channel.close()
 
     def _give_terminal(self, channel: paramiko.Channel, terminal: Terminal) -> None:
@@ -173,13 +174,13 @@ class Connection:
         except paramiko.SSHException as error:
             if not self._transport.is_active():
                 raise
-            hint = "it may have a shell without: echo COMMAND | obuild shell …"
-            raise MachineError("the guest's SSH server has no terminal for us", hint=hint) from error
+            hint = "you can run a shell without one: echo COMMAND | obuild shell …"
+            raise MachineError("the guest's SSH server gives us no terminal", hint=hint) from error
 
     def _recv(self, channel: paramiko.Channel, errors: Tail | None = None) -> bytes:
-        """The next output of a channel, b"" at its end; watches the machine meanwhile.
+        """Return the next output of a channel, b"" at its end; watch the machine meanwhile.
 
-        If its stderr is not in its output, `errors` gets it.
+        If stderr is not part of the output, `errors` gets it.
         """
         while not channel.recv_ready() and not channel.closed and not channel.eof_received:
             if errors is not None and channel.recv_stderr_ready():
@@ -194,7 +195,7 @@ class Connection:
         import scp
 
         class OneFile(scp.SCPClient):  # type: ignore[misc]  # scp is not typed
-            """Takes what it asked for: one file, whose name and mode are ours, whatever the guest says."""
+            """Accepts only what we asked for: one file, with our name and mode, whatever the guest sends."""
 
             def _recv_file(self, cmd: bytes) -> None:
                 if not self._rename:
@@ -212,7 +213,7 @@ class Connection:
             channel: paramiko.Channel | None
 
             def __exit__(self, kind: object, error: object, trace: object) -> None:
-                # the library would wait for the guest's scp to end, which waits for us to read on
+                # the library would wait for the guest's scp to end, which waits for us to read more
                 if error is not None and self.channel is not None:
                     self.channel.close()
                     self.channel = None
@@ -223,14 +224,14 @@ class Connection:
                 yield client
         except (OSError, ValueError, AssertionError, EOFError, scp.SCPException, paramiko.SSHException) as error:
             if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
-                raise  # the host's disk, and not the guest
+                raise  # the host's disk, not the guest
             self.machine.check()
-            # the library asserts that a guest's words are lines
+            # the library asserts that what the guest sends are lines
             why = error if str(error) else "the guest does not speak its protocol"
             raise MachineError(f"scp with the guest failed: {why}") from error
 
     def _lost(self) -> MachineError:
-        """Why the connection is gone: the machine's own reason if it has one, perhaps a little later."""
+        """Return why the connection is gone: the machine's own reason, if one arrives in time."""
         try:
             self.machine.pause(SHUTDOWN_GRACE)
         except MachineError as error:
@@ -239,13 +240,13 @@ class Connection:
 
 
 def _take_stderr(channel: paramiko.Channel, errors: Tail) -> None:
-    """Add what has come on a channel's stderr to `errors`."""
+    """Add what has arrived on a channel's stderr to `errors`."""
     while channel.recv_stderr_ready():
         errors(channel.recv_stderr(_CHUNK))
 
 
 class _Line:
-    """A channel as a terminal is joined to it."""
+    """Adapts a channel to what a terminal is connected to."""
 
     def __init__(self, channel: paramiko.Channel) -> None:
         self._channel = channel
@@ -270,7 +271,7 @@ class _Line:
             return 0
         try:
             return int(self._channel.send(data[:_CHUNK]))
-        except OSError:  # it reads no more
+        except OSError:  # the other end no longer reads
             return len(data)
 
     def end_input(self) -> None:
@@ -285,11 +286,11 @@ class _Line:
 
 
 class _Closed(Exception):
-    """The other end reads no more."""
+    """The other end no longer reads."""
 
 
 class _Sink:
-    """A file object on a channel's stdin; a guest that stops taking data is noticed."""
+    """A file object for a channel's stdin, which notices a guest that stops reading."""
 
     def __init__(self, machine: Machine, channel: paramiko.Channel) -> None:
         self._machine = machine
@@ -310,9 +311,9 @@ class _Sink:
 
 @contextmanager
 def connect(machine: Machine, *, login: str, key: Path) -> Iterator[Connection]:
-    """Log in as soon as the guest lets us.
+    """Log in as soon as the guest allows it.
 
-    MachineError if it has not answered within the machine's boot time, or does not take the key.
+    MachineError if it does not answer within the machine's boot time, or does not accept the key.
     """
     deadline = time.monotonic() + machine.shape.boot_time
     private = load_key(key)  # before the wait: loading paramiko takes a while, and the guest boots meanwhile
@@ -325,10 +326,10 @@ def connect(machine: Machine, *, login: str, key: Path) -> Iterator[Connection]:
 
 
 def wait_for_banner(machine: Machine, deadline: float) -> socket.socket:
-    """A connection on which the guest's SSH server has begun to speak.
+    """Return a connection on which the guest's SSH server has begun to speak.
 
-    QEMU's user network takes connections before the guest does, and delivers all of them, however old, once
-    it can: each would cost the guest a fork of its sshd. So we wait for the network card to be up, and open
+    QEMU's user network accepts connections before the guest does, and delivers all of them, however old, once
+    it can; each would cost the guest a fork of its sshd. So we wait for the network card to be up, and open
     a second connection only if the first is not being served.
     """
     with contextlib.ExitStack() as stack:
@@ -343,7 +344,7 @@ def wait_for_banner(machine: Machine, deadline: float) -> socket.socket:
                 sock = socks.pop(fd)
                 if _speaks(sock):
                     return sock.dup()  # the others are closed, and so is this one's first descriptor
-                up = True  # it refused us, so it is there
+                up = True  # the guest refused us, so its network is up
                 machine.pause(RETRY_PAUSE)
         raise machine.error(
             f"the guest did not answer SSH within {machine.shape.boot_time:g} s and was killed",
@@ -355,7 +356,7 @@ def _open(machine: Machine) -> socket.socket | None:
     machine.check()
     try:
         return socket.create_connection(("127.0.0.1", machine.port), timeout=REPLY_TIMEOUT)
-    except OSError:  # only QEMU itself can refuse; the pause sees that it is gone
+    except OSError:  # only QEMU itself can refuse; the pause notices if it is gone
         machine.pause(RETRY_PAUSE)
         return None
 
@@ -383,26 +384,26 @@ def _log_in(
     except paramiko.AuthenticationException:
         transport.close()
         raise MachineError(
-            f"the guest does not let {login!r} in with the key {key}",
+            f"the guest does not accept the key {key} for {login!r}",
             hint="its image was made for another key: make it again, or `obuild base add … --login --key`",
         ) from None
     except (paramiko.SSHException, EOFError, OSError) as error:
         transport.close()
         machine.pause(RETRY_PAUSE)
-        raise machine.error(f"the guest's SSH server answered but did not go on: {error}") from error
+        raise machine.error(f"the guest's SSH server answered, but the login failed: {error}") from error
     return transport
 
 
 def load_key(path: Path) -> paramiko.PKey:
-    """The private key in a file. UsageError if it is none, or needs a passphrase."""
+    """Return the private key in a file. UsageError if it is not a key, or needs a passphrase."""
     import paramiko
 
     try:
-        with open_file(path, follow=True):  # paramiko would wait for a pipe
+        with open_file(path, follow=True):  # paramiko would block on a pipe
             return paramiko.PKey.from_path(path)
     except NotAFile as error:
         raise UsageError(f"cannot use the SSH key {path}: {error.strerror}") from error
-    except Exception as error:  # paramiko passes on whatever its parsers raise on a file that is no key
+    except Exception as error:  # paramiko passes on whatever its parsers raise on a file that is not a key
         why = (isinstance(error, OSError) and error.strerror) or error
         raise UsageError(
             f"cannot use the SSH key {path}: {why}", hint="an unencrypted OpenSSH private key"
@@ -410,7 +411,7 @@ def load_key(path: Path) -> paramiko.PKey:
 
 
 def make_key(path: Path) -> str:
-    """The public key that belongs to `path`; the pair is made if it is not there, readable by its owner only."""
+    """Return the public key of `path`. If there is no such key pair, make it, readable only by its owner."""
     import os
     import tempfile
 
@@ -426,7 +427,7 @@ def make_key(path: Path) -> str:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-            with contextlib.suppress(FileExistsError):  # another process was quicker: its key is the key
+            with contextlib.suppress(FileExistsError):  # another process was faster: its key counts
                 os.link(file.name, path)
     key = load_key(path)
     return f"{key.get_name()} {key.get_base64()} obuild"

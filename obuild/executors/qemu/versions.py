@@ -1,7 +1,7 @@
-"""Which QEMU this host has, and whether machines that outlast a step were ever tried with it.
+"""Which QEMU this host has, and whether warm machines were tested with it.
 
-Warm machines need more of QEMU than a boot does: commands of QMP that few people use, and memory that is mapped
-as we expect. So `--vm auto` keeps machines warm only with a version that this was tried with.
+Warm machines need more of QEMU than a boot does: QMP commands that few people use, and memory mapped as we expect.
+So `--vm auto` keeps machines warm only with a tested version.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ from obuild.host.regular import read_text
 
 Version = tuple[int, int]
 
-#: The first and the last version of QEMU that warm machines were tried with.
+#: The first and the last version of QEMU that warm machines were tested with.
 TRIED: tuple[Version, Version] = ((7, 2), (7, 2))
 
 
 def untried(binary: str, *, memo: Path) -> str:
-    """Why this QEMU is none that warm machines were tried with; "" if it is one.
+    """Return "" if warm machines were tested with this QEMU, else a reason why not.
 
-    Its answer is kept in the file `memo` until the program is replaced.
+    QEMU's version is kept in the file `memo` until the program is replaced.
     """
     found = _version(binary, memo)
     if found is None:
-        return f"{binary} does not say its version"
+        return f"{binary} does not report its version"
     first, last = TRIED
     if first <= found <= last:
         return ""
     tried = _shown(first) if first == last else f"{_shown(first)} to {_shown(last)}"
-    return f"this is QEMU {_shown(found)}, and they were tried with {tried}"
+    return f"this is QEMU {_shown(found)}, and they were tested with {tried}"
 
 
 def _version(binary: str, memo: Path) -> Version | None:
-    """Major and minor number. UsageError if there is no such program."""
+    """Return the major and minor number. UsageError if there is no such program."""
     path = Path(process.require(binary)).resolve()
     key = [str(path), *stamp.of(path)]
     try:

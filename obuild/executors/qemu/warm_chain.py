@@ -1,6 +1,6 @@
-"""One machine for as many steps as possible, saved after each for other builds.
+"""Runs the steps of a chain in one machine where possible, and saves it after each step for other builds.
 
-A step goes on in the machine that still has its parent as its disk, else resumes one saved there, else boots one.
+A step continues in the machine whose disk is the step's parent, else resumes one saved there, else boots one.
 """
 
 from __future__ import annotations
@@ -29,22 +29,24 @@ from obuild.store.warm import Warm
 
 
 class _NeedsBoot(Exception):
-    """This step needs a machine of its own."""
+    """This step must boot its own machine."""
 
 
 @dataclass
 class WarmChain:
-    """One machine for as many steps as possible."""
+    """Runs the steps of a chain in one machine where possible."""
 
     config: Config
-    warm: Warm  # what it notes is told as the step's
+    warm: Warm  # its notes become events of the current step
     home: Home
-    _running: ExitStack = field(default_factory=ExitStack)  # what is behind the two below
+    _running: ExitStack = field(default_factory=ExitStack)  # owns the next two
     _live: Lasting | None = None
-    _booted: Machine | None = None  # one that cannot last
-    _made: tuple[LayerId, Path] | None = None  # where the live machine was saved for a layer that is not there yet
+    _booted: Machine | None = None  # one that cannot be kept warm
+    _made: tuple[LayerId, Path] | None = (
+        None  # where the live machine was saved for a layer that does not exist yet
+    )
     _refused: bool = False
-    _tell: Teller = SILENT  # of the step at hand
+    _tell: Teller = SILENT  # of the current step
 
     def __post_init__(self) -> None:
         self.warm = replace(self.warm, note=self._note)
@@ -54,9 +56,9 @@ class WarmChain:
 
     @contextmanager
     def open(self, draft: Draft, *, network: bool, tell: Teller = SILENT) -> Iterator[Session]:
-        """As Boots.open, but the guest may stay: its disks are frozen then, and it waits for the next draft.
+        """As Boots.open, but the guest may stay: its disks are then frozen, and it waits for the next draft.
 
-        A step with secrets, or one that has changed what a boot sets up, ends as in Boots.
+        After a step with secrets, or one that changed what a boot sets up, the machine is powered off as in Boots.
         """
         self._tell = tell
         try:
@@ -90,7 +92,7 @@ class WarmChain:
     # -- how a step gets its machine
 
     def _session(self, draft: Draft, network: bool) -> Session:
-        """A place to run in. _NeedsBoot if that must be a machine which this step boots for itself."""
+        """Return a session for the draft. _NeedsBoot if the step must boot its own machine."""
         kept = self._keep()
         live = self._live
         if live and live.stands_on(draft) and not (live.heavy and kept):
@@ -100,18 +102,18 @@ class WarmChain:
             except MachineError as error:
                 if self.config.scope.cancelled:
                     raise
-                self._note(f"the machine cannot go on ({_first_line(error)}); starting another")
+                self._note(f"the machine cannot continue ({_first_line(error)}); starting another")
         self._end()
         return self._resume(draft, network) or self._boot(draft, network)
 
     def _go_on(self, live: Lasting, draft: Draft | None, network: bool) -> Session:
         if not live.go_on(draft, network=network):
-            self._note("the guest needs a boot to know its network")
+            self._note("the guest must boot to get its network")
             raise _NeedsBoot
         return Session(self.config, live.machine, live.shell, "root", self._tell)
 
     def _resume(self, draft: Draft, network: bool) -> Session | None:
-        """The saved machine of the draft's parent, running. None if there is none that can be."""
+        """Resume the saved machine of the draft's parent. None if there is none, or if that fails."""
         parent = _parent(draft)
         with self.warm.use(parent, self.config.identity) as state:
             if state is None:
@@ -134,11 +136,11 @@ class WarmChain:
         return None
 
     def _boot(self, draft: Draft, network: bool) -> Session:
-        """Boot a machine, its network closed; if it can last, save it, and go on from what was saved."""
+        """Boot a machine with its network closed. If it can be kept warm, save it and continue from there."""
         with ExitStack() as lock:
             with self._tell.phase("waiting"):
                 lock.enter_context(self.warm.boots(_parent(draft)))
-            if session := self._resume(draft, network):  # another build was quicker
+            if session := self._resume(draft, network):  # another build was faster
                 return session
             with self._tell.phase("booting"):
                 booted, live, lacks = self._start(draft)
@@ -156,7 +158,7 @@ class WarmChain:
         raise _NeedsBoot
 
     def _start(self, draft: Draft) -> tuple[Machine, Lasting, str]:
-        """A machine that has booted, frozen if it can last; what it lacks for that, in words."""
+        """Boot a machine, and freeze it if it can be kept warm; else return why not, in words."""
         folder = self._running.enter_context(self.warm.folder(draft.id[:12]))
         draft.lay()
         booted = self._running.enter_context(
@@ -176,14 +178,14 @@ class WarmChain:
             raise _NeedsBoot from error
 
     def _settle(self, booted: Machine) -> str:
-        """Have a shell stay in the guest, which no login outlives; what the guest lacks for that, in words."""
+        """Start the resident shell in the guest. Return what the guest lacks for that, in words."""
         said = Tail()
         with ssh.connect(booted, login=self.config.login, key=self.config.key) as connection:
             status = connection.run(self.config.guest.root_shell(self.config.login), self.home.start, said)
         return "" if status == 0 else said.text if status == LACKING else f"preparing it failed: {said.text}"
 
     def _make_do(self, booted: Machine, lacks: str, network: bool) -> Session:
-        """Use a machine that cannot last for one step, over SSH."""
+        """Use a machine that cannot be kept warm for one step, over SSH."""
         self._refuse(lacks)
         if network:
             raise _NeedsBoot
@@ -193,14 +195,14 @@ class WarmChain:
 
     def _refuse(self, lacks: str) -> None:
         self._note(
-            f'this guest cannot be kept warm ({lacks}): each step boots it; warm = "no" in its card is quicker'
+            f'this guest cannot be kept warm ({lacks}): each step boots it; warm = "no" in its card avoids this'
         )
         self._refused = True
 
-    # -- what becomes of it
+    # -- how a step ends
 
     def _seal(self, draft: Draft, session: Session) -> None:
-        """Make the draft's image complete, and save the machine, if it may last."""
+        """Complete the draft's image, and save the machine if it can be kept warm."""
         live = self._live
         with self._tell.phase("sealing"):
             kept = live is not None and not session.secret and self._freeze(live, draft)
@@ -214,7 +216,7 @@ class WarmChain:
             self._save(live, draft.id)
 
     def _freeze(self, live: Lasting, draft: Draft) -> bool:
-        """Have the machine wait, and the draft be complete; False if the guest needs a boot."""
+        """Freeze the machine and complete the draft. Return False if the next step must boot."""
         if why := live.freeze():
             self._note(f"the next step needs a boot: {why}")
             return False
@@ -223,7 +225,7 @@ class WarmChain:
         return True
 
     def _save(self, live: Lasting, layer: LayerId, *, disk: Path | None = None) -> None:
-        """Write down the frozen machine, for a layer that need not be there yet."""
+        """Save the frozen machine, for a layer that need not exist yet."""
         made = live.folder / "made"
         if not self.warm.budget or not live.saves:
             return
@@ -237,19 +239,19 @@ class WarmChain:
             discard(made)
 
     def _keep(self) -> bool:
-        """Have what was written down found by others, now that its layer is there; whether it is."""
+        """Publish the saved machine, now that its layer exists. Return whether that worked."""
         if self._made is None:
             return False
         (layer, made), self._made = self._made, None
         with self.warm.store.use(layer) as there:
             kept = there is not None and self.warm.keep(layer, self.config.identity, made)
         if self._live and not kept:
-            self._live.saves = False  # it would not be kept the next time either
+            self._live.saves = False  # it would fail the next time, too
         return kept
 
 
 def _first_line(error: Exception) -> str:
-    """An error without the console that it may show."""
+    """Return an error's message without the console that it may include."""
     return str(error).partition("\n")[0]
 
 

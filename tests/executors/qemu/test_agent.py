@@ -1,4 +1,4 @@
-"""The shell that stays in a guest, as we talk to it: with a guest that plays its part line by line."""
+"""Our end of the resident shell, with a guest that is scripted line by line."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ class Guest:
         self.kind = ""
 
     def hear(self) -> bytes:
-        """Take a request; its script."""
+        """Read a request; return its script."""
         kind, size, self.mark = self._requests.readline().split()
         self.kind = kind.decode()
         if size != b"-":
             return self._requests.read(int(size))
-        line = self._requests.readline()  # as a shell's printf would read it
+        line = self._requests.readline()  # decoded as a shell's printf would
         assert line.endswith(b"\n")
         return re.sub(rb"\\0([0-7]{3})", lambda escape: bytes([int(escape[1], 8)]), line[:-1])
 
@@ -62,7 +62,7 @@ class Guest:
         return self._requests.readline().decode().split()
 
     def piece(self) -> bytes:
-        """Take a piece of a stream; b"" is its end."""
+        """Read a piece of a stream; b"" is its end."""
         return self._pieces.read(int(self._pieces.readline()))
 
     def say(self, data: bytes) -> None:
@@ -75,7 +75,7 @@ class Guest:
         self.say(output + b"%s %d\n" % (self.mark, status))
 
     def go(self) -> None:
-        """The machine is gone: nothing comes any more."""
+        """End the machine: nothing more arrives."""
         for end in (self._control, self._data):
             end.shutdown(socket.SHUT_RDWR)
 
@@ -86,7 +86,7 @@ Talk = Callable[[Play], Resident]
 
 @pytest.fixture
 def talk() -> Iterator[Talk]:
-    """Begin to talk to a guest that does what `play` does, which has to have ended when the test has."""
+    """Start talking to a guest that runs `play`, which must have ended when the test ends."""
     failed: list[BaseException] = []
 
     with ExitStack() as stack:
@@ -111,7 +111,7 @@ def talk() -> Iterator[Talk]:
             thread = threading.Thread(target=run, daemon=True)
             thread.start()
             stack.callback(thread.join, 30)
-            for end in (control, data):  # so that a guest that still waits hears that nothing comes
+            for end in (control, data):  # so that a guest that is still waiting sees the end
                 stack.callback(end.shutdown, socket.SHUT_WR)
             return Resident(cast(Machine, machine))
 
@@ -120,7 +120,7 @@ def talk() -> Iterator[Talk]:
 
 
 def echoed(mark: str) -> bytes:
-    """A script that is nothing but its mark."""
+    """A script that consists only of its mark."""
     return mark.encode()
 
 
@@ -128,17 +128,17 @@ def echoed(mark: str) -> bytes:
 
 
 def run(shell: Resident) -> tuple[bytes, int]:
-    """What a step prints, and its status."""
+    """Run a step; return its output and status."""
     output = bytearray()
     status = shell.run("sh", echoed, output.extend)
     return bytes(output), status
 
 
-def test_the_ports_are_watched_from_now_on(talk: Talk) -> None:
+def test_the_ports_are_watched_once_the_shell_is_used(talk: Talk) -> None:
     assert cast(Ported, talk(lambda guest: None).machine).watched
 
 
-def test_a_step_gives_its_output_and_the_status_of_its_command(talk: Talk) -> None:
+def test_a_step_returns_its_output_and_status(talk: Talk) -> None:
     def play(guest: Guest) -> None:
         mark = guest.hear()
         assert guest.kind == "step"
@@ -148,8 +148,8 @@ def test_a_step_gives_its_output_and_the_status_of_its_command(talk: Talk) -> No
     assert run(talk(play)) == (b"hello\nworld", 7)
 
 
-def test_output_is_heard_while_the_step_runs(talk: Talk) -> None:
-    """And what may be the beginning of a mark waits until it is known to be none."""
+def test_output_arrives_while_the_step_runs(talk: Talk) -> None:
+    """What may be the beginning of a mark is held back until it turns out not to be one."""
     heard = bytearray()
     both = threading.Event()
 
@@ -174,7 +174,7 @@ def test_output_is_heard_while_the_step_runs(talk: Talk) -> None:
     assert heard.endswith(b"! ")
 
 
-def test_every_byte_of_the_output_counts_once_however_it_arrives(talk: Talk) -> None:
+def test_every_byte_of_the_output_arrives_once_however_it_is_split(talk: Talk) -> None:
     def play(guest: Guest) -> None:
         mark = guest.hear()
         for byte in b"obuild-\0\xff" + mark + b" 3\n" + guest.mark + b" 0\n":
@@ -183,8 +183,8 @@ def test_every_byte_of_the_output_counts_once_however_it_arrives(talk: Talk) -> 
     assert run(talk(play)) == (b"obuild-\0\xff", 3)
 
 
-def test_what_is_printed_behind_the_end_of_a_command_is_not_its_output(talk: Talk) -> None:
-    """Something that it has left in the background, say."""
+def test_text_after_the_end_of_a_command_is_not_its_output(talk: Talk) -> None:
+    """Such as output of a background process that it left."""
     output = bytearray()
     heard = threading.Event()
 
@@ -202,7 +202,7 @@ def test_what_is_printed_behind_the_end_of_a_command_is_not_its_output(talk: Tal
     assert output == b"output "
 
 
-def test_a_script_that_was_killed_gives_the_status_of_its_shell(talk: Talk) -> None:
+def test_a_killed_script_has_the_status_of_its_shell(talk: Talk) -> None:
     def play(guest: Guest) -> None:
         mark = guest.hear()
         guest.answer(b"text " + mark[:15], 137)
@@ -213,7 +213,7 @@ def test_a_script_that_was_killed_gives_the_status_of_its_shell(talk: Talk) -> N
     assert len(output) == 20
 
 
-def test_steps_follow_each_other(talk: Talk) -> None:
+def test_steps_run_one_after_the_other(talk: Talk) -> None:
     def play(guest: Guest) -> None:
         for number in range(3):
             mark = guest.hear()
@@ -223,7 +223,7 @@ def test_steps_follow_each_other(talk: Talk) -> None:
     assert [run(shell) for _ in range(3)] == [(b"0 ", 0), (b"1 ", 1), (b"2 ", 2)]
 
 
-def test_a_long_script_arrives_whole(talk: Talk) -> None:
+def test_a_long_script_arrives_complete(talk: Talk) -> None:
     heard: list[bytes] = []
 
     def play(guest: Guest) -> None:
@@ -234,11 +234,11 @@ def test_a_long_script_arrives_whole(talk: Talk) -> None:
     assert heard == [b"x" * 5 * MIB]
 
 
-# -- what we have it do
+# -- checks, streams and files
 
 
 def writes(pieces: Iterable[bytes]) -> Callable[[io.BytesIO], None]:
-    """What sends a stream."""
+    """Return a function that sends a stream."""
 
     def send(sink: io.BytesIO) -> None:
         for data in pieces:
@@ -247,7 +247,7 @@ def writes(pieces: Iterable[bytes]) -> Callable[[io.BytesIO], None]:
     return send
 
 
-def test_a_check_that_succeeds_says_nothing(talk: Talk) -> None:
+def test_a_successful_check_returns_nothing(talk: Talk) -> None:
     def play(guest: Guest) -> None:
         assert guest.hear() == b"script"
         assert guest.kind == "check"
@@ -256,7 +256,7 @@ def test_a_check_that_succeeds_says_nothing(talk: Talk) -> None:
     talk(play).check("sh", b"script", what="x")
 
 
-def test_a_check_that_fails_is_told_with_the_end_of_its_words(talk: Talk) -> None:
+def test_a_failed_check_is_an_error_with_the_end_of_its_output(talk: Talk) -> None:
     def play(guest: Guest) -> None:
         guest.hear()
         guest.answer(b"no\xff room\n", 1)
@@ -296,8 +296,8 @@ def test_a_stream_arrives_in_pieces(talk: Talk, written: list[bytes], pieces: li
     assert got == pieces if pieces is not None else [len(piece) for piece in got] == [PIECE, PIECE, 2 * MIB]
 
 
-def test_a_command_that_fails_before_it_has_read_all_is_told(talk: Talk) -> None:
-    """It may say more than fits on its way as long as nobody listens."""
+def test_a_command_that_fails_before_it_has_read_everything_is_an_error(talk: Talk) -> None:
+    """Its output may be larger than the buffers if nobody reads it."""
 
     def play(guest: Guest) -> None:
         guest.hear()
@@ -310,7 +310,7 @@ def test_a_command_that_fails_before_it_has_read_all_is_told(talk: Talk) -> None
         talk(play).stream("x", writes([bytes(MIB)] * 20), what="unpacking")
 
 
-def test_a_stream_whose_sender_fails_is_ended_all_the_same(talk: Talk) -> None:
+def test_a_stream_is_ended_even_if_its_sender_fails(talk: Talk) -> None:
     def play(guest: Guest) -> None:
         guest.hear()
         assert guest.piece() == b"half"
@@ -324,8 +324,8 @@ def test_a_stream_whose_sender_fails_is_ended_all_the_same(talk: Talk) -> None:
         talk(play).stream("x", send, what="x")
 
 
-def test_what_is_fetched_comes_through_the_other_port(talk: Talk) -> None:
-    """Words and data do not mix, whatever their order."""
+def test_fetched_data_comes_through_the_data_port(talk: Talk) -> None:
+    """Messages and data do not mix, whatever their order."""
 
     def play(guest: Guest) -> None:
         assert guest.hear() == b"tar -c"
@@ -341,18 +341,18 @@ def test_what_is_fetched_comes_through_the_other_port(talk: Talk) -> None:
     assert out.getvalue() == b"\0obuild-" + b"\xff" * MIB + b"end"
 
 
-def test_a_fetch_that_fails_is_told(talk: Talk) -> None:
+def test_a_failed_fetch_is_an_error(talk: Talk) -> None:
     def play(guest: Guest) -> None:
         guest.hear()
-        guest.answer(b"no such file\n", 1)  # before the data, for the ports are two
+        guest.answer(b"no such file\n", 1)  # may arrive before the data, on the other port
         guest.send(b"half" + guest.mark + b" 0\n")
 
     with pytest.raises(MachineError, match=r"^packing failed in the guest: no such file$"):
         talk(play).fetch("sh", b"x", io.BytesIO(), what="packing")
 
 
-def test_noise_behind_the_end_of_a_fetch_hides_nothing(talk: Talk) -> None:
-    """What a step has left in the background may print as much as it likes."""
+def test_noise_after_the_end_of_a_fetch_is_ignored(talk: Talk) -> None:
+    """A background process of a step may print anything."""
 
     def play(guest: Guest) -> None:
         guest.hear()
@@ -392,7 +392,7 @@ def test_a_file_is_sent_and_fetched(talk: Talk, tmp_path: Path) -> None:
 # -- between steps
 
 
-def test_a_guest_that_freezes_waits(talk: Talk) -> None:
+def test_freeze_returns_nothing_if_the_guest_froze(talk: Talk) -> None:
     def play(guest: Guest) -> None:
         assert guest.hear() == b""
         assert guest.kind == "freeze"
@@ -403,7 +403,7 @@ def test_a_guest_that_freezes_waits(talk: Talk) -> None:
     assert talk(play).freeze() == ""
 
 
-def test_a_guest_that_needs_a_boot_says_why(talk: Talk) -> None:
+def test_freeze_returns_why_the_guest_needs_a_boot(talk: Talk) -> None:
     def play(guest: Guest) -> None:
         guest.hear()
         guest.say(b"noise\n%s boot /etc/fstab 2026-01-01 caf\xc3\n" % guest.mark)
@@ -412,19 +412,19 @@ def test_a_guest_that_needs_a_boot_says_why(talk: Talk) -> None:
 
 
 @pytest.mark.parametrize("verdict", [b"", b"0", b"frozenly", b"bootwhy"])
-def test_an_answer_that_is_none_is_an_error(talk: Talk, verdict: bytes) -> None:
+def test_an_unexpected_answer_is_an_error(talk: Talk, verdict: bytes) -> None:
     def play(guest: Guest) -> None:
         guest.hear()
         guest.say(b"sh: not found\n%s %s\n" % (guest.mark, verdict))
 
-    with pytest.raises(MachineError, match=r"does not understand us: .*not found"):
+    with pytest.raises(MachineError, match=r"unexpected reply from the guest.s shell: .*not found"):
         talk(play).freeze()
 
 
 @pytest.mark.parametrize(("seed", "told"), [("c0ffee", "c0ffee"), ("", "-")])
 @pytest.mark.parametrize(("network", "word"), [(True, "open"), (False, "closed")])
 @pytest.mark.parametrize(("status", "can"), [(0, True), (1, False)])
-def test_a_guest_that_goes_on_is_told_the_time_a_seed_and_its_network(
+def test_thaw_sends_the_time_a_seed_and_the_network(
     talk: Talk,
     seed: str,
     told: str,
@@ -446,14 +446,14 @@ def test_a_guest_that_goes_on_is_told_the_time_a_seed_and_its_network(
 
 @pytest.mark.parametrize("script", [b"a\\b %s 'c'\n", bytes(range(1, 256)), b"\n\n", b"x" * agent.SHORT])
 @pytest.mark.parametrize("shell", ["dash", "bash"])
-def test_a_short_script_is_a_line_that_a_shell_reads_back(shell: str, script: bytes) -> None:
+def test_a_short_script_is_sent_as_a_line_that_a_shell_decodes(shell: str, script: bytes) -> None:
     line = agent._escaped(script)
     assert line.count(b"\n") == 1
     read = "IFS= read -r line; printf '%b' \"$line\""
     assert subprocess.run([shell, "-c", read], input=line, stdout=subprocess.PIPE, check=True).stdout == script
 
 
-def test_a_guest_that_does_not_thaw_is_given_up(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_guest_that_does_not_thaw_is_an_error(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(agent, "THAW_TIMEOUT", 0)
     shell = talk(lambda guest: guest.line())
     with pytest.raises(MachineError, match="did not answer within 0 s"):
@@ -474,7 +474,7 @@ ACTIONS: dict[str, Callable[[Resident], object]] = {
 
 @pytest.mark.parametrize("words", [b"", b"half a line"])
 @pytest.mark.parametrize("action", ACTIONS)
-def test_a_guest_that_goes_away_is_a_lost_machine(talk: Talk, action: str, words: bytes) -> None:
+def test_a_guest_that_disappears_is_a_lost_machine(talk: Talk, action: str, words: bytes) -> None:
     def play(guest: Guest) -> None:
         guest.line()
         guest.say(words)
@@ -485,7 +485,7 @@ def test_a_guest_that_goes_away_is_a_lost_machine(talk: Talk, action: str, words
 
 
 @pytest.mark.parametrize("action", ACTIONS)
-def test_a_machine_knows_why_it_has_stopped(talk: Talk, action: str) -> None:
+def test_the_error_says_why_the_machine_stopped(talk: Talk, action: str) -> None:
     def play(guest: Guest) -> None:
         guest.line()
         guest.machine.stopped = "it panicked"
@@ -496,7 +496,7 @@ def test_a_machine_knows_why_it_has_stopped(talk: Talk, action: str) -> None:
 
 
 @pytest.mark.parametrize("action", ACTIONS)
-def test_a_machine_that_is_gone_takes_no_request(talk: Talk, action: str) -> None:
+def test_a_machine_that_is_gone_accepts_no_request(talk: Talk, action: str) -> None:
     shell = talk(lambda guest: guest.go())
     while not select.select([shell.machine.control], [], [], 30)[0]:
         pass

@@ -1,4 +1,4 @@
-"""Which accelerator: asked once for each boot of the host, said once, and never a guess."""
+"""The choice of the accelerator: probed once for each boot of the host, noted once, never guessed."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def notes() -> list[str]:
 
 @pytest.fixture
 def choose(tmp_path: Path, notes: list[str]) -> Callable[[str], str]:
-    """`kvm.choose` with a memo of the test's own."""
+    """`kvm.choose` with the test's own memo."""
     return lambda wanted: kvm.choose(wanted, "x86_64", memo=tmp_path / "accel.json", note=notes.append)
 
 
 @pytest.fixture
 def verdict(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[str]]:
-    """Make the probe answer this; returns the list of its runs."""
+    """Make the probe return this; return the list of its runs."""
 
     def answer(problem: str) -> list[str]:
         runs: list[str] = []
@@ -54,14 +54,14 @@ Choose = Callable[[str], str]
 Verdict = Callable[[str], list[str]]
 
 
-def test_tcg_is_taken_without_a_look(choose: Choose, verdict: Verdict) -> None:
+def test_tcg_is_chosen_without_a_probe(choose: Choose, verdict: Verdict) -> None:
     runs = verdict("")
     assert choose("tcg") == "tcg"
     assert runs == []
 
 
 @pytest.mark.parametrize("wanted", ["auto", "kvm"])
-def test_kvm_that_works_is_taken_in_silence(
+def test_a_working_kvm_is_chosen_without_a_note(
     choose: Choose, verdict: Verdict, notes: list[str], wanted: str
 ) -> None:
     verdict("")
@@ -69,7 +69,7 @@ def test_kvm_that_works_is_taken_in_silence(
     assert notes == []
 
 
-def test_auto_falls_back_and_says_why_once(choose: Choose, verdict: Verdict, notes: list[str]) -> None:
+def test_auto_falls_back_and_notes_why_once(choose: Choose, verdict: Verdict, notes: list[str]) -> None:
     runs = verdict("it is broken")
     assert [choose("auto"), choose("auto")] == ["tcg", "tcg"]
     assert runs == ["x86_64"]
@@ -77,7 +77,7 @@ def test_auto_falls_back_and_says_why_once(choose: Choose, verdict: Verdict, not
     assert "it is broken" in notes[0]
 
 
-def test_kvm_that_was_asked_for_is_not_replaced(choose: Choose, verdict: Verdict) -> None:
+def test_a_requested_kvm_that_does_not_work_is_an_error(choose: Choose, verdict: Verdict) -> None:
     verdict("it is broken")
     with pytest.raises(UsageError, match="it is broken") as caught:
         choose("kvm")
@@ -89,7 +89,7 @@ def test_an_unknown_accelerator_is_refused(choose: Choose) -> None:
         choose("xen")
 
 
-def test_the_verdict_is_forgotten_when_the_host_boots_again(
+def test_the_result_is_forgotten_when_the_host_reboots(
     choose: Choose, verdict: Verdict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     verdict("it is broken")
@@ -101,7 +101,7 @@ def test_the_verdict_is_forgotten_when_the_host_boots_again(
     assert choose("auto") == "kvm"
 
 
-def test_the_verdict_is_forgotten_when_qemu_is_replaced(
+def test_the_result_is_forgotten_when_qemu_is_replaced(
     choose: Choose, verdict: Verdict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     verdict("it is broken")
@@ -112,7 +112,7 @@ def test_the_verdict_is_forgotten_when_qemu_is_replaced(
 
 
 @pytest.mark.parametrize("memo", ["", "{", "[]", "{}", '{"key": []}'])
-def test_a_damaged_memo_is_made_again(choose: Choose, verdict: Verdict, tmp_path: Path, memo: str) -> None:
+def test_a_damaged_memo_is_replaced(choose: Choose, verdict: Verdict, tmp_path: Path, memo: str) -> None:
     (tmp_path / "accel.json").write_text(memo)
     runs = verdict("")
     assert [choose("auto"), choose("auto")] == ["kvm", "kvm"]
@@ -124,7 +124,7 @@ def test_a_guest_of_another_architecture_cannot_use_kvm(monkeypatch: pytest.Monk
     assert "s390x" in kvm.probe("s390x")
 
 
-def test_a_host_without_kvm_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_host_without_kvm_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     monkeypatch.setattr(kvm, "KVM", tmp_path / "kvm")
     assert "no /dev/kvm" in kvm.probe("x86_64")
@@ -135,7 +135,7 @@ def test_a_host_without_kvm_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 @pytest.fixture
 def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run the probe under TCG, where it must work everywhere."""
+    """Run the probe under TCG, where it must always succeed."""
     spawn = process.spawn
     words = {"kvm": "tcg", "host": "max"}
 
@@ -149,13 +149,13 @@ def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
 @needs_qemu
 @pytest.mark.usefixtures("emulated")
 @pytest.mark.parametrize("arch", ["x86_64", "aarch64"])
-def test_the_probe_runs_to_its_end_where_guests_run(arch: str) -> None:
+def test_the_probe_succeeds_under_emulation(arch: str) -> None:
     if not shutil.which(f"qemu-system-{arch}"):
         pytest.skip(f"needs QEMU for {arch}")
     assert kvm._run_probe(arch) == ""
 
 
-def test_a_host_without_a_probe_is_believed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_a_probe_dev_kvm_is_trusted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("platform.machine", lambda: "s390x")
     monkeypatch.setattr(kvm, "KVM", tmp_path)
     assert kvm.probe("s390x") == ""
@@ -163,14 +163,14 @@ def test_a_host_without_a_probe_is_believed(monkeypatch: pytest.MonkeyPatch, tmp
 
 @needs_qemu
 @pytest.mark.usefixtures("emulated")
-def test_a_probe_that_does_not_get_to_its_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_probe_that_does_not_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kvm, "PROBE", boot_disk("", HALT))
     monkeypatch.setattr(kvm, "PROBE_TIMEOUT", 0.1)
-    assert "does not get anywhere" in kvm._run_probe("x86_64")
+    assert "makes no progress" in kvm._run_probe("x86_64")
 
 
 @needs_qemu
-def test_a_qemu_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_message_of_a_failing_qemu_is_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
     spawn = process.spawn
 
     def nonsense(

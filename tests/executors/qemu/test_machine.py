@@ -1,4 +1,4 @@
-"""One QEMU process: real ones, with boot sectors for guests."""
+"""One QEMU process: real ones, with boot sectors as guests."""
 
 from __future__ import annotations
 
@@ -35,14 +35,12 @@ pytestmark = pytest.mark.skipif(
 SHAPE = Shape(accel="tcg", cpus=1, memory=32 << 20, boot_time=60.0)
 IMPATIENT = Shape(accel="tcg", cpus=1, memory=32 << 20, boot_time=0.01)
 
-#: Halted in the boot sector, with all said.
+#: Halts in the boot sector, after its output.
 AT_REST = re.compile(r"EIP=00007c.*HLT=1")
 
-#: For riscv64, to be loaded as a kernel: counts, so that QEMU gets round to greeting us, and then asks the
-#: firmware for SBI's system reset, of type shutdown.
-#:
-#:     lui t0, 0x4000; 1: addi t0, t0, -1; bnez t0, 1b
-#:     li a7, 0x53525354; li a6, 0; li a0, 0; li a1, 0; ecall; 2: j 2b
+#: For riscv64, loaded as a kernel: counts, so that QEMU has time to greet us, and then calls the firmware for
+#: SBI's system reset, of type shutdown.  lui t0, 0x4000; 1: addi t0, t0, -1; bnez t0, 1b li a7, 0x53525354; li a6,
+#: 0; li a0, 0; li a1, 0; ecall; 2: j 2b
 RISCV_POWER_OFF = b"".join(
     word.to_bytes(4, "little")
     for word in (0x040002B7, 0xFFF28293, 0xFE029EE3, 0x535258B7, 0x35488893, 0x813, 0x513, 0x593, 0x73, 0x6F)
@@ -65,7 +63,7 @@ Boot = Callable[..., AbstractContextManager[Machine]]
 
 @pytest.fixture
 def image(tmp_path: Path) -> Callable[[str, bytes], Path]:
-    """A bootable qcow2 whose guest says something and then acts."""
+    """A bootable qcow2 image whose guest prints something and then acts."""
 
     def make(says: str, then: bytes) -> Path:
         (tmp_path / "raw").write_bytes(boot_disk(says, then))
@@ -86,7 +84,7 @@ def boot(image: Callable[[str, bytes], Path]) -> Boot:
 
 @pytest.fixture
 def halted(boot: Boot) -> Iterator[Machine]:
-    """A guest that hears nothing."""
+    """A guest that reacts to nothing."""
     with boot(HALT, says="up", shape=IMPATIENT) as guest:
         command: dict[str, object] = {"command-line": "info registers"}
         while not AT_REST.search(guest.qmp.execute("human-monitor-command", command)):
@@ -94,8 +92,8 @@ def halted(boot: Boot) -> Iterator[Machine]:
         yield guest
 
 
-def test_nothing_of_ours_is_in_tmp(boot: Boot, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever is killed would leave it there: what QEMU says, and what KVM is tried with, is in memory."""
+def test_obuild_uses_no_temporary_files(boot: Boot, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill would leave them behind, so QEMU's output and the disk of the KVM probe are in memory."""
     monkeypatch.setattr(tempfile, "tempdir", "/nowhere")  # making a file there fails
     with boot(POWER_OFF) as guest:
         guest.power_off(ask=False)
@@ -109,7 +107,7 @@ def test_a_guest_that_powers_off_ends_qemu_cleanly(boot: Boot) -> None:
 
 
 @pytest.mark.parametrize(("ask", "status", "fine"), [(False, 0, True), (False, -9, False), (True, 0, False)])
-def test_a_qemu_that_just_ends_counts_if_the_guest_was_told_to_power_off(
+def test_qemu_may_end_if_the_guest_was_told_to_power_off(
     boot: Boot, monkeypatch: pytest.MonkeyPatch, ask: bool, status: int, fine: bool
 ) -> None:
     with boot(HALT) as guest, monkeypatch.context() as patch:
@@ -120,7 +118,7 @@ def test_a_qemu_that_just_ends_counts_if_the_guest_was_told_to_power_off(
             guest.power_off(ask=ask)
 
 
-def test_a_guest_that_does_not_power_off_is_told_with_its_console(halted: Machine) -> None:
+def test_if_a_guest_does_not_power_off_the_error_shows_its_console(halted: Machine) -> None:
     with pytest.raises(MachineError, match=r"(?s)did not power off within 0\.01 s.*\nup") as caught:
         halted.power_off()
     assert "ACPI" in caught.value.hint
@@ -132,7 +130,7 @@ def test_a_guest_that_reboots_has_not_powered_off(boot: Boot) -> None:
 
 
 @pytest.mark.parametrize(("then", "what"), [(POWER_OFF, "powered off"), (RESET, "rebooted")])
-def test_a_guest_that_stops_by_itself_is_noticed_while_waiting(boot: Boot, then: bytes, what: str) -> None:
+def test_a_guest_that_stops_by_itself_ends_a_wait(boot: Boot, then: bytes, what: str) -> None:
     with (
         boot(then, says="bye") as guest,
         pytest.raises(MachineError, match=rf"(?s){what} before the step was done.*bye"),
@@ -140,7 +138,7 @@ def test_a_guest_that_stops_by_itself_is_noticed_while_waiting(boot: Boot, then:
         guest.pause(60.0)
 
 
-def test_a_stop_that_was_told_during_another_command_is_noticed_too(boot: Boot) -> None:
+def test_a_stop_during_another_command_is_noticed(boot: Boot) -> None:
     with boot(POWER_OFF) as guest:
         while not any(event["event"] == "SHUTDOWN" for event in guest.qmp.events):
             guest.connected()
@@ -148,7 +146,7 @@ def test_a_stop_that_was_told_during_another_command_is_noticed_too(boot: Boot) 
             guest.pause(0.01)
 
 
-def test_a_descriptor_that_can_be_read_ends_a_pause(halted: Machine) -> None:
+def test_a_readable_descriptor_ends_a_pause(halted: Machine) -> None:
     reading, writing = os.pipe()
     os.write(writing, b"x")
     assert halted.pause(60.0, reading)
@@ -157,13 +155,13 @@ def test_a_descriptor_that_can_be_read_ends_a_pause(halted: Machine) -> None:
     assert not halted.pause(0.01)
 
 
-def test_a_disk_that_cannot_be_written_is_an_error_of_the_host(halted: Machine) -> None:
+def test_a_disk_that_cannot_be_written_is_a_host_error(halted: Machine) -> None:
     halted.qmp.events.append({"event": "BLOCK_IO_ERROR", "data": {"reason": "No space left on device"}})
     with pytest.raises(OSError, match="No space left on device"):
         halted.check()
 
 
-def test_a_qemu_that_was_killed_is_a_lost_machine(halted: Machine) -> None:
+def test_a_killed_qemu_is_a_lost_machine(halted: Machine) -> None:
     halted.child.kill()
     halted.child.wait()
     calls = (lambda: halted.pause(60.0), halted.connected, halted.check, halted.power_off)
@@ -173,7 +171,7 @@ def test_a_qemu_that_was_killed_is_a_lost_machine(halted: Machine) -> None:
     assert halted.console() == ""
 
 
-def test_the_last_event_of_a_qemu_that_is_gone_says_why(halted: Machine) -> None:
+def test_the_last_event_of_qemu_says_why_it_ended(halted: Machine) -> None:
     halted.child.terminate()
     halted.child.wait()
     with pytest.raises(MachineError, match="the guest stopped \\(host-signal\\) before the step was done"):
@@ -181,7 +179,7 @@ def test_the_last_event_of_a_qemu_that_is_gone_says_why(halted: Machine) -> None
 
 
 @pytest.mark.skipif(not shutil.which(ARCHES["riscv64"].binary), reason="needs QEMU for riscv64")
-def test_a_guest_whose_switch_ends_qemu_has_powered_off(
+def test_a_guest_whose_power_switch_ends_qemu_has_powered_off(
     image: Callable[[str, bytes], Path], tmp_path: Path
 ) -> None:
     (tmp_path / "kernel").write_bytes(RISCV_POWER_OFF)
@@ -195,7 +193,7 @@ def test_a_guest_whose_switch_ends_qemu_has_powered_off(
         guest.power_off(ask=False)
 
 
-def test_nobody_can_log_in_to_a_lost_machine(halted: Machine, tmp_path: Path) -> None:
+def test_logging_in_to_a_lost_machine_fails(halted: Machine, tmp_path: Path) -> None:
     halted.child.kill()
     halted.child.wait()
     with pytest.raises(MachineError):
@@ -203,7 +201,7 @@ def test_nobody_can_log_in_to_a_lost_machine(halted: Machine, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("error", [ValueError(), KeyboardInterrupt(), MachineError("no")])
-def test_leaving_the_block_ends_qemu_whatever_happened(boot: Boot, error: BaseException) -> None:
+def test_leaving_the_block_always_ends_qemu(boot: Boot, error: BaseException) -> None:
     with boot(HALT) as first:
         pass
     with pytest.raises(type(error)), boot(HALT) as second:
@@ -231,7 +229,7 @@ def test_qemu_does_not_outlive_a_killed_process(image: Callable[[str, bytes], Pa
         (Shape(accel="tcg", cpus=1, memory=1 << 60), "memory"),
     ],
 )
-def test_a_machine_that_cannot_be_started_quotes_qemu(
+def test_if_a_machine_cannot_start_the_error_quotes_qemu(
     image: Callable[[str, bytes], Path], shape: Shape, why: str
 ) -> None:
     with (
@@ -241,7 +239,7 @@ def test_a_machine_that_cannot_be_started_quotes_qemu(
         pass
 
 
-def test_an_image_that_is_no_qcow2_is_not_started(raw_disk: Path) -> None:
+def test_an_image_that_is_not_qcow2_is_refused(raw_disk: Path) -> None:
     with pytest.raises(MachineError, match="qcow2"), machine.start(SHAPE, raw_disk, CancelScope(), network=False):
         pass
 
@@ -257,12 +255,12 @@ def test_the_console_can_be_read_again(halted: Machine) -> None:
     assert [halted.console(), halted.console()] == ["up", "up"]
 
 
-def test_an_empty_console_is_called_empty(boot: Boot) -> None:
+def test_an_empty_console_is_reported_as_empty(boot: Boot) -> None:
     with boot(HALT) as guest:
         assert "console is empty" in guest.error("x").message
 
 
-def test_the_ssh_port_can_be_reached_but_the_guest_has_not_accepted(halted: Machine) -> None:
+def test_a_connection_to_qemu_is_not_one_to_the_guest(halted: Machine) -> None:
     with socket.create_connection(("127.0.0.1", halted.port), timeout=60.0):
         assert not halted.connected()
 
@@ -272,7 +270,7 @@ def test_the_ssh_port_can_be_reached_but_the_guest_has_not_accepted(halted: Mach
 WARM = replace(SHAPE, warm=True)
 
 
-def test_a_machine_with_memory_of_its_own_is_held_at_first(image: Callable[[str, bytes], Path]) -> None:
+def test_a_machine_that_can_be_saved_starts_paused(image: Callable[[str, bytes], Path]) -> None:
     with machine.start(WARM, image("up", POWER_OFF), CancelScope(), network=False, memory=Memory()) as guest:
         assert guest.qmp.execute("query-status")["status"] == "prelaunch"
         assert guest.console() == ""
@@ -284,7 +282,7 @@ def test_a_machine_with_memory_of_its_own_is_held_at_first(image: Callable[[str,
 
 
 @pytest.mark.parametrize("network", [True, False])
-def test_the_network_of_such_a_machine_can_be_switched(
+def test_the_network_of_a_machine_that_can_be_saved_can_be_switched(
     image: Callable[[str, bytes], Path], network: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with machine.start(WARM, image("", HALT), CancelScope(), network=network, memory=Memory()) as guest:
@@ -315,7 +313,7 @@ def test_the_network_of_such_a_machine_can_be_switched(
 @pytest.mark.parametrize(
     ("watched", "open_", "fine"), [(True, False, False), (True, True, True), (False, False, True)]
 )
-def test_a_port_that_is_closed_means_that_the_shell_behind_it_has_ended(
+def test_a_closed_port_means_that_the_resident_shell_has_ended(
     halted: Machine, watched: bool, open_: bool, fine: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(machine, "SHUTDOWN_GRACE", 0.1)
@@ -330,7 +328,7 @@ POWERED_OFF = {"event": "SHUTDOWN", "data": {"guest": True, "reason": "guest-shu
 
 
 @pytest.mark.parametrize("events", [(CLOSED_PORT, POWERED_OFF), (POWERED_OFF, CLOSED_PORT)])
-def test_a_guest_that_powers_off_has_not_lost_its_shell(
+def test_a_power_off_is_not_reported_as_a_lost_shell(
     halted: Machine, events: tuple[dict[str, object], ...]
 ) -> None:
     halted.watched = True
@@ -339,15 +337,15 @@ def test_a_guest_that_powers_off_has_not_lost_its_shell(
         halted.check()
 
 
-def test_a_guest_that_ends_its_shell_and_then_powers_off_is_waited_for(halted: Machine) -> None:
+def test_a_power_off_soon_after_the_shell_ended_is_the_reason(halted: Machine) -> None:
     halted.watched = True
     halted.qmp.events.append(CLOSED_PORT)
-    Timer(0.5, lambda: halted.child.terminate()).start()  # QEMU tells of it as of any shutdown, and ends
+    Timer(0.5, lambda: halted.child.terminate()).start()  # QEMU reports this like any shutdown, and ends
     with pytest.raises(MachineError, match=r"^the guest stopped \(host-signal\) before the step was done"):
         halted.check()
 
 
-def test_a_qemu_that_ends_after_a_port_was_closed_is_what_is_told(halted: Machine) -> None:
+def test_the_end_of_qemu_soon_after_a_port_closed_is_the_reason(halted: Machine) -> None:
     halted.watched = True
     halted.qmp.events.append(CLOSED_PORT)
     Timer(0.5, lambda: halted.child.kill()).start()
@@ -355,14 +353,14 @@ def test_a_qemu_that_ends_after_a_port_was_closed_is_what_is_told(halted: Machin
         halted.check()
 
 
-def test_who_finds_a_port_gone_hears_why_qemu_has_ended(halted: Machine) -> None:
+def test_the_error_for_a_lost_port_says_why_qemu_ended(halted: Machine) -> None:
     Timer(0.5, lambda: halted.child.kill()).start()
     with pytest.raises(MachineError, match=r"^QEMU was killed by signal 9 before the step was done"):
         halted.lost()
 
 
-def test_a_qemu_that_has_no_room_for_the_guests_memory_is_an_error_of_the_host(halted: Machine) -> None:
-    """It is killed so if a page of a file cannot be written."""
+def test_no_room_for_the_guests_memory_is_a_host_error(halted: Machine) -> None:
+    """The kernel kills QEMU like this if a page of a file cannot be written."""
     os.kill(halted.child.pid, signal.SIGBUS)
     halted.child.wait()
     with pytest.raises(OSError, match="no room for the guest's memory") as caught:

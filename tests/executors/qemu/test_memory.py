@@ -1,4 +1,4 @@
-"""The memory of another process that maps a file privately, as QEMU does: what differs, saved and put back."""
+"""The memory of another process that maps a file privately, as QEMU does: what differs, saved and restored."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from tests.support.fakes import other_process
 PAGES = 2048
 SIZE = PAGES * PAGE
 
-#: One that is read and not written to.
+#: A page that is read and not written to.
 READ = 1500
 
-#: Maps `file`, or zeros, privately; fills the pages of each run, only reads one page, and then does as it is told:
-#: `dump PATH` writes all of it to a file.
+#: Maps `file`, or zeros, privately; fills the pages of each run, only reads one page, and then follows commands:
+#: `dump PATH` writes the whole memory to a file.
 CHILD = """
 import mmap, sys
 path, size, page, runs = {path!r}, {size}, {page}, {runs}
@@ -44,8 +44,8 @@ for line in sys.stdin:
     print("done", flush=True)
 """
 
-#: First page, number of pages, what each of their bytes is. One is longer than what is moved at a time, one ends
-#: where the memory ends, and one makes zeros of what was something.
+#: First page, number of pages, value of their bytes. One run is longer than a chunk, one ends at the end of the
+#: memory, and one writes zeros over something else.
 RUNS = [(0, 1, 0x11), (3, 2, 0x22), (100, 1100, 0x33), (1300, 1, 0), (PAGES - 2, 2, 0x44)]
 CHANGED = [(first, pages) for first, pages, _ in RUNS]
 
@@ -64,7 +64,7 @@ Start = Callable[..., Other]
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    """What memories begin as: nowhere zero."""
+    """The initial content of memories, without zeros."""
     path = tmp_path / "ram"
     path.write_bytes(random.Random(1).randbytes(SIZE).replace(b"\0", b"x"))
     return path
@@ -97,24 +97,24 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 def filled(data: bytes, *runs: tuple[int, int, int]) -> bytes:
-    """What a memory holds that began as `data`."""
+    """Return the content of a memory that started as `data`."""
     memory = bytearray(data)
     for first, pages, byte in runs:
         memory[first * PAGE : (first + pages) * PAGE] = bytes([byte]) * (pages * PAGE)
     return bytes(memory)
 
 
-def test_what_was_written_to_has_changed_and_what_was_read_has_not(file: Path, start: Start) -> None:
+def test_written_pages_have_changed_and_read_pages_have_not(file: Path, start: Start) -> None:
     assert ram.of(start(file).pid, file, SIZE).changed() == []
     assert ram.of(start(file, *RUNS).pid, file, SIZE).changed() == CHANGED
 
 
-def test_a_memory_that_began_as_zeros_has_changed_where_it_was_written_to(start: Start) -> None:
+def test_a_memory_of_zeros_has_changed_where_it_was_written(start: Start) -> None:
     found = ram.of(start(None, *RUNS).pid, None, SIZE).changed()
-    assert [run for run in found if run != (READ, 1)] == CHANGED  # zeros that were read may count
+    assert [run for run in found if run != (READ, 1)] == CHANGED  # a zero page that was read may count
 
 
-def test_a_delta_makes_another_memory_the_same(file: Path, start: Start, tmp_path: Path) -> None:
+def test_a_delta_makes_another_memory_equal(file: Path, start: Start, tmp_path: Path) -> None:
     one, other = start(file, *RUNS), start(file)
     memory = ram.of(one.pid, file, SIZE)
     memory.write_delta(memory.changed(), tmp_path / "delta")
@@ -122,25 +122,25 @@ def test_a_delta_makes_another_memory_the_same(file: Path, start: Start, tmp_pat
     copy = ram.of(other.pid, file, SIZE)
     copy.apply(tmp_path / "delta")
     assert other.dump() == one.dump() == filled(file.read_bytes(), *RUNS)
-    assert copy.changed() == CHANGED  # and so it can be saved again
+    assert copy.changed() == CHANGED  # so it can be saved again
     assert file.read_bytes() == filled(file.read_bytes())
 
 
-def test_a_delta_of_nothing_changes_nothing(file: Path, start: Start, tmp_path: Path) -> None:
+def test_an_empty_delta_changes_nothing(file: Path, start: Start, tmp_path: Path) -> None:
     memory = ram.of(start(file).pid, file, SIZE)
     memory.write_delta([], tmp_path / "delta")
     memory.apply(tmp_path / "delta")
     assert memory.changed() == []
 
 
-def test_a_whole_memory_is_its_file_with_what_has_changed(file: Path, start: Start, tmp_path: Path) -> None:
+def test_a_saved_memory_is_its_file_with_the_changed_pages(file: Path, start: Start, tmp_path: Path) -> None:
     one = start(file, *RUNS)
     memory = ram.of(one.pid, file, SIZE)
     memory.write_all(memory.changed(), file, tmp_path / "whole")
     assert (tmp_path / "whole").read_bytes() == one.dump() == filled(file.read_bytes(), *RUNS)
 
 
-def test_a_whole_memory_that_began_as_zeros_has_holes(start: Start, tmp_path: Path) -> None:
+def test_a_saved_memory_that_started_as_zeros_has_holes(start: Start, tmp_path: Path) -> None:
     one = start(None, *RUNS)
     memory = ram.of(one.pid, None, SIZE)
     memory.write_all(memory.changed(), None, tmp_path / "whole")
@@ -149,7 +149,7 @@ def test_a_whole_memory_that_began_as_zeros_has_holes(start: Start, tmp_path: Pa
     assert written <= (tmp_path / "whole").stat().st_blocks * 512 < written + (1 << 20)
 
 
-# -- deltas that are none
+# -- damaged deltas
 
 
 def delta(*runs: tuple[int, int], magic: bytes = b"OBUILDR1", count: int | None = None, pages: int = 2) -> bytes:
@@ -161,22 +161,22 @@ GOOD = delta((1, 1), (7, 1))
 
 
 BAD = {
-    "nothing": (b"", "no delta"),
-    "a foreign one": (delta((0, 1), magic=b"OBUILDR2"), "no delta"),
-    "zeros": (bytes(PAGE), "no delta"),
-    "fewer runs than it says": (delta((0, 1), count=2, pages=0), "cut off"),
-    "more runs than there are pages": (delta((0, 1), count=PAGES + 1), "cut off"),
-    "more runs than there can be": (delta((0, 1), count=(1 << 64) - 1), "cut off"),
-    "too long a run": (delta((0, PAGES + 1)), "of a larger memory"),
-    "a run behind the end": (delta((PAGES, 1)), "of a larger memory"),
-    "a run over the end": (delta((PAGES - 1, 2)), "of a larger memory"),
-    "a run far away": (delta(((1 << 64) - 1, 1)), "of a larger memory"),
-    "a run without an end": (delta((1, (1 << 64) - 1)), "of a larger memory"),
+    "nothing": (b"", "not a delta"),
+    "a foreign one": (delta((0, 1), magic=b"OBUILDR2"), "not a delta"),
+    "zeros": (bytes(PAGE), "not a delta"),
+    "fewer runs than it says": (delta((0, 1), count=2, pages=0), "truncated"),
+    "more runs than there are pages": (delta((0, 1), count=PAGES + 1), "truncated"),
+    "more runs than there can be": (delta((0, 1), count=(1 << 64) - 1), "truncated"),
+    "too long a run": (delta((0, PAGES + 1)), "belongs to a larger memory"),
+    "a run behind the end": (delta((PAGES, 1)), "belongs to a larger memory"),
+    "a run over the end": (delta((PAGES - 1, 2)), "belongs to a larger memory"),
+    "a run far away": (delta(((1 << 64) - 1, 1)), "belongs to a larger memory"),
+    "a run without an end": (delta((1, (1 << 64) - 1)), "belongs to a larger memory"),
 }
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_delta_that_is_damaged_is_refused(file: Path, start: Start, tmp_path: Path, name: str) -> None:
+def test_a_damaged_delta_is_refused(file: Path, start: Start, tmp_path: Path, name: str) -> None:
     content, why = BAD[name]
     (tmp_path / "delta").write_bytes(content)
     memory = ram.of(start(file).pid, file, SIZE)
@@ -184,28 +184,26 @@ def test_a_delta_that_is_damaged_is_refused(file: Path, start: Start, tmp_path: 
         memory.apply(tmp_path / "delta")
 
 
-def test_a_delta_that_is_cut_off_anywhere_is_refused(file: Path, start: Start, tmp_path: Path) -> None:
+def test_a_truncated_delta_is_refused(file: Path, start: Start, tmp_path: Path) -> None:
     memory = ram.of(start(file).pid, file, SIZE)
     table = 16 + 2 * 16
     for size in (*range(table + 2), table + PAGE - 1, table + PAGE, len(GOOD) - 1):
         (tmp_path / "delta").write_bytes(GOOD[:size])
-        with pytest.raises(ValueError, match="no delta" if size < 16 else "cut off"):
+        with pytest.raises(ValueError, match="not a delta" if size < 16 else "truncated"):
             memory.apply(tmp_path / "delta")
 
 
-def test_the_good_one_is_applied(file: Path, start: Start, tmp_path: Path) -> None:
+def test_an_undamaged_delta_is_applied(file: Path, start: Start, tmp_path: Path) -> None:
     (tmp_path / "delta").write_bytes(GOOD)
     one = start(file)
     ram.of(one.pid, file, SIZE).apply(tmp_path / "delta")
     assert one.dump() == filled(file.read_bytes(), (1, 1, 0x55), (7, 1, 0x55))
 
 
-# -- memories that are not there
+# -- memories that do not exist
 
 
-def test_a_memory_that_is_not_mapped_as_it_should_be_is_not_found(
-    file: Path, start: Start, tmp_path: Path
-) -> None:
+def test_a_memory_mapped_in_another_way_is_not_found(file: Path, start: Start, tmp_path: Path) -> None:
     pid = start(file).pid
     (tmp_path / "other").write_bytes(file.read_bytes())
     for path, size in ((file, SIZE - PAGE), (file, 2 * SIZE), (tmp_path / "other", SIZE), (None, SIZE - PAGE)):
@@ -230,12 +228,12 @@ def test_a_process_that_is_gone_has_no_memory(file: Path, start: Start, tmp_path
             action()
 
 
-def test_an_address_where_nothing_is_mapped_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="memory of QEMU cannot be copied: Bad address"):
+def test_an_unmapped_address_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="cannot copy the memory of QEMU: Bad address"):
         Ram(os.getpid(), mmap.PAGESIZE, SIZE).write_delta([(0, 1)], tmp_path / "delta")
 
 
-def test_a_disk_that_is_full_is_told(file: Path, start: Start) -> None:
+def test_a_full_disk_is_an_error(file: Path, start: Start) -> None:
     memory = ram.of(start(file, *RUNS).pid, file, SIZE)
     with pytest.raises(OSError, match="No space left"):
         memory.write_delta(CHANGED, Path("/dev/full"))

@@ -13,7 +13,7 @@ from obuild.executors.qemu.qmp import Qmp, QmpLost
 
 
 class Other:
-    """QEMU's end of the channel; what it says is there before it is asked."""
+    """QEMU's end of the channel; its lines are there before they are requested."""
 
     def __init__(self) -> None:
         ours, self.sock = socket.socketpair()
@@ -39,11 +39,11 @@ def event(name: str, **data: object) -> dict[str, object]:
 
 
 def answer(id: int, value: object) -> dict[str, object]:
-    """To the command of this number, counted from 1."""
+    """Answer the command with this number, counted from 1."""
     return {"return": value, "id": id}
 
 
-def test_the_greeting_is_taken_and_commands_are_switched_on(other: Other) -> None:
+def test_the_greeting_is_read_and_commands_are_enabled(other: Other) -> None:
     other.says({"QMP": {}}, answer(1, {}))
     other.qmp.negotiate(5.0)
     assert [message["execute"] for message in other.heard()] == ["qmp_capabilities"]
@@ -56,7 +56,7 @@ def test_an_answer_is_returned_and_events_before_it_are_kept_in_order(other: Oth
     assert [kept["event"] for kept in other.qmp.events] == ["A", "B"]
 
 
-def test_a_refusal_says_what_and_why(other: Other) -> None:
+def test_a_refusal_names_the_command_and_the_reason(other: Other) -> None:
     other.says({"error": {"class": "GenericError", "desc": "no such device"}, "id": 1})
     with pytest.raises(MachineError, match=r"refused eject.*no such device"):
         other.qmp.execute("eject", timeout=5.0)
@@ -67,7 +67,7 @@ def test_silence_is_an_error(other: Other) -> None:
         other.qmp.execute("query-status", timeout=0.01)
 
 
-def test_a_closed_channel_is_a_loss(other: Other) -> None:
+def test_a_closed_channel_is_a_lost_qemu(other: Other) -> None:
     other.sock.close()
     with pytest.raises(QmpLost):
         other.qmp.execute("query-status")
@@ -77,7 +77,7 @@ def test_a_closed_channel_is_a_loss(other: Other) -> None:
         other.qmp.wait_event("A", timeout=5.0)
 
 
-def test_half_a_line_is_no_message_yet(other: Other) -> None:
+def test_half_a_line_is_not_yet_a_message(other: Other) -> None:
     other.sock.sendall(b'{"event": "A"')
     other.qmp.poll()
     assert other.qmp.events == []
@@ -86,7 +86,7 @@ def test_half_a_line_is_no_message_yet(other: Other) -> None:
     assert [kept["event"] for kept in other.qmp.events] == ["A"]
 
 
-def test_the_event_waited_for_is_taken_and_the_others_stay(other: Other) -> None:
+def test_waiting_for_an_event_leaves_the_others(other: Other) -> None:
     other.says(event("A"), event("B", reason="x"), event("C"))
     found = other.qmp.wait_event("B", "D", timeout=5.0)
     assert found == event("B", reason="x")
@@ -94,17 +94,17 @@ def test_the_event_waited_for_is_taken_and_the_others_stay(other: Other) -> None
     assert [kept["event"] for kept in other.qmp.events] == ["A", "C"]
 
 
-def test_an_event_that_has_come_already_is_not_waited_for(other: Other) -> None:
+def test_an_event_that_has_already_come_is_returned_at_once(other: Other) -> None:
     other.says(event("A"), answer(1, {}))
     other.qmp.execute("cont", timeout=5.0)
     assert other.qmp.wait_event("A", timeout=0.0) == event("A")
 
 
-def test_an_event_that_does_not_come_is_none(other: Other) -> None:
+def test_waiting_for_an_event_returns_none_after_the_timeout(other: Other) -> None:
     assert other.qmp.wait_event("A", timeout=0.01) is None
 
 
-def test_an_answer_that_comes_too_late_is_not_taken_for_the_next_ones(other: Other) -> None:
+def test_a_late_answer_is_not_mistaken_for_the_next_one(other: Other) -> None:
     with pytest.raises(MachineError):
         other.qmp.execute("slow", timeout=0.01)
     other.says(answer(1, "late"), answer(2, "in time"))

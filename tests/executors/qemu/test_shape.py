@@ -31,7 +31,7 @@ GOLDEN = Path(__file__).parents[2] / "golden" / "qemu"
         (Settings(vm="hot"), "--vm hot: it can be auto, boot, warm"),
     ],
 )
-def test_what_no_machine_can_be_is_refused_with_advice(settings: Settings, why: str) -> None:
+def test_impossible_settings_are_refused_with_a_hint(settings: Settings, why: str) -> None:
     with pytest.raises(UsageError, match=why):
         settings.checked()
 
@@ -49,12 +49,12 @@ def test_the_default_settings_are_fine() -> None:
         (8 << 30, 256 << 20, 8 << 30),
     ],
 )
-def test_memory_is_what_was_asked_for_else_enough_for_the_base(asked: int, needed: int, given: int) -> None:
+def test_the_memory_is_as_set_or_enough_for_the_base(asked: int, needed: int, given: int) -> None:
     assert shape_for(Settings(memory=asked), Card(memory=needed), "tcg").memory == given
 
 
 @pytest.mark.parametrize("os", OSES)
-def test_every_system_that_a_card_may_name_can_be_asked_for(os: str) -> None:
+def test_every_os_of_cards_can_be_set(os: str) -> None:
     assert Settings(os=os).checked().os == os
     assert shape_for(Settings(), Card(os=os), "kvm").accel == "kvm"
 
@@ -66,7 +66,7 @@ def test_an_architecture_has_one_name() -> None:
 
 
 def option(argv: list[str], name: str) -> list[str]:
-    """The values of an option, in order."""
+    """Return the values of an option, in order."""
     return [value for before, value in itertools.pairwise(argv) if before == name]
 
 
@@ -83,19 +83,19 @@ def test_the_command_line_has_the_shape() -> None:
 
 
 @pytest.mark.parametrize(("accel", "cpu", "words"), [("kvm", "host", "kvm"), ("tcg", "max", "tcg,thread=multi")])
-def test_the_cpu_goes_with_the_accelerator(accel: str, cpu: str, words: str) -> None:
+def test_the_cpu_depends_on_the_accelerator(accel: str, cpu: str, words: str) -> None:
     line = argv(Shape(accel="kvm" if accel == "kvm" else "tcg"))
     assert option(line, "-cpu") == [cpu]
     assert option(line, "-accel") == [words]
 
 
 @pytest.mark.parametrize(("network", "restrict"), [(True, "restrict=off"), (False, "restrict=on")])
-def test_a_step_without_network_cannot_reach_out(network: bool, restrict: str) -> None:
+def test_a_closed_network_is_restricted(network: bool, restrict: str) -> None:
     (netdev,) = option(argv(Shape(), network=network), "-netdev")
     assert restrict in netdev.split(",")
 
 
-def test_the_ssh_port_is_open_to_this_host_only_and_never_fixed() -> None:
+def test_the_ssh_port_is_local_and_not_fixed() -> None:
     (netdev,) = option(argv(Shape()), "-netdev")
     assert "hostfwd=tcp:127.0.0.1:0-:22" in netdev.split(",")
 
@@ -105,11 +105,11 @@ def test_a_comma_in_the_image_path_does_not_end_it() -> None:
     assert "filename=/a,,readonly=on/x," in blockdev
 
 
-def test_no_default_device_and_no_user_configuration_slips_in() -> None:
+def test_there_are_no_default_devices_and_no_user_configuration() -> None:
     assert argv(Shape())[1:3] == ["-nodefaults", "-no-user-config"]
 
 
-def test_uefi_gets_its_variables_and_keeps_them_only_if_it_shall() -> None:
+def test_uefi_keeps_its_variables_only_if_asked_to() -> None:
     code, defaults = option(argv(Shape(firmware="uefi")), "-drive")
     assert code == "if=pflash,unit=0,format=raw,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd"
     assert defaults == "if=pflash,unit=1,format=raw,snapshot=on,file=/usr/share/OVMF/OVMF_VARS_4M.fd"
@@ -119,13 +119,13 @@ def test_uefi_gets_its_variables_and_keeps_them_only_if_it_shall() -> None:
 
 def test_a_machine_with_uefi_is_not_kept_warm() -> None:
     assert not shape_for(Settings(), Card(firmware="uefi"), "kvm").warm
-    with pytest.raises(UsageError, match="UEFI has memory of its own"):
+    with pytest.raises(UsageError, match="UEFI has its own memory"):
         shape_for(Settings(vm="warm"), Card(firmware="uefi"), "kvm")
-    with pytest.raises(UsageError, match="no machine for s390x by UEFI"):
+    with pytest.raises(UsageError, match="cannot boot s390x machines by UEFI"):
         shape_for(Settings(), Card(arch="s390x", firmware="uefi"), "kvm")
 
 
-def test_a_host_without_the_firmware_is_told_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_firmware_is_an_error_that_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "require", lambda program: program)
     monkeypatch.setattr(Path, "exists", lambda path: False)
     with pytest.raises(UsageError, match=r"OVMF_CODE_4M\.fd is missing") as caught:
@@ -139,13 +139,13 @@ def test_a_host_without_the_firmware_is_told_the_package(monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("accel", ["kvm", "tcg"])
 @pytest.mark.parametrize("arch", ARCHES)
-def test_the_whole_command_line_is_what_it_was(arch: str, accel: Accel) -> None:
+def test_the_command_line_matches_the_golden_file(arch: str, accel: Accel) -> None:
     kernel = None if arch == "x86_64" else Kernel(Path("/k"), Path("/i"), "root=/dev/vda1 rw")
     line = argv(Shape(arch=arch, accel=accel, kernel=kernel))
     assert line == (GOLDEN / f"{arch}-{accel}.txt").read_text().splitlines()
 
 
-#: What a machine that can be saved is told besides: the shape alone, and with a memory of its own.
+#: The golden files of a machine that can be saved: only its devices, new memory, and memory from a file.
 WARM = {
     "warm": None,
     "warm-held": Memory(),
@@ -154,15 +154,15 @@ WARM = {
 
 
 @pytest.mark.parametrize("name", WARM)
-def test_the_whole_command_line_of_a_machine_that_can_be_saved_is_what_it_was(name: str) -> None:
+def test_the_command_line_of_a_machine_that_can_be_saved_matches_the_golden_file(name: str) -> None:
     links = Links("socket,fd=8", "socket,fd=9")
     shape = Shape(memory=(512 << 20) + 4096, warm=True)
     line = qemu_argv(shape, Path("/x"), network=False, qmp="socket,fd=7", links=links, memory=WARM[name])
     assert list(map(str, line)) == (GOLDEN / f"x86_64-{name}.txt").read_text().splitlines()
 
 
-def test_a_guest_sees_the_same_devices_however_its_machine_began() -> None:
-    """Else it could not be resumed by a machine that was started another way."""
+def test_a_guest_sees_the_same_devices_however_its_machine_was_started() -> None:
+    """Else a machine that was started differently could not resume it."""
     shape = Shape(warm=True)
     lines = [
         list(map(str, qemu_argv(shape, Path("/x"), network=network, qmp="q", links=None, memory=memory)))
@@ -190,7 +190,7 @@ def test_a_machine_with_both_networks_has_one_of_each_and_one_card() -> None:
 
 
 @pytest.mark.parametrize("vm", VM)
-def test_steps_get_their_machines_in_one_of_these_ways(vm: str) -> None:
+def test_every_vm_mode_is_accepted(vm: str) -> None:
     assert Settings(vm=vm).checked().vm == vm
     assert shape_for(Settings(vm=vm), Card(), "tcg").warm
 
@@ -198,14 +198,14 @@ def test_steps_get_their_machines_in_one_of_these_ways(vm: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "card", "why"),
     [
-        (Settings(), Card(os="freebsd"), "runs no Linux"),
-        (Settings(os="windows"), Card(), "runs no Linux"),
+        (Settings(), Card(os="freebsd"), "does not run Linux"),
+        (Settings(os="windows"), Card(), "does not run Linux"),
         (Settings(), Card(warm="no"), "card says so"),
         (Settings(), Card(arch="aarch64"), "same random numbers"),
         (Settings(arch="s390x"), Card(), "same random numbers"),
     ],
 )
-def test_a_guest_that_cannot_be_kept_warm_is_booted_unless_it_must_be(
+def test_a_guest_that_cannot_be_kept_warm_boots_unless_vm_is_warm(
     settings: Settings, card: Card, why: str
 ) -> None:
     assert not shape_for(settings, card, "tcg").warm
@@ -221,7 +221,7 @@ def test_a_kernel_needs_no_initial_ram_disk() -> None:
 
 
 @pytest.mark.parametrize(("arch", "option"), [("aarch64", "-bios"), ("riscv64", "-kernel")])
-def test_a_board_without_firmware_is_given_one_to_boot_a_disk(arch: str, option: str) -> None:
+def test_a_board_without_firmware_gets_one_to_boot_a_disk(arch: str, option: str) -> None:
     assert argv(Shape(arch=arch))[-2:] == [option, ARCHES[arch].firmware[1]]
     assert ARCHES[arch].firmware[1] not in argv(Shape(arch=arch, kernel=Kernel(Path("/k"), None, "")))
 

@@ -1,4 +1,4 @@
-"""Machines that outlast a step: what QEMU is told, which files there are, and real ones that go on."""
+"""Machines that outlast a step: the commands to QEMU, the files, and real machines that continue."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ BASE, ONE, TWO, THREE = (LayerId(digit * 64) for digit in "b123")
 
 @dataclass
 class FakeQmp:
-    """Remembers what it is told; `events` are those to come."""
+    """Records commands; `events` are the ones to return."""
 
     told: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     events: list[dict[str, Any] | None] = field(default_factory=list)
@@ -51,7 +51,7 @@ class FakeQmp:
 
 @dataclass
 class FakeMachine:
-    """What a Lasting asks of a machine."""
+    """What a Lasting needs of a machine."""
 
     shape: Shape = SHAPE
     qmp: FakeQmp = field(default_factory=FakeQmp)
@@ -65,7 +65,7 @@ class FakeMachine:
 
 @dataclass
 class FakeShell:
-    """Answers as it was told to."""
+    """Gives scripted answers."""
 
     why: str = ""
     can: bool = True
@@ -81,7 +81,7 @@ class FakeShell:
 
 @dataclass
 class Place:
-    """A folder with a store's layout."""
+    """A folder with the layout of a store."""
 
     root: Path
     log: BinaryIO
@@ -99,7 +99,7 @@ class Place:
         return Draft(id, path, self.log, parent, f"../../../result/{parent}/rootfs/image.qcow2")
 
     def folder(self, name: str) -> Path:
-        """One for a machine, or for a state."""
+        """Make a folder for a machine or a state."""
         path = self.root / "warm-tmp" / name
         path.mkdir(parents=True)
         return path
@@ -107,7 +107,7 @@ class Place:
 
 @pytest.fixture
 def place(tmp_path: Path) -> Iterator[Place]:
-    """With a base of 32 MiB in it."""
+    """A place with a base of 32 MiB."""
     with (tmp_path / "log").open("wb") as log:
         place = Place(tmp_path / "store", log)
         place.image(BASE).parent.mkdir(parents=True)
@@ -117,7 +117,7 @@ def place(tmp_path: Path) -> Iterator[Place]:
 
 @pytest.fixture
 def live(place: Place) -> Lasting:
-    """One without a machine."""
+    """A Lasting without a machine."""
     made = Lasting(cast(Machine, FakeMachine()), place.folder("0-machine"), None)
     assert cast(FakeMachine, made.machine).watched
     made.shell = cast(Resident, FakeShell())
@@ -135,18 +135,18 @@ def shell(live: Lasting) -> FakeShell:
 # -- from step to step
 
 
-def test_a_guest_that_is_frozen_is_stopped(live: Lasting) -> None:
+def test_a_frozen_guest_is_paused(live: Lasting) -> None:
     assert live.freeze() == ""
     assert qmp(live).told == [("stop", {})]
 
 
-def test_a_guest_that_needs_a_boot_runs_on(live: Lasting) -> None:
+def test_a_guest_that_needs_a_boot_is_not_paused(live: Lasting) -> None:
     shell(live).why = "so"
     assert live.freeze() == "so"
     assert qmp(live).told == []
 
 
-def test_a_sealed_draft_is_below_a_new_disk(live: Lasting, place: Place) -> None:
+def test_sealing_puts_a_new_disk_on_the_draft(live: Lasting, place: Place) -> None:
     draft = place.draft(ONE, BASE)
     draft.lay()
     live.seal(draft)
@@ -164,10 +164,10 @@ def test_a_sealed_draft_is_below_a_new_disk(live: Lasting, place: Place) -> None
     ]
     assert live.layer == ONE
     place.layer(draft)
-    qemu_img.check(path)  # with its backing file there
+    qemu_img.check(path)  # needs its backing file
 
 
-def test_the_next_draft_has_that_disk_and_then_it_alone(live: Lasting, place: Place) -> None:
+def test_the_next_draft_takes_over_that_disk(live: Lasting, place: Place) -> None:
     first, second = place.draft(ONE, BASE), place.draft(TWO, ONE)
     first.lay()
     live.seal(first)
@@ -187,7 +187,7 @@ def test_the_next_draft_has_that_disk_and_then_it_alone(live: Lasting, place: Pl
 
 @pytest.mark.parametrize("network", [True, False])
 @pytest.mark.parametrize("can", [True, False])
-def test_a_guest_goes_on_in_the_network_that_it_is_to_have(live: Lasting, network: bool, can: bool) -> None:
+def test_a_guest_continues_with_the_network_of_its_step(live: Lasting, network: bool, can: bool) -> None:
     shell(live).can = can
     assert live.go_on(None, network=network) is can
     assert cast(FakeMachine, live.machine).network == [network]
@@ -195,7 +195,7 @@ def test_a_guest_goes_on_in_the_network_that_it_is_to_have(live: Lasting, networ
     assert shell(live).told[0]["network"] is network
 
 
-def test_a_resumed_guest_gets_a_seed_of_its_own(live: Lasting, place: Place) -> None:
+def test_a_resumed_guest_gets_its_own_seed(live: Lasting, place: Place) -> None:
     for _ in range(2):
         live.go_on(None, network=False)
     seeds = {told["seed"] for told in shell(live).told}
@@ -203,7 +203,7 @@ def test_a_resumed_guest_gets_a_seed_of_its_own(live: Lasting, place: Place) -> 
     assert all(re.fullmatch(r"[0-9a-f]{64}", str(seed)) for seed in seeds)
 
 
-def test_one_that_runs_on_gets_no_seed(live: Lasting, place: Place) -> None:
+def test_a_guest_that_continues_gets_no_seed(live: Lasting, place: Place) -> None:
     live.freeze()
     (live.folder / "disks").mkdir(exist_ok=True)
     (live.folder / "disks" / "0.qcow2").touch()
@@ -211,10 +211,10 @@ def test_one_that_runs_on_gets_no_seed(live: Lasting, place: Place) -> None:
     assert [told["seed"] for told in shell(live).told] == [""]
 
 
-def test_a_machine_stands_on_the_layer_whose_disk_it_has(live: Lasting, place: Place) -> None:
+def test_a_machine_can_continue_only_on_the_layer_whose_disk_it_has(live: Lasting, place: Place) -> None:
     first, child, other = place.draft(ONE, BASE), place.draft(TWO, ONE), place.draft(THREE, BASE)
     first.lay()
-    assert not live.stands_on(first)  # it is frozen on no layer's disk
+    assert not live.stands_on(first)  # it is not frozen on the disk of a layer
     live.seal(first)
     assert live.stands_on(child)
     assert not live.stands_on(other)
@@ -228,7 +228,7 @@ def test_a_machine_stands_on_the_layer_whose_disk_it_has(live: Lasting, place: P
 
 @dataclass
 class FakeRam:
-    """Memory of which so many pages differ; what is written says how."""
+    """Memory with a given number of changed pages; what it writes says how it was called."""
 
     pages: int
 
@@ -244,7 +244,7 @@ class FakeRam:
 
 @pytest.fixture
 def pages(monkeypatch: pytest.MonkeyPatch, live: Lasting) -> Callable[[int], FakeRam]:
-    """Let so many pages of its memory differ."""
+    """Set how many pages of its memory have changed."""
 
     def differ(pages: int) -> FakeRam:
         memory = FakeRam(pages)
@@ -264,7 +264,7 @@ def files(folder: Path) -> dict[str, str]:
     return {path.name: path.read_text(errors="replace") for path in folder.iterdir()}
 
 
-def test_a_machine_that_was_booted_is_saved_whole(live: Lasting, pages: Callable[[int], FakeRam]) -> None:
+def test_the_memory_of_a_booted_machine_is_saved_whole(live: Lasting, pages: Callable[[int], FakeRam]) -> None:
     memory = pages(3)
     live.save(live.folder / "made")
     assert files(live.folder / "made") == {"ram": f"None {memory.changed()}", "device": "devices"}
@@ -274,7 +274,7 @@ def test_a_machine_that_was_booted_is_saved_whole(live: Lasting, pages: Callable
     assert not live.heavy
 
 
-def test_what_booting_has_written_is_saved_with_it(
+def test_the_disk_writes_of_a_boot_are_saved_too(
     live: Lasting, place: Place, pages: Callable[[int], FakeRam]
 ) -> None:
     pages(3)
@@ -284,9 +284,7 @@ def test_what_booting_has_written_is_saved_with_it(
     assert (live.folder / "made" / "disk.qcow2").read_bytes() == draft.image.read_bytes()
 
 
-def test_a_machine_that_was_resumed_is_saved_as_what_has_changed(
-    live: Lasting, pages: Callable[[int], FakeRam]
-) -> None:
+def test_a_resumed_machine_is_saved_as_a_delta(live: Lasting, pages: Callable[[int], FakeRam]) -> None:
     live.file = live.folder / "ram"
     live.file.write_text("memory")
     memory = pages(HEAVY // ram.PAGE)
@@ -300,7 +298,7 @@ def test_a_machine_that_was_resumed_is_saved_as_what_has_changed(
     assert not live.heavy
 
 
-def test_if_much_has_changed_all_is_saved(live: Lasting, pages: Callable[[int], FakeRam]) -> None:
+def test_if_much_has_changed_the_whole_memory_is_saved(live: Lasting, pages: Callable[[int], FakeRam]) -> None:
     live.file = live.folder / "ram"
     live.file.write_text("memory")
     memory = pages(HEAVY // ram.PAGE + 1)
@@ -312,7 +310,7 @@ def test_if_much_has_changed_all_is_saved(live: Lasting, pages: Callable[[int], 
     assert not live.heavy
 
 
-def test_a_folder_that_is_there_is_not_written_to(live: Lasting, pages: Callable[[int], FakeRam]) -> None:
+def test_an_existing_folder_is_not_written_to(live: Lasting, pages: Callable[[int], FakeRam]) -> None:
     pages(3)
     (live.folder / "made").mkdir()
     with pytest.raises(FileExistsError):
@@ -326,7 +324,7 @@ def load(fake: FakeMachine, device: Path) -> None:
     snapshot._load(cast(Machine, fake), device)
 
 
-def test_the_state_of_the_devices_is_waited_for() -> None:
+def test_loading_waits_for_the_state_of_the_devices() -> None:
     statuses = ("setup", "active", "completed", "failed")
     fake = FakeMachine(qmp=FakeQmp(events=[{"data": {"status": status}} for status in statuses]))
     load(fake, Path("/a b/it's $x"))
@@ -335,9 +333,9 @@ def test_the_state_of_the_devices_is_waited_for() -> None:
 
 
 @pytest.mark.parametrize("last", [None, {"data": {"status": "failed"}}])
-def test_a_state_that_qemu_does_not_take_is_an_error(last: dict[str, Any] | None) -> None:
+def test_a_state_that_qemu_refuses_is_an_error(last: dict[str, Any] | None) -> None:
     fake = FakeMachine(qmp=FakeQmp(events=[{"data": {"status": "setup"}}, last]))
-    with pytest.raises(MachineError, match="does not take the saved state"):
+    with pytest.raises(MachineError, match="does not accept the saved state"):
         load(fake, Path("/device"))
 
 
@@ -359,7 +357,7 @@ flags\t\t: fpu {flag}
 
 @dataclass
 class FakeHome:
-    """What a guest is told."""
+    """The scripts of a guest."""
 
     text: bytes = b"start"
 
@@ -369,7 +367,7 @@ class FakeHome:
 
 @pytest.fixture
 def qemu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """QEMU, which is a file here."""
+    """QEMU, as an ordinary file."""
     binary = tmp_path / "qemu-8"
     binary.write_text("QEMU 8")
     (tmp_path / "qemu").symlink_to(binary)
@@ -379,7 +377,7 @@ def qemu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def cpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Be a host with such a CPU."""
+    """Give the host such a CPU."""
     read = Path.read_text
 
     def be(vendor: str = "v", mhz: str = "1000.1", flag: str = "vmx") -> None:
@@ -407,17 +405,17 @@ def identity(shape: Shape, home: FakeHome | None = None) -> str:
         replace(SHAPE, kernel=Kernel(Path("/k"), None, "quiet")),
     ],
 )
-def test_a_machine_of_another_shape_is_another(other: Shape) -> None:
+def test_another_shape_has_another_identity(other: Shape) -> None:
     assert identity(SHAPE) == identity(replace(SHAPE))
     assert identity(other) != identity(SHAPE)
 
 
 @pytest.mark.usefixtures("qemu")
-def test_a_guest_that_was_told_something_else_is_another() -> None:
+def test_another_resident_shell_has_another_identity() -> None:
     assert identity(SHAPE, FakeHome(b"other")) != identity(SHAPE)
 
 
-def test_another_qemu_is_another(qemu: Path) -> None:
+def test_another_qemu_has_another_identity(qemu: Path) -> None:
     before = identity(SHAPE)
     assert identity(SHAPE) == before
     with qemu.open("a") as file:
@@ -432,7 +430,7 @@ def test_another_qemu_is_another(qemu: Path) -> None:
 
 
 @pytest.mark.usefixtures("qemu")
-def test_the_hosts_cpu_counts_if_the_guest_sees_it(cpu: Callable[..., None]) -> None:
+def test_the_hosts_cpu_counts_only_if_the_guest_sees_it(cpu: Callable[..., None]) -> None:
     kvm = replace(SHAPE, accel="kvm")
     found = []
     for about in ({}, {"mhz": "2000.2"}, {"vendor": "w"}, {"flag": "svm"}):
@@ -444,31 +442,29 @@ def test_the_hosts_cpu_counts_if_the_guest_sees_it(cpu: Callable[..., None]) -> 
     assert len({one, *others}) == 3
 
 
-# -- real ones
+# -- real machines
 
 real = pytest.mark.skipif(
     not (shutil.which("qemu-system-x86_64") and shutil.which("setpriv")), reason="needs QEMU and setpriv"
 )
 
-#: Writes the alphabet to the serial console, again and again, but not so fast that QEMU forgets some of it; which
-#: letter is next, is in its memory at 0x500.
-#:
-#:     movb $'a', 0x500; 1: mov 0x500, %al; out %al, %dx; inc %al; cmp $'z', %al; jbe 2f; mov $'a', %al
-#:     2: mov %al, 0x500; mov $0x4000, %cx; 3: loop 3b; jmp 1b
+#: Writes the alphabet to the serial console, again and again, slowly enough that QEMU keeps all of it. The next
+#: letter is in its memory at 0x500.  movb $'a', 0x500; 1: mov 0x500, %al; out %al, %dx; inc %al; cmp $'z', %al;
+#: jbe 2f; mov $'a', %al 2: mov %al, 0x500; mov $0x4000, %cx; 3: loop 3b; jmp 1b
 ALPHABET = bytes.fromhex("c606000561 a00005 ee fec0 3c7a 7602 b061 a20005 b90040 e2fe ebea")
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 @pytest.fixture
 def counting(place: Place, tmp_path: Path) -> Place:
-    """With a base whose guest counts."""
+    """A place with a base whose guest counts."""
     (tmp_path / "raw").write_bytes(boot_disk("", ALPHABET))
     qemu_img.import_image(qemu_img.inspect(tmp_path / "raw"), place.image(BASE))
     return place
 
 
 def count(running: Machine) -> str:
-    """Let a guest run until it has written something, and hold it; what it has written."""
+    """Let a guest run until it has written something, and pause it; return what it has written."""
     read: dict[str, object] = {"device": "console", "size": 1 << 16}
     running.qmp.execute("cont")
     said = ""
@@ -480,7 +476,7 @@ def count(running: Machine) -> str:
 
 
 def after(said: str) -> str:
-    """The letter that comes next."""
+    """Return the letter that comes next."""
     return LETTERS[(LETTERS.index(said[-1]) + 1) % len(LETTERS)]
 
 
@@ -506,7 +502,7 @@ def saved(counting: Place) -> tuple[Path, str]:
 
 
 @real
-def test_a_saved_machine_goes_on_where_it_was(counting: Place, saved: tuple[Path, str]) -> None:
+def test_a_resumed_machine_continues_where_it_was_saved(counting: Place, saved: tuple[Path, str]) -> None:
     state, said = saved
     with resumed(counting, state, ONE) as live:
         assert live.machine.console() == ""
@@ -514,9 +510,7 @@ def test_a_saved_machine_goes_on_where_it_was(counting: Place, saved: tuple[Path
 
 
 @real
-def test_as_often_as_one_likes_and_from_what_it_was_saved_again_as(
-    counting: Place, saved: tuple[Path, str]
-) -> None:
+def test_a_machine_can_be_resumed_and_saved_repeatedly(counting: Place, saved: tuple[Path, str]) -> None:
     state, said = saved
     ram_before = (state / "ram").read_bytes()
     for id in (ONE, TWO):
@@ -540,11 +534,11 @@ def test_as_often_as_one_likes_and_from_what_it_was_saved_again_as(
         ("device", lambda data: b"no state at all" * 1000, MachineError, "QEMU"),
         ("device", lambda data: data[: len(data) // 2], MachineError, "QEMU"),
         ("ram", lambda data: data[: len(data) // 2], MachineError, "QEMU did not start"),
-        ("delta", lambda data: b"no delta", ValueError, "no delta"),
+        ("delta", lambda data: b"no delta", ValueError, "not a delta"),
         ("disk.qcow2", lambda data: b"no image", ValueError, "cut off"),
     ],
 )
-def test_a_machine_that_was_not_saved_well_is_an_error(
+def test_resuming_a_damaged_state_is_an_error(
     counting: Place,
     saved: tuple[Path, str],
     name: str,
@@ -560,7 +554,7 @@ def test_a_machine_that_was_not_saved_well_is_an_error(
 
 
 @real
-def test_the_disks_of_a_real_machine(counting: Place) -> None:
+def test_a_real_machine_continues_on_new_disks(counting: Place) -> None:
     first, second = counting.draft(ONE, BASE), counting.draft(TWO, ONE)
     first.lay()
     with machine.start(SHAPE, first.image, CancelScope(), network=False, memory=Memory()) as running:
@@ -572,7 +566,7 @@ def test_the_disks_of_a_real_machine(counting: Place) -> None:
             live.seal(draft)
             counting.layer(draft)
             nodes = {node["node-name"]: node["ro"] for node in running.qmp.execute("query-named-block-nodes")}
-            assert nodes[f"disk{live._disks - 1}"]  # the layer's image is read, and nothing else
+            assert nodes[f"disk{live._disks - 1}"]  # the layer's image is open only for reading
             assert not nodes[f"disk{live._disks}"]
             qemu_img.check(counting.image(draft.id))
             if draft is first:

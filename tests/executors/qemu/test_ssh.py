@@ -1,4 +1,4 @@
-"""SSH without a guest: keys, and waiting for a server that begins to speak."""
+"""SSH without a guest: keys, and waiting for a server to speak."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.support.fakes import FakeMachine
 from tests.support.ssh_server import Handler, pipe, serve
 
 
-def test_a_key_is_made_once_for_its_owner_only(tmp_path: Path) -> None:
+def test_a_key_is_made_once_and_readable_only_by_its_owner(tmp_path: Path) -> None:
     path = tmp_path / "ssh" / "id_ed25519"
     public = ssh.make_key(path)
     private = path.read_bytes()
@@ -42,12 +42,12 @@ def test_a_key_is_made_once_for_its_owner_only(tmp_path: Path) -> None:
     assert [found.name for found in path.parent.iterdir()] == ["id_ed25519"]
 
 
-def test_processes_that_make_the_same_key_agree_on_it(tmp_path: Path) -> None:
+def test_processes_that_make_a_key_at_once_agree_on_it(tmp_path: Path) -> None:
     with multiprocessing.get_context("spawn").Pool(3) as pool:
         assert len(set(pool.map(ssh.make_key, [tmp_path / "key"] * 6))) == 1
 
 
-def test_a_key_is_one_that_openssh_takes(tmp_path: Path) -> None:
+def test_openssh_accepts_the_key(tmp_path: Path) -> None:
     public = ssh.make_key(tmp_path / "key")
     said = subprocess.run(
         ["ssh-keygen", "-y", "-f", tmp_path / "key"], check=True, capture_output=True, text=True
@@ -55,7 +55,7 @@ def test_a_key_is_one_that_openssh_takes(tmp_path: Path) -> None:
     assert said.split()[:2] == public.split()[:2]
 
 
-def test_a_key_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+def test_an_unusable_key_is_named(tmp_path: Path) -> None:
     locked = tmp_path / "locked"
     argv = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "secret", "-f", str(locked)]
     subprocess.run(argv, check=True)
@@ -71,7 +71,7 @@ Talk = Callable[[socket.socket], object]
 
 @contextlib.contextmanager
 def server(*talks: Talk) -> Iterator[int]:
-    """A TCP server whose connections are talked to in order; yields its port."""
+    """A TCP server that handles each connection with the next function; yields its port."""
 
     def serve() -> None:
         for talk in talks:
@@ -116,41 +116,41 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def wait(machine: FakeMachine, seconds: float = 60.0) -> bytes:
-    """What the connection says that `ssh` has waited for."""
+    """Return the first line of the connection that `ssh` returned."""
     with ssh.wait_for_banner(cast(Machine, machine), time.monotonic() + seconds) as sock:
         return sock.recv(100)
 
 
 @pytest.mark.parametrize("first", [hangs_up, says_something_else, says_nothing])
 def test_a_server_is_tried_until_it_speaks_ssh(first: Talk) -> None:
-    """One that says nothing is given up only if the guest itself has not accepted the connection."""
+    """A silent connection is given up only if the guest itself has not accepted it."""
     with server(first, speaks) as port:
         assert wait(FakeMachine(port, Shape(), accepts=False)) == b"SSH-2.0-test\r\n"
 
 
-def test_nothing_of_the_banner_is_lost() -> None:
+def test_the_banner_can_still_be_read() -> None:
     with server(speaks) as port:
         assert wait(FakeMachine(port, Shape())).startswith(b"SSH-2.0")
 
 
-def test_a_guest_that_never_answers_is_given_up_with_advice() -> None:
+def test_a_guest_that_never_answers_is_an_error_with_a_hint() -> None:
     with server(says_nothing) as port, pytest.raises(MachineError, match="did not answer SSH") as caught:
         wait(FakeMachine(port, Shape(boot_time=7.0), accepts=False), 0.05)
     assert "within 7 s" in caught.value.message
     assert "--qemu-boot-time" in caught.value.hint
 
 
-def test_a_guest_that_stops_while_it_boots_is_not_waited_for() -> None:
+def test_a_guest_that_stops_while_booting_ends_the_wait() -> None:
     with server(says_nothing) as port, pytest.raises(MachineError, match="it panicked"):
         wait(FakeMachine(port, Shape(), stopped="it panicked"))
 
 
-# -- a program at our own terminal
+# -- a program at our terminal
 
 
 @contextlib.contextmanager
 def piped(typed: bytes) -> Iterator[tuple[Terminal, IO[bytes], IO[bytes]]]:
-    """Files in place of a terminal: the first is all that is typed."""
+    """Files instead of a terminal: the first is everything that is typed."""
     with tempfile.TemporaryFile() as stdin, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
         stdin.write(typed)
         stdin.seek(0)
@@ -175,7 +175,7 @@ def contents(file: IO[bytes]) -> bytes:
     return file.read()
 
 
-def test_what_is_piped_into_a_shell_is_run_by_it(key: Path) -> None:
+def test_a_shell_runs_what_is_piped_into_it(key: Path) -> None:
     def shell(command: str, stdin: IO[bytes], stdout: IO[bytes]) -> int:
         assert command == "the command"
         return pipe(["sh"], stdin, stdout)
@@ -185,16 +185,16 @@ def test_what_is_piped_into_a_shell_is_run_by_it(key: Path) -> None:
         assert (contents(out), contents(errors)) == (b"out\n", b"err\n")
 
 
-def test_more_may_be_piped_than_the_guest_takes_at_once(key: Path) -> None:
+def test_more_can_be_piped_than_the_guest_reads_at_once(key: Path) -> None:
     typed = os.urandom(1 << 10) * (5 << 10)
     with piped(typed) as (at, out, _):
         assert interact(lambda command, stdin, stdout: pipe(["cat"], stdin, stdout), at, key) == 0
         assert contents(out) == typed
 
 
-def test_a_program_that_reads_little_may_be_piped_into(key: Path) -> None:
+def test_a_program_need_not_read_all_its_input(key: Path) -> None:
     def deaf(command: str, stdin: IO[bytes], stdout: IO[bytes]) -> int:
-        stdin.read(1)  # before that the client may not know yet that the command has begun
+        stdin.read(1)  # before that, the client may not know yet that the command has started
         stdout.write(b"done")
         return 3
 
@@ -203,7 +203,7 @@ def test_a_program_that_reads_little_may_be_piped_into(key: Path) -> None:
         assert contents(out) == b"done"
 
 
-def test_a_program_that_ends_without_a_status_has_255(key: Path) -> None:
+def test_a_program_that_ends_without_a_status_gives_255(key: Path) -> None:
     def killed(command: str, stdin: IO[bytes], stdout: IO[bytes]) -> int:
         stdin.read(1)
         stdout.channel.close()  # type: ignore[attr-defined]  # paramiko's own file
@@ -213,7 +213,7 @@ def test_a_program_that_ends_without_a_status_has_255(key: Path) -> None:
         assert interact(killed, at, key) == 255
 
 
-def test_a_program_may_close_its_output_and_go_on(key: Path) -> None:
+def test_a_program_may_close_its_output_and_continue(key: Path) -> None:
     def quiet(command: str, stdin: IO[bytes], stdout: IO[bytes]) -> int:
         channel = stdout.channel  # type: ignore[attr-defined]  # paramiko's own file
         channel.shutdown_write()
@@ -224,7 +224,7 @@ def test_a_program_may_close_its_output_and_go_on(key: Path) -> None:
         assert interact(quiet, at, key) == 4
 
 
-def test_what_a_program_leaves_running_holds_nothing_up(key: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_background_processes_do_not_delay_the_end(key: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(terminal, "IDLE", 0.05)
     gone = threading.Event()
 
@@ -240,7 +240,7 @@ def test_what_a_program_leaves_running_holds_nothing_up(key: Path, monkeypatch: 
         assert contents(out) == b"out"
 
 
-def test_a_guest_that_hangs_up_is_told(key: Path) -> None:
+def test_a_guest_that_hangs_up_is_an_error(key: Path) -> None:
     def hangs_up(command: str, stdin: IO[bytes], stdout: IO[bytes]) -> int:
         stdin.read(1)
         stdout.channel.transport.close()  # type: ignore[attr-defined]  # paramiko's own file
@@ -251,7 +251,7 @@ def test_a_guest_that_hangs_up_is_told(key: Path) -> None:
 
 
 class Typed:
-    """A guest's program at a terminal: at a `w` the window changes, and it ends at `exit`."""
+    """A guest's program at a terminal: a `w` resizes the window, and `exit` ends it."""
 
     def __init__(self) -> None:
         self.sizes: list[tuple[str, int, int]] = []
@@ -266,7 +266,7 @@ class Typed:
         data = b""
         while not data.endswith(b"exit\r"):
             byte = stdin.read(1)
-            if byte == b"w":  # now the window changes
+            if byte == b"w":  # resize the window
                 os.kill(os.getpid(), signal.SIGWINCH)
                 assert self.changed.wait(60)
             data += byte
@@ -276,7 +276,7 @@ class Typed:
 
 @pytest.fixture
 def pty() -> Iterator[tuple[int, int]]:
-    """Both ends of a terminal: who types, and who is typed at."""
+    """Both ends of a terminal: the typist's, and the program's."""
     ours, theirs = os.openpty()
     termios.tcsetwinsize(theirs, (33, 101))
     yield ours, theirs
@@ -284,7 +284,7 @@ def pty() -> Iterator[tuple[int, int]]:
     os.close(theirs)
 
 
-def test_at_a_terminal_the_program_has_one_too(
+def test_at_a_terminal_the_program_gets_one_too(
     key: Path, pty: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours, theirs = pty
@@ -304,7 +304,7 @@ def test_at_a_terminal_the_program_has_one_too(
     assert termios.tcgetattr(theirs) == before
 
 
-def test_a_guest_without_terminals_is_told(key: Path, pty: tuple[int, int]) -> None:
+def test_a_guest_without_terminals_is_an_error(key: Path, pty: tuple[int, int]) -> None:
     at = Terminal(pty[1], pty[1], pty[1])
     with pytest.raises(MachineError, match="no terminal") as caught:
         interact(lambda command, stdin, stdout: 0, at, key)

@@ -1,4 +1,4 @@
-"""Which QEMU may keep machines warm: with programs that only say a version."""
+"""Which QEMU may keep machines warm, with programs that only print a version."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from obuild.host.regular import read_text
 
 @pytest.fixture
 def qemu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A program on PATH; it counts how often it was asked."""
+    """A program on PATH that counts how often it is called."""
     (tmp_path / "bin").mkdir()
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
     return tmp_path / "bin" / "qemu"
@@ -40,13 +40,13 @@ def why(qemu: Path) -> str:
         (
             "QEMU emulator version 10.0.2",
             ((7, 2), (9, 2)),
-            "this is QEMU 10.0, and they were tried with 7.2 to 9.2",
+            "this is QEMU 10.0, and they were tested with 7.2 to 9.2",
         ),
-        ("QEMU emulator version 6.2.0", ((7, 2), (7, 2)), "this is QEMU 6.2, and they were tried with 7.2"),
-        ("something else", ((7, 2), (7, 2)), "qemu does not say its version"),
+        ("QEMU emulator version 6.2.0", ((7, 2), (7, 2)), "this is QEMU 6.2, and they were tested with 7.2"),
+        ("something else", ((7, 2), (7, 2)), "qemu does not report its version"),
     ],
 )
-def test_a_version_is_tried_or_not(
+def test_only_versions_in_the_tested_range_are_accepted(
     qemu: Path, said: str, tried: object, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(versions, "TRIED", tried)
@@ -64,7 +64,7 @@ def test_a_qemu_is_asked_once_until_it_is_replaced(qemu: Path) -> None:
 
 
 @pytest.mark.parametrize("memo", ["", "[]", "{", '{"key": 1}', '{"key": null, "said": []}'])
-def test_a_memo_that_makes_no_sense_is_written_anew(qemu: Path, memo: str) -> None:
+def test_an_invalid_memo_is_replaced(qemu: Path, memo: str) -> None:
     install(qemu, "QEMU emulator version 7.2.0")
     path = qemu.parent.parent / "memo.json"
     path.write_text(memo)

@@ -1,4 +1,4 @@
-"""Which machine a step gets, and what becomes of it: with machines that only write down what happens to them."""
+"""Which machine a step gets, and how it ends, with machines that only record what happens to them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.support.fakes import Heard
 
 SHAPE = Shape(warm=True)
 
-#: What happens with a guest that nobody knows yet, and with one that is saved.
+#: What happens with a guest without a saved machine, and with one.
 BOOTED = ["boot to be saved, closed", "settle", "freeze", "save with its disk", "end"]
 RESUMED = ["resume", "go on as it is, closed"]
 SEALED = ["freeze", "seal", "save"]
@@ -40,19 +40,19 @@ SEALED = ["freeze", "seal", "save"]
 
 @dataclass
 class World:
-    """What machines will do. `seen` is what has happened, and `heard` is what the user was told."""
+    """The behaviour of machines. `seen` records what happened, and `heard` what the user was told."""
 
     seen: list[str] = field(default_factory=list)
     heard: Heard = field(default_factory=Heard)
     running: int = 0
     lacks: str = ""
     broken: str = ""
-    boots: list[str] = field(default_factory=list)  # why, for each time that a guest is asked to freeze
-    knows: bool = True  # its network
+    boots: list[str] = field(default_factory=list)  # the answer to each freeze: "", or why a boot is needed
+    knows: bool = True  # whether the guest gets its network without a boot
     heavy: bool = False
     not_resumed: list[Exception | None] = field(default_factory=list)
     not_saved: Exception | None = None
-    stuck: dict[str, str] = field(default_factory=dict)  # what fails the next time that it is done, and why
+    stuck: dict[str, str] = field(default_factory=dict)  # what fails the next time, and with which message
 
     @property
     def notes(self) -> list[str]:
@@ -60,7 +60,7 @@ class World:
 
     @property
     def phases(self) -> list[str]:
-        """The phases that have ended, in order; each that began has."""
+        """Return the phases that have ended, in order; each phase that began must have ended."""
         ended = [phase.phase for phase in self.heard.of(PhaseEnded)]
         assert sorted(ended) == sorted(phase.phase for phase in self.heard.of(PhaseStarted))
         return list(ended)
@@ -71,7 +71,7 @@ class World:
 
     @contextmanager
     def run(self, how: str) -> Iterator[FakeMachine]:
-        """A machine."""
+        """Make a machine."""
         self.seen.append(how)
         self.running += 1
         try:
@@ -83,7 +83,7 @@ class World:
 
 @dataclass
 class FakeMachine:
-    """A machine that runs."""
+    """A running machine."""
 
     world: World
 
@@ -100,7 +100,7 @@ class FakeMachine:
 
 @dataclass
 class FakeLive:
-    """One that can last."""
+    """A machine that can be kept warm."""
 
     machine: FakeMachine
     folder: Path
@@ -160,7 +160,7 @@ class FakeConnection:
 
 
 class FakeHome:
-    """What a guest is told."""
+    """The scripts of a guest."""
 
     def start(self, mark: str) -> bytes:
         return f"start {mark}".encode()
@@ -198,7 +198,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
 
     def lay_anew(draft: Draft) -> None:
         with draft.image.open("rb") if draft.image.exists() else nullcontext() as before:
-            lay(draft)  # what was there may be another machine's disk, too
+            lay(draft)  # what was there may be another machine's disk
             assert not before or not os.path.samestat(os.fstat(before.fileno()), draft.image.stat())
 
     monkeypatch.setattr(Draft, "lay", lay_anew)
@@ -232,7 +232,7 @@ class Build:
         *,
         network: bool = False,
     ) -> None:
-        """Make a step as a build does; `act` is what it does."""
+        """Make a step as a build does; `act` is what happens in it."""
         step = self.steps[number]
         assert step.parent
         with (
@@ -244,7 +244,7 @@ class Build:
             act(session)
 
     def all(self, *numbers: int) -> list[str]:
-        """Make these steps in machines of their own; what has happened."""
+        """Make these steps in their own machines; return what happened."""
         self.world.seen.clear()
         with self.machines() as machines:
             for number in numbers:
@@ -252,11 +252,11 @@ class Build:
         return list(self.world.seen)
 
     def saved(self) -> list[int]:
-        """The steps that have a state; 0 is the base."""
+        """Return the steps that have a state; 0 is the base."""
         return sorted(number for number, step in enumerate(self.steps) if step.id in self.store.states.ids())
 
     def clean(self) -> bool:
-        """Whether nothing that ran is left."""
+        """Return whether no machine is left."""
         states = self.store.states
         return not states.unfinished() and not any(self.store.result_tmp.iterdir())
 
@@ -283,7 +283,7 @@ def fail(session: Session) -> None:
 # -- the usual way
 
 
-def test_a_machine_is_booted_once_saved_and_then_goes_on(build: Build) -> None:
+def test_a_machine_boots_once_is_saved_and_continues(build: Build) -> None:
     assert build.all(1, 2, 3) == [
         *(*BOOTED, *RESUMED, *SEALED),
         *("go on on, closed", *SEALED),
@@ -293,7 +293,7 @@ def test_a_machine_is_booted_once_saved_and_then_goes_on(build: Build) -> None:
     assert build.world.notes == []
 
 
-def test_what_takes_long_is_told_with_the_step_that_it_is_for(build: Build) -> None:
+def test_slow_phases_are_reported_with_their_step(build: Build) -> None:
     build.all(1, 2)
     first = ["waiting", "booting", "saving", "resuming", "sealing", "saving"]
     assert build.world.phases == [*first, "resuming", "sealing", "saving"]
@@ -302,7 +302,7 @@ def test_what_takes_long_is_told_with_the_step_that_it_is_for(build: Build) -> N
     assert {place.op for place in places[len(first) :]} == {2}
 
 
-def test_a_phase_ends_though_what_it_is_for_fails(build: Build) -> None:
+def test_a_phase_ends_even_if_it_fails(build: Build) -> None:
     build.world.not_saved = OSError("no room")
     build.world.not_resumed = [MachineError("it is bad")]
     with pytest.raises(ObuildError, match="the step fails"), build.machines() as machines:
@@ -310,13 +310,13 @@ def test_a_phase_ends_though_what_it_is_for_fails(build: Build) -> None:
     assert build.world.phases == ["waiting", "booting", "saving", "resuming"]
 
 
-def test_the_next_build_resumes_it(build: Build) -> None:
+def test_the_next_build_resumes_the_saved_machine(build: Build) -> None:
     build.all(1)
     assert build.all(2) == [*RESUMED, *SEALED, "end"]
 
 
-def test_a_chain_that_goes_on_elsewhere_resumes_the_machine_there(build: Build) -> None:
-    """As one whose next steps are in the store already does."""
+def test_a_chain_that_skips_steps_resumes_the_machine_saved_there(build: Build) -> None:
+    """As when the steps between are already in the store."""
     build.all(1, 2)
     other = build.steps[1]
     build.store.remove(build.steps[2].id, build.store.parents())
@@ -329,18 +329,18 @@ def test_a_chain_that_goes_on_elsewhere_resumes_the_machine_there(build: Build) 
     assert other.id in build.store.states.ids()
 
 
-def test_a_step_has_the_network_that_it_asks_for(build: Build) -> None:
+def test_a_step_gets_the_network_that_it_asks_for(build: Build) -> None:
     with build.machines() as machines:
         build.step(machines, 1, network=True)
         build.step(machines, 2, network=True)
     assert [line for line in build.world.seen if line.startswith(("boot", "go on"))] == [
-        "boot to be saved, closed",  # what is saved knows none
+        "boot to be saved, closed",  # the saved machine has no network
         "go on as it is, open",
         "go on on, open",
     ]
 
 
-def test_the_session_is_the_shell_that_stays(build: Build) -> None:
+def test_the_session_uses_the_resident_shell(build: Build) -> None:
     def look(session: Session) -> None:
         sessions.append(session)
 
@@ -352,12 +352,12 @@ def test_the_session_is_the_shell_that_stays(build: Build) -> None:
     assert session.connection is None  # the fake's shell
 
 
-def test_a_machine_with_too_much_of_its_own_begins_anew_where_it_was_saved(build: Build) -> None:
+def test_a_machine_with_a_large_delta_is_resumed_from_its_state(build: Build) -> None:
     build.world.heavy = True
     assert build.all(1, 2)[-6:] == [*RESUMED, *SEALED, "end"]
 
 
-def test_it_is_saved_for_a_layer_only_once_that_is_there(build: Build) -> None:
+def test_a_state_is_published_only_once_its_layer_exists(build: Build) -> None:
     with build.machines() as machines:
         build.step(machines, 1)
         assert build.saved() == [0]
@@ -368,14 +368,14 @@ def test_it_is_saved_for_a_layer_only_once_that_is_there(build: Build) -> None:
     assert build.world.notes == []
 
 
-def test_without_a_budget_one_machine_goes_on_and_is_never_saved(build: Build) -> None:
+def test_without_a_budget_the_machine_continues_but_is_never_saved(build: Build) -> None:
     build.budget = 0
     booted = ["boot to be saved, closed", "settle", "freeze", "go on as it is, closed"]
     assert build.all(1, 2) == [*booted, "freeze", "seal", "go on on, closed", "freeze", "seal", "end"]
     assert build.saved() == []
 
 
-def test_what_is_too_large_to_be_kept_is_not_saved_again(build: Build) -> None:
+def test_a_machine_too_large_to_keep_is_not_saved_again(build: Build) -> None:
     build.budget = 1
     seen = build.all(1, 2)
     assert seen.count("save with its disk") == 1
@@ -383,7 +383,7 @@ def test_what_is_too_large_to_be_kept_is_not_saved_again(build: Build) -> None:
     assert build.saved() == []
 
 
-def test_without_what_it_takes_each_step_boots(store: Store, build: Build) -> None:
+def test_without_warm_or_home_each_step_boots(store: Store, build: Build) -> None:
     config = Config(SHAPE, "debian", Path("/key"))
     with open_chain(config) as machines:
         assert isinstance(machines, Boots)
@@ -395,22 +395,22 @@ def test_without_what_it_takes_each_step_boots(store: Store, build: Build) -> No
     ]
 
 
-# -- guests that cannot
+# -- guests that cannot be kept warm
 
 
-def test_a_guest_that_lacks_something_is_used_once_and_then_each_step_boots_it(build: Build) -> None:
+def test_a_guest_that_lacks_something_is_used_for_one_step_then_each_step_boots(build: Build) -> None:
     build.world.lacks = "it has no dd"
     assert build.all(1, 2, 3) == [
         *("boot to be saved, closed", "settle", "power off", "end"),
         *("boot for one step, closed", "power off", "end") * 2,
     ]
     assert build.world.notes == [
-        'this guest cannot be kept warm (it has no dd): each step boots it; warm = "no" in its card is quicker'
+        'this guest cannot be kept warm (it has no dd): each step boots it; warm = "no" in its card avoids this'
     ]
     assert build.saved() == []
 
 
-def test_one_that_lacks_something_is_booted_again_for_a_step_with_a_network(build: Build) -> None:
+def test_a_guest_that_lacks_something_boots_again_for_a_step_with_network(build: Build) -> None:
     build.world.lacks = "it has no dd"
     with build.machines() as machines:
         build.step(machines, 1, network=True)
@@ -420,7 +420,7 @@ def test_one_that_lacks_something_is_booted_again_for_a_step_with_a_network(buil
     ]
 
 
-def test_one_that_cannot_freeze_right_after_its_boot_is_no_better(build: Build) -> None:
+def test_a_guest_that_cannot_freeze_after_booting_is_treated_alike(build: Build) -> None:
     build.world.boots = ["a file system cannot be frozen"]
     assert build.all(1, 2) == [
         *("boot to be saved, closed", "settle", "freeze", "power off", "end"),
@@ -429,29 +429,29 @@ def test_one_that_cannot_freeze_right_after_its_boot_is_no_better(build: Build) 
     assert "(a file system cannot be frozen)" in build.world.notes[0]
 
 
-def test_a_guest_that_cannot_be_prepared_is_booted_for_each_step(build: Build) -> None:
+def test_a_guest_that_cannot_be_prepared_boots_for_each_step(build: Build) -> None:
     build.world.broken = "sh: disaster"
     assert build.all(1)[-2:] == ["power off", "end"]
     (note,) = build.world.notes
     assert "cannot be kept warm (preparing it failed: sh: disaster)" in note
 
 
-def test_a_guest_that_does_not_freeze_when_it_has_booted_boots_for_each_step(build: Build) -> None:
+def test_a_guest_that_does_not_answer_freeze_boots_for_each_step(build: Build) -> None:
     build.world.stuck = {"freeze": "the guest did not freeze its disks in time"}
     assert build.all(1)[-4:] == ["end", "boot for one step, closed", "power off", "end"]
     (note,) = build.world.notes
     assert "cannot be kept warm (the guest did not freeze its disks in time)" in note
 
 
-def test_a_machine_that_died_between_steps_is_replaced_by_what_was_saved(build: Build) -> None:
+def test_a_machine_that_died_between_steps_is_replaced_by_its_saved_state(build: Build) -> None:
     build.world.stuck = {"go on": "QEMU is gone"}
     seen = build.all(1, 2)
     at = seen.index("go on on, closed")
     assert seen[at + 1 : at + 4] == ["end", *RESUMED]
-    assert build.world.notes == ["the machine cannot go on (QEMU is gone); starting another"]
+    assert build.world.notes == ["the machine cannot continue (QEMU is gone); starting another"]
 
 
-def test_a_guest_that_does_not_know_its_network_is_booted_for_the_step(build: Build) -> None:
+def test_a_guest_that_needs_a_boot_for_its_network_gets_one(build: Build) -> None:
     build.all(1)
     build.world.knows = False
     assert build.all(2, 3) == [
@@ -459,10 +459,10 @@ def test_a_guest_that_does_not_know_its_network_is_booted_for_the_step(build: Bu
         *("boot to be saved, closed", "settle", "freeze", "save with its disk", "end", *RESUMED, "end"),
         *("boot for one step, closed", "power off", "end"),
     ]
-    assert build.world.notes == ["the guest needs a boot to know its network"] * 2
+    assert build.world.notes == ["the guest must boot to get its network"] * 2
 
 
-# -- steps after which it cannot go on
+# -- steps after which the machine cannot continue
 
 
 def test_a_machine_that_has_seen_a_secret_is_powered_off_and_never_saved(build: Build) -> None:
@@ -476,14 +476,14 @@ def test_a_machine_that_has_seen_a_secret_is_powered_off_and_never_saved(build: 
     assert build.world.notes == []
 
 
-def test_that_step_leaves_no_state(build: Build) -> None:
+def test_a_step_with_secrets_leaves_no_state(build: Build) -> None:
     with build.machines() as machines:
         build.step(machines, 1)
         build.step(machines, 2, secret)
     assert build.saved() == [0, 1]
 
 
-def test_a_step_that_changes_what_a_boot_sets_up_is_powered_off(build: Build) -> None:
+def test_a_step_that_changes_what_a_boot_sets_up_ends_with_a_power_off(build: Build) -> None:
     build.world.boots = ["", "/etc/fstab has changed"]
     assert build.all(1) == [*BOOTED, *RESUMED, "freeze", "power off", "end"]
     assert build.world.notes == ["the next step needs a boot: /etc/fstab has changed"]
@@ -491,7 +491,7 @@ def test_a_step_that_changes_what_a_boot_sets_up_is_powered_off(build: Build) ->
     assert build.all(2) == [*BOOTED, *RESUMED, *SEALED, "end"]
 
 
-def test_a_step_that_fails_leaves_the_state_of_its_parent(build: Build) -> None:
+def test_a_failing_step_leaves_the_state_of_its_parent(build: Build) -> None:
     with build.machines() as machines:
         build.step(machines, 1)
         with pytest.raises(ObuildError, match="the step fails"):
@@ -503,7 +503,7 @@ def test_a_step_that_fails_leaves_the_state_of_its_parent(build: Build) -> None:
     assert build.world.seen == [*RESUMED, *SEALED, "end"]
 
 
-def test_a_machine_that_is_only_looked_into_is_thrown_away(build: Build) -> None:
+def test_the_machine_of_a_scratch_draft_is_thrown_away(build: Build) -> None:
     def look(number: int) -> None:
         with build.store.scratch(build.steps[number].id) as draft, machines.open(draft, network=False):
             pass
@@ -521,31 +521,29 @@ def test_a_machine_that_is_only_looked_into_is_thrown_away(build: Build) -> None
     assert build.saved() == [0, 1]
 
 
-# -- what goes wrong
+# -- failures
 
 
 @pytest.mark.parametrize(
     "error", [MachineError("it is bad\nindeed"), OSError("it is bad"), ValueError("it is bad")]
 )
-def test_a_state_that_cannot_be_resumed_is_told_of_removed_and_booted_without(
-    build: Build, error: Exception
-) -> None:
+def test_a_state_that_cannot_be_resumed_is_noted_removed_and_replaced(build: Build, error: Exception) -> None:
     build.all(1)
     build.world.not_resumed = [error]
     assert build.all(2) == ["resume", "end", *BOOTED, *RESUMED, *SEALED, "end"]
     layer = build.steps[1].id[:12]
     assert build.world.notes == [f"the saved machine of layer {layer} cannot be used (it is bad); booting"]
-    assert build.saved() == [0, 1, 2]  # what was booted is saved in its place
+    assert build.saved() == [0, 1, 2]  # the machine that was booted is saved in its place
 
 
-def test_if_what_was_just_saved_cannot_be_resumed_either_each_step_boots(build: Build) -> None:
+def test_if_a_new_state_cannot_be_resumed_either_each_step_boots(build: Build) -> None:
     build.world.not_resumed = [MachineError("no"), MachineError("no")]
     assert build.all(1, 2) == [*BOOTED, "resume", "end", *("boot for one step, closed", "power off", "end") * 2]
     assert build.saved() == []
 
 
-def test_a_build_that_is_cancelled_removes_no_state(build: Build) -> None:
-    """Its QEMU may be gone for that very reason."""
+def test_a_cancelled_build_removes_no_state(build: Build) -> None:
+    """Its QEMU may be gone because of the cancellation."""
     build.all(1)
     build.world.not_resumed = [MachineError("QEMU is gone")]
     build.scope.cancel()
@@ -555,7 +553,7 @@ def test_a_build_that_is_cancelled_removes_no_state(build: Build) -> None:
     assert build.world.notes == []
 
 
-def test_a_machine_that_cannot_be_saved_goes_on_all_the_same(build: Build) -> None:
+def test_a_machine_that_cannot_be_saved_continues(build: Build) -> None:
     build.world.not_saved = OSError("no room\nat all")
     seen = build.all(1, 2)
     assert seen[:4] == BOOTED[:4]
@@ -564,19 +562,19 @@ def test_a_machine_that_cannot_be_saved_goes_on_all_the_same(build: Build) -> No
     assert build.saved() == []
 
 
-def test_half_a_state_takes_no_room(build: Build) -> None:
+def test_an_incomplete_state_is_removed(build: Build) -> None:
     build.world.not_saved = MachineError("QEMU refused it")
     with build.machines() as machines:
         build.step(machines, 1)
         assert list(build.store.states.running.glob("*/made")) == []
 
 
-def test_one_at_a_time_boots_a_layer_and_the_others_resume(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_one_build_boots_a_layer_and_the_others_resume(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     boots, resumers = Warm.boots, Build(build.store, World(), build.steps)
 
     @contextmanager
     def later(warm: Warm, layer: LayerId) -> Iterator[None]:
-        """Have the lock when another has just had it."""
+        """Get the lock just after another build has had it."""
         with monkeypatch.context() as patch:
             patch.setattr(Warm, "boots", boots)
             with build.store.use(layer), resumers.machines() as machines:
@@ -591,7 +589,7 @@ def test_one_at_a_time_boots_a_layer_and_the_others_resume(build: Build, monkeyp
     assert build.all(1) == [*BOOTED, *RESUMED, "end", *RESUMED, *SEALED, "end"]
 
 
-def test_a_chain_that_is_interrupted_keeps_what_it_has_saved(build: Build) -> None:
+def test_an_interrupted_chain_keeps_what_it_has_saved(build: Build) -> None:
     def interrupt(session: Session) -> None:
         raise KeyboardInterrupt
 
@@ -602,7 +600,7 @@ def test_a_chain_that_is_interrupted_keeps_what_it_has_saved(build: Build) -> No
     assert build.saved() == [0, 1]
 
 
-def test_a_base_is_no_step(build: Build) -> None:
+def test_a_base_is_not_a_step(build: Build) -> None:
     with build.machines() as machines:
         draft: Any = SimpleNamespace(id=build.steps[0].id, parent=None, image=build.store.root / "none")
         with pytest.raises(TypeError, match="imported"), machines.open(draft, network=False):
