@@ -82,8 +82,9 @@ def _text(table: Table, sources: Sources, key: str) -> tuple[str, str] | None:
     return (key, table.text(key)) if key in table else None
 
 
-def unpinned(options: Options) -> str:
+def unpinned(recipe: Recipe) -> str:
     """See `Kind.unpinned`."""
+    options: Options = recipe.options
     return "" if options.image.digest else f"the digest of {options.image.urls[0]} is not known"
 
 

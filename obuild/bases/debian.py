@@ -13,6 +13,7 @@ import tarfile
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import unquote
 
 from obuild.bases import debian_hook, ext4, kind, mbr_grub, scratch
 from obuild.bases.kind import File, Making, Recipe
@@ -87,9 +88,9 @@ def _packages(table: Table, key: str) -> tuple[str, ...]:
     return packages
 
 
-def unpinned(options: Options) -> str:
+def unpinned(recipe: Recipe) -> str:
     """See `Kind.unpinned`."""
-    return "packages are taken as the archive has them that day"
+    return "" if recipe.packages else "nobody has pinned its packages; obuild base make --lock does"
 
 
 def make(recipe: Recipe, out: Path, making: Making) -> Card:
@@ -105,6 +106,7 @@ def make(recipe: Recipe, out: Path, making: Making) -> Card:
         work = beside if reached else stack.enter_context(scratch.folder_in(scratch.VAR_TMP.resolve()))
         making.say(f"{recipe.name}: installing {len(options.packages)} packages of Debian {options.suite}")
         disk = _bootstrap(recipe, work)
+        making.packages(_packages_in(work))
         if recipe.card.firmware == "bios":
             making.say(f"{recipe.name}: adding the boot loader")
         mbr_grub.make_bootable(recipe, disk, work)
@@ -142,10 +144,12 @@ def bootstrap_argv(recipe: Recipe, hook: Path, *, root: bool) -> list[str | Path
         f"--variant={options.variant}",
         "--format=null",
         # The hook cleans up, before the disk is made and not after. Who signed what needs no finding out.
-        "--skip=cleanup,check/signed-by",
+        "--skip=cleanup,check/signed-by,essential/unlink",
         f"--keyring={KEYRING}",
         f"--architectures={DEBIAN_ARCHES.get(recipe.card.arch, recipe.card.arch)}",
         '--aptopt=Acquire::Languages "none"',
+        # The hook says which they were.
+        '--aptopt=APT::Keep-Downloaded-Packages "true"',
         "--dpkgopt=force-unsafe-io",
         f"--include={','.join(options.packages)}",
         f"--setup-hook={debian_hook.MERGE_USR}",
@@ -162,7 +166,7 @@ def _bootstrap(recipe: Recipe, work: Path) -> Path:
     disk = work / "disk.raw"
     with disk.open("wb") as file:
         file.truncate(recipe.size)
-    for name in (disk.name, "epoch", "login-key", f"boot{KERNEL}", f"boot{INITRD}"):
+    for name in (disk.name, "epoch", "packages", "login-key", f"boot{KERNEL}", f"boot{INITRD}"):
         (work / name).touch()
         (work / name).chmod(0o666)
     chroots = work / "tmp"
@@ -177,6 +181,12 @@ def _bootstrap(recipe: Recipe, work: Path) -> Path:
     epoch = int((work / "epoch").read_text())
     ext4.set_times(disk, start=mbr_grub.PARTITION_START, epoch=epoch)
     return disk
+
+
+def _packages_in(work: Path) -> dict[str, str]:
+    """The digest of each package in the image, by NAME_VERSION_ARCH."""
+    found = (line.split("  ") for line in (work / "packages").read_text().splitlines())
+    return {unquote(name.removesuffix(".deb")): f"sha256:{digest}" for digest, name in found}
 
 
 def _with_key_blocks(card: Card, work: Path) -> Card:

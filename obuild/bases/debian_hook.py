@@ -60,6 +60,8 @@ SOURCE_DATE_EPOCH=${{newest%.*}}
 export SOURCE_DATE_EPOCH
 echo "${{SOURCE_DATE_EPOCH:?no package has a changelog that would date the image}}" >{here}/epoch
 
+(cd "$root/var/cache/apt/archives" && sha256sum *.deb) >{here}/packages
+
 tar --extract --same-permissions --keep-directory-symlink --file {here}/files.tar --directory "$root"
 cpio=$(ls -d "$root/usr/bin/cpio" "$root/bin/cpio" 2>/dev/null | head -n 1) || true
 if [ -n "$cpio" ]; then

@@ -87,8 +87,9 @@ def _remote(table: Table, key: str, sources: Sources) -> Remote | None:
     return remote.parse(table.table(key), sources) if key in table else None
 
 
-def unpinned(options: Options) -> str:
+def unpinned(recipe: Recipe) -> str:
     """See `Kind.unpinned`."""
+    options: Options = recipe.options
     wanted = (options.iso, options.kernel, options.initrd)
     unknown = [each.urls[0] for each in wanted if each and not each.digest]
     return f"the digest of {unknown[0]} is not known" if unknown else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,7 +27,8 @@ class Recipe:
     """How to make the base image `name`. `size` is in bytes and a multiple of 1 MiB.
 
     `options` is the kind's own dataclass. `tried` says whether those who ship the recipe have made it. `table` is
-    what was read, merged, and `files` is all that it was read from.
+    what was read, merged, and `files` is all that it was read from. `packages` has digests by
+    NAME_VERSION_ARCH from the lock file; they are not among the inputs in `digest`.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Recipe:
     path: Path
     table: Table
     files: tuple[Path, ...]
+    packages: Mapping[str, str] = field(default_factory=dict)
 
 
 def digest(recipe: Recipe) -> str:
@@ -65,6 +67,7 @@ class Making:
     """What a kind makes an image with: the store, the key that shall open the guest, whom to tell, downloads.
 
     `key` is the file of the private key. With `watch` a guest's screen can be seen while it runs.
+    `packages` is told the digests of what was installed, and raises UsageError if the lock file has others.
     """
 
     store: Store
@@ -74,6 +77,7 @@ class Making:
     fetch: Callable[[Remote], Path]
     scope: CancelScope = field(default_factory=CancelScope)
     watch: bool = False
+    packages: Callable[[Mapping[str, str]], None] = lambda found: None
 
 
 class Kind(Protocol):
@@ -83,7 +87,7 @@ class Kind(Protocol):
         """The kind's options, a frozen dataclass, from its table. UsageError for anything it does not know."""
         ...
 
-    def unpinned(self, options: Any) -> str:
+    def unpinned(self, recipe: Recipe) -> str:
         """What of the inputs has no digest, in words; "" if all has."""
         ...
 

@@ -1,4 +1,4 @@
-"""NAME.lock beside a recipe: the digests of downloads that the recipe itself does not know."""
+"""NAME.lock beside a recipe: the digests of downloads and packages that the recipe itself does not know."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from obuild.host.fs import replace_text
 
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
 
-_HEAD = "# What --trust-first has taken: each address with its digest. Delete a line to take another file.\n"
+_HEAD = "# What was used: addresses and packages, each with its digest. Delete a line to accept another file.\n"
+
+TABLES = ("digests", "packages")
 
 
 def path_of(recipe: Path) -> Path:
@@ -20,27 +22,45 @@ def path_of(recipe: Path) -> Path:
     return recipe.with_suffix(".lock")
 
 
-def read(path: Path) -> dict[str, str]:
-    """Digests by URL; none if there is no such file. UsageError if it is damaged."""
-    try:
-        table = toml.loads(path.read_text(encoding="utf-8"), where=str(path))
-    except FileNotFoundError:
-        return {}
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read {path}: {words(error)}") from error
-    digests = table.get("digests", {})
-    if not isinstance(digests, dict) or table.keys() - {"digests"}:
-        raise UsageError(f"{path}: it must have one table, [digests]")
-    for url, digest in digests.items():
-        if not isinstance(digest, str) or not DIGEST.fullmatch(digest):
-            raise UsageError(f"{path}: {digest!r} is not a digest", hint=f"delete the line of {url}")
-    return digests
+def read(path: Path, table: str = "digests") -> dict[str, str]:
+    """A table of digests: of downloads by URL, or of packages by NAME_VERSION_ARCH.
+
+    It is empty if there is no such file. UsageError if the file is damaged.
+    """
+    return _tables(path)[table]
 
 
-def write(path: Path, digests: Mapping[str, str]) -> None:
-    """Replace the lock file. UsageError if that is not allowed."""
+def write(path: Path, digests: Mapping[str, str], table: str = "digests") -> None:
+    """Replace a table of the lock file. UsageError if that is not allowed."""
+    tables = {**_tables(path), table: dict(sorted(digests.items()))}
     try:
-        replace_text(path, _HEAD + toml.dumps({"digests": dict(sorted(digests.items()))}))
+        replace_text(path, _HEAD + toml.dumps({name: entries for name, entries in tables.items() if entries}))
     except OSError as error:
         hint = "copy the recipe to a folder of yours, or write the digest into it"
         raise UsageError(f"cannot write {path}: {words(error)}", hint=hint) from error
+
+
+def differences(locked: Mapping[str, str], found: Mapping[str, str]) -> str:
+    """What of `found` is not as it is locked, in words; "" if all is."""
+    new = [f"{name} is not in it" for name in sorted(found.keys() - locked.keys())]
+    gone = [f"{name} is missing" for name in sorted(locked.keys() - found.keys())]
+    both = sorted(found.keys() & locked.keys())
+    other = [f"{name} has another digest" for name in both if found[name] != locked[name]]
+    told = [*other, *new, *gone]
+    return ", ".join(told[:4]) + (f", and {len(told) - 4} more" if len(told) > 4 else "")
+
+
+def _tables(path: Path) -> dict[str, dict[str, str]]:
+    try:
+        found = toml.loads(path.read_text(encoding="utf-8"), where=str(path))
+    except FileNotFoundError:
+        found = {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read {path}: {words(error)}") from error
+    if found.keys() - set(TABLES) or not all(isinstance(entries, dict) for entries in found.values()):
+        raise UsageError(f"{path}: it must have the tables [digests] and [packages] only")
+    for entries in found.values():
+        for name, digest in entries.items():
+            if not isinstance(digest, str) or not DIGEST.fullmatch(digest):
+                raise UsageError(f"{path}: {digest!r} is not a digest", hint=f"delete the line of {name}")
+    return {name: found.get(name, {}) for name in TABLES}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -59,6 +59,7 @@ def make(
     again: Literal["no", "changed", "yes"] = "no",
     trust: bool = False,
     locked: bool = False,
+    lock: bool = False,
     progress: Callable[[int, int], object] = lambda done, total: None,
     scope: CancelScope | None = None,
     watch: bool = False,
@@ -68,8 +69,9 @@ def make(
     It is called `name`, or like its recipe. One that is there already stays, unless `again` says otherwise:
     "changed" makes it if its recipe would give another one now, with the last time's choices if there are none.
     With `trust`, downloads without a digest are taken as they come, and their digests kept in the recipe's lock
-    file; with `locked`, a recipe is refused that does not say the digest of every input. `progress` hears how many
-    bytes of a download are there, and how many there will be, or 0. With `watch` a guest's screen can be seen.
+    file; with `locked`, a recipe is refused that does not say the digest of every input, or whose packages are not
+    those in the lock file. With `lock` its packages are kept there. `progress` hears how many bytes of a download
+    are there, and how many there will be, or 0. With `watch` a guest's screen can be seen.
     If two processes want the base, one makes it and the other waits. UsageError if there is no such recipe.
     """
     from obuild.bases import lockfile, recipe, sources
@@ -89,6 +91,15 @@ def make(
             news.append(known)
         return found
 
+    def packages(found: Mapping[str, str]) -> None:
+        if locked and (what := lockfile.differences(plan.packages, found)):
+            raise UsageError(
+                f"the archive no longer has the packages of {lockfile.path_of(path)}: {what}",
+                hint="--lock accepts those that it has now",
+            )
+        installed.update(found)
+
+    installed: dict[str, str] = {}
     path = recipe_path(reference)
     name = catalog.checked(name or path.stem)
     with locks.file_lock(store.places.lock(name)):
@@ -100,17 +111,19 @@ def make(
         if existing and (again == "no" or (again == "changed" and made is None)):
             return existing, False  # one that was added has no recipe: it is the user's
         plan = recipe.load(path, choices, name=name)
-        if locked and (what := KINDS[plan.kind].unpinned(plan.options)):
+        if locked and (what := KINDS[plan.kind].unpinned(plan)):
             raise UsageError(f"{path.stem} cannot be made with --locked: {what}")
         if existing and made and again == "changed" and made.digest == digest(plan):
             return existing, False
         with storage_errors(store.root), store.places.staged(name) as folder:
             out = folder / f"{name}.qcow2"
             key = catalog.store_key(store)
-            making = Making(store, key, make_key(key), say, get, scope or CancelScope(), watch)
+            making = Making(store, key, make_key(key), say, get, scope or CancelScope(), watch, packages)
             card = KINDS[plan.kind].make(plan, out, making)
             catalog.card_path(out).write_text(profile.dump(card))
-            if news:  # the digest of all inputs is known only now
+            if lock:
+                lockfile.write(lockfile.path_of(path), installed, "packages")
+            if news or lock:  # the digest of all inputs is known only now
                 plan = recipe.load(path, choices, name=name)
             record.write(out, plan, choices, when=time.time())
         return store.base_image / out.name, True

@@ -45,6 +45,7 @@ def load(path: Path, choices: Choices | None = None, *, name: str = "") -> Recip
         path=path,
         table=table,
         files=tuple(read.files),
+        packages=read.packages,
     )
 
 

@@ -48,13 +48,14 @@ class Choices:
 class Sources:
     """The merged table, the variables' values, and every file that was asked for, whether it is there or not.
 
-    `locked` has digests of downloads by URL, from the recipe's lock file.
+    `locked` has digests of downloads by URL, `packages` of packages, both from the recipe's lock file.
     """
 
     table: Table
     variables: Mapping[str, Variable]
     files: list[Path]
     locked: Mapping[str, str]
+    packages: Mapping[str, str] = field(default_factory=dict)
 
     def beside(self, table: Table, key: str) -> Path:
         """The file that a key names, relative to where the key is written. UsageError if it is not there."""
@@ -111,7 +112,8 @@ def read(path: Path, choices: Choices) -> Sources:
     table.pop("vars", None)
     lock = lockfile.path_of(path)
     files.append(lock)
-    return Sources(_substituted(table, variables), variables, files, lockfile.read(lock))
+    digests, packages = (lockfile.read(lock, name) for name in lockfile.TABLES)
+    return Sources(_substituted(table, variables), variables, files, digests, packages)
 
 
 def _extended(path: Path, files: list[Path], above: tuple[Path, ...]) -> Table:

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from obuild.bases import debian, debian_hook, ext4, mbr_grub, recipe, scratch, sources
+from obuild.bases import debian, debian_hook, ext4, lockfile, making, mbr_grub, recipe, scratch, sources
 from obuild.bases.kind import File, Making, Recipe
 from obuild.errors import ProcessError, UsageError
+from obuild.guests.profile import Card
 from obuild.host import process
 from obuild.store.layers import Store
 from tests.support.recipes import recipe_of
@@ -247,3 +248,30 @@ def test_where_a_killed_process_has_worked_the_next_one_cleans_up(tmp_path: Path
         assert list(one.iterdir()) == []
     assert sorted(path.name for path in tmp_path.iterdir()) == ["8-obuild-making", "notes", "victim"]
     assert (tmp_path / "victim" / "precious").is_dir()
+
+
+def test_packages_are_pinned_by_a_lock_file(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, qcow2_disk: Path
+) -> None:
+    installed = {"bash_5.2_amd64": f"sha256:{'a' * 64}"}
+
+    def make(plan: Recipe, out: Path, given: Making) -> Card:
+        given.packages(installed)
+        out.write_bytes(qcow2_disk.read_bytes())
+        return plan.card
+
+    monkeypatch.setattr(debian, "make", make)
+    path = tmp_path / "mine.toml"
+    path.write_text(SMALLEST)
+    with pytest.raises(UsageError, match=r"mine cannot be made with --locked: nobody has pinned .* --lock"):
+        making.make(store, str(path), say=print, locked=True)
+    making.make(store, str(path), say=print, lock=True)
+    assert lockfile.read(tmp_path / "mine.lock", "packages") == installed
+    assert making.make(store, str(path), say=print, locked=True, again="yes")[1]
+    before = (store.base_image / "mine.qcow2").stat().st_ino
+
+    installed["bash_5.2_amd64"] = f"sha256:{'b' * 64}"
+    with pytest.raises(UsageError, match=r"no longer has the packages of .*mine\.lock: bash_5\.2_amd64 has"):
+        making.make(store, str(path), say=print, locked=True, again="yes")
+    assert (store.base_image / "mine.qcow2").stat().st_ino == before
+    assert making.make(store, str(path), say=print, again="changed") == (store.base_image / "mine.qcow2", False)

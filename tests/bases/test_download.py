@@ -245,7 +245,24 @@ def test_a_lock_file_is_read_and_written(tmp_path: Path) -> None:
     assert lockfile.read(path) == {}
     lockfile.write(path, {"https://x/": DIGEST})
     assert lockfile.read(path) == {"https://x/": DIGEST}
-    assert path.read_text().startswith("# What --trust-first has taken")
+    lockfile.write(path, {"bash_5.2_amd64": DIGEST}, "packages")
+    assert lockfile.read(path) == {"https://x/": DIGEST}
+    assert lockfile.read(path, "packages") == {"bash_5.2_amd64": DIGEST}
+    assert path.read_text().startswith("# What was used")
+
+
+@pytest.mark.parametrize(
+    ("found", "told"),
+    [
+        ("ab", ""),
+        ("aB", "b has another digest"),
+        ("ac", "c is not in it, b is missing"),
+        ("abcdefg", "c is not in it, d is not in it, e is not in it, f is not in it, and 1 more"),
+    ],
+)
+def test_what_differs_from_a_lock_file_is_named(found: str, told: str) -> None:
+    packages = {name.lower(): name for name in found}
+    assert lockfile.differences({"a": "a", "b": "b"}, packages) == told
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def test_the_users_own_iso_is_named_by_its_path_or_by_an_address(tmp_path: Path)
     assert found == Remote(((tmp_path / "x.iso").as_uri(),), DIGEST)
     assert recipe_of(text, iso="/a b.iso").options.iso.urls == ("file:///a%20b.iso",)
     assert recipe_of(text, iso="https://x/y.iso").options.iso.urls == ("https://x/y.iso",)
-    assert installer.unpinned(recipe_of(text.replace(DIGEST, "")).options).startswith("the digest of file:///")
+    assert installer.unpinned(recipe_of(text.replace(DIGEST, ""))).startswith("the digest of file:///")
 
 
 def test_a_seed_can_be_a_folder_and_what_is_in_it_counts(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_a_seed_can_be_a_folder_and_what_is_in_it_counts(tmp_path: Path) -> None
     ("old", "new", "message"),
     [
         ("[installer.iso]", "[installer.isa]", "unknown key 'isa'"),
-        ('timeout = "90m"', 'timeout = "long"', "timeout: 'long' is not a span of time"),
+        ('timeout = "90m"', 'timeout = "long"', "timeout: 'long' is not a duration"),
         ('timeout = "90m"', 'ends = "never"', "ends is 'never'"),
         ('timeout = "90m"', 'verify = "maybe"', "verify is 'maybe'"),
         ('timeout = "90m"', 'memory = "1M"', "memory must be whole MiB, and at least 32M"),

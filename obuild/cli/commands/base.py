@@ -52,6 +52,10 @@ def base_make(
     locked: Annotated[
         bool, typer.Option("--locked", help="Refuse a recipe that does not pin every input by digest.")
     ] = False,
+    lock: Annotated[
+        bool,
+        typer.Option("--lock", help="Make the image (again), and record every package's digest in NAME.lock."),
+    ] = False,
     print_: Annotated[
         bool, typer.Option("--print", help="Only print the merged recipe and the digest of all inputs.")
     ] = False,
@@ -76,6 +80,8 @@ def base_make(
         return
     if trust_first and locked:
         raise UsageError("--trust-first and --locked exclude each other")
+    if lock and locked:
+        raise UsageError("--lock and --locked exclude each other")
     with Bar(sys.stderr) as bar:
         path, made = making.make(
             open_store(store, create=True),
@@ -83,9 +89,10 @@ def base_make(
             say=bar.under(say),
             name=name,
             choices=choices,
-            again="yes" if force else "changed" if if_changed else "no",
+            again="yes" if force or lock else "changed" if if_changed else "no",
             trust=trust_first,
             locked=locked,
+            lock=lock,
             progress=bar,
             watch=watch,
         )
