@@ -38,7 +38,8 @@ import sys
 from pathlib import Path
 from obuild.host import failpoints as trace
 from obuild.store.layers import Store
-from tests.support.states import MACHINE, save
+from obuild.store.warm import Warm
+from tests.support.states import save
 trace.kill_at(sys.stdin.readline().strip())
 store = Store(Path(sys.stdin.readline().strip()))
 save(Warm(store, 1 << 30, print), sys.stdin.readline().strip())
