@@ -89,7 +89,10 @@ def test_a_room_has_no_import_cycle(room: str) -> None:
 
 @pytest.mark.parametrize("family", ["guests", "bases"])
 def test_only_the_table_of_a_family_imports_its_members(family: str) -> None:
-    tables = {"guests": {"freebsd", "linux", "openbsd", "windows"}, "bases": {"cloud", "debian", "installer"}}
+    tables = {
+        "guests": {"freebsd", "linux", "openbsd", "windows"},
+        "bases": {"cloud", "debian", "installer", "windows"},
+    }
     members = {f"{family}.{member}" for member in tables[family]}
     assert members <= set(MODULES)
     assert {module for module in MODULES if own(module) & members} <= {f"{family}.all", *members}
@@ -109,6 +112,7 @@ def test_only_the_table_of_executors_imports_one() -> None:
             "bases.own_keys",
             "bases.media",
             "bases.unattended",
+            "bases.windows",
         )
     }
 

@@ -151,10 +151,10 @@ def gather(options: Options, making: Making, work: Path) -> tuple[Kernel | None,
     """Fetch what is booted, and make the seeds. The ISO is the first of the media, if there is one."""
     read: list[tuple[Path, Bus]] = []
     if options.iso:
-        read.append((_linked(options.iso, work / "installer.iso", making), "cdrom"))
+        read.append((linked(options.iso, work / "installer.iso", making), "cdrom"))
     kernel = None
     if options.kernel:
-        image = _linked(options.kernel, work / "kernel", making)
+        image = linked(options.kernel, work / "kernel", making)
         initrd = None
         if options.initrd:
             initrd = work / "initrd"
@@ -167,7 +167,8 @@ def gather(options: Options, making: Making, work: Path) -> tuple[Kernel | None,
     return kernel, read + media.write(options.seeds, making.public_key, work)
 
 
-def _linked(wanted: Remote, path: Path, making: Making) -> Path:
+def linked(wanted: Remote, path: Path, making: Making) -> Path:
+    """A file that a recipe names, fetched and linked to `path`."""
     path.hardlink_to(making.fetch(wanted))  # it stays while we need it, whoever prunes
     return path
 

@@ -70,12 +70,14 @@ def run(
     timeout: float,
     ends: Ends = "poweroff",
     reboots: int = 0,
+    press: int = 0,
     screen: bool = False,
     judge: Callable[[Machine, str], Verdict] = _as_told,
 ) -> None:
     """Boot a guest on `disk` and wait at most `timeout` seconds until it `ends` by itself.
 
-    It may reboot `reboots` times before. `judge` gets the machine, and what was wrong with its end, or "".
+    It may reboot `reboots` times before. In the first `press` seconds Enter is pressed once in each. `judge` gets
+    the machine, and what was wrong with its end, or "".
     MachineError with the end of the console, and the path of a picture of the screen, unless all went well.
     """
     arch = shape.arch
@@ -88,7 +90,7 @@ def run(
         failpoints.reach("machine.started")
         if making.watch:
             making.say(f"{name}: watch the guest's screen at vnc://127.0.0.1:{running.vnc_port()}")
-        verdict = judge(running, wait(running, timeout, ends, reboots))
+        verdict = judge(running, wait(running, timeout, ends, reboots, press))
         if verdict.problem:
             raise _failure(name, verdict, running, picture)
         running.quit()
@@ -116,12 +118,15 @@ def prove_ssh(name: str, shape: Shape, disk: Path, making: Making, *, login: str
     overlay.unlink()
 
 
-def wait(running: Machine, timeout: float, ends: Ends, reboots: int) -> str:
+def wait(running: Machine, timeout: float, ends: Ends, reboots: int = 0, press: int = 0) -> str:
     """What the guest has done instead of ending as it should, in words; "" if it has."""
     deadline = time.monotonic() + timeout
     uefi = running.shape.firmware == "uefi" or bool(ARCHES[running.shape.arch].firmware)
     while (left := deadline - time.monotonic()) > 0:
-        reason = running.ended(min(left, _LOOK) if uefi else left)
+        reason = running.ended(1.0 if press > 0 else min(left, _LOOK) if uefi else left)
+        if press > 0:
+            running.press("ret")
+            press -= 1
         if reason is None:
             if uefi and _SHELL in running.console():
                 return "UEFI found nothing that it could boot"

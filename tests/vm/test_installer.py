@@ -88,7 +88,8 @@ def test_an_iso_and_answers_become_a_base_that_can_be_logged_in_to(
         "mine.toml",
     ]
     assert (
-        "is there already, and its recipe is the same" in program("base", "make", recipe(), "--if-changed").stdout
+        "mine exists already, and its recipe has not changed"
+        in program("base", "make", recipe(), "--if-changed").stdout
     )
 
 

@@ -218,6 +218,11 @@ class Machine:
             raise OSError(errno.ENOSPC, f"the guest's disk cannot be written: {event['data'].get('reason')}")
         return "reset" if event["event"] == "RESET" else str(event["data"].get("reason"))
 
+    def press(self, key: str) -> None:
+        """Press a key of the keyboard, by QEMU's name for it, unless the guest has stopped."""
+        with contextlib.suppress(MachineError):
+            self.qmp.execute("send-key", {"keys": [{"type": "qcode", "data": key}]})
+
     def take_picture(self, path: Path) -> None:
         """Write the screen's content to a PNG file. MachineError if the machine has no screen."""
         self.qmp.execute("screendump", {"filename": str(path), "format": "png"})
