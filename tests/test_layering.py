@@ -110,6 +110,7 @@ def test_only_the_table_of_executors_imports_one() -> None:
             "bases.cloud",
             "bases.installer",
             "bases.own_keys",
+            "bases.verify",
             "bases.media",
             "bases.unattended",
             "bases.windows",

@@ -58,7 +58,7 @@ def look(store: Store, reference: str) -> Base | None:
     from obuild.bases import sources
 
     if sources.find(name) is None:
-        raise _unknown(store, name)
+        raise unknown(store, name)
     return None
 
 
@@ -155,7 +155,7 @@ def remove(store: Store, name: str) -> None:
     """Remove a base image; layers that were built on it stay. UsageError if there is none."""
     with locks.file_lock(store.places.lock(checked(name))):
         if image_path(store, name) is None:
-            raise _unknown(store, name)
+            raise unknown(store, name)
         store.places.remove(name)
 
 
@@ -185,7 +185,7 @@ def checked(name: str) -> str:
     return name
 
 
-def _unknown(store: Store, name: str) -> UsageError:
+def unknown(store: Store, name: str) -> UsageError:
     from obuild.bases import sources
 
     images = _names(store)

@@ -50,6 +50,15 @@ def differences(locked: Mapping[str, str], found: Mapping[str, str]) -> str:
     return ", ".join(told[:4]) + (f", and {len(told) - 4} more" if len(told) > 4 else "")
 
 
+def check(path: Path, locked: Mapping[str, str], found: Mapping[str, str]) -> None:
+    """UsageError, naming the first, if packages are not those that the lock file has."""
+    if what := differences(locked, found):
+        raise UsageError(
+            f"the archive no longer has the packages of {path}: {what}",
+            hint="obuild base make --lock accepts those that it has now",
+        )
+
+
 def _tables(path: Path) -> dict[str, dict[str, str]]:
     try:
         found = toml.loads(path.read_text(encoding="utf-8"), where=str(path))

@@ -92,11 +92,8 @@ def make(
         return found
 
     def packages(found: Mapping[str, str]) -> None:
-        if locked and (what := lockfile.differences(plan.packages, found)):
-            raise UsageError(
-                f"the archive no longer has the packages of {lockfile.path_of(path)}: {what}",
-                hint="--lock accepts those that it has now",
-            )
+        if locked:
+            lockfile.check(lockfile.path_of(path), plan.packages, found)
         installed.update(found)
 
     installed: dict[str, str] = {}

@@ -12,7 +12,7 @@ from obuild.cli import text
 from obuild.cli.bar import Bar
 from obuild.cli.console import guarded, look_at, open_store, put, say
 from obuild.cli.options import StoreOption, VerboseOption
-from obuild.errors import UsageError
+from obuild.errors import ObuildError, UsageError
 
 if TYPE_CHECKING:
     from obuild.bases.catalog import Found
@@ -205,6 +205,25 @@ def _recipe_row(name: str) -> tuple[str, ...]:
         return name, "?", "?", "-", "-", f"cannot read its recipe: {error.message}"
     untried = "" if plan.tried else "; not tested yet"
     return name, plan.kind, plan.card.arch, "-", "-", f"can be made{untried}"
+
+
+@app.command("verify")
+@guarded
+def base_verify(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The base image.")],
+    store: StoreOption = "",
+    verbose: VerboseOption = False,
+) -> None:
+    """Make a base image again, compare the contents of the two disks, and keep the first."""
+    from obuild.bases import verify
+
+    before, now = verify.again(open_store(store), name, say=say)
+    if before != now:
+        raise ObuildError(
+            f"{name} is sha256:{before}, but made again it is sha256:{now}",
+            hint="its recipe takes something from this host or this day, or the archive has other packages",
+        )
+    put(f"{name} is the same made again: sha256:{before}")
 
 
 @app.command("rm")

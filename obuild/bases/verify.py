@@ -1,0 +1,51 @@
+"""Make a base image again, and see whether it is the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from obuild.bases import catalog, lockfile, recipe, record, scratch
+from obuild.bases.all import KINDS
+from obuild.bases.download import fetch
+from obuild.bases.kind import Making, Say
+from obuild.bases.remote import Remote
+from obuild.bases.sources import Choices
+from obuild.errors import UsageError
+from obuild.host import disk_content, qemu_img
+from obuild.store.layers import Store
+
+
+def again(store: Store, name: str, *, say: Say) -> tuple[str, str]:
+    """The digests of the disk of a base image, and of one that is made as it was and thrown away.
+
+    UsageError if the image was not made here, if its recipe is gone or has changed since, or if the archive no
+    longer has the packages of the lock file. The image and its record stay as they are.
+    """
+    from obuild.executors.qemu.ssh import make_key
+
+    image = catalog.image_path(store, catalog.checked(name))
+    if image is None:
+        raise catalog.unknown(store, name)
+    made = record.read(image)
+    path = record.origin(made) if made else None
+    if made is None or path is None:
+        raise UsageError(f"base image {name!r} cannot be made again: its recipe is not known here")
+    if why := record.changed(made):
+        raise UsageError(f"base image {name!r} cannot be made again: {why}")
+    plan = recipe.load(path, Choices(made.profile, made.values), name=name)
+
+    def get(remote: Remote) -> Path:
+        return fetch(remote, store.downloads, trust=False, say=say, progress=lambda done, total: None)[0]
+
+    def packages(found: Mapping[str, str]) -> None:
+        if plan.packages:
+            lockfile.check(lockfile.path_of(path), plan.packages, found)
+
+    key = catalog.store_key(store)
+    making = Making(store, key, make_key(key), say, get, packages=packages)
+    with scratch.folder_in(scratch.VAR_TMP.resolve()) as folder:
+        out = folder / f"{name}.qcow2"
+        KINDS[plan.kind].make(plan, out, making)
+        before, now = (disk_content.digest(qemu_img.inspect(disk), folder) for disk in (image, out))
+    return before, now

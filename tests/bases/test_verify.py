@@ -1,0 +1,74 @@
+"""A base image that is made again is the same, or is said not to be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from obuild.bases import debian, lockfile, making, verify
+from obuild.bases.kind import Making, Recipe
+from obuild.errors import UsageError
+from obuild.guests.profile import Card
+from obuild.store.layers import Store
+from tests.support import odd
+from tests.support.fakes import boot_disk
+
+RECIPE = 'kind="debian"\nsize="64M"\n[debian]\nsuite="bookworm"\n'
+
+
+@pytest.fixture
+def packages(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """What images are made of, by a quick way that is used instead; one, `mine`, is there."""
+    found = {"bash_5.2_amd64": f"sha256:{'a' * 64}"}
+
+    def make(plan: Recipe, out: Path, given: Making) -> Card:
+        given.packages(found)
+        out.write_bytes(boot_disk(str(found), b""))
+        return plan.card
+
+    monkeypatch.setattr(debian, "make", make)
+    (tmp_path / "mine.toml").write_text(RECIPE)
+    making.make(store, str(tmp_path / "mine.toml"), say=print)
+    return found
+
+
+def test_an_image_that_is_made_again_is_compared_and_kept(store: Store, packages: dict[str, str]) -> None:
+    image = store.base_image / "mine.qcow2"
+    before = image.stat()
+    first, second = verify.again(store, "mine", say=print)
+    assert first == second
+    packages["bash_5.2_amd64"] = f"sha256:{'b' * 64}"
+    assert verify.again(store, "mine", say=print)[1] != first
+    assert (image.stat().st_ino, image.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert sorted(path.name for path in store.base_image.iterdir()) == ["mine.made", "mine.qcow2", "mine.toml"]
+
+
+@pytest.mark.usefixtures("packages")
+def test_the_command_says_whether_they_are_the_same(store: Store, packages: dict[str, str]) -> None:
+    status, out, _ = odd.run(["base", "verify", "mine", f"--store=qemu:{store.root}"])
+    assert (status, "mine is the same made again: sha256:" in out) == (0, True)
+    packages["bash_5.2_amd64"] = f"sha256:{'b' * 64}"
+    status, _, err = odd.run(["base", "verify", "mine", f"--store=qemu:{store.root}"])
+    assert (status, "but made again it is sha256:" in err) == (1, True)
+
+
+def test_other_packages_than_locked_are_named(store: Store, packages: dict[str, str], tmp_path: Path) -> None:
+    lockfile.write(tmp_path / "mine.lock", {"bash_5.1_amd64": f"sha256:{'a' * 64}"}, "packages")
+    with pytest.raises(UsageError, match=r"no longer has the packages of .*mine\.lock: bash_5\.2_amd64"):
+        verify.again(store, "mine", say=print)
+
+
+@pytest.mark.usefixtures("packages")
+def test_an_image_whose_recipe_changed_is_not_made_again(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(RECIPE.replace("64M", "128M"))
+    with pytest.raises(UsageError, match="cannot be made again: its recipe"):
+        verify.again(store, "mine", say=print)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_an_image_that_was_added_has_no_recipe(store: Store) -> None:
+    with pytest.raises(UsageError, match="its recipe is not known here"):
+        verify.again(store, "tiny", say=print)
+    with pytest.raises(UsageError, match="unknown base image 'none'"):
+        verify.again(store, "none", say=print)
