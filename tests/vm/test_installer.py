@@ -93,6 +93,7 @@ def test_an_iso_and_answers_become_a_base_that_can_be_logged_in_to(
     )
 
 
+@pytest.mark.long
 def test_an_installer_that_does_nothing_leaves_nothing(program: Program, recipe: Callable[..., Path]) -> None:
     said = program("base", "make", recipe("action: nothing"), code=2).stderr
     assert "mine: the installer ended and left no partition on the disk" in said
