@@ -344,6 +344,7 @@ def wait_for_banner(machine: Machine, deadline: float) -> socket.socket:
                 sock = socks.pop(fd)
                 if _speaks(sock):
                     return sock.dup()  # the others are closed, and so is this one's first descriptor
+                sock.close()  # or a guest that refuses us for minutes takes all our descriptors
                 up = True  # the guest refused us, so its network is up
                 machine.pause(RETRY_PAUSE)
         raise machine.error(
