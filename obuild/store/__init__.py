@@ -1,1 +1,1 @@
-"""What is on disk, and its laws."""
+"""The store: layers, caches, base images and more on disk, and the laws they obey."""

@@ -1,8 +1,8 @@
-"""A base image takes its place together with all that belongs to it: card, kernel, login key. Or it does not.
+"""Put base images in place atomically, with all files that belong to them: card, kernel, login key.
 
-Its files are gathered in base-image/.NAME.part. Renaming that to .NAME.ready is what decides: from then on the
-image will be in its place, for whoever opens the store next finishes what was begun. A .NAME.part is rubbish,
-once nobody holds the lock of the base.
+The files are collected in base-image/.NAME.part. Renaming that to .NAME.ready is the commit: after a crash, the
+next process that opens the store moves the files into place. A .NAME.part is rubbish if nobody holds the base's
+lock.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from obuild.host.fs import discard, fsync, replace_text
 from obuild.host.regular import is_file, is_folder, read_text
 from obuild.store import parts
 
-#: What a base image was made of, if it was made here.
+#: The suffix of the file that says what a base image was made of, if it was made here.
 MADE = ".made"
 
-#: All that a base image may be made of, by the ends of the names. The image is last: it is what names the base.
+#: The suffixes of a base image's files. The image is last: without it, there is no such base.
 IMAGES = (".qcow2", ".img")
 SUFFIXES = (KERNEL, INITRD, NVRAM, ".key", ".toml", MADE, *IMAGES)
 
@@ -33,19 +33,19 @@ _UNFINISHED = re.compile(r"\.[A-Za-z0-9][A-Za-z0-9._+:-]*\.(?:part|ready)")
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where the files of base images go, and the locks on them."""
+    """The folder of base images, and their locks."""
 
     images: Path
     keys: Path
     locks: Path
 
     def lock(self, name: str) -> Path:
-        """The lock of a base image: held by who makes, replaces or removes it."""
+        """The lock of a base image, held to make, replace or remove it."""
         return self.locks / f"base-{name}.lock"
 
     @contextmanager
     def staged(self, name: str) -> Iterator[Path]:
-        """A folder for the files of a new base `name`, which replace all old ones when the block ends.
+        """A folder for the files of a new base `name`, which replace all old files when the block ends.
 
         The caller holds the lock.
         """
@@ -66,35 +66,35 @@ class Places:
             discard(part)
 
     def sweep(self) -> None:
-        """Finish what was decided and remove what was not, where the process that did it is no more."""
+        """Finish committed base images and remove uncommitted ones whose process has died."""
         for path in self.unfinished():
             name = path.stem[1:]
             with locks.file_lock(self.lock(name), wait=False) as free:
                 if free and path.suffix == ".part":
                     discard(path)
                 elif free and is_folder(path):
-                    with suppress(OSError):  # `fsck` tells why
+                    with suppress(OSError):  # `fsck` reports why
                         self._finish(name)
 
     def unfinished(self) -> list[Path]:
-        """The folders of base images that are not in their places yet."""
+        """The folders of base images that are not in place yet."""
         found = parts.entries(self.images, _UNFINISHED)
         return [path for path in found if path.suffix == ".part" or _is_complete(path)]
 
     def remove(self, name: str) -> None:
-        """Remove a base image and all that belongs to it. The caller holds the lock."""
+        """Remove a base image and all its files. The caller holds the lock."""
         self._see_free(name)
         for suffix in reversed(SUFFIXES):  # the image first: without it there is no such base
             self._place(name, suffix).unlink(missing_ok=True)
 
     def _see_free(self, name: str) -> None:
-        """StoreError if a folder is where a file of a base goes: half of the base would be in its place."""
+        """StoreError if a folder is in the place of a file: only half of the base would be put in place."""
         for place in (self._place(name, suffix) for suffix in SUFFIXES):
             if is_folder(place):
                 raise StoreError(f"{place} is a folder, where a file should be", hint="move it away")
 
     def _finish(self, name: str) -> None:
-        """Can be begun again at any point: the folder is complete until the last file is in its place."""
+        """Move the files into place. After a crash at any point it can be repeated: the image goes last."""
         ready = self._ready(name)
         for suffix in SUFFIXES:
             new, place = ready / f"{name}{suffix}", self._place(name, suffix)
@@ -122,6 +122,6 @@ class Places:
 
 
 def _is_complete(ready: Path) -> bool:
-    """Whether this holds a base image. It does until it is renamed, and what does not is not to replace one."""
+    """Whether the folder holds an image, which is moved last. If not, it must not replace a base."""
     name = ready.stem[1:]
     return any(is_file(ready / f"{name}{suffix}") for suffix in IMAGES)

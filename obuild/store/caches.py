@@ -1,8 +1,8 @@
-"""The caches of a store: a step takes a copy and saves it; people list, remove, export and import them.
+"""The caches of a store: steps copy and save them; users list, remove, export and import them.
 
-STORE/cache/c-NAME/cache.tar is an archive that only guests unpack, as root and inside the guest. The host reads
-its table of contents at most, and only when it is put in. The time of the archive is its version; the time of its
-folder is its last use. A copy lies in cache-tmp/N-c-NAME, which is locked while a step has it.
+STORE/cache/c-NAME/cache.tar is an archive that only guests unpack, as root and inside the guest. The host only
+reads its table of contents, and only on import. The mtime of the archive is its version; the mtime of its
+folder is its last use. A copy is in cache-tmp/N-c-NAME, which is locked while a step has it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from obuild.store.usage import storage_errors
 
 @dataclass(frozen=True, slots=True)
 class Cache:
-    """A cache that holds something. `size` is in bytes, `changed` in seconds since the epoch."""
+    """A non-empty cache. `size` is in bytes, `changed` in seconds since the epoch."""
 
     name: str
     size: int
@@ -42,7 +42,7 @@ class CacheCopy:
         self._taken: Stamp | None = None
 
     def take(self) -> None:
-        """Copy what the cache holds now; an empty cache has no file."""
+        """Copy the current archive; an empty cache has none."""
         with locks.file_lock(self._lock):
             self._taken = self._version()
             if self._taken is not None:
@@ -51,7 +51,7 @@ class CacheCopy:
                 failpoints.reach("cache.copied")
 
     def save(self, archive: Path) -> bool:
-        """Make `archive` the cache, unless another step has done so first: False, and ours is dropped."""
+        """Make `archive` the cache. If another step has saved it first, drop ours and return False."""
         with locks.file_lock(self._lock):
             if self._version() != self._taken:
                 return False
@@ -61,7 +61,7 @@ class CacheCopy:
             return True
 
     def replace(self, archive: Path) -> None:
-        """Make `archive` the cache, whatever it is by now; a step that has a copy then drops what it saves."""
+        """Make `archive` the cache unconditionally. What a step with an older copy saves later is dropped."""
         with locks.file_lock(self._lock):
             self._version()
             self._put(archive)
@@ -76,7 +76,7 @@ class CacheCopy:
         fsync(self._master.parent.parent)
 
     def _version(self) -> Stamp | None:
-        """The stamp of what the cache holds; None for nothing. StoreError if it is something else."""
+        """The stamp of the archive; None if there is none. StoreError if it is not a file."""
         folder = self._master.parent
         for path, is_right in ((folder, is_folder), (self._master, is_file)):
             if os.path.lexists(path) and not is_right(path):
@@ -101,9 +101,9 @@ class Caches:
 
     @contextmanager
     def borrow(self, name: str, *, empty: bool = False) -> Iterator[CacheCopy]:
-        """A private copy of a cache, gone when the block ends; its `save` makes it the new one.
+        """A private copy of a cache, removed when the block ends; its `save` makes it the cache.
 
-        With `empty` nothing is copied: for a caller that has something to `replace` the cache with.
+        With `empty` nothing is copied: for a caller that wants to `replace` the cache.
         """
         with storage_errors(self.root), owned_folder(self.copies, f"c-{escape(name)}") as folder:
             copy = CacheCopy(name, folder / "cache.tar", self.file(name), self._lock_file(name))
@@ -114,20 +114,20 @@ class Caches:
     # -- looking
 
     def file(self, name: str) -> Path:
-        """The archive of a cache, there or not. It is only ever replaced as a whole."""
+        """The path of a cache's archive, which may not exist. It is only replaced as a whole."""
         return self.folder / f"c-{escape(name)}" / "cache.tar"
 
     def archives(self) -> dict[str, Path]:
-        """The archive of each cache that is not empty, by name."""
+        """The archives of all non-empty caches, by name."""
         names = sorted(name for name in os.listdir(self.folder) if name.startswith("c-"))
         found = {unescape(name.removeprefix("c-")): self.folder / name / "cache.tar" for name in names}
         return {name: file for name, file in found.items() if is_folder(file.parent) and is_file(file)}
 
     def listing(self) -> list[Cache]:
-        """All caches that are not empty, by name."""
+        """All non-empty caches, by name."""
         found = []
         for name, archive in sorted(self.archives().items()):
-            with suppress(FileNotFoundError):  # it is just being removed
+            with suppress(FileNotFoundError):  # it was just removed
                 status = archive.stat()
                 found.append(Cache(name, status.st_size, status.st_mtime))
         return found
@@ -135,7 +135,7 @@ class Caches:
     def last_used(self, name: str) -> float | None:
         """When a cache was last copied or replaced, in seconds since the epoch; None if it is empty.
 
-        Taking a copy must not touch the archive, whose time is its version: it touches the folder.
+        Copying must not touch the archive, whose mtime is its version, so it touches the folder.
         """
         archive = self.file(name)
         with suppress(FileNotFoundError):
@@ -154,34 +154,34 @@ class Caches:
     # -- changing
 
     def remove(self, name: str) -> None:
-        """Empty a cache. A step that has a copy goes on, and what it saves is dropped. UsageError if unknown."""
+        """Remove a cache. A step that has a copy goes on; what it saves is dropped. UsageError if unknown."""
         self._check_known(name)
         with self.hold(name) as archive:
             _empty(archive)
 
     def evict(self, name: str, *, used: float) -> bool:
-        """Empty a cache not used since `used`; False if it was used, if a step has a copy, or if it is gone."""
+        """Remove a cache not used since `used`; False if it was used, a step has a copy, or it is gone."""
         with self.hold(name) as archive:
             last = self.last_used(name)
-            # who makes a copy after this look waits for our lock, and then begins with an empty cache
+            # a step that takes a copy after this check waits for our lock, and then starts with an empty cache
             if last is None or last > used or self.in_use(name):
                 return False
             _empty(archive)
             return True
 
     def export(self, name: str, file: Path, *, force: bool = False) -> None:
-        """Copy a cache's archive to `file`, which appears whole or not at all.
+        """Copy a cache's archive to `file`, which appears complete or not at all.
 
-        UsageError if the cache is unknown, or `file` is there and not `force`, or is a device or the like.
+        UsageError if the cache is unknown, or `file` exists without `force`, or is not a regular file.
         """
         import tempfile  # late: a build exports nothing
 
         if file.is_dir():
             raise UsageError(f"{file} is a directory", hint="name the file to write, for example cache.tar")
-        if file.exists() and not file.is_file():  # /dev/null, say: it would be replaced
+        if file.exists() and not file.is_file():  # such as /dev/null, which would be replaced
             raise UsageError(f"{file} is not a regular file", hint="name the file to write, for example cache.tar")
         if file.exists() and not force:
-            raise UsageError(f"{file} is there already", hint="--force replaces it")
+            raise UsageError(f"{file} already exists", hint="--force replaces it")
         if not file.parent.is_dir():
             raise UsageError(f"there is no directory {file.parent}")
         self._check_known(name)
@@ -194,7 +194,7 @@ class Caches:
             copy.replace(file)
 
     def put(self, file: Path, name: str) -> None:
-        """Make the tar archive `file` the cache `name`. UsageError if it is not one that a guest could unpack."""
+        """Make the tar archive `file` the cache `name`. UsageError if a guest could not unpack it."""
         if not file.is_file():
             raise UsageError(f"there is no file {file}")
         with self.borrow(name, empty=True) as copy:
@@ -207,7 +207,7 @@ class Caches:
 
     @contextmanager
     def hold(self, name: str) -> Iterator[Path]:
-        """Nobody takes or replaces a cache meanwhile; yields its archive, there or not."""
+        """Keep others from copying or replacing a cache; yields the path of its archive, which may not exist."""
         with locks.file_lock(self._lock_file(name)):
             yield self.file(name)
 
@@ -218,18 +218,18 @@ class Caches:
         known = self.archives()
         if name not in known:
             there = ", ".join(name if name.isprintable() else ascii(name) for name in known)
-            hint = f"there is: {there}" if there else "there are none yet"
+            hint = f"the caches are: {there}" if there else "there are none yet"
             raise UsageError(f"there is no cache {name!r}", hint=hint)
 
 
 def _empty(archive: Path) -> None:
     archive.unlink(missing_ok=True)
-    with suppress(OSError):  # it is gone already, or holds what is not ours
+    with suppress(OSError):  # it is already gone, or has files that are not ours
         archive.parent.rmdir()
 
 
 def check(path: Path) -> None:
-    """UsageError unless this is a whole tar archive with safe names; its message goes on after a file's name."""
+    """UsageError unless it is a complete tar archive with safe names; the message follows a file's name."""
     from obuild.host import tar_reader  # late: a build never reads a cache
 
     try:
@@ -241,7 +241,7 @@ def check(path: Path) -> None:
     except tar_reader.Damaged as error:
         if not error.at:
             raise _no_archive(path) from error
-        raise UsageError(f"is a tar archive that is damaged or cut off at byte {error.at}") from error
+        raise UsageError(f"is a tar archive that is damaged or truncated at byte {error.at}") from error
 
 
 def _check_name(name: str, how: str) -> None:
@@ -264,11 +264,11 @@ def _no_archive(path: Path) -> UsageError:
     ):
         if magic.startswith(begins):
             return UsageError("is compressed", hint=f"{how} it first: a cache is a plain tar archive")
-    return UsageError("is not a whole tar archive", hint="a cache is what `tar --create` makes, not compressed")
+    return UsageError("is not a complete tar archive", hint="a cache is an uncompressed archive of `tar --create`")
 
 
 def escape(name: str) -> str:
-    """A cache's name as one file name: letters, digits and `.-_` stay, other bytes become %XX."""
+    """A cache's name as a file name: letters, digits and `.-_` stay, other bytes become %XX."""
     from urllib.parse import quote
 
     quoted = quote(name.encode("utf-8", "surrogateescape"), safe="")
@@ -276,7 +276,7 @@ def escape(name: str) -> str:
 
 
 def unescape(name: str) -> str:
-    """The name that `escape` made `name` of."""
+    """The reverse of `escape`."""
     from urllib.parse import unquote_to_bytes
 
     return unquote_to_bytes(name).decode("utf-8", "surrogateescape")

@@ -1,7 +1,7 @@
-"""Files that were downloaded, each kept once under its digest, and those whose download has not ended.
+"""Downloaded files, each kept under its digest, and unfinished downloads.
 
-What is called sha256-HEX or sha512-HEX has that digest: it was verified before it got its name. A name that ends
-in .part is a download that may go on. Both can be had again, so both may be removed.
+A file named sha256-HEX or sha512-HEX has that digest: it was verified before it got its name. A name that ends
+in .part is a download that can be resumed. Both can be downloaded again, so both may be removed.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ UNFINISHED = ".part"
 
 @dataclass(frozen=True, slots=True)
 class Downloads:
-    """The folder of downloads, and where the locks on them are."""
+    """The folder of downloads, and the folder of their locks."""
 
     folder: Path
     locks: Path
 
     def lock(self, name: str, *, wait: bool = True) -> AbstractContextManager[bool]:
-        """The lock of a download, held by whoever writes or removes it; `name` is without .part."""
+        """The lock of a download, held to write or remove it; `name` is without .part."""
         return locks.file_lock(self.locks / f"download-{name}.lock", wait=wait)
 
     def find(self, digest: str) -> Path | None:
-        """The file with this digest, sha256:HEX or sha512:HEX, if it is there."""
+        """The file with this digest, sha256:HEX or sha512:HEX, if it exists."""
         path = self.folder / name_of(digest)
         return path if is_file(path) else None
 
     def begin(self, name: str) -> Path:
-        """Where to write a download called `name`. The caller holds its lock."""
+        """The path to write the download `name` to. The caller holds its lock."""
         self.folder.mkdir(exist_ok=True)
         return self.folder / f"{name}{UNFINISHED}"
 
     def keep(self, part: Path, digest: str) -> Path:
-        """Give a complete download its name. The caller has seen that it has this digest, and holds the lock."""
+        """Give a complete download its final name. The caller has verified its digest, and holds the lock."""
         path = self.folder / name_of(digest)
         fsync(part)
         part.replace(path)
@@ -50,14 +50,14 @@ class Downloads:
         return path
 
     def names(self) -> Iterator[str]:
-        """All files that obuild has put here."""
+        """The names of all files that obuild has put here."""
         with suppress(FileNotFoundError):
             for name in sorted(os.listdir(self.folder)):
                 if parts.DOWNLOAD.fullmatch(name) and is_file(self.folder / name):
                     yield name
 
     def in_use(self, name: str) -> bool:
-        """Whether somebody writes or removes a file just now. Who makes an image of one has a link of his own."""
+        """Whether a file is being written or removed. (Making an image of one uses a hard link to it.)"""
         with self.lock(name.removesuffix(UNFINISHED), wait=False) as free:
             return not free
 
@@ -70,5 +70,5 @@ class Downloads:
 
 
 def name_of(digest: str) -> str:
-    """What a file with this digest is called."""
+    """The file name for this digest."""
     return digest.replace(":", "-")

@@ -1,12 +1,12 @@
-"""Chains of backing files stay short, however many steps a spec has: long ones are flattened.
+"""Flatten long chains of backing files, so that they stay short however many steps a spec has.
 
-A layer's image is an overlay on its parent's, and each image that a read falls through takes its time. Where the
-chain below a new draft would be longer than LONGEST, the draft stands on STORE/flat/PARENT/image.qcow2 instead: an
-overlay on an image further down, holding what those between have written. A guest sees the same bytes on either.
-It is made once, and all children of PARENT share it.
+A layer's image is an overlay on its parent's, and each image that a read passes through costs time. If the chain
+below a new draft would be longer than LONGEST, the draft's backing file is STORE/flat/PARENT/image.qcow2 instead:
+an overlay on an image further down, with everything that the images in between have written. A guest sees the same
+bytes either way. It is made once, and all children of PARENT share it.
 
-No layer changes, and no id depends on it. flat/P is as lasting as the layer P: images name it as their backing
-file, and all of them are P's descendants. So it goes when P goes, which has no children then, and not before.
+No layer changes, and no id depends on it. Images have flat/P as their backing file, and all of them are
+descendants of P. So it is removed exactly when P is removed, which then has no children.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from obuild.host.regular import is_folder, read_bytes
 from obuild.plan.keys import LayerId
 from obuild.store import mtree, parts
 
-#: How many images may lie below a draft. Each costs a random read about 0.7 µs, and a machine's start 0.7 ms.
+#: How many images may be below a draft. Each costs about 0.7 µs per random read, and 0.7 ms per machine start.
 LONGEST = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """One image of a chain: its path below the store's root, and the bytes that it takes on the disk."""
+    """One image of a chain: its path relative to the store's root, and its size on disk in bytes."""
 
     name: str
     size: int
@@ -37,7 +37,7 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Flats:
-    """The flattened layers of a store: `folder` holds one of each id, `drafts` those in the making."""
+    """The flattened layers of a store: `folder` has them by id, `drafts` those being made."""
 
     root: Path
     folder: Path
@@ -45,9 +45,9 @@ class Flats:
     locks: Path
 
     def below(self, id: LayerId) -> str:
-        """The image that a draft on layer `id` is to be an overlay on, as a path below the store's root.
+        """The backing file for a draft on layer `id`, as a path relative to the store's root.
 
-        The caller has the layer in use. StoreError if anything is damaged that the draft would read from.
+        The caller has the layer in use. StoreError if any image that the draft would read from is damaged.
         """
         name = parts.flat_image(id)
         if is_folder(self.folder / id):
@@ -60,26 +60,26 @@ class Flats:
         return name
 
     def chain(self, id: LayerId) -> list[Link]:
-        """The images that a guest on layer `id` reads from: its own first, that of its base last.
+        """The images that a guest on layer `id` reads from: the layer's own first, its base's last.
 
-        StoreError if one of them is missing, or not as it was made as far as sizes tell.
+        StoreError if one is missing, or its size has changed.
         """
         return self._walk(parts.layer_image(id))
 
     def check(self, id: LayerId) -> None:
-        """StoreError if the flattened layer `id` is missing, damaged, or of another layer; or one below it."""
+        """StoreError if the flattened layer `id`, or one below it, is missing, damaged, or of another layer."""
         self._walk(parts.flat_image(id))
 
     def remove(self, id: LayerId) -> None:
         """Remove the flattened layer `id`, if there is one.
 
-        The caller has the layer for itself, and no layer stands on it. It leaves flat/ by a rename that is on the
-        disk when this returns: a flat must not outlive its layer, for that may be made again and be different.
+        The caller has exclusive use of the layer, which has no children. It leaves flat/ by a rename that is on
+        the disk when this returns: a flat must not outlive its layer, which may be made again with other content.
         """
         if not is_folder(self.folder / id):
             return
         rubbish = self.drafts / f"flat-{id}"
-        with locks.file_lock(self._lock_file(id)):  # nobody makes it now: this waits for a sweep at most
+        with locks.file_lock(self._lock_file(id)):  # nobody is making it: at most this waits for a sweep
             discard(rubbish)
             move_out(self.folder / id, rubbish, first=mtree.NAME)
             fsync(self.folder)
@@ -87,11 +87,11 @@ class Flats:
             discard(rubbish)
 
     def _make(self, id: LayerId, top: Link, bottom: Link) -> None:
-        """Make flat/ID of what `top` and all above `bottom` have written, unless another process just has."""
+        """Make flat/ID from `top` and all images above `bottom`, unless another process has made it."""
         with locks.file_lock(self._lock_file(id)):
             if is_folder(self.folder / id):
                 return
-            draft = self.drafts / f"flat-{id}"  # as any draft: rubbish once its lock can be taken
+            draft = self.drafts / f"flat-{id}"  # like any draft: rubbish once its lock can be taken
             discard(draft)
             try:
                 draft.mkdir()
@@ -100,7 +100,7 @@ class Flats:
                 shutil.copyfile(self.root / "result" / id / mtree.NAME, draft / "layer")
                 mtree.seal(draft)
                 failpoints.reach("flat.sealed")
-                if not self.folder.is_dir():  # most stores have no need of it
+                if not self.folder.is_dir():  # most stores do not need it
                     self.folder.mkdir(exist_ok=True)
                     fsync(self.root)
                 draft.rename(self.folder / id)
@@ -111,7 +111,7 @@ class Flats:
                 discard(draft)
 
     def _walk(self, name: str) -> list[Link]:
-        """The images of a chain, from the one of this name on down; StoreError as for `chain`."""
+        """The images of a chain, from `name` downwards; StoreError as for `chain`."""
         links: list[Link] = []
         while True:
             self._check(name, above=links[-1].name if links else "")
@@ -125,16 +125,18 @@ class Flats:
                 return links
             name = os.path.normpath(Path(name).parent / backing)
             if not parts.whose_image(name):
-                raise _damaged(links[-1].name, [f"it stands on {backing}, which is no layer of the store"])
+                raise _damaged(
+                    links[-1].name, [f"its backing file is {backing}, which is not a layer of the store"]
+                )
 
     def _check(self, name: str, *, above: str = "") -> None:
-        """StoreError if the folder of an image, which the image `above` stands on, is not as it was made."""
+        """StoreError if an image's folder has changed since it was made; `above` is the image based on it."""
         if (found := parts.whose_image(name)) is None:
             raise ValueError(name)
         id, flat = found
         folder = self.folder / id if flat else self.root / "result" / id
         if not is_folder(folder):
-            raise _damaged(name, ["it is missing" + (f", and {_what(above)} stands on it" if above else "")])
+            raise _damaged(name, ["it is missing" + (f", and {_what(above)} is based on it" if above else "")])
         if problems := mtree.damage(folder):
             raise _damaged(name, problems)
         if flat and not _same(folder / "layer", self.root / "result" / id / mtree.NAME):
@@ -145,10 +147,10 @@ class Flats:
 
 
 def _taken(links: list[Link]) -> int:
-    """How many images of a chain, from its top, its flat takes in: at least one more stays, that of the base.
+    """How many images, from the top of a chain, to merge into the flat; at least the base's remains below it.
 
-    It goes down to an image that is more than twice as large as all above it together. So a large one is not
-    copied for the sake of a few small ones, and a flat is copied only into one that is half as large again. But
+    It stops at an image that is more than twice as large as all above it together. So a large image is not
+    copied for the sake of a few small ones, and a flat is only copied into one that is half as large again. But
     whatever the sizes are, there is room for a few more layers afterwards, so that not every step makes a flat.
     """
     taken = len(links) - LONGEST * 3 // 4
@@ -173,7 +175,7 @@ def _what(name: str) -> str:
 
 def _damaged(name: str, problems: list[str]) -> StoreError:
     if name.startswith("flat/"):
-        hint = f"`obuild rm {name.split('/')[1]}` removes both with all that stands on them; build again then"
+        hint = f"`obuild rm {name.split('/')[1]}` removes both and all layers built on them; then build again"
     else:
-        hint = "`obuild fsck --repair` removes it with all that stands on it; build again then"
+        hint = "`obuild fsck --repair` removes it and all layers built on it; then build again"
     return StoreError(f"{_what(name)} is damaged: {'; '.join(problems)}", hint=hint)

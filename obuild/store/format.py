@@ -1,8 +1,8 @@
 """The format of a store: the number in STORE/format.
 
-A store of a newer format may hold what this version would take for rubbish, or would damage, so it is refused
-before anything in it is swept or changed. A store without the file was made by a development version: its layers
-have keys of format 1, and all else in it is as in format 1.
+This version might take files of a newer format for rubbish, or damage them, so a store with a newer format is
+refused before anything in it is swept or changed. A store without the file was made by a development version: its
+layers have keys of format 1, and everything else in it is as in format 1.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from obuild.host import locks
 from obuild.host.fs import replace_text
 from obuild.host.regular import open_file
 
-#: The newest format that this version can use, and the one that it writes.
+#: The newest format that this version can use, and the format that it writes.
 FORMAT = 1
 
 NAME = "format"
@@ -24,7 +24,7 @@ _NUMBER = re.compile(rb"([1-9][0-9]{0,8})\n?")
 
 
 def check(root: Path) -> None:
-    """UsageError if the store is of a newer format, or if its format cannot be read. Changes nothing."""
+    """UsageError if the store has a newer format, or its format cannot be read. Changes nothing."""
     path = root / NAME
     try:
         with open_file(path) as file:
@@ -34,10 +34,10 @@ def check(root: Path) -> None:
     except OSError as error:
         raise _unknown(path, error.strerror or "") from error
     if found is None:
-        raise _unknown(path, "it holds no number")
+        raise _unknown(path, "it has no number in it")
     if int(found[1]) > FORMAT:
         raise UsageError(
-            f"the store {root} has format {int(found[1])}, and this version of obuild only knows format {FORMAT}",
+            f"the store {root} has format {int(found[1])}, but this obuild only supports up to {FORMAT}",
             hint="use a newer version of obuild, or another store: --store=qemu:FOLDER",
         )
 
@@ -45,7 +45,7 @@ def check(root: Path) -> None:
 def mark(root: Path, lock: Path) -> None:
     """Write the format of this version into a store that has none. Errors as for `check`.
 
-    `lock` keeps two versions from writing at once: the older one could else replace what the newer one wrote.
+    `lock` keeps two versions from writing at once: the older could otherwise replace the newer one's format.
     """
     path = root / NAME
     if path.exists():
@@ -59,5 +59,5 @@ def mark(root: Path, lock: Path) -> None:
 def _unknown(path: Path, why: str) -> UsageError:
     return UsageError(
         f"cannot tell the format of the store: {path}: {why}",
-        hint="if no newer obuild has used this store, move the file away: the next build writes it again",
+        hint="if no newer obuild has used this store, move the file away: the next build writes a new one",
     )

@@ -1,8 +1,8 @@
-"""Is the store what it should be? Every law is looked at, every finding is put in words, most can be repaired.
+"""Check a store against every law, describe each finding, and repair most of them.
 
-What is lost can be built again, so a repair removes a damaged layer with all that stands on it. What is not
-ours is moved to lost+found/ and never removed. Builds may go on meanwhile: what a living process owns is left
-alone.
+Layers can be built again, so a repair removes a damaged layer and all layers built on it. Files that are not
+obuild's are moved to lost+found/ and never removed. Builds may run meanwhile: nothing that a living process owns
+is touched.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from obuild.store.layers import Layer, Store
 
 _CACHE = re.compile(r"c-.+", re.DOTALL)
 
-#: What obuild puts into each part: names, and whether it is what it should be. A key may be a link to a user's.
+#: What obuild puts into each part: names, and the check of the file's type. A key may be a symlink to a user's.
 _OURS: tuple[tuple[str, str, Callable[[Path], bool]], ...] = (
     ("result", parts.ID.pattern, is_folder),
     ("result-tmp", parts.DRAFT.pattern, is_folder),
@@ -52,9 +52,9 @@ _OURS: tuple[tuple[str, str, Callable[[Path], bool]], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that is not as it should be.
+    """Something wrong in a store.
 
-    `where` is a path in the store; `repair` says what `mend` does, and is "" if nothing can be done.
+    `where` is a path in the store; `repair` says what `mend` does, "" if nothing can be done.
     """
 
     where: str
@@ -64,7 +64,7 @@ class Finding:
 
 
 def repair(store: Store, finding: Finding) -> str:
-    """Put a finding right; "repaired", or in words why it is not."""
+    """Repair a finding; returns "repaired", or why it could not be."""
     if finding.mend is None:
         return "cannot be repaired"
     try:
@@ -77,7 +77,7 @@ def repair(store: Store, finding: Finding) -> str:
 
 
 def check(store: Store, *, read_data: bool = False) -> Iterator[Finding]:
-    """Look at everything. With `read_data` every byte of every layer and cache is read."""
+    """Check everything. With `read_data`, read every byte of every layer and cache."""
     yield from _strangers(store)
     damaged = set()
     for finding in _layers(store, read_data=read_data):
@@ -99,7 +99,7 @@ def check(store: Store, *, read_data: bool = False) -> Iterator[Finding]:
 
 
 def _strangers(store: Store) -> Iterator[Finding]:
-    """Whatever has another name than obuild gives there, or is something else than it makes under that name."""
+    """Everything with a name that obuild does not use there, or with the wrong type for its name."""
     for part, name, is_right in _OURS:
         for path in _entries(store.root / part):
             if f"{part}/{path.name}" in parts.LATER or f"{part}/{path.name}" in parts.PARTS:
@@ -116,24 +116,24 @@ def _layers(store: Store, *, read_data: bool) -> Iterator[Finding]:
     for name in sorted(there):
         layer = store.layer(LayerId(name))
         problems = list(_layer(layer, there, read_data=read_data))
-        if problems and is_folder(layer.path):  # else it was removed just now, or is none
+        if problems and is_folder(layer.path):  # else it was just removed, or is not a layer
             yield Finding(
                 f"result/{name}",
                 "; ".join(problems),
-                "remove it, its tags, and all layers that stand on it: the next build makes them again",
+                "remove it, its tags, and all layers built on it: the next build makes them again",
                 _remove_layer(layer.id),
             )
 
 
 def _layer(layer: Layer, there: set[LayerId], *, read_data: bool) -> Iterator[str]:
-    """What is wrong with one layer."""
+    """The problems of one layer."""
     try:
         key = read_bytes(layer.path / "key")
     except OSError as error:
         yield f"its key cannot be read: {error.strerror}"
         return
     if hashlib.sha256(key).hexdigest() != layer.id:
-        yield "its key is not the one that it is named by"
+        yield "its key does not match its id"
         return
     parent = layer.parent
     if parent is not None and parent not in there:
@@ -149,17 +149,17 @@ def _image(layer: Layer, parent: LayerId | None) -> Iterator[str]:
     try:
         backing = qemu_img.backing_file(layer.image)
         if backing not in (map(parts.seen_from_image, names) if names else ("",)):
-            yield f"its image stands on {backing or 'nothing'}, and not on its parent's"
+            yield f"its image is based on {backing or 'nothing'}, not on its parent's image"
         elif backing and not (layer.image.parent / backing).exists():
-            yield f"its image stands on {backing}, which is missing"
+            yield f"its image is based on {backing}, which is missing"
         else:
             qemu_img.check(layer.image)
     except (UsageError, ValueError, OSError) as error:
-        yield f"its image is unsound: {error}"
+        yield f"its image is damaged: {error}"
 
 
 def _flats(store: Store, *, read_data: bool) -> Iterator[Finding]:
-    """Flattened copies: each belongs to a layer, and is used only by those that stand on that layer."""
+    """Flattened copies: each belongs to a layer, and only that layer's descendants use it."""
     for folder in _folders(store.flats.folder, parts.ID):
         layer = store.layer(LayerId(folder.name))
         if not is_folder(layer.path):
@@ -168,7 +168,7 @@ def _flats(store: Store, *, read_data: bool) -> Iterator[Finding]:
             yield Finding(
                 _shown(store, folder),
                 "; ".join(damage),
-                "remove the layer that it is a copy of, its tags, and all layers that stand on it: "
+                "remove the layer that it is a copy of, its tags, and all layers built on it: "
                 "the next build makes them again",
                 _remove_layer(layer.id),
             )
@@ -185,8 +185,8 @@ def _flat_image(store: Store, id: LayerId) -> Iterator[str]:
 def _remove_layer(id: LayerId) -> Callable[[Store], None]:
     def act(store: Store) -> None:
         if removal.delete(store, id, tell=lambda gone: None, untag=True):
-            raise ObuildError(f"a build is using {id}", hint="run fsck again when it has ended")
-        with suppress(ObuildError), Index(store) as index:  # else it is looked at next
+            raise ObuildError(f"a build is using {id}", hint="run fsck again after it has ended")
+        with suppress(ObuildError), Index(store) as index:  # else the index is checked next
             index.count()
 
     return act
@@ -202,7 +202,7 @@ def _tags(store: Store) -> Iterator[Finding]:
         elif parts.TAG.fullmatch(path.name) and is_file(path):
             id = store.tags.get(name := store.tags.name(path))
             if id is None or not is_folder(store.result / id):
-                what = f"a tag of the layer {id}, which is gone" if id else "a tag that names no layer"
+                what = f"a tag of the layer {id}, which is gone" if id else "a tag without a layer's id"
                 yield Finding(_shown(store, path), what, "remove it", partial(_remove_tag, name))
 
 
@@ -214,9 +214,9 @@ def _remove_tag(name: str, store: Store) -> None:
 
 
 def _states(store: Store, *, read_data: bool) -> Iterator[Finding]:
-    """Saved machines: each belongs to a layer. That one is old is no finding: whoever wants it, removes it."""
+    """Saved machines: each belongs to a layer. An outdated one is not a finding: the next use removes it."""
     for folder in _folders(store.states.folder, parts.ID):
-        with locks.folder_lock(folder, shared=True, wait=False) as held:  # else it is just being removed
+        with locks.folder_lock(folder, shared=True, wait=False) as held:  # else it is being removed
             problem = _state(store, folder, read_data=read_data) if held else ""
         if problem:
             repair = "remove it: the next step on that layer boots"
@@ -232,7 +232,7 @@ def _state(store: Store, folder: Path, *, read_data: bool) -> str:
 def _remove_state(id: LayerId) -> Callable[[Store], None]:
     def act(store: Store) -> None:
         if not store.states.remove(id):
-            raise ObuildError(f"a build is using it: {id}", hint="run fsck again when it has ended")
+            raise ObuildError(f"a build is using it: {id}", hint="run fsck again after it has ended")
 
     return act
 
@@ -245,9 +245,9 @@ def _rows(store: Store, damaged: set[str]) -> Iterator[Finding]:
     try:
         with Index(store) as index:
             for problem in index.problems(damaged):
-                yield Finding(where, problem, "put it right from what is in result/", _sync)
+                yield Finding(where, problem, "correct it from result/", _sync)
     except ObuildError as error:
-        yield Finding(where, error.message, "remove it: it is rebuilt from what is in result/", _rebuild)
+        yield Finding(where, error.message, "remove it: it is rebuilt from result/", _rebuild)
 
 
 def _sync(store: Store) -> None:
@@ -260,11 +260,11 @@ def _rebuild(store: Store) -> None:
     _sync(store)
 
 
-# -- what a crash or a stranger left
+# -- what a crash or another program left
 
 
 def _leftovers(store: Store) -> Iterator[Finding]:
-    """What nobody owns: drafts, copies, machines, locks. Opening the store to build removes all but the last."""
+    """Drafts, copies, machines and locks without an owner. A build removes all but the locks."""
     kinds = {store.result_tmp: "a draft", store.cache_tmp: "a copy of a cache", store.states.running: "a machine"}
     for path in sorted(store.unfinished()):
         if store.is_rubbish(path):
@@ -277,12 +277,12 @@ def _leftovers(store: Store) -> Iterator[Finding]:
 
 
 def _remove_lock(lock: Path, store: Store) -> None:
-    with locks.file_lock(lock, wait=False):  # held by us it is ours to remove, and at the end it is
+    with locks.file_lock(lock, wait=False):  # once we hold it, leaving the block removes it
         pass
 
 
 def _drop(path: Path, store: Store) -> None:
-    store.drop(path)  # it stays if somebody owns it by now, and then it is no rubbish
+    store.drop(path)  # it stays if somebody owns it by now: then it is not rubbish
 
 
 def _unneeded(store: Store, path: Path, what: str) -> Finding:
@@ -298,7 +298,7 @@ def _stray(store: Store, path: Path) -> Finding:
             number += 1
         path.rename(place)
 
-    what = f"{kind(path)}, and nothing that obuild has put there"
+    what = f"{kind(path)} that obuild has not put there"
     return Finding(_shown(store, path), what, "move it to lost+found/", move)
 
 
@@ -306,20 +306,20 @@ def _stray(store: Store, path: Path) -> Finding:
 
 
 def _bases(store: Store) -> Iterator[Finding]:
-    """Base images are the user's: what is wrong with them is told, and not repaired."""
+    """Base images belong to the user: problems are reported, not repaired."""
     unfinished = store.places.unfinished()
     images = {path.stem: path for path in _entries(store.base_image) if path.suffix in IMAGES}
     for path in _entries(store.base_image):
         if path in unfinished:
             if not locks.is_held(store.places.lock(path.stem[1:])):
-                what = "a base image that was never put in its place"
+                what = "a base image that was never put in place"
                 yield Finding(_shown(store, path), what, "finish it or remove it", partial(_place, path))
         elif path.name.startswith(".") and path.suffix in (".part", ".ready"):
             yield _stray(store, path)
         elif path.suffix in SUFFIXES and path.stem not in images:
-            yield Finding(_shown(store, path), "belongs to a base image that is not there")
+            yield Finding(_shown(store, path), "it belongs to a base image that does not exist")
         elif path.suffix in SUFFIXES and not path.is_file():
-            yield Finding(_shown(store, path), f"it is {kind(path)}, and leads to no file")
+            yield Finding(_shown(store, path), f"it is {kind(path)} that leads to no file")
     for name, path in images.items():
         if not path.is_file():
             continue
@@ -333,7 +333,7 @@ def _bases(store: Store) -> Iterator[Finding]:
 def _place(path: Path, store: Store) -> None:
     store.places.sweep()
     if is_folder(path):
-        raise ObuildError("a folder is in its place, or a build is making that base", hint="move it away")
+        raise ObuildError("a folder is in its place, or a build is making that base", hint="move the folder away")
 
 
 def _caches(store: Store, *, read_data: bool) -> Iterator[Finding]:
@@ -348,7 +348,7 @@ def _caches(store: Store, *, read_data: bool) -> Iterator[Finding]:
 
 
 def _downloads(store: Store) -> Iterator[Finding]:
-    """Files whose content has changed since it was verified. An unfinished one is not verified yet."""
+    """Files whose content has changed since they were verified. An unfinished one is not verified yet."""
     for name in store.downloads.names():
         path = store.downloads.folder / name
         algorithm, _, digest = name.partition("-")
@@ -356,14 +356,14 @@ def _downloads(store: Store) -> Iterator[Finding]:
             continue
         with suppress(FileNotFoundError), open_file(path) as file:
             if hashlib.file_digest(file, algorithm).hexdigest() != digest:
-                yield _unneeded(store, path, "a download that is not what it was")
+                yield _unneeded(store, path, "a download whose content has changed")
 
 
 def _memos(store: Store) -> Iterator[Finding]:
     for memo in _entries(store.manifests):
         id = memo.name.partition("-")[0]
         if parts.MEMO.fullmatch(memo.name) and is_file(memo) and not is_folder(store.result / id):
-            yield _unneeded(store, memo, "what was known of a layer that is gone")
+            yield _unneeded(store, memo, "a manifest of a layer that is gone")
     for folder in (store.state, store.manifests, store.ssh):
         for path in _entries(folder):
             if is_file(path) and path.name.startswith("."):

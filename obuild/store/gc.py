@@ -1,11 +1,11 @@
-"""Making room: see what can go, in which order and why; then remove it.
+"""Free space: plan what to remove, in which order and why; then remove it.
 
-`plan` only looks, so a dry run is the plan, printed. `carry_out` looks at each thing again under its locks: what a
-build stands on stays, and so does what was used since. Each removal is whole by itself, so it may be interrupted
-at any time.
+`plan` changes nothing, so a dry run prints the plan. `carry_out` checks each item again under its locks: what a
+build needs is kept, and so is what was used since the plan. Each removal is complete in itself, so `carry_out` may
+be interrupted at any time.
 
-There are two families of things. Of the *stock* everything is of use, and what was not used for the longest time
-goes first; the last use of a layer, a cache or a warm state is its folder's mtime. Of the *spare*, nothing is.
+There are two groups of items. Those of the *stock* are useful, and the least recently used go first; the last use
+of a layer, a cache or a warm state is its folder's mtime. Those of the *spare* are useless.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from obuild.plan.keys import LayerId
 from obuild.store import parts, usage, warm
 from obuild.store.layers import Store
 
-#: Files that are being written have a name that begins like this, and never for so long, in seconds.
+#: The prefix of files that are being written, and an age that no file being written reaches, in seconds.
 _UNFINISHED, _UNFINISHED_FOR = ".", 86400
 
 Parents = dict[LayerId, LayerId | None]
@@ -33,9 +33,9 @@ Parents = dict[LayerId, LayerId | None]
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One thing in a store. `size` is in bytes on disk, `used` is its last use in seconds since the epoch.
+    """One item of a store. `size` is in bytes on disk, `used` is its last use in seconds since the epoch.
 
-    `stands_on` is the layer that cannot go before it; `why`, in words, why it goes or stays.
+    `stands_on` is the layer that must be removed after it; `why` is the reason why it goes or stays.
     """
 
     kind: str
@@ -48,10 +48,10 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is to go, in order; what would have gone but is in use or tagged; and what then is left, in bytes.
+    """The items to remove, in order; those kept only because they are in use or tagged; and the bytes left after.
 
-    `kept` counts layers, caches, downloads and warm states. `short` is what is still missing of what was asked
-    for.
+    `kept` counts layers, caches, downloads and warm states. `short` is how many bytes less will be free than
+    was asked for.
     """
 
     items: tuple[Item, ...]
@@ -66,10 +66,10 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """One sort of things: what there is (at a time), when it was used (None: it is gone), is it in use, removing.
+    """The functions of one kind of item: list them (at a time), last use (None: gone), whether in use, remove.
 
-    `remove` looks again under the locks, and returns False if the thing is in use, or gone already. It may use
-    and add to what is known of layers' parents. `noun` is what people call one.
+    `remove` checks again under the locks, and returns False if the item is in use, or already gone. It may use
+    and extend the known parents of layers. `noun` is its name for people.
     """
 
     find: Callable[[Store, float], Iterable[Item]]
@@ -88,10 +88,10 @@ def plan(
     free_bytes: int = 0,
     all_layers: bool = False,
 ) -> Plan:
-    """What to remove; without options, the spare alone. With `all_layers`, all layers and warm states besides.
+    """Plan what to remove: without options only the spare; with `all_layers` also all layers and warm states.
 
-    Else also so much of the stock that it takes `keep_bytes` at most, that all was used in the last `older_than`
-    seconds, and that `free_bytes` become free: whatever one of these wants.
+    Otherwise also so much of the stock that the rest takes at most `keep_bytes`, was used in the last `older_than`
+    seconds, and `free_bytes` become free; all given conditions are met.
     """
     spare = [item for kind in SPARE.values() for item in kind.find(store, now)]
     stock = _find(store, STOCK, now)
@@ -106,7 +106,7 @@ def plan(
 
 
 def prune(store: Store, *, before: float, limit: int | None = None) -> Plan:
-    """The layers not used since `before`, no more than `limit`, least recently used first."""
+    """The layers not used since `before`, at most `limit`, least recently used first."""
     stock = _find(store, ("layer",), before)
     total = sum(item.size for item in stock)
     chosen, in_use = _choose(store, stock, before=before, limit=limit)
@@ -125,9 +125,9 @@ def _plan(items: Sequence[Item], in_use: Sequence[Item], total: int, chosen: Seq
 def _choose(
     store: Store, stock: Sequence[Item], *, before: float, need: int = 0, limit: int | None = None
 ) -> tuple[list[Item], list[Item]]:
-    """Take from the stock whatever was not used since `before`, and more until `need` bytes are together.
+    """Choose everything in the stock not used since `before`, and more until it is `need` bytes.
 
-    A layer's turn comes when nothing stands on it any more. Returns what to remove, and what was passed over
+    A layer is considered when no layer is built on it any more. Returns what to remove, and what was skipped
     because it is in use, or has a tag.
     """
     chosen: list[Item] = []
@@ -145,7 +145,7 @@ def _choose(
     while by_age and (limit is None or len(chosen) < limit):
         *_, item = heappop(by_age)
         if item.used >= before and need <= 0:
-            break  # everything else was used later still
+            break  # everything else was used even later
         if item.kind == "layer" and item.name in tagged:
             in_use.append(replace(item, why=f"tagged {', '.join(tagged[LayerId(item.name)])}"))
             continue
@@ -166,25 +166,25 @@ def _choose(
 
 
 def carry_out(store: Store, plan: Plan, tell: Callable[[Item], object]) -> list[Item]:
-    """Remove what is planned, in its order; `tell` hears of each thing that is gone.
+    """Remove the items of a plan, in order; `tell` is called with each item that is removed.
 
-    Returns what stayed, with why.
+    Returns the items that stayed, with the reason.
     """
     parents = store.parents() if any(item.kind in ("layer", "flat") for item in plan.items) else {}
     stayed = []
     for item in plan.items:
         kind = KINDS[item.kind]
         used = kind.used(store, item)
-        if used is None:  # somebody else was quicker
+        if used is None:  # somebody else has removed it
             continue
         if used > item.used:
-            stayed.append(replace(item, why="used meanwhile"))
+            stayed.append(replace(item, why="used since"))
         elif kind.remove(store, item, parents):
             tell(item)
         elif kind.used(store, item) is not None:
             stands = item.kind == "layer" and item.name in parents.values()
             tags = store.tags.by_layer().get(LayerId(item.name), []) if item.kind == "layer" else []
-            why = "a layer stands on it" if stands else f"tagged {', '.join(tags)}" if tags else "in use"
+            why = "a layer is built on it" if stands else f"tagged {', '.join(tags)}" if tags else "in use"
             stayed.append(replace(item, why=why))
     return stayed
 
@@ -203,7 +203,7 @@ def _layers(store: Store, now: float) -> Iterator[Item]:
 
 
 def _known(store: Store) -> dict[LayerId, tuple[LayerId | None, int]]:
-    """Parent and size of each layer, as the index remembers them. It may not open on a full disk: then we look."""
+    """Parent and size of each layer, from the index; empty if it cannot be opened, as on a full disk."""
     from obuild.store.index import Index, disk_usage
 
     try:
@@ -273,7 +273,7 @@ def _remove_download(store: Store, item: Item, parents: Parents) -> bool:
 
 
 def _warm(store: Store, now: float) -> Iterator[Item]:
-    """Machines that a build may resume, each standing on a layer."""
+    """Machines that a build may resume, each on a layer."""
     for id in store.states.ids():
         used = _mtime(store.states.folder / id)
         if used is not None and not warm.outdated(store, id):
@@ -292,16 +292,16 @@ def _remove_warm(store: Store, item: Item, parents: Parents) -> bool:
     return store.states.remove(LayerId(item.name))
 
 
-# -- what nobody can need
+# -- what is useless
 
 
 def _rubbish(store: Store, now: float) -> Iterator[Item]:
-    """Drafts and copies without an owner. Opening a store removes them; here is what has come since."""
+    """Drafts and copies without an owner. Opening a store removes them; these have appeared since."""
     for path in store.unfinished():
         used = _mtime(path)
         if used is not None and store.is_rubbish(path):
             name = str(path.relative_to(store.root))
-            yield Item("rubbish", name, usage.on_disk(path), used, why="whoever made it is dead")
+            yield Item("rubbish", name, usage.on_disk(path), used, why="the process that made it has died")
 
 
 def _rubbish_used(store: Store, item: Item) -> float | None:
@@ -313,11 +313,11 @@ def _remove_rubbish(store: Store, item: Item, parents: Parents) -> bool:
 
 
 def _memos(store: Store, now: float) -> Iterator[Item]:
-    """Manifests of files in layers that are gone, and memos that a crash left half written."""
+    """Manifests of layers that are gone, and memos that a crash left half written."""
     there = set(os.listdir(store.result))
     names = os.listdir(store.manifests) if store.manifests.is_dir() else []
     for name in filter(parts.MEMO.fullmatch, names):
-        if not is_file(store.manifests / name):  # `fsck` tells of what is not ours
+        if not is_file(store.manifests / name):  # `fsck` reports what is not ours
             continue
         used = _mtime(store.manifests / name)
         written = name.startswith(_UNFINISHED) and used is not None and used > now - _UNFINISHED_FOR
@@ -330,19 +330,21 @@ def _memo_used(store: Store, item: Item) -> float | None:
 
 
 def _remove_memo(store: Store, item: Item, parents: Parents) -> bool:
-    (store.manifests / item.name).unlink(missing_ok=True)  # if its layer has just come back, this costs time only
+    (store.manifests / item.name).unlink(
+        missing_ok=True
+    )  # if its layer has just been made again, this only costs time
     return True
 
 
 def _flats(store: Store, now: float) -> Iterator[Item]:
-    """Flattened copies of layers on which nothing stands: they are only there for those to stand on."""
+    """Flattened copies of layers without children: only children need them."""
     folder = store.flats.folder
     names = [path.name for path in parts.entries(folder, parts.ID)] if folder.is_dir() else []
     needed = set(store.parents().values()) if names else set()
     for name in names:
         used = _mtime(folder / name)
         if name not in needed and used is not None:
-            yield Item("flat", name, usage.on_disk(folder / name), used, why="nothing stands on its layer")
+            yield Item("flat", name, usage.on_disk(folder / name), used, why="no layer is built on its layer")
 
 
 def _flat_used(store: Store, item: Item) -> float | None:
@@ -350,7 +352,7 @@ def _flat_used(store: Store, item: Item) -> float | None:
 
 
 def _remove_flat(store: Store, item: Item, parents: Parents) -> bool:
-    """As a layer is removed: who makes a child holds the layer, so with our lock on it one more look sees all."""
+    """As for a layer: making a child holds the layer, so under our lock one more look sees every child."""
     layer = store.result / item.name
     with locks.folder_lock(layer, wait=False) as free:
         store.add_parents(parents)
@@ -362,7 +364,7 @@ def _remove_flat(store: Store, item: Item, parents: Parents) -> bool:
 
 
 def _stale(store: Store, now: float) -> Iterator[Item]:
-    """Machines that were saved before the host booted, or on layers that are no more."""
+    """Machines that were saved before the host booted, or whose layers are gone."""
     for id in store.states.ids():
         why, used = warm.outdated(store, id), _mtime(store.states.folder / id)
         if why and used is not None:
@@ -370,7 +372,7 @@ def _stale(store: Store, now: float) -> Iterator[Item]:
 
 
 def _never(store: Store, item: Item) -> bool:
-    return False  # or it would not be spare
+    return False  # otherwise it would not be spare
 
 
 def _locked(folder: Path) -> bool:
@@ -384,14 +386,14 @@ def _mtime(path: Path) -> float | None:
     return None
 
 
-#: What competes for room by its last use.
+#: What is removed by last use.
 STOCK = {
     "layer": Kind(_layers, _layer_used, _layer_in_use, _remove_layer, "layer"),
     "cache": Kind(_caches, _cache_used, _cache_in_use, _remove_cache, "cache"),
     "download": Kind(_downloads, _download_used, _download_in_use, _remove_download, "download"),
     "warm": Kind(_warm, _warm_used, _warm_in_use, _remove_warm, "warm state"),
 }
-#: What always goes, and first.
+#: What is always removed, and first.
 SPARE = {
     "rubbish": Kind(_rubbish, _rubbish_used, _never, _remove_rubbish),
     "flat": Kind(_flats, _flat_used, _never, _remove_flat),

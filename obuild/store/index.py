@@ -1,7 +1,7 @@
-"""What the store remembers in SQLite: when, how long, how big. It can be rebuilt from result/ at any time.
+"""The index of layers in SQLite: when, how long, how big. It can be rebuilt from result/ at any time.
 
-The only importer of SQLite and of sqlite_utils. Every query first sees that the rows are those of what is in
-result/, which costs one stat(2) as long as nothing has come or gone; docs/design.md argues why that is enough.
+Only this module imports SQLite and sqlite_utils. Every query first makes sure that the rows match result/, which
+costs one stat(2) as long as no layer was added or removed; docs/design.md argues why that is enough.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from obuild.store import usage
 from obuild.store.layers import Store
 from obuild.store.usage import no_space
 
-#: How long to wait for another process that writes, in seconds.
+#: How long to wait for another process that is writing, in seconds.
 BUSY_TIMEOUT = 30.0
 
-#: What to do if it took longer than that.
-HELD = "another process writes to it; call it again when that is done"
+#: The hint if that was not long enough.
+HELD = "another process is writing to it; try again when that has finished"
 
-#: The layout of the database. A database with another number is laid out anew, and keeps the rows it can.
+#: The schema version. A database with another one gets new tables, and keeps the rows that it can.
 VERSION = 1
 
-#: So many layers without a row are looked at while others wait to write. More are looked at before.
+#: How many layers without a row are read while other writers wait. If there are more, they are read before.
 FEW = 100
 
 _COLUMNS = {"id": str, "parent": str, "op": str, "created": float, "seconds": float, "size": int}
@@ -42,10 +42,10 @@ _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 class Row(NamedTuple):
-    """One layer, as the columns are.
+    """One layer; the fields are the columns.
 
-    `created` is in seconds since the epoch, `size` in bytes on disk, of this layer alone. `op` is empty, and
-    `seconds` says nothing, if the layer's builder did not live to remember them.
+    `created` is in seconds since the epoch, `size` in bytes on disk, of this layer alone. If the layer's builder
+    died before it added the row, `op` is empty and `seconds` is meaningless.
     """
 
     id: LayerId
@@ -57,7 +57,7 @@ class Row(NamedTuple):
 
 
 class Kin(NamedTuple):
-    """What is needed of each layer to choose some among all: `created` in seconds, `size` in bytes."""
+    """The fields needed to choose some of all layers: `created` in seconds, `size` in bytes."""
 
     parent: LayerId | None
     size: int
@@ -76,7 +76,7 @@ class Index:
                 self._open_copy()
                 return
             self._path.parent.mkdir(exist_ok=True)
-            # SQLite does not wait while another process switches the journal or makes the table
+            # SQLite does not wait while another process switches the journal mode or creates the table
             with self._alone():
                 try:
                     self._open()
@@ -106,10 +106,10 @@ class Index:
             raise
 
     def _open_copy(self) -> None:
-        """For a store that cannot be written to: a copy of the database in memory, empty if it cannot be read.
+        """For a read-only store: a copy of the database in memory, empty if it cannot be read.
 
-        SQLite reads a database beside which it can make no files only if told that nobody writes to it. Then it
-        also leaves out what is in a journal: those layers are looked at, as others without a row are.
+        If SQLite cannot create files beside a database, it reads it only as `immutable`. It then ignores what is
+        in a journal: those layers are read from result/, like others without a row.
         """
         for how in ("mode=ro", "mode=ro&immutable=1", ""):
             self._db = sqlite3.connect(":memory:", isolation_level=None)
@@ -128,7 +128,7 @@ class Index:
                     raise
 
     def _lay_out(self) -> None:
-        """Make the tables. Of a database that another version made, rows that look like ours are kept."""
+        """Create the tables. Rows of another version's database are kept if they have our columns."""
         import sqlite_utils  # late: slow to import, and needed once in a store's life
 
         database = sqlite_utils.Database(self._db)
@@ -139,11 +139,13 @@ class Index:
         layers.create_index(["parent"], if_not_exists=True)
         layers.create_index(["created", "id"], if_not_exists=True)
         database.table("seen").drop(ignore=True)
-        database.table("seen").create({"stamp": str})  # as text: an inode may be too large for SQLite
-        self._db.execute(f"PRAGMA user_version={VERSION}")  # last: a crash before it lays out once more
+        database.table("seen").create({"stamp": str})  # as text: an inode number may be too large for SQLite
+        self._db.execute(
+            f"PRAGMA user_version={VERSION}"
+        )  # last: after a crash before this, the tables are made again
 
     def _set_aside(self) -> None:
-        """Move a damaged database out of the way; the caller holds the lock. Who has it open writes in vain."""
+        """Move a damaged database away; the caller holds the lock. What others still write to it is lost."""
         import logging
 
         aside = self._path.with_name("damaged.sqlite")
@@ -168,9 +170,9 @@ class Index:
         hint = f"it can be rebuilt: remove {self._path}, nothing is lost"
         if _is_damage(error):
             with suppress(OSError), self._alone():
-                if self._path.stat().st_ino == self._inode:  # else another process was quicker
+                if self._path.stat().st_ino == self._inode:  # else another process has moved it
                     self._set_aside()
-            hint = "call it again"
+            hint = "try again"
         if _is_busy(error):
             hint = HELD
         raise StoreError(f"the store's index: {error}", hint=hint) from error
@@ -178,18 +180,21 @@ class Index:
     # -- writing
 
     def add(self, id: LayerId, parent: LayerId | None, op: str, created: float, seconds: float) -> None:
-        """Remember a layer that is in result/; one that has been removed meanwhile is not."""
+        """Add a row for a layer in result/, unless the layer was removed meanwhile."""
         words = op.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")  # SQLite wants text
         row = Row(id, parent, words, created, seconds, disk_usage(self._store, id))
         with self._writing():
-            if self._store.find(id):  # looked at in here: a row cannot come after the sync that would drop it
+            if self._store.find(
+                id
+            ):  # checked inside the transaction: a row cannot be added after the sync that would drop it
                 self._db.execute(_PUT, row)
 
     def problems(self, but: Collection[str] = ()) -> list[str]:
-        """In what the rows are not what result/ and SQLite's own rules ask for, in words. Nothing is put right.
+        """How the rows differ from result/ or violate SQLite's rules, in words. Corrects nothing.
 
-        Rows of the layers `but`, which are damaged themselves, are not compared. That layers have come or gone
-        since the last query is no problem: the next one sees that. Nor is a size: a copy takes other room.
+        Rows of the layers `but`, which are damaged themselves, are not compared. Layers added or removed since the
+        last query are not a problem: the next query handles them. Sizes are not compared: those of a copied store
+        differ.
         """
         found = [str(line) for (line,) in self._db.execute("PRAGMA integrity_check") if line != "ok"]
         parents = dict(self._db.execute("SELECT id, parent FROM layers"))
@@ -206,7 +211,7 @@ class Index:
         return found
 
     def rebuild(self) -> None:
-        """Put the rows right from result/; what nothing else remembers, an op or a duration, stays."""
+        """Correct the rows from result/; ops and durations, which are recorded nowhere else, are kept."""
         now = [row for id in self._store.ids() if (row := self._found(id)) is not None]
         with self._writing():
             values = [(row.parent, row.size, row.id) for row in now]
@@ -215,7 +220,7 @@ class Index:
         self._sync()
 
     def _sync(self) -> None:
-        """See that there is a row for each layer in result/ and no other."""
+        """Make sure that there is exactly one row for each layer in result/."""
         if self._in_step():
             return
         ready: dict[str, Row | None] = {}
@@ -223,14 +228,14 @@ class Index:
             ready.update((id, self._found(id)) for id in late)
 
     def _in_step(self) -> bool:
-        """Whether result/ is as it was when the rows were last those of what is in it."""
+        """Whether result/ is unchanged since the rows last matched it."""
         seen = self._db.execute("SELECT stamp FROM seen").fetchone()
         return bool(seen == (str(stamp.of_folder(self._store.result)),))
 
     def _catch_up(self, ready: Mapping[str, Row | None]) -> Collection[str]:
-        """Add the layers without a row, drop the rows without a layer, and remember that this was seen.
+        """Add rows for layers without one, drop rows without a layer, and record the stamp of result/.
 
-        If many are not `ready`, nothing is done but to return them: looking at each takes time, and others write.
+        If many layers are not in `ready`, only return them: reading each takes time, and other writers wait.
         """
         with self._writing():
             now, seen = _now(self._store), stamp.of_folder(self._store.result)
@@ -240,17 +245,17 @@ class Index:
             late = [id for id in missing if id not in ready]
             if len(late) > FEW:
                 return late
-            # one that was just being removed when it was made ready may have been made again
+            # one that was being removed when it was read may have been made again
             rows = (ready.get(id) or self._found(id) for id in missing)
             self._db.executemany(_PUT, filter(None, rows))
             self._db.executemany("DELETE FROM layers WHERE id = ?", [(id,) for id in known - there])
             self._db.execute("DELETE FROM seen")
-            if seen[2] < now:  # else a change to come in this very tick of the clock would look the same
+            if seen[2] < now:  # else another change in the same tick of the clock would have the same stamp
                 self._db.execute("INSERT INTO seen VALUES (?)", (str(seen),))
         return ()
 
     def _found(self, id: str) -> Row | None:
-        """The row for a layer that nobody remembers; None if it is just being removed."""
+        """The row for a layer that has none; None if it was just removed."""
         layer = self._store.layer(LayerId(id))
         try:
             created = (layer.path / "key").lstat().st_mtime
@@ -260,13 +265,13 @@ class Index:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """A transaction that no other writer is beside."""
+        """A transaction that excludes other writers."""
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield
             self._db.execute("COMMIT")
         except BaseException:
-            with suppress(sqlite3.Error):  # SQLite may have rolled back by itself, as when the disk is full
+            with suppress(sqlite3.Error):  # SQLite may have rolled back itself, as on a full disk
                 self._db.execute("ROLLBACK")
             raise
 
@@ -278,12 +283,12 @@ class Index:
     # -- looking
 
     def rows(self, newest: int | None = None) -> list[Row]:
-        """All layers, or so many of the newest; the oldest first."""
+        """All layers, or the `newest` so many; the oldest first."""
         limit = -1 if newest is None else min(newest, sys.maxsize)  # SQLite takes no more
         return self._select("ORDER BY created DESC, id DESC LIMIT ?", limit)[::-1]
 
     def count(self) -> int:
-        """How many layers there are."""
+        """The number of layers."""
         self._sync()
         (count,) = self._db.execute("SELECT count(*) FROM layers").fetchone()
         return int(count)
@@ -293,11 +298,11 @@ class Index:
         return next(iter(self._select("WHERE id = ?", id)), None)
 
     def children(self, id: LayerId | None) -> list[Row]:
-        """The layers that were built on one, the oldest first; the bases' layers for None."""
+        """The layers built directly on one, the oldest first; for None, the bases' layers."""
         return self._select("WHERE parent IS ? ORDER BY created, id", id)
 
     def ancestors(self, id: LayerId) -> list[Row]:
-        """What a layer stands on, its parent first."""
+        """The ancestors of a layer, its parent first."""
         found = []
         row = self.get(id)
         while row is not None and row.parent is not None:
@@ -307,12 +312,12 @@ class Index:
         return found
 
     def all_kin(self) -> dict[LayerId, Kin]:
-        """All layers, in no order."""
+        """All layers, in no particular order."""
         self._sync()
         return {id: Kin(*kin) for id, *kin in self._db.execute("SELECT id, parent, size, created FROM layers")}
 
     def starting(self, prefix: str) -> Collection[LayerId]:
-        """The ids that begin with `prefix`, hex digits; where a listing is cheaper than a sync, all ids."""
+        """The ids that begin with `prefix` (hex digits); all ids if listing result/ is cheaper than a sync."""
         if not self._in_step():
             return self._store.ids()
         query = "SELECT id FROM layers WHERE id >= ? AND id < ?"
@@ -324,25 +329,25 @@ class Index:
 
 
 def resolve(store: Store, prefix: str, *, drafts: bool = False) -> LayerId:
-    """As Store.resolve, but without listing a large store."""
+    """Like Store.resolve, but does not list a large store."""
 
     def starting(prefix: str) -> Collection[LayerId]:
         with suppress(StoreError), Index(store) as index:
             return index.starting(prefix)
-        return store.ids()  # an id is found without the index, too
+        return store.ids()  # ids are found without the index
 
     return store.resolve(prefix, drafts=drafts, starting=starting)
 
 
 def disk_usage(store: Store, id: LayerId) -> int:
-    """Bytes that a layer takes on disk, holes left out; 0 if it is gone."""
+    """The size of a layer on disk in bytes, without holes; 0 if it is gone."""
     return usage.within(store.result / id)
 
 
 def _now(store: Store) -> int:
-    """The time, in ns, by the clock that result/ is stamped with, and in its ticks: of its own file system.
+    """The current time in ns, by the clock and in the ticks of result/'s file system.
 
-    Of a store that cannot be written to, any later time: what is remembered of it is gone with the command.
+    For a read-only store, any later time: its index lasts only as long as the command.
     """
     if not store.writable:
         return sys.maxsize
@@ -354,7 +359,7 @@ def _is_full(error: Exception, store: Store) -> bool:
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    # where SQLite cannot make its files for want of room it speaks of an I/O error
+    # if there is no space for SQLite's own files, it reports an I/O error
     return code == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_IOERR and os.statvfs(store.root).f_bavail == 0)
 
 

@@ -1,4 +1,4 @@
-"""What is known of layers: what made one, what it stands on and what stands on it, when, how big."""
+"""Describe layers: what made one, its parents and children, when, how big."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from obuild.store.layers import Store
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """A layer above or below."""
+    """A parent or a child of a layer."""
 
     id: LayerId
     op: str
@@ -25,8 +25,8 @@ class Neighbour:
 class Description:
     """One layer. Times are seconds since the epoch, sizes are bytes on disk.
 
-    `seconds` is None if nobody remembers how long it took; `parents` go down to the base; `total` is the size
-    of the layer and of all its parents.
+    `seconds` is None if it is not known how long it took; `parents` go down to the base; `total` is the size
+    of the layer and all its parents.
     """
 
     id: LayerId
@@ -45,7 +45,7 @@ class Description:
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """One layer of a list. Times and `seconds` as in a Description; `size` is of this layer alone."""
+    """One layer in a list. Times and `seconds` as in Description; `size` is of this layer alone."""
 
     id: LayerId
     parent: LayerId | None
@@ -58,14 +58,14 @@ class Listed:
 
 
 def listing(store: Store, newest: int | None) -> tuple[list[Listed], int]:
-    """All layers, or so many of the newest, the oldest first; and how many older ones are left out."""
+    """All layers, or the `newest` so many, the oldest first; and the number of older ones left out."""
     with Index(store) as index:
         rows = index.rows(newest)
         more = 0 if newest is None else index.count() - len(rows)
     tags = store.tags.by_layer()
     listed = []
     for row in rows:
-        with suppress(FileNotFoundError):  # it is just being removed
+        with suppress(FileNotFoundError):  # it was just removed
             used = (store.result / row.id).stat().st_mtime
             op = _op(store, row)
             tagged = tuple(tags.get(row.id, ()))
@@ -74,7 +74,7 @@ def listing(store: Store, newest: int | None) -> tuple[list[Listed], int]:
 
 
 def describe(store: Store, id: LayerId) -> Description:
-    """What is known of the layer `id`. StoreError if it has just been removed."""
+    """Describe the layer `id`. StoreError if it was just removed."""
     with Index(store) as index:
         row, below, above = index.get(id), index.ancestors(id), index.children(id)
     try:
@@ -104,7 +104,7 @@ def _neighbours(store: Store, rows: Iterable[Row]) -> tuple[Neighbour, ...]:
 
 
 def _op(store: Store, row: Row) -> str:
-    """The op as written; as the key has it for a layer whose builder did not live to remember it."""
+    """The op as written; from the key, if the layer's builder died before it added the row."""
     return row.op or diff.summary(keys.fields(store.layer(row.id).key))
 
 

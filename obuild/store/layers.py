@@ -1,10 +1,10 @@
 """Layers on disk: draft, commit by rename, locks.
 
-STORE/result/ID/{rootfs/image.qcow2, log, key, mtree} is a layer; result-tmp/ID is a draft. A first layer has the
-kernel that its base image came with beside the image. The laws (docs/design.md
-argues them): what is in result/ is complete and never changes; a layer's parent is in result/; the rename is
-the only commit; a draft whose lock can be taken is rubbish; removal goes from the leaves; whoever builds on a
-layer holds a shared lock on it, removal needs the exclusive one.
+STORE/result/ID/{rootfs/image.qcow2, log, key, mtree} is a layer; result-tmp/ID is a draft. A first layer has its
+base's kernel, if any, beside the image. The laws (docs/design.md argues them): layers in result/ are complete and
+never change; a layer's parent is in result/; the rename is the only commit; a draft whose lock can be taken is
+rubbish; removal starts from the leaves; building on a layer takes a shared lock on it, removing it the exclusive
+one.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from obuild.store.usage import storage_errors
 
 _ID_START = re.compile(r"[0-9a-f]+")
 
-#: What goes first of a layer that cannot be renamed: without its log it is neither found whole nor built on.
+#: The file that is removed first from a layer that cannot be renamed: without its log it is not used any more.
 _FIRST = "log"
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A finished step on disk: complete, and never changing."""
+    """A finished step on disk, complete and immutable."""
 
     id: LayerId
     path: Path
@@ -57,17 +57,17 @@ class Layer:
         return self.path / "log"
 
     def open_log(self) -> BinaryIO:
-        """What the step printed, to be read. StoreError if that cannot be: the caller has the layer in use."""
+        """Open the step's output for reading. StoreError if that fails; the caller has the layer in use."""
         try:
             return open_file(self.log)
         except OSError as error:
             raise StoreError(
                 f"layer {self.id} is damaged: its log cannot be read: {error.strerror}",
-                hint="`obuild fsck --repair` removes it with all that stands on it; build again then",
+                hint="`obuild fsck --repair` removes it and all layers built on it; then build again",
             ) from error
 
     def stamp(self) -> list[list[int]]:
-        """Changes when the layer is removed, and made again with perhaps another result. OSError if it is gone."""
+        """A value that changes when the layer is removed and made again. OSError if it is gone."""
         return [list(stamp.of(self.path / name)) for name in ("key", mtree.NAME)]
 
     @property
@@ -76,20 +76,20 @@ class Layer:
 
     @property
     def parent(self) -> LayerId | None:
-        """The layer that this one is an overlay on, as its key says; None, too, if its key is no file."""
+        """The parent, from the key; None for a base, and if the key is not a regular file."""
         try:
             with open_file(self.path / "key") as file:
                 return keys.parent(file.read(keys.HEAD))
-        except NotAFile:  # the layer is damaged, and nothing is built on it
+        except NotAFile:  # the layer is damaged: nothing can be built on it
             return None
 
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A layer in the making: `log` is open for writing. It exists exactly while its lock is held.
+    """A layer that is being made; `log` is open for writing. It exists exactly while its lock is held.
 
-    Its image is to be an overlay on the image `below`, which shows what the layer `parent` holds; a base has none.
-    `below` is written as the image has it: relative to its folder. A `scratch` is thrown away.
+    Its image is an overlay on the image `below`, which has the content of the layer `parent`; a base has none.
+    `below` is relative to the image's folder, as it is written in the image. A `scratch` is thrown away.
     """
 
     id: LayerId
@@ -105,21 +105,23 @@ class Draft:
         return self.path / parts.IMAGE
 
     def lay(self) -> None:
-        """Make the image: an overlay with nothing in it, in place of one that a machine gave up on."""
+        """Create the image as an empty overlay, replacing any that a failed machine has left."""
         self.image.unlink(missing_ok=True)
         qemu_img.create_overlay(self.image, self.below)
 
     def lay_copy(self, overlay: Path) -> None:
-        """Make the image: a copy of an overlay on the same layer, in place of one that a machine gave up on."""
+        """Create the image from an overlay on the same layer, replacing any that a failed machine has left."""
         self.image.unlink(missing_ok=True)
         qemu_img.copy(overlay, self.image)
         self.image.chmod(0o644)
-        if qemu_img.backing_file(self.image) != self.below:  # it may have been flattened since, or not be any more
+        if (
+            qemu_img.backing_file(self.image) != self.below
+        ):  # the layer may have been flattened since, or its flattened copy removed
             qemu_img.rebase(self.image, self.below)
 
 
 class Store:
-    """The folder that builds share. Any number of processes may have it open."""
+    """The folder that builds share. Any number of processes may use it at once."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -144,11 +146,10 @@ class Store:
 
     @classmethod
     def open(cls, root: Path, *, create: bool = True, sweep: bool = True) -> Store:
-        """Open a store, making it if it is new and `create`; rubbish that a crash left is removed if `sweep`.
+        """Open a store. With `create`, make it if it is new; with `sweep`, remove the rubbish of crashes.
 
         UsageError if it cannot be made or written to, if one of its parts is not a folder, if it has a newer
-        format, and if it is no store and not to be made, or holds other things. `root` may lead there through
-        symlinks.
+        format, or if it is not a store and must not or cannot become one. `root` may have symlinks in it.
         """
         try:
             store = cls(_resolved(root))
@@ -170,9 +171,9 @@ class Store:
 
     @classmethod
     def look(cls, root: Path) -> Store:
-        """Open a store to look at it: nothing is made or swept, and it may be one that cannot be written to.
+        """Open a store for reading only: nothing is made or swept, and it may be read-only.
 
-        UsageError if it is no store or lacks a part of one, if a part is no folder, or if it has a newer format.
+        UsageError if it is not a store or lacks a part, if a part is not a folder, or if it has a newer format.
         """
         try:
             store = cls(_resolved(root))
@@ -194,9 +195,9 @@ class Store:
             raise OSError(code, os.strerror(code))
 
     def sweep(self) -> None:
-        """Remove what no living process owns: drafts, cache copies, machines, half-made base images.
+        """Remove what no living process owns: drafts, copies of caches, machines, unfinished base images.
 
-        What cannot be removed is in nobody's way as long as nobody wants its place; `prune` and `fsck` tell of it.
+        Errors are ignored: rubbish only matters when its path is needed, and `prune` and `fsck` report it.
         """
         for path in self.unfinished():
             with suppress(ObuildError):
@@ -205,7 +206,7 @@ class Store:
         self.tags.sweep()
 
     def unfinished(self) -> list[Path]:
-        """Drafts, copies of caches, machines, what is on its way out: only there while a process owns it."""
+        """Drafts, copies of caches, machines, and what is being removed: all must be owned by a living process."""
         return [
             *parts.entries(self.result_tmp, parts.DRAFT),
             *self._leaving(),
@@ -218,20 +219,20 @@ class Store:
         return [path for name in names if is_file(path := self.result_tmp / name) and leaving(path)]
 
     def unowned(self, path: Path) -> AbstractContextManager[bool]:
-        """Yields whether something unfinished is rubbish; if so, nobody comes to own it before the block ends."""
+        """Yield whether something unfinished is rubbish; if so, nobody can own it until the block ends."""
         if path.parent == self.result_tmp:
             return locks.file_lock(self._lock_file(path.name), wait=False)
         return locks.folder_lock(path, wait=False)
 
     def is_rubbish(self, path: Path) -> bool:
-        """Whether something unfinished is owned by nobody now. Nothing is written to find out."""
+        """Whether something unfinished has no owner. Writes nothing."""
         if path.parent == self.result_tmp:
             return not locks.is_held(self._lock_file(path.name))
         with locks.folder_lock(path, wait=False) as free:
             return free
 
     def drop(self, path: Path) -> bool:
-        """Remove something unfinished; False, and it stays, if a living process owns it."""
+        """Remove something unfinished; keep it and return False if a living process owns it."""
         with self.unowned(path) as rubbish:
             if rubbish:
                 if leaving(path):
@@ -240,9 +241,9 @@ class Store:
             return rubbish
 
     def _finish(self, name: str) -> None:
-        """Remove what a process died over that could not rename it; the caller has its lock.
+        """Finish an in-place removal (see `move_out`) whose process has died; the caller has the lock.
 
-        What is whole stays: it may be in use by now. What is not, nobody can have begun to use.
+        A complete layer stays: it may be in use by now. An incomplete one cannot be in use.
         """
         flat = name.removeprefix("flat-")
         folder, first = (self.result / name, _FIRST) if flat == name else (self.flats.folder / flat, mtree.NAME)
@@ -253,7 +254,7 @@ class Store:
     # -- looking
 
     def layer(self, id: LayerId) -> Layer:
-        """The layer `id`, there or not."""
+        """The layer `id`, which may not exist."""
         return Layer(id, self.result / id)
 
     def find(self, id: LayerId) -> Layer | None:
@@ -262,20 +263,20 @@ class Store:
         return layer if is_folder(layer.path) else None
 
     def ids(self) -> list[LayerId]:
-        """The ids of all layers, in no order."""
+        """The ids of all layers, in no particular order."""
         return [LayerId(name) for name in os.listdir(self.result) if parts.ID.fullmatch(name)]
 
     def layers(self) -> list[Layer]:
-        """All layers, in no order."""
+        """All layers, in no particular order."""
         return [self.layer(id) for id in self.ids()]
 
     def resolve(
         self, prefix: str, *, drafts: bool = False, starting: Callable[[str], Iterable[LayerId]] | None = None
     ) -> LayerId:
-        """The id of the layer (or draft) that `prefix` stands for: a tag, an id, or the first digits of one.
+        """The id of the layer (or draft) for `prefix`: a tag, an id, or the first digits of an id.
 
-        UsageError if it stands for none, or for several.
-        `starting` is asked for the layers whose ids begin so, or for more; without it result/ is listed.
+        UsageError if there is none, or several. `starting` returns at least all layers whose ids begin with a
+        prefix; without it, result/ is listed.
         """
         folders = (self.result, self.result_tmp) if drafts else (self.result,)
         if not could_be_id(prefix):
@@ -290,34 +291,34 @@ class Store:
             }
             found = sorted(name for name in names if name.startswith(prefix))
         if not found:
-            raise UsageError(f"no layer has the id {prefix!r}", hint="`obuild ls` shows what there is")
+            raise UsageError(f"no layer has the id {prefix!r}", hint="`obuild ls` lists the layers")
         if len(found) > 1:
             some = ", ".join(name[: len(prefix) + 6] for name in found[:4])
             raise UsageError(f"{prefix!r} could be {len(found)} layers: {some}", hint="give more digits")
         return LayerId(found[0])
 
     def _tagged(self, tag: str) -> LayerId:
-        """The layer that a tag names. UsageError if there is no such tag, or no layer any more."""
+        """The layer of a tag. UsageError if there is no such tag, or its layer is gone."""
         id = self.tags.get(tag)
         if id is None:
-            hint = "`obuild ls` shows what there is"
+            hint = "`obuild ls` lists the layers"
             if self.tags.is_there(tag):
                 hint = "its file is damaged: `obuild fsck --repair` removes it"
             raise UsageError(f"no layer has the id or the tag {tag!r}", hint=hint)
         if self.find(id) is None:
             hint = f"build it again, or remove the tag: obuild tag rm {tag}"
-            raise UsageError(f"the tag {tag!r} is of the layer {id[:12]}, which is gone", hint=hint)
+            raise UsageError(f"the layer of the tag {tag!r}, {id[:12]}, is gone", hint=hint)
         return id
 
     def log_path(self, id: LayerId) -> Path:
-        """Where the log of a layer or draft is."""
+        """The path of the log of a layer or draft."""
         folder = self.result if is_folder(self.result / id) else self.result_tmp
         return folder / id / "log"
 
     # -- making
 
     def tag(self, id: LayerId, name: str) -> None:
-        """Have a tag name a layer, and no other. UsageError for a bad name, StoreError if the layer is gone."""
+        """Set or move a tag to a layer. UsageError for an invalid name, StoreError if the layer is gone."""
         with storage_errors(self.root), self.use(id) as layer:
             if layer is None:
                 raise StoreError(f"layer {id} was removed from the store", hint="build again")
@@ -326,12 +327,12 @@ class Store:
     def claim(
         self, id: LayerId, *, meanwhile: Callable[[], object] = lambda: None
     ) -> AbstractContextManager[locks.Claim]:
-        """Be the only one to make `id`; `meanwhile` is called over and over while another is."""
+        """Take the lock to make `id`; `meanwhile` is called repeatedly while another process holds it."""
         return locks.claim(self._lock_file(id), meanwhile=meanwhile)
 
     @contextmanager
     def use(self, id: LayerId) -> Iterator[Layer | None]:
-        """The layer `id`, safe from removal meanwhile; None if it is gone."""
+        """The layer `id`, protected from removal until the block ends; None if it is gone."""
         with locks.folder_lock(self.result / id, shared=True) as held:
             layer = self.find(id) if held else None
             if layer is not None:
@@ -340,14 +341,14 @@ class Store:
 
     @contextmanager
     def draft(self, step: Step) -> Iterator[Draft]:
-        """A folder to make the step's layer in; committed when the block ends, gone if it raises.
+        """A folder to make the step's layer in; committed when the block ends, removed if it raises.
 
-        The caller holds the claim on the step's id, and the parent in use; the block leaves a complete
+        The caller has the claim on the step's id, and the parent in use. The block must leave a complete
         rootfs/image.qcow2 that no process writes to any more. StoreError if a layer below is damaged.
         """
         path = self.result_tmp / step.id
         _see_free(self.result / step.id)
-        discard(path)  # of a process that died since we opened the store
+        discard(path)  # left by a process that died after we opened the store
         try:
             with storage_errors(self.root):
                 (path / parts.IMAGE).parent.mkdir(parents=True)
@@ -363,7 +364,7 @@ class Store:
 
     @contextmanager
     def scratch(self, id: LayerId) -> Iterator[Draft]:
-        """A draft on a layer that is thrown away: to look into it with a machine. StoreError as for `draft`."""
+        """A draft on a layer that is thrown away, to read the layer with a machine. StoreError as for `draft`."""
         with (
             storage_errors(self.root),
             self.use(id) as layer,
@@ -376,15 +377,15 @@ class Store:
             yield Draft(id, folder, log, id, parts.seen_from_image(self.flats.below(id)), scratch=True)
 
     def spool(self) -> BinaryIO:
-        """A file without a name, for what is too much for memory; it is gone when it is closed or we die."""
+        """An unlinked temporary file, for data too large for memory."""
         with storage_errors(self.root), owned_folder(self.cache_tmp, "spool") as folder:
             return (folder / "spool").open("w+b")
 
     def _commit(self, id: LayerId) -> None:
-        """fsync what is in it, rename it, fsync both folders: after the rename the layer is there for good."""
+        """fsync the draft, rename it, fsync both folders: the rename is the commit."""
         draft, layer = self.result_tmp / id, self.result / id
         failpoints.reach("commit.sealing")
-        (draft / parts.IMAGE).stat()  # FileNotFoundError: a layer has an image
+        (draft / parts.IMAGE).stat()  # FileNotFoundError: a layer must have an image
         mtree.seal(draft)
         failpoints.reach("commit.sealed")
         draft.rename(layer)
@@ -402,21 +403,21 @@ class Store:
         return found
 
     def add_parents(self, known: dict[LayerId, LayerId | None]) -> None:
-        """Look for layers that are not known yet."""
+        """Add the parents of layers that are not known yet."""
         for name in os.listdir(self.result):
             if name not in known and parts.ID.fullmatch(name):
-                with suppress(FileNotFoundError, NotADirectoryError):  # it is just being removed, or no layer
+                with suppress(FileNotFoundError, NotADirectoryError):  # it was just removed, or is not a layer
                     known[LayerId(name)] = self.layer(LayerId(name)).parent
 
     def remove(self, id: LayerId, parents: dict[LayerId, LayerId | None], *, untag: bool = False) -> bool:
-        """Remove a layer that has no children; False if something stands on it, it is in use, or gone already.
+        """Remove a layer; False if it has children, is in use, or is already gone.
 
-        A layer that has tags stays, too, unless they are to go with it (`untag`).
+        A layer with tags also stays, unless `untag` removes them with it.
 
-        `parents` is what the caller knows of the store; layers that came since are added to it. Whoever
-        builds on `id` holds a shared lock until the child is in result/, so with our exclusive lock held,
-        one more look sees every child. The layer leaves result/ by a rename: nobody ever sees half of it. Its
-        flattened copy and its saved machine go before: those must not outlive it.
+        `parents` has the layers that the caller knows; newer ones are added to it. A process that builds on `id`
+        holds a shared lock until the child is in result/, so under our exclusive lock one more look sees every
+        child. The layer leaves result/ by a rename, so nobody ever sees half of it. Its flattened copy and its
+        saved machine are removed before, since they must not outlive it.
         """
         with (
             locks.file_lock(self._lock_file(id), wait=False) as claimed,
@@ -430,7 +431,9 @@ class Store:
             if not untag and id in self.tags.by_layer():
                 return False
             failpoints.reach("remove.locked")
-            if not self.states.remove(id):  # whoever resumes it has the layer in use, so it is just being removed
+            if not self.states.remove(
+                id
+            ):  # a process that resumes it has the layer in use, so it is being removed
                 return False
             if untag:
                 self.tags.untag(id)
@@ -454,21 +457,21 @@ def _no_store(root: Path) -> UsageError:
 
 
 def _resolved(root: Path) -> Path:
-    """Where symlinks lead. UsageError if that is nowhere."""
+    """Resolve symlinks. UsageError if they form a loop."""
     try:
         return root.resolve()
-    except RuntimeError as error:  # Python 3.13 has it as an OSError
+    except RuntimeError as error:  # an OSError from Python 3.13 on
         raise UsageError(f"cannot find the store {root}: {error}") from error
 
 
 def _see_free(place: Path) -> None:
-    """StoreError if there is something where a layer is to be made: a damaged one, or a stranger.
+    """StoreError if something is in the place of a layer to be made: a damaged layer, or something else.
 
-    Who asks has the claim on the layer, so nobody else is just making or removing it.
+    The caller has the claim on the layer, so nobody else is making or removing it.
     """
     if is_folder(place):
         problems = "; ".join(mtree.damage(place)) or "it cannot be used"
-        hint = "`obuild fsck --repair` removes it with all that stands on it; build again then"
+        hint = "`obuild fsck --repair` removes it and all layers built on it; then build again"
         raise StoreError(f"layer {place.name} is damaged: {problems}", hint=hint)
     if os.path.lexists(place):
         hint = "`obuild fsck --repair` moves it out of the way"

@@ -1,6 +1,6 @@
-"""What a finished layer holds, written into it when it is made: the size and the digest of each file.
+"""The mtree file of a finished layer: the size and the digest of each of its files.
 
-The format is mtree(5): `bsdtar`, `mtree` and others can check a layer without us. A layer's names need no escapes.
+The format is mtree(5), so `bsdtar`, `mtree` and others can check a layer. The names in a layer need no escapes.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ NAME = "mtree"
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One file. `size` is in bytes, `sha256` is in hex."""
+    """One file. `size` is in bytes, `sha256` in hex."""
 
     size: int
     sha256: str
 
 
 def write(folder: Path) -> None:
-    """Write down what `folder` holds, as it is now."""
+    """Write the mtree file for the files in `folder`."""
     lines = ["#mtree"]
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = path.relative_to(folder)
@@ -34,7 +34,7 @@ def write(folder: Path) -> None:
 
 
 def seal(folder: Path) -> None:
-    """Write down what `folder` holds, make its files read-only, and have all of it on the disk."""
+    """Write the mtree file for `folder`, make its files read-only, and fsync everything."""
     write(folder)
     below = list(folder.rglob("*"))
     for path in below:
@@ -45,7 +45,7 @@ def seal(folder: Path) -> None:
 
 
 def read(folder: Path) -> dict[str, Entry]:
-    """What was written down. ValueError if it cannot be read, or is not what `write` writes."""
+    """The entries of a mtree file. ValueError if it cannot be read, or is not from `write`."""
     try:
         text = read_text(folder / NAME)
     except OSError as error:
@@ -64,7 +64,7 @@ def read(folder: Path) -> dict[str, Entry]:
 
 
 def damage(folder: Path, *, read_data: bool = False) -> list[str]:
-    """In what a layer is not what it was, in words. Sizes are looked at; with `read_data`, every byte is."""
+    """How a layer differs from its mtree file, in words. Compares sizes; with `read_data`, also digests."""
     try:
         entries = read(folder)
     except ValueError as error:
@@ -77,9 +77,9 @@ def damage(folder: Path, *, read_data: bool = False) -> list[str]:
                 raise NotAFile(path)
             size = path.stat().st_size
             if size != entry.size:
-                found.append(f"its {name} has {size} bytes, and had {entry.size}")
+                found.append(f"its {name} has {size} bytes, not {entry.size}")
             elif read_data and digest(path) != entry.sha256:
-                found.append(f"its {name} has other content than it had")
+                found.append(f"the content of its {name} has changed")
         except FileNotFoundError:
             found.append(f"its {name} is missing")
         except OSError as error:

@@ -1,9 +1,8 @@
-"""The folders of a store, how one begins, and which names in them are obuild's.
+"""The folders of a store, how one is created, and which names in them are obuild's.
 
-A store is ours alone, but nothing stops others from putting things into it, or a user from naming a folder that is
-something else. So a store is made only where there is nothing to lose; each of its parts is a real folder, or the
-store is refused; and what is swept and removed has a name that only obuild gives. The rest stays until `fsck
---repair` moves it to lost+found/.
+A store is for obuild alone, but others can put files into it, and a user can name the wrong folder. So a store is
+only created where there is nothing to lose; it is refused unless each of its parts is a real folder; and only what
+has a name that obuild gives is swept and removed. The rest stays until `fsck --repair` moves it to lost+found/.
 """
 
 from __future__ import annotations
@@ -19,36 +18,36 @@ from obuild.host.regular import is_folder, kind, open_fd, open_file, open_folder
 from obuild.plan import keys
 from obuild.plan.keys import LayerId
 
-#: What every store has, in the order in which it is made: the last one makes it a store.
+#: The folders of every store, in the order of creation: the last one makes it a store.
 PARTS = ("result", "result-tmp", "base-image", "cache", "cache-tmp", "state", "state/locks")
 
-#: What comes when it is needed.
+#: The folders that are created when they are needed.
 LATER = (
     *("downloads", "tags", "flat", "warm", "warm-tmp", "lost+found"),
     *("state/db", "state/manifests", "state/screens", "state/ssh"),
 )
 
-#: By these a store is known, or by its README.
+#: The folders that identify a store; its README does, too.
 _SIGNS = ("result", "result-tmp", "state/locks")
 
 ID = re.compile(keys.SHA256)
 #: A draft of a layer or of a flattened copy, in result-tmp/.
 DRAFT = re.compile(rf"(?:flat-)?{keys.SHA256}")
-#: A copy of a cache, a draft that is thrown away, or where a file begins that has no name, in cache-tmp/.
+#: A copy of a cache, a scratch draft, or the folder of a file before it is unlinked, in cache-tmp/.
 COPY = re.compile(r"[0-9]+-(?:c-.+|scratch-[0-9a-f]{12}|spool)", re.DOTALL)
-#: A machine that runs, or a saved one on its way out, in warm-tmp/.
+#: A running machine, or a saved one that is being removed, in warm-tmp/.
 MACHINE = re.compile(r"[0-9]+-.+|gone-[0-9]+", re.DOTALL)
-#: What is known of files in a layer, in state/manifests/; or the same half written.
+#: A manifest of files in a layer, in state/manifests/; or one that is being written.
 MEMO = re.compile(rf"{keys.SHA256}-[0-9a-f]+\.json|\.{keys.SHA256}-[0-9a-f]+\.json\..+", re.DOTALL)
-#: A tag, in tags/, with %2F for a slash; and one that is being written.
+#: A tag, in tags/, with %2F for a slash; or one that is being written.
 TAG = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._:-]|%2F)*")
 NEW_TAG = re.compile(r"\.[A-Za-z0-9](?:[A-Za-z0-9._:-]|%2F)*\.[A-Za-z0-9_]+")
-#: A download, in downloads/: by its digest, or not complete yet, then perhaps by its address.
+#: A download, in downloads/: named by its digest; or an unfinished one, which may be named by its URL.
 DOWNLOAD = re.compile(r"(?:sha256-[0-9a-f]{64}|sha512-[0-9a-f]{128})(?:\.part)?|url-[0-9a-f]{64}\.part")
 
-#: The image of a layer or a draft, in its folder.
+#: The path of the image in the folder of a layer or a draft.
 IMAGE = "rootfs/image.qcow2"
-#: The same of a flattened copy.
+#: The path of the image in the folder of a flattened copy.
 FLAT_IMAGE = "image.qcow2"
 
 _IMAGE = re.compile(rf"result/({keys.SHA256})/{re.escape(IMAGE)}|flat/({keys.SHA256})/{re.escape(FLAT_IMAGE)}")
@@ -64,52 +63,52 @@ _FIRST_WORDS = b"This is a store of obuild"
 
 
 def layer_image(id: LayerId) -> str:
-    """The image of a layer, as a path below the store's root."""
+    """The image of a layer, as a path relative to the store's root."""
     return f"result/{id}/{IMAGE}"
 
 
 def flat_image(id: LayerId) -> str:
-    """The image of a layer's flattened copy, as a path below the store's root."""
+    """The image of a layer's flattened copy, as a path relative to the store's root."""
     return f"flat/{id}/{FLAT_IMAGE}"
 
 
 def whose_image(name: str) -> tuple[LayerId, bool] | None:
-    """The layer whose image a path below the store's root is, and whether it is that of the flattened copy."""
+    """The layer for the path of an image, relative to the store's root, and whether it is a flattened copy."""
     found = _IMAGE.fullmatch(name)
     return (LayerId(found[1] or found[2]), found[2] is not None) if found else None
 
 
 def seen_from_image(name: str) -> str:
-    """A path below the store's root, as the image of a layer or a draft names it: relative to its own folder."""
+    """Make a path relative to the store's root relative to the folder of a layer's or a draft's image."""
     return f"../../../{name}"
 
 
 def is_store(root: Path) -> bool:
-    """Whether a folder is a store, perhaps a damaged one."""
+    """Whether a folder is a store, even if damaged."""
     return all(os.path.lexists(root / sign) for sign in _SIGNS) or _is_labelled(root)
 
 
 def begin(root: Path) -> None:
-    """See that a store may be made at `root`. UsageError if there is anything that is not a store's beginning.
+    """Check that a store may be created at `root`. UsageError if there is anything else in it.
 
-    A store's beginning is an empty folder, one with base images that a user has put there, or what is there after
-    obuild was killed while it made a store: some of its parts, and nothing in them.
+    It may be an empty folder, one with base images that a user has put there, or a store whose creation was
+    killed: some of its parts, with nothing in them.
     """
     try:
         others = [name for name in sorted(os.listdir(root)) if not _is_beginning(root, name)]
     except FileNotFoundError:
         return
-    if others and not is_store(root):  # look again: another process may just have made it
+    if others and not is_store(root):  # check again: another process may just have made it
         shown = ", ".join(name if name.isprintable() else ascii(name) for name in others[:3])
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
         raise UsageError(
-            f"{root} is not a store, and not empty: there is {shown}{more}",
+            f"{root} is not a store, and not empty: it contains {shown}{more}",
             hint=f"name a new or an empty folder, for example --store=qemu:{root / 'store'}",
         )
 
 
 def check(root: Path) -> list[str]:
-    """The parts that a store lacks. UsageError if one is a symlink, or else no folder: we would work elsewhere."""
+    """The parts that a store lacks. UsageError if one is a symlink (we would work elsewhere) or not a folder."""
     missing = []
     for part in (*PARTS, *LATER):
         path = root / part
@@ -118,28 +117,28 @@ def check(root: Path) -> list[str]:
         if os.path.lexists(path):
             hint = "move it away: obuild makes the folder again"
             if path.is_symlink():
-                hint = "a store is one folder: to have it on another disk, move all of it there, and link to it"
-            raise UsageError(f"{path} is {kind(path)}, and must be a folder", hint=hint)
+                hint = "to have a store on another disk, move all of it there, and make a symlink to it"
+            raise UsageError(f"{path} is {kind(path)} but must be a folder", hint=hint)
         if part in PARTS:
             missing.append(part)
     return missing
 
 
 def make(root: Path) -> None:
-    """Make the parts that a store lacks. It can be begun again after a crash at any point.
+    """Create the parts that a store lacks. After a crash at any point it can be repeated.
 
-    What says to people and to backup programs that this is a store is never put in place of anything.
+    The files that tell people and backup programs that this is a store never replace anything.
     """
     for part in check(root):
         (root / part).mkdir(parents=True, exist_ok=True)
         failpoints.reach("store.making")
     for name, text in _LABELS.items():
-        with suppress(OSError):  # they only tell
+        with suppress(OSError):  # they are only informative
             _label(root / name, text)
 
 
 def entries(folder: Path, name: re.Pattern[str]) -> list[Path]:
-    """The folders of such a name in one of the parts. No symlink is one, whatever it leads to."""
+    """The folders with matching names in a part. Symlinks do not count."""
     fd = open_folder(folder)
     try:
         with os.scandir(fd) as found:
@@ -149,13 +148,13 @@ def entries(folder: Path, name: re.Pattern[str]) -> list[Path]:
 
 
 def _is_real(entry: os.DirEntry[str]) -> bool:
-    with suppress(OSError):  # it is just being removed
+    with suppress(OSError):  # it was just removed
         return entry.is_dir(follow_symlinks=False)
     return False
 
 
 def _is_beginning(root: Path, name: str) -> bool:
-    """Whether an entry is a part that holds nothing, or base images; or what a new file system has."""
+    """Whether an entry is an empty part, or one with base images, or belongs to a new file system."""
     if name in ("base-image", "lost+found"):
         return is_folder(root / name)
     if name not in PARTS or not is_folder(root / name):
@@ -174,7 +173,7 @@ def _is_labelled(root: Path) -> bool:
 
 
 def _label(path: Path, text: str) -> None:
-    """Write a file, unless there is one that holds anything."""
+    """Write a file, unless a non-empty one exists."""
     fd = open_fd(path, os.O_WRONLY | os.O_CREAT)
     try:
         if not os.fstat(fd).st_size:

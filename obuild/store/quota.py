@@ -1,4 +1,4 @@
-"""Room on disk: where it went, and how a build keeps enough of it."""
+"""Disk space: what uses it, and how a build keeps enough of it free."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from obuild.store.layers import Store
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What one kind of things takes. `size` is in bytes on disk."""
+    """The items of one kind. `size` is in bytes on disk."""
 
     what: str
     count: int
@@ -28,7 +28,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Where the bytes of a store are. `free` and `capacity` are those of the file system that it lies on."""
+    """The disk usage of a store, in bytes. `free` and `capacity` are those of its file system."""
 
     parts: tuple[Part, ...]
     total: int
@@ -37,7 +37,7 @@ class Usage:
 
 
 def look(store: Store) -> Usage:
-    """How many bytes each kind of things in the store takes."""
+    """The disk usage of a store by kind."""
     kinds = ("layer", "cache", *(["download"] if store.downloads.folder.is_dir() else []))
     parts = (
         _base_images(store),
@@ -51,7 +51,7 @@ def look(store: Store) -> Usage:
 
 
 def _base_images(store: Store) -> Part:
-    """Their cards and kernels are counted in bytes only."""
+    """Base images; their cards and kernels count only in bytes."""
     images = [name for name in os.listdir(store.base_image) if name.endswith((".qcow2", ".img"))]
     return Part("base images", sum(name[0] != "." for name in images), usage.on_disk(store.base_image))
 
@@ -62,7 +62,7 @@ def _part(what: str, items: Iterable[gc.Item]) -> Part:
 
 
 def _unfinished(store: Store) -> tuple[Part, Part]:
-    """What builds are writing just now, and what nobody owns any more."""
+    """What builds are writing, and what nobody owns any more."""
     used: list[int] = []
     rubbish: list[int] = []
     for path in store.unfinished():
@@ -72,7 +72,7 @@ def _unfinished(store: Store) -> tuple[Part, Part]:
 
 
 def _folders(store: Store, *kinds: str) -> list[Part]:
-    """Kinds that not every store has. Of a folder that only another user may read, nothing is counted."""
+    """Kinds that not every store has. A folder that only another user may read counts as empty."""
     found = []
     for kind in kinds:
         path = store.root / usage.FOLDERS[kind]
@@ -83,10 +83,10 @@ def _folders(store: Store, *kinds: str) -> list[Part]:
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """What a build does before a step so that the disk, or the store, does not overflow.
+    """Frees space before a step, so that the disk and the store stay within their limits.
 
-    At least `reserve` bytes of the file system are to be free, and the whole store is to take no more than
-    `max_size` bytes, if it is not None.
+    At least `reserve` bytes of the file system must be free, and the whole store must take at most `max_size`
+    bytes, unless that is None.
     """
 
     store: Store
@@ -94,14 +94,16 @@ class Room:
     max_size: int | None = None
 
     def make(self, tell: Teller) -> None:
-        """Remove what was not used for the longest time, if there is need; `tell` hears how much went.
+        """Remove the least recently used items if needed; `tell` gets a note of how much was removed.
 
-        What builds stand on stays. StoreError if that is not enough; if that can be foreseen, nothing is removed.
-        The caller may hold claims and layers: nothing that it could deadlock with is waited for here.
+        What builds need stays. StoreError if that is not enough; if that can be foreseen, nothing is removed.
+        The caller may hold claims and layers: this waits for nothing that could deadlock with them.
         """
         if self._missing() <= 0:
             return
-        with locks.file_lock(self.store.locks / "room.lock"):  # one at a time: another may make room for us, too
+        with locks.file_lock(
+            self.store.locks / "room.lock"
+        ):  # one at a time: another process may free enough for us, too
             while (missing := self._missing()) > 0:
                 plan = gc.plan(self.store, now=time.time(), free_bytes=missing)
                 gone: list[gc.Item] = []
@@ -111,10 +113,10 @@ class Room:
                     raise self._no_room()
                 tell.note(f"removed {_words(gone)}, to make room for the next step")
                 if self._missing() > 0:
-                    os.sync()  # some file systems say only then what has become free
+                    os.sync()  # some file systems report freed space only then
 
     def _missing(self) -> int:
-        """How many bytes must go."""
+        """How many bytes must be freed."""
         missing = self.reserve - shutil.disk_usage(self.store.root).free
         if self.max_size is not None:
             missing = max(missing, look(self.store).total - self.max_size)

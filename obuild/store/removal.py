@@ -1,4 +1,4 @@
-"""Removing layers: always from the leaves, never one that a build or a tag stands on."""
+"""Remove layers: always from the leaves, never one that a build or a tag needs."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ Tell = Callable[[LayerId], None]
 
 
 def delete(store: Store, id: LayerId, *, tell: Tell, untag: bool = False) -> list[LayerId]:
-    """Remove a layer and all that was built on it; returns what stayed because it is in use, or has a tag.
+    """Remove a layer and all layers built on it; returns those that stay because they are in use or tagged.
 
-    With `untag` the tags go, too. `tell` hears of each layer as it goes.
+    With `untag` the tags are removed, too. `tell` is called with each removed layer.
     """
     parents = store.parents()
     return _remove(store, _below(id, parents), parents, tell, untag=untag)
 
 
 def in_the_way(store: Store, id: LayerId) -> dict[str, LayerId]:
-    """The tags of a layer and of all that was built on it, each with its layer: `delete` removes nothing below."""
+    """The tags of a layer and all layers built on it, each with its layer: `delete` keeps these layers."""
     tagged = store.tags.by_layer()
     below = _below(id, store.parents()) if tagged else []
     return {name: layer for layer in below for name in tagged.get(layer, ())}
 
 
 def clean(store: Store, *, tell: Tell) -> list[LayerId]:
-    """Remove every saved machine, and every layer that no tag stands on; base images and caches stay.
+    """Remove every saved machine, and every layer that no tag needs; base images and caches stay.
 
-    Returns the layers that would have gone, and stayed because a build is using them.
+    Returns the layers that stay only because a build is using them.
     """
     for state in store.states.ids():
         store.states.remove(state)
@@ -41,7 +41,7 @@ def clean(store: Store, *, tell: Tell) -> list[LayerId]:
 
 
 def kept_by_tags(store: Store, parents: dict[LayerId, LayerId | None]) -> set[LayerId]:
-    """The layers that have tags, and all that these stand on."""
+    """The layers with tags, and all their ancestors."""
     kept: set[LayerId] = set()
     for tagged in store.tags.by_layer():
         id: LayerId | None = tagged
@@ -58,7 +58,7 @@ def _below(id: LayerId, parents: dict[LayerId, LayerId | None]) -> list[LayerId]
         if parent is not None:
             children.setdefault(parent, []).append(child)
     found = [id]
-    for layer in found:  # grows as it goes
+    for layer in found:  # grows during the loop
         found.extend(children.get(layer, ()))
     return found
 

@@ -1,9 +1,9 @@
-"""Names that users give to layers. A tag keeps its layer, and all that the layer stands on, from being removed.
+"""Tags: names that users give to layers. A tag keeps its layer, and all its ancestors, from being removed.
 
-STORE/tags/NAME holds the id of one layer. Whoever sets a tag has the layer in use, which a removal excludes, until
-the file is on the disk; whoever removes a layer looks for its tags with the layer locked. So no layer is removed
-under its tag, and no tag is set on a layer that is gone. Each change of a file here holds the lock of tags for a
-moment; its holder waits for nothing.
+STORE/tags/NAME holds the id of one layer. A process that sets a tag has the layer in use, which excludes removal,
+until the file is on the disk; one that removes a layer looks for its tags with the layer locked. So no tagged
+layer is removed, and no tag is set on a layer that is gone. Each change of a file here takes the lock of tags
+briefly; its holder waits for nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from obuild.host.regular import NotAFile, is_file, read_bytes
 from obuild.plan.keys import LayerId
 from obuild.store import parts
 
-#: The longest name, in characters: its file name must have room for as many slashes, each three bytes.
+#: The longest name, in characters: even if all are slashes, three bytes each, it must fit into a file name.
 LONGEST = 80
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._:/-]*[A-Za-z0-9])?")
@@ -31,7 +31,7 @@ _HEX = re.compile(r"[0-9A-Fa-f]+")
 
 @dataclass(frozen=True, slots=True)
 class Tag:
-    """A name, the layer that it names, and when it was set, in seconds since the epoch."""
+    """A name, its layer, and when it was set, in seconds since the epoch."""
 
     name: str
     id: LayerId
@@ -40,30 +40,30 @@ class Tag:
 
 @dataclass(frozen=True, slots=True)
 class Tags:
-    """The tags of a store: `folder` has a file for each; `lock` is held while one is changed."""
+    """The tags of a store: `folder` has a file for each; `lock` is held to change one."""
 
     folder: Path
     lock: Path
 
     def all(self) -> list[Tag]:
-        """All tags, by name; those that are damaged are left out."""
+        """All tags, by name, without damaged ones."""
         found = []
         for name in self._names():
-            with suppress(FileNotFoundError):  # it is just being removed
+            with suppress(FileNotFoundError):  # it was just removed
                 if id := self.get(name):
                     found.append(Tag(name, id, self.file(name).lstat().st_mtime))
         return found
 
     def by_layer(self) -> dict[LayerId, list[str]]:
-        """The tags of each layer that has some."""
+        """The tags of each tagged layer."""
         found: dict[LayerId, list[str]] = {}
         for name in self._names():
-            if id := self.get(name):  # else it is damaged, or just being removed
+            if id := self.get(name):  # else it is damaged, or was just removed
                 found.setdefault(id, []).append(name)
         return found
 
     def get(self, name: str) -> LayerId | None:
-        """The layer that a tag names, there or not; None if there is no such tag, or if it is damaged."""
+        """The layer of a tag, which may not exist; None if there is no such tag, or it is damaged."""
         if not is_name(name):
             return None
         try:
@@ -74,7 +74,7 @@ class Tags:
         return LayerId(id) if parts.ID.fullmatch(id) else None
 
     def put(self, name: str, id: LayerId) -> None:
-        """Have the tag `name` name the layer `id`, which the caller has in use, in place of any other."""
+        """Set the tag `name` to the layer `id`, which the caller has in use, replacing any other."""
         self.folder.mkdir(exist_ok=True)
         with locks.file_lock(self.lock):
             replace_text(self.file(name), f"{id}\n", durable=True, point="tag.writing")
@@ -82,17 +82,17 @@ class Tags:
         failpoints.reach("tag.set")
 
     def is_there(self, name: str) -> bool:
-        """Whether there is a tag of this name, perhaps a damaged one."""
+        """Whether there is a tag with this name, even if damaged."""
         return is_name(name) and is_file(self.file(name))
 
     def remove(self, name: str, *, unless: Callable[[LayerId], bool] = lambda id: False) -> bool:
-        """Remove a tag; its layer stays. False if there is none, or if `unless` is true of its layer."""
+        """Remove a tag; its layer stays. False if there is none, or if `unless` returns True for its layer."""
         with locks.file_lock(self.lock):
             id = self.get(name)
             return self.is_there(name) and not (id and unless(id)) and self._remove(name)
 
     def untag(self, id: LayerId) -> None:
-        """Remove all tags of a layer, which the caller has locked: no other comes before it is let go."""
+        """Remove all tags of a layer, which the caller has locked, so that no other tag can be set meanwhile."""
         with locks.file_lock(self.lock):
             for name in self.by_layer().get(id, ()):
                 self._remove(name)
@@ -104,18 +104,18 @@ class Tags:
         return True
 
     def sweep(self) -> None:
-        """Remove what a process left that died while it wrote a tag."""
+        """Remove the unfinished files of processes that died while they wrote a tag."""
         if names := self._unfinished():
             with locks.file_lock(self.lock, wait=False) as free:
                 for name in names if free else ():
                     discard(self.folder / name)
 
     def file(self, name: str) -> Path:
-        """The file of a tag, there or not."""
+        """The path of a tag's file, which may not exist."""
         return self.folder / name.replace("/", "%2F")
 
     def name(self, file: Path) -> str:
-        """The tag that `file` is of."""
+        """The name of the tag in `file`."""
         return file.name.replace("%2F", "/")
 
     def _names(self) -> list[str]:
@@ -132,24 +132,24 @@ class Tags:
 
 
 def could_be_id(name: str) -> bool:
-    """Whether a name is read as an id, or as the first digits of one, and so never as a tag."""
+    """Whether a name is read as an id, or its first digits, and so cannot be a tag."""
     return _HEX.fullmatch(name) is not None
 
 
 def is_name(name: str) -> bool:
-    """Whether a tag can have this name."""
+    """Whether a name is valid for a tag."""
     return len(name) <= LONGEST and not could_be_id(name) and _NAME.fullmatch(name) is not None
 
 
 def checked(name: str) -> str:
-    """A name that a tag can have, as it is. UsageError for any other."""
+    """The unchanged name, if it is valid for a tag. UsageError otherwise."""
     if could_be_id(name):
         raise UsageError(f"the tag {name!r} looks like an id", hint="add a letter after f, or a dash")
     if len(name) > LONGEST:
-        raise UsageError(f"a tag is no longer than {LONGEST} characters, and this one has {len(name)}")
+        raise UsageError(f"a tag can have at most {LONGEST} characters, and this one has {len(name)}")
     if not is_name(name):
         raise UsageError(
-            f"{name!r} cannot be a tag",
-            hint="letters, digits and . _ - : / only, with a letter or a digit at both ends",
+            f"{name!r} is not a valid tag",
+            hint="use only letters, digits and . _ - : /, with a letter or a digit at both ends",
         )
     return name

@@ -1,6 +1,4 @@
-"""How many bytes things take on disk, and what to say when there is no room. Nothing here writes: it works on a
-full disk.
-"""
+"""Disk usage, and the errors for a full disk. Nothing here writes, so it works on a full disk."""
 
 from __future__ import annotations
 
@@ -14,7 +12,7 @@ from pathlib import Path
 from obuild.errors import ProcessError, StoreError
 from obuild.host import units
 
-#: What is in which folder of a store, as a user would call it.
+#: The names for users of the folders of a store.
 FOLDERS = {
     "base images": "base-image",
     "downloads": "downloads",
@@ -31,9 +29,9 @@ FOLDERS = {
 
 
 def on_disk(path: Path | str) -> int:
-    """Bytes that a file, or a folder with all in it, takes on disk; holes left out.
+    """The size on disk of a file, or of a folder with all its content, in bytes; without holes.
 
-    Each name of a file counts an equal part of it. What cannot be read, or vanishes while we look, counts nothing.
+    The size of a file is divided equally among its hard links. What cannot be read, or vanishes, counts as 0.
     """
     taken = 0
     with suppress(OSError):
@@ -47,16 +45,16 @@ def on_disk(path: Path | str) -> int:
 
 
 def within(folder: Path | str) -> int:
-    """As `on_disk`, of what is in a folder and not of the folder itself; 0 if it is gone."""
+    """As `on_disk`, for the content of a folder without the folder itself; 0 if it is gone."""
     with suppress(OSError):
-        return sum(on_disk(os.path.join(folder, name)) for name in os.listdir(folder))  # noqa: PTH118  # quick
+        return sum(on_disk(os.path.join(folder, name)) for name in os.listdir(folder))  # noqa: PTH118  # fast
     return 0
 
 
 def in_words(root: Path) -> str:
-    """What takes the room of a store, the largest first, in one line: `layers 3.2 GiB, caches 1.1 GiB`.
+    """The disk usage of a store in one line, the largest first: `layers 3.2 GiB, caches 1.1 GiB`.
 
-    It reads all folders and no database, so that it can be said whatever is broken.
+    It reads all folders and no database, so that it works whatever is broken.
     """
     taken = {what: on_disk(root / folder) for what, folder in FOLDERS.items()}
     largest = sorted(taken, key=lambda what: -taken[what])
@@ -65,7 +63,7 @@ def in_words(root: Path) -> str:
 
 @contextmanager
 def storage_errors(root: Path) -> Iterator[None]:
-    """Turn a full disk or a failing one into a StoreError that says so."""
+    """Turn the errors of a full or failing disk into a StoreError."""
     try:
         yield
     except OSError as error:
@@ -80,13 +78,13 @@ def storage_errors(root: Path) -> Iterator[None]:
 
 
 def no_space(root: Path, why: str) -> StoreError:
-    """The error for a store that cannot be written to, with what is free, what takes the room, and what to do."""
+    """The error for a store that cannot be written to: what is free, what uses the space, and what to do."""
     status = os.statvfs(root)
     free = f"{status.f_bavail * status.f_frsize >> 20} MiB are free"
     if status.f_files and not status.f_favail:
-        free += ", but its file system can hold no more files"
+        free += ", but its file system cannot hold more files"
     hint = (
         f"{free}; in the store: {in_words(root)}; "
-        "`obuild prune --keep-bytes SIZE` removes what was not used for the longest time"
+        "`obuild prune --keep-bytes SIZE` removes what is least recently used"
     )
     return StoreError(f"cannot write to the store {root}: {why}", hint=hint)

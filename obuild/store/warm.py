@@ -1,12 +1,12 @@
-"""Warm machines: one that has booted, or has just finished a step, is saved for the layer that its disk stands on.
+"""Warm machines: one that has booted, or has finished a step, is saved for the layer that its disk is based on.
 
-The next step on that layer resumes it in place of booting. A state is never more than that: it may be gone at any
-time, and a build goes on without. So nothing of it is synced to the disk, and a state counts only until the host
-boots again. It belongs to one layer, as that was made, and to one QEMU and machine, which a text says: whoever has
-another text, boots.
+The next step on that layer resumes it instead of booting. That is all a state is for: it may vanish at any time,
+and builds go on without it. So it is never synced to the disk, and it is valid only until the host reboots. It
+belongs to one layer, as that was made, and to one QEMU and machine, which a text describes: if the text differs,
+the step boots.
 
-STORE/warm/ID/ holds `ram`, `device`, perhaps `delta` and `disk.qcow2`, and about.json, which says what they were.
-`ram` may be one file in several states: each of those counts an equal part of it.
+STORE/warm/ID/ holds `ram`, `device`, perhaps `delta` and `disk.qcow2`, and about.json, which describes them.
+Several states may share one `ram` file: its size is divided equally among them.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from obuild.store import mtree, usage
 from obuild.store.layers import Store
 from obuild.store.saved import ABOUT, MODE
 
-#: Of about.json and all beside it.
+#: The version of about.json and the files beside it.
 FORMAT = 1
 
-#: What a state must have, what it may have, and what of it is small enough to be read whole before it is used.
+#: The required files of a state, the optional ones, and those small enough to be read completely before use.
 _NEEDED = ("ram", "device")
 _FILES = (*_NEEDED, "delta", "disk.qcow2")
 _HASHED = ("device", "delta")
 
-#: What about.json has, and of which types.
+#: The fields of about.json, and their types.
 _KEYS = {"boot": str, "machine": str, "layer": list, "files": dict, "sha256": dict}
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """A saved machine. `delta` and `disk` need not be there."""
+    """A saved machine. `delta` and `disk` are optional."""
 
     path: Path
 
@@ -64,7 +64,7 @@ class State:
         return self.path / "disk.qcow2"
 
     def about(self) -> dict[str, Any]:
-        """What was written down of it. ValueError, with why in words, if it cannot be read."""
+        """The content of about.json. ValueError, with the reason, if it cannot be read."""
         try:
             about = json.loads(read_text(self.path / ABOUT))
         except (OSError, ValueError, RecursionError) as error:
@@ -82,8 +82,8 @@ class State:
 class Warm:
     """The saved machines of a store, for builds.
 
-    All together may take `budget` bytes on disk, and half of what is free there; with 0, none is saved and none is
-    used. `note` is told, in one line, why a machine cannot be used, or could not be saved.
+    Together they may take `budget` bytes on disk, but at most half of the free space; with 0, none is saved or
+    used. `note` gets one line for each machine that cannot be used or saved, with the reason.
     """
 
     store: Store
@@ -92,42 +92,42 @@ class Warm:
 
     @contextmanager
     def use(self, layer: LayerId, machine: str) -> Iterator[State | None]:
-        """The state of a layer, safe from removal meanwhile; None if there is none that `machine` can resume.
+        """The state of a layer, protected from removal; None if there is none that `machine` can resume.
 
-        `machine` is all that must be the same to resume it: the QEMU, its command line, the host's CPU. The caller
-        has the layer in use. A state that cannot be used any more is removed. Nothing is raised but by the block.
+        `machine` is everything that must be the same to resume it: the QEMU, its command line, the host's CPU. The
+        caller has the layer in use. A state that has become useless is removed. Only the block raises.
         """
         with ExitStack() as held:
             yield self._take(layer, machine, held) if self.budget else None
 
     def folder(self, name: str) -> AbstractContextManager[Path]:
-        """A new folder for a machine that runs, gone when the block ends. OSError if it cannot be made."""
+        """A new folder for a running machine, removed when the block ends. OSError if it cannot be made."""
         running = self.store.states.running
         running.mkdir(MODE, exist_ok=True)
         return owned_folder(running, name, mode=MODE)
 
     @contextmanager
     def boots(self, layer: LayerId) -> Iterator[None]:
-        """Be the only one to boot a layer in order to save it; whoever waits looks for a state again then.
+        """Take the lock to boot a layer and save the machine; after waiting for it, look for a state again.
 
-        Inside, wait for no claim and no other layer's lock of this kind. OSError if the lock cannot be made.
+        In the block, do not wait for a claim or for another such lock. OSError if the lock cannot be made.
         """
         with locks.file_lock(self.store.locks / f"warm-{layer}.lock"):
             yield
 
     def keep(self, layer: LayerId, machine: str, made: Path) -> bool:
-        """Make the files in the folder `made` the state of a layer, in place of an older one; whether it is.
+        """Make the files in the folder `made` the state of a layer, replacing an older one; returns if it did.
 
-        The caller has the layer in use, and `made` lies in a `folder`; it is gone afterwards, whatever happens.
-        Nothing is kept that alone takes more than the budget, or if the older state is in use. States that were
-        not used for the longest time go, until all take no more than the budget; those in use stay.
+        The caller has the layer in use, and `made` is inside a `folder`; it is removed in any case. Nothing is
+        kept if it alone exceeds the budget, or if the older state is in use. The least recently used states are
+        removed until all fit into the budget; those in use stay.
         """
         kept = False
         try:
             kept = self.budget > 0 and self._place(layer, machine, made)
         except (OSError, ObuildError) as error:
             self.note(f"the machine of layer {layer[:12]} could not be saved ({words(error)})")
-        with suppress(OSError, ObuildError):  # what cannot go now goes later
+        with suppress(OSError, ObuildError):  # what cannot be removed now will be later
             if kept:
                 self._evict(layer)
             else:
@@ -135,7 +135,7 @@ class Warm:
         return kept
 
     def drop(self, layer: LayerId) -> bool:
-        """Remove the state of a layer, for it was of no use; False if it is in use, by the caller perhaps."""
+        """Remove the useless state of a layer; False if it is in use, perhaps by the caller."""
         try:
             return self.store.states.remove(layer)
         except (OSError, ObuildError):
@@ -148,7 +148,7 @@ class Warm:
                 return None
             why = self._unusable(state, layer, machine)
             if not why:
-                os.utime(state.path)  # when it was last used
+                os.utime(state.path)  # its last use
                 return state
         except (OSError, ValueError) as error:
             why = words(error)
@@ -161,11 +161,11 @@ class Warm:
         if why := outdated(self.store, layer):
             return why
         if state.about()["machine"] != machine:
-            return "it is one of another QEMU or obuild, or of another size"
+            return "it was saved by another QEMU or obuild, or has another size"
         return damage(state, read_data=True)
 
     def _place(self, layer: LayerId, machine: str, made: Path) -> bool:
-        """Put a state in its place, if it is small enough and the place is free."""
+        """Put a state in place, if it is small enough and no other is there."""
         (made / ABOUT).write_text(json.dumps(_about(self.store, layer, machine, made)))
         files = list(made.iterdir())
         for path in files:
@@ -182,38 +182,40 @@ class Warm:
         try:
             made.rename(states.folder / layer)
         except OSError as error:
-            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):  # another was quicker
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):  # another process was faster
                 return False
             raise
         failpoints.reach("warm.kept")
         return True
 
     def _limit(self, more: int = 0) -> int:
-        """What all states may take: the budget, but never more than half of what would be free without them.
+        """The limit for all states, in bytes: the budget, but at most half of what would be free without them.
 
-        On a small disk the layers need the room. `more` bytes of the disk are for a state that is not yet one.
+        On a small disk the layers need the space. `more` is the size of a state that is not in place yet.
         """
         status = os.statvfs(self.store.root)
         free = status.f_bavail * status.f_frsize + usage.within(self.store.states.folder) + more
         return min(self.budget, free // 2)
 
     def _evict(self, spared: LayerId) -> None:
-        """Remove states that were not used for the longest time, until all fit into the budget."""
+        """Remove the least recently used states until all fit into the budget."""
         states = self.store.states
         with locks.file_lock(self.store.locks / "warm.lock"):  # one at a time, or two would remove twice as many
             for id in sorted(states.ids(), key=lambda id: _used(states.folder / id)):
                 if usage.within(states.folder) <= self._limit():
                     return
                 if id != spared:
-                    self.drop(id)  # frees less than its size if another has the same `ram`: so each time we look
+                    self.drop(
+                        id
+                    )  # it frees less than its size if another state shares its `ram`, so measure each time
 
 
 def outdated(store: Store, layer: LayerId) -> str:
-    """Why nobody can ever resume the state of a layer, in words; "" if somebody may be able to."""
+    """Why the state of a layer can never be resumed, in words; "" if it may be."""
     try:
         about = State(store.states.folder / layer).about()
         if about["boot"] != stamp.boot_id():
-            return "the host has booted since"
+            return "the host has rebooted since"
         return "" if about["layer"] == store.layer(layer).stamp() else "its layer was removed and made again"
     except ValueError as error:
         return str(error)
@@ -222,9 +224,9 @@ def outdated(store: Store, layer: LayerId) -> str:
 
 
 def damage(state: State, *, read_data: bool = False) -> str:
-    """In what a state is not what was saved, in words; "" if it is. With `read_data`, what is small is read.
+    """How a state differs from what was saved, in words; "" if it does not. With `read_data`, read small files.
 
-    Of an earlier boot of the host nothing is expected: what was not synced may be gone.
+    States from before the host rebooted are not checked: data that was not synced may be lost.
     """
     try:
         about = state.about()
@@ -237,21 +239,21 @@ def damage(state: State, *, read_data: bool = False) -> str:
             if not path.exists() and (path.name in _NEEDED or path.name in about["files"]):
                 return f"its {path.name} is missing"
             if not _same(path, about, read_data=read_data):
-                return f"its {path.name} is not what it was"
+                return f"its {path.name} has changed"
         except OSError as error:
             return f"its {path.name} cannot be read: {error.strerror}"
     return ""
 
 
 def _same(path: Path, about: dict[str, Any], *, read_data: bool) -> bool:
-    """Whether a file of a state is the one that was written down. OSError if it cannot be read."""
+    """Whether a file of a state matches about.json. OSError if it cannot be read."""
     if not path.exists() or _times(path) != about["files"].get(path.name):
         return not path.exists() and path.name not in about["files"]
     return not read_data or path.name not in _HASHED or mtree.digest(path) == about["sha256"].get(path.name)
 
 
 def _about(store: Store, layer: LayerId, machine: str, made: Path) -> dict[str, Any]:
-    """What is written down of a state that is being saved."""
+    """The content of about.json for a state that is being saved."""
     there = [name for name in _FILES if name in _NEEDED or (made / name).exists()]
     return {
         "format": FORMAT,
@@ -264,7 +266,7 @@ def _about(store: Store, layer: LayerId, machine: str, made: Path) -> dict[str, 
 
 
 def _times(path: Path) -> list[int]:
-    """Changes whenever a file is written to; the same for all its names. OSError if there is none."""
+    """A value that changes when a file is written to; the same for all its hard links. OSError if missing."""
     if not is_file(path) and os.path.lexists(path):
         raise NotAFile(path)
     status = path.stat()

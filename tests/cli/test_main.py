@@ -546,10 +546,10 @@ def test_caches_are_imported_exported_and_removed(here: Path) -> None:
     assert (here / "out.tar").read_bytes() == (here / "in.tar").read_bytes()
     assert "--force" in obuild("cache", "export", "a/b", here / "out.tar", store, code=2).stderr
     obuild("cache", "export", "a/b", here / "out.tar", "--force", store, code=0)
-    assert "there is: a/b" in obuild("cache", "rm", "b", store, code=2).stderr
+    assert "the caches are: a/b" in obuild("cache", "rm", "b", store, code=2).stderr
     obuild("cache", "rm", "a/b", store, code=0)
     assert obuild("cache", "ls", store, code=0).stdout == ""
-    assert "spec is not a whole tar" in obuild("cache", "import", "c", here / "spec", store, code=2).stderr
+    assert "spec is not a complete tar" in obuild("cache", "import", "c", here / "spec", store, code=2).stderr
 
 
 # -- pruning

@@ -95,7 +95,7 @@ def test_options_of_tag_may_come_anywhere(obuild: Program) -> None:
     ("args", "said"),
     [
         (["web", "x"], "no layer has the id or the tag 'web'"),
-        (["ROOT", ".."], "'..' cannot be a tag"),
+        (["ROOT", ".."], "'..' is not a valid tag"),
         (["ROOT", "cafe"], "looks like an id"),
         (["ROOT", "web", "deadbeef"], "looks like an id"),
         (["f" * 64, "web"], "no layer has the id"),

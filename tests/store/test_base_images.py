@@ -1,4 +1,4 @@
-"""Base images take their places whole, whatever happens on the way."""
+"""Base images are put in place completely or not at all, whatever happens."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from obuild.store.base_images import Places
 
 
 class Killed(BaseException):
-    """In place of a SIGKILL."""
+    """Raised in place of a SIGKILL."""
 
 
 @pytest.fixture
@@ -28,25 +28,25 @@ def put(places: Places, content: str, *suffixes: str) -> None:
 
 
 def there(places: Places) -> dict[str, str]:
-    """What is in place, and what it holds."""
+    """The files in place, with their content."""
     files = [*places.images.iterdir(), *(places.keys.iterdir() if places.keys.exists() else ())]
     return {path.name: path.read_text() for path in files if path.is_file() and not path.name.startswith(".b")}
 
 
-def test_all_files_take_their_places(places: Places) -> None:
+def test_all_files_are_put_in_place(places: Places) -> None:
     put(places, "one", ".qcow2", ".toml", ".key", ".vmlinuz")
     assert there(places) == dict.fromkeys(["b.qcow2", "b.toml", "b.key", "b.vmlinuz"], "one")
     assert (places.keys / "b.key").stat().st_mode & 0o777 == 0o600
     assert [path.name for path in places.images.iterdir() if path.is_dir()] == []
 
 
-def test_what_the_new_one_has_not_got_goes(places: Places) -> None:
+def test_old_files_that_the_new_base_lacks_are_removed(places: Places) -> None:
     put(places, "one", ".qcow2", ".toml", ".key", ".vmlinuz", ".initrd")
     put(places, "two", ".img", ".toml")
     assert there(places) == {"b.img": "two", "b.toml": "two"}
 
 
-def test_a_failure_leaves_the_old_one(places: Places) -> None:
+def test_a_failure_keeps_the_old_base(places: Places) -> None:
     put(places, "one", ".qcow2", ".toml")
     with pytest.raises(FileNotFoundError), places.staged("b") as folder:
         (folder / "nosuch" / "b.qcow2").write_text("two")
@@ -56,10 +56,10 @@ def test_a_failure_leaves_the_old_one(places: Places) -> None:
 
 
 @pytest.mark.parametrize("replaced", range(12))
-def test_a_crash_after_the_decision_is_made_good(
+def test_a_crash_after_the_commit_is_completed_later(
     places: Places, replaced: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It dies at each of the file operations in turn; whoever comes next finishes."""
+    """It dies at each file operation in turn; the next process finishes."""
     put(places, "one", ".qcow2", ".toml", ".key", ".vmlinuz", ".initrd")
     left = [replaced]
 
@@ -91,7 +91,7 @@ def test_a_crash_after_the_decision_is_made_good(
     assert not list(places.images.glob(".*"))
 
 
-def test_who_is_at_it_is_left_alone(places: Places) -> None:
+def test_a_base_with_a_living_owner_is_not_swept(places: Places) -> None:
     with locks.file_lock(places.lock("b")), places.staged("b") as folder:
         (folder / "b.qcow2").write_text("one")
         places.sweep()
@@ -99,7 +99,7 @@ def test_who_is_at_it_is_left_alone(places: Places) -> None:
     assert there(places) == {"b.qcow2": "one"}
 
 
-def test_files_of_others_stay(places: Places) -> None:
+def test_other_files_are_kept(places: Places) -> None:
     (places.images / ".gitignore").write_text("*")
     places.sweep()
     assert there(places) == {".gitignore": "*"}

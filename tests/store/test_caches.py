@@ -1,4 +1,4 @@
-"""Caches for people: what there is, out with one, out to a file, in from a file."""
+"""The caches' commands for users: list, remove, export, import."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def packed(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_name_comes_back(name: str) -> None:
+def test_escaping_a_name_is_reversible(name: str) -> None:
     assert unescape(escape(name)) == name
 
 
-def test_what_is_put_in_is_listed_and_comes_out(store: Store, packed: Path, tmp_path: Path) -> None:
+def test_an_imported_cache_is_listed_and_exported(store: Store, packed: Path, tmp_path: Path) -> None:
     for name in NAMES:
         store.caches.put(packed, name)
     there = store.caches.listing()
@@ -57,7 +57,7 @@ def test_what_is_put_in_is_listed_and_comes_out(store: Store, packed: Path, tmp_
     assert os.listdir(store.cache_tmp) == []
 
 
-def test_a_cache_that_is_removed_is_gone(store: Store, packed: Path) -> None:
+def test_a_removed_cache_is_gone(store: Store, packed: Path) -> None:
     store.caches.put(packed, "one")
     store.caches.put(packed, "two")
     store.caches.remove("one")
@@ -67,7 +67,7 @@ def test_a_cache_that_is_removed_is_gone(store: Store, packed: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [lambda store, name: store.caches.remove(name), lambda store, name: None])
-def test_a_step_that_had_a_copy_does_not_bring_the_old_back(
+def test_a_step_with_an_older_copy_does_not_undo_an_import(
     store: Store, packed: Path, tmp_path: Path, change: Callable[[Store, str], None]
 ) -> None:
     store.caches.put(packed, "c")
@@ -78,9 +78,7 @@ def test_a_step_that_had_a_copy_does_not_bring_the_old_back(
     assert store.caches.listing()[0].size == (tmp_path / "new.tar").stat().st_size
 
 
-def test_a_step_that_had_a_copy_of_a_removed_cache_drops_its_own(
-    store: Store, packed: Path, tmp_path: Path
-) -> None:
+def test_a_step_with_a_copy_of_a_removed_cache_saves_nothing(store: Store, packed: Path, tmp_path: Path) -> None:
     store.caches.put(packed, "c")
     with store.caches.borrow("c") as copy:
         store.caches.remove("c")
@@ -88,7 +86,7 @@ def test_a_step_that_had_a_copy_of_a_removed_cache_drops_its_own(
     assert store.caches.listing() == []
 
 
-def test_removal_waits_for_who_is_copying(store: Store, packed: Path) -> None:
+def test_removal_waits_for_a_process_that_is_copying(store: Store, packed: Path) -> None:
     store.caches.put(packed, "c")
     code = f"""
 import sys
@@ -115,7 +113,7 @@ print("removed", flush=True)
         lambda store, name: store.caches.export(name, store.root / "x.tar"),
     ],
 )
-def test_an_unknown_cache_is_told_with_those_there_are(
+def test_the_error_for_an_unknown_cache_lists_the_caches(
     store: Store, packed: Path, act: Callable[[Store, str], None]
 ) -> None:
     with pytest.raises(UsageError, match="no cache 'apt'") as caught:
@@ -125,11 +123,11 @@ def test_an_unknown_cache_is_told_with_those_there_are(
     (store.caches.folder / "c-empty").mkdir()
     with pytest.raises(UsageError) as caught:
         act(store, "apt" * 100)
-    assert caught.value.hint == "there is: one"
+    assert caught.value.hint == "the caches are: one"
     assert not (store.root / "x.tar").exists()
 
 
-def test_an_export_goes_nowhere_it_should_not(store: Store, packed: Path, tmp_path: Path) -> None:
+def test_an_export_refuses_unsuitable_destinations(store: Store, packed: Path, tmp_path: Path) -> None:
     store.caches.put(packed, "c")
     (tmp_path / "there").write_text("mine")
     os.mkfifo(tmp_path / "fifo")
@@ -139,7 +137,7 @@ def test_an_export_goes_nowhere_it_should_not(store: Store, packed: Path, tmp_pa
             store.caches.export("c", tmp_path / name, force=True)
     assert (tmp_path / "fifo").is_fifo()
     for file, why in (
-        (tmp_path / "there", "is there already"),
+        (tmp_path / "there", "already exists"),
         (tmp_path, "is a directory"),
         (tmp_path / "none/file", "there is no directory"),
     ):
@@ -170,25 +168,25 @@ def test_names_that_lead_out_are_refused(
 
 
 @pytest.mark.parametrize("name", ["..a/b..", "a/...", "./x", "é", "\udcff"])
-def test_names_that_only_look_odd_are_taken(store: Store, tmp_path: Path, name: str) -> None:
+def test_names_that_only_look_odd_are_accepted(store: Store, tmp_path: Path, name: str) -> None:
     store.caches.put(archive(tmp_path / "odd.tar", name), "c")
 
 
-def test_an_archive_of_nothing_is_taken(store: Store, tmp_path: Path) -> None:
+def test_an_empty_archive_is_accepted(store: Store, tmp_path: Path) -> None:
     store.caches.put(archive(tmp_path / "none.tar"), "c")
 
 
-def test_what_is_no_archive_is_refused(store: Store, packed: Path, tmp_path: Path) -> None:
+def test_data_that_is_not_an_archive_is_refused(store: Store, packed: Path, tmp_path: Path) -> None:
     data = packed.read_bytes()
     for content, why in (
-        (b"", "not a whole tar archive"),
-        (b"hello" * 1000, "not a whole tar archive"),
+        (b"", "not a complete tar archive"),
+        (b"hello" * 1000, "not a complete tar archive"),
         (gzip.compress(data), "is compressed"),
-        (data[:300], "not a whole tar archive"),
-        (data[:900], "not a whole tar archive"),
-        (data[:1536], "damaged or cut off at byte 1536"),
-        (data[:1600], "damaged or cut off at byte 1536"),
-        (data[:1536] + b"y" * 512 + data[2048:], "damaged or cut off at byte 1536"),
+        (data[:300], "not a complete tar archive"),
+        (data[:900], "not a complete tar archive"),
+        (data[:1536], "damaged or truncated at byte 1536"),
+        (data[:1600], "damaged or truncated at byte 1536"),
+        (data[:1536] + b"y" * 512 + data[2048:], "damaged or truncated at byte 1536"),
     ):
         (tmp_path / "bad").write_bytes(content)
         with pytest.raises(UsageError, match=why):

@@ -1,4 +1,4 @@
-"""The program is killed at every point of its flow, and at any moment: the next command works, nothing is lost.
+"""The program is killed at every failpoint, and at random moments: the next command works, nothing is lost.
 
 Everything is real but the guests; tests/vm/test_crashes.py does the same with those.
 """
@@ -19,7 +19,7 @@ from obuild.store import fsck
 from obuild.store.layers import Store
 from tests.support.victim import SAVED, Victim
 
-#: A step with a cache, a build to copy from, and a last step: all that a build may have to do.
+#: A step with a cache, a build to copy from, and a last step: everything that a build may have to do.
 SPEC = """
 ((build dev ((from tiny) (run (shell "make"))))
  (from tiny)
@@ -30,7 +30,7 @@ SPEC = """
  (run (shell "last")))
 """
 
-#: What only a real machine passes.
+#: The points that only a real machine passes.
 MACHINE = (
     "machine.started",
     "machine.ready",
@@ -47,7 +47,7 @@ BASE = ("base", "add", "DISK", "--name=tiny", "--force")
 CLEAN = ("clean",)
 UNTAG = ("tag", "rm", "web")
 
-#: By the kind of point that they pass; all others are passed by a build.
+#: The command for each kind of point; a build passes all others.
 COMMANDS = {"base": BASE, "store": BASE, "remove": CLEAN, "tag": TAG, "untag": UNTAG}
 
 
@@ -72,7 +72,7 @@ def test_killed_at_a_point(victim: Victim, point: str) -> None:
         shutil.rmtree(victim.root)
     if command != BASE:
         assert victim.run(*BASE) == 0
-    if command == CLEAN or point == "cache.copied":  # there must be layers, or a cache
+    if command == CLEAN or point == "cache.copied":  # these need layers, or a cache
         assert victim.run(*BUILD) == 0
     if point == "cache.copied":
         assert victim.run(*CLEAN) == 0
@@ -81,7 +81,7 @@ def test_killed_at_a_point(victim: Victim, point: str) -> None:
     if command == UNTAG:
         assert victim.run(*TAG) == 0
     assert victim.run(*command, kill_at=point) == -signal.SIGKILL, f"{point} is never reached"
-    if kind != "store":  # else there is none yet
+    if kind != "store":  # else there is no store yet
         victim.check()
     if point in ("tag.writing", "tag.set"):
         assert bool(Store(victim.root).tags.all()) == (point == "tag.set")
@@ -107,7 +107,7 @@ def test_killed_while_a_new_store_is_given_its_format(victim: Victim) -> None:
 
 @pytest.mark.parametrize("seed", range(int(os.environ.get("OBUILD_TEST_KILLS", "3"))))
 def test_killed_at_any_moment(victim: Victim, seed: int) -> None:
-    """Two builds, a gc and a clean at once on one store; each is killed at a moment of its own."""
+    """Two builds, a gc and a clean at once on one store; each is killed at a different moment."""
     chance = random.Random(seed)
     assert victim.run(*BASE) == 0
     other = chance.choice([CLEAN, ("prune", "--older-than=0s"), ("ls",)])

@@ -1,4 +1,4 @@
-"""Long chains: short backing chains, the same bytes, the same ids; made once, gone with their layer."""
+"""Long chains: short backing chains, the same bytes, the same ids; made once, removed with their layer."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ store.remove(id, store.parents())
 
 
 def script(what: str, store: Store, id: LayerId, *, parent: LayerId | None = None, die_at: str = "") -> str:
-    """A program that opens the store, waits for a line, and does BUILD or REMOVE, or dies at a point of it."""
+    """A program that opens the store, waits for a line, and does BUILD or REMOVE, or dies at a failpoint."""
     return f"""
 import sys
 from pathlib import Path
@@ -59,7 +59,7 @@ sys.stdin.readline()
 
 
 def run_all(*scripts: str) -> list[int]:
-    """Run such programs at once, and return how they ended."""
+    """Run such programs at once; returns their exit statuses."""
     with ExitStack() as stack:
         children = [stack.enter_context(other_process(script)) for script in scripts]
         for child in children:
@@ -78,7 +78,7 @@ def steps(chain: ChainMaker, count: int, last: str = "") -> tuple[Step, ...]:
 
 
 def make(store: Store, step: Step, *, data: int = 4096) -> None:
-    """Make a layer as a build does: each writes `data` bytes somewhere, which its id tells."""
+    """Make a layer as a build does; it writes `data` bytes at a place that depends on its id."""
     with store.claim(step.id), store.draft(step) as draft:
         if step.parent is None:
             subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", draft.image, str(SIZE)], check=True)
@@ -88,7 +88,7 @@ def make(store: Store, step: Step, *, data: int = 4096) -> None:
 
 
 def commands(seed: str, data: int = 4096) -> list[str]:
-    """Some sectors, some zeroes over what may be there, and the first sector again."""
+    """Some sectors, some zeroes over existing data, and the first sector again."""
     drawn = random.Random(seed)
     at, zeroes = (drawn.randrange(0, SIZE - data + 1, 512) for _ in range(2))
     return [
@@ -110,7 +110,7 @@ def make_all(store: Store, made: tuple[Step, ...]) -> list[LayerId]:
 
 
 def depth(image: Path) -> int:
-    """How many images lie below this one, as QEMU would open them."""
+    """How many images are below this one, as QEMU would open them."""
     below = 0
     while backing := qemu_img.backing_file(image):
         image = image.parent / backing
@@ -124,13 +124,13 @@ def image_of(store: Store, id: LayerId) -> Path:
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chains are long with few images."""
+    """Few images make a long chain."""
     monkeypatch.setattr(flat, "LONGEST", FEW)
 
 
 @pytest.fixture
 def parent(store: Store, chain: ChainMaker, short: None) -> LayerId:
-    """A layer whose children need it flattened."""
+    """A layer that must be flattened for its children."""
     return make_all(store, steps(chain, FEW))[-1]
 
 
@@ -141,10 +141,10 @@ def flats(store: Store) -> list[str]:
 # -- making
 
 
-def test_a_chain_of_50_is_shallow_and_its_disk_is_what_it_would_be(
+def test_a_chain_of_50_is_shallow_and_has_the_right_content(
     store: Store, chain: ChainMaker, tmp_path: Path
 ) -> None:
-    ids = make_all(store, steps(chain, 50))  # left as they are, QEMU could not open more than some 44
+    ids = make_all(store, steps(chain, 50))  # without flattening, QEMU cannot open more than some 44
     assert max(depth(image_of(store, id)) for id in ids) <= flat.LONGEST
     plain = tmp_path / "plain.qcow2"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", plain, str(SIZE)], check=True)
@@ -153,14 +153,14 @@ def test_a_chain_of_50_is_shallow_and_its_disk_is_what_it_would_be(
     qemu_img.check(image_of(store, ids[-1]))
 
 
-def test_no_id_knows_of_it(store: Store, chain: ChainMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_id_depends_on_it(store: Store, chain: ChainMaker, monkeypatch: pytest.MonkeyPatch) -> None:
     before = [step.id for step in steps(chain, 8)]
     monkeypatch.setattr(flat, "LONGEST", 2)
     assert make_all(store, steps(chain, 8)) == before
     assert store.parents() == dict(zip(before, [None, *before], strict=False))
 
 
-def test_a_short_chain_is_left_alone(store: Store, chain: ChainMaker) -> None:
+def test_a_short_chain_is_not_flattened(store: Store, chain: ChainMaker) -> None:
     make_all(store, steps(chain, flat.LONGEST))
     assert flats(store) == []
 
@@ -178,7 +178,7 @@ def test_all_children_share_one(store: Store, chain: ChainMaker) -> None:
 
 
 @pytest.mark.usefixtures("short")
-def test_it_is_sealed_as_a_layer_is(store: Store, chain: ChainMaker) -> None:
+def test_it_is_sealed_like_a_layer(store: Store, chain: ChainMaker) -> None:
     *_, parent, _ = ids = make_all(store, steps(chain, 5))
     folder = store.flats.folder / parent
     assert flats(store) == [parent]
@@ -194,7 +194,7 @@ def test_it_is_sealed_as_a_layer_is(store: Store, chain: ChainMaker) -> None:
 
 
 @pytest.mark.usefixtures("short")
-def test_a_look_into_a_deep_layer_uses_it(store: Store, chain: ChainMaker) -> None:
+def test_a_scratch_draft_on_a_deep_layer_uses_it(store: Store, chain: ChainMaker) -> None:
     *_, last = make_all(store, steps(chain, 4))
     with store.scratch(last) as draft:
         draft.lay()
@@ -203,7 +203,7 @@ def test_a_look_into_a_deep_layer_uses_it(store: Store, chain: ChainMaker) -> No
 
 
 @pytest.mark.usefixtures("short")
-def test_a_store_that_was_moved_still_holds_its_chains(store: Store, chain: ChainMaker, tmp_path: Path) -> None:
+def test_chains_still_work_in_a_moved_store(store: Store, chain: ChainMaker, tmp_path: Path) -> None:
     *_, last = made = steps(chain, 12)
     make_all(store, made[:-1])
     moved = Store.open(store.root.rename(tmp_path / "moved"), create=False)
@@ -212,7 +212,7 @@ def test_a_store_that_was_moved_still_holds_its_chains(store: Store, chain: Chai
     subprocess.run(["qemu-img", "info", "--backing-chain", image_of(moved, last.id)], check=True)
 
 
-def test_a_chain_that_was_made_before_there_was_this_is_flattened_at_once(
+def test_a_long_chain_of_an_older_version_is_flattened_at_once(
     store: Store, chain: ChainMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     *below, last = steps(chain, 12)
@@ -237,7 +237,7 @@ def test_a_large_layer_is_not_copied_for_small_ones(store: Store, chain: ChainMa
     assert max(sizes.values()) < link[-2].size
 
 
-def test_what_is_copied_in_all_grows_little_faster_than_the_chain() -> None:
+def test_the_copied_bytes_grow_little_faster_than_the_chain() -> None:
     links = [flat.Link("base", 1000)]
     copied = 0
     for _ in range(1000):
@@ -249,11 +249,11 @@ def test_what_is_copied_in_all_grows_little_faster_than_the_chain() -> None:
             copied += size
         assert len(links) <= flat.LONGEST
         assert links[-1].name == "base"
-    assert copied < 4 * 1000  # down to the base each time, it would be 33 times what the layers hold
+    assert copied < 4 * 1000  # copying down to the base each time would take 33 times the size of the layers
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_whatever_the_sizes_are_not_every_step_makes_one(seed: int) -> None:
+def test_not_every_step_makes_one_whatever_the_sizes(seed: int) -> None:
     drawn = random.Random(seed)
     links, last = [flat.Link("base", 1000)], -10
     for number in range(200):
@@ -270,7 +270,7 @@ def test_whatever_the_sizes_are_not_every_step_makes_one(seed: int) -> None:
 
 
 @pytest.mark.usefixtures("short")
-def test_it_goes_with_its_layer_and_not_before(store: Store, chain: ChainMaker) -> None:
+def test_it_is_removed_with_its_layer_and_not_before(store: Store, chain: ChainMaker) -> None:
     *_, parent, child = make_all(store, steps(chain, 5))
     assert not store.remove(parent, store.parents())
     assert flats(store) == [parent]
@@ -290,7 +290,7 @@ def test_cleaning_leaves_none(store: Store, chain: ChainMaker) -> None:
 
 
 @pytest.mark.usefixtures("short")
-def test_while_a_draft_stands_on_it_it_stays(store: Store, chain: ChainMaker) -> None:
+def test_it_stays_while_a_draft_is_based_on_it(store: Store, chain: ChainMaker) -> None:
     *below, parent, child = steps(chain, 5)
     make_all(store, (*below, parent))
     with store.use(parent.id), store.claim(child.id), store.draft(child) as draft:
@@ -303,7 +303,7 @@ def test_while_a_draft_stands_on_it_it_stays(store: Store, chain: ChainMaker) ->
 
 
 @pytest.mark.usefixtures("short")
-def test_a_missing_one_is_told_by_who_stands_on_it(store: Store, chain: ChainMaker) -> None:
+def test_the_error_for_a_missing_one_names_the_layer_that_needs_it(store: Store, chain: ChainMaker) -> None:
     *below, last = steps(chain, 6)
     *_, parent, child = make_all(store, tuple(below))
     (store.flats.folder / parent).rename(store.root / "elsewhere")
@@ -335,19 +335,19 @@ def test_a_damaged_one_is_not_built_on(store: Store, chain: ChainMaker) -> None:
 
 
 @pytest.mark.usefixtures("short")
-def test_one_of_a_layer_that_was_made_again_behind_its_back_is_not_used(store: Store, chain: ChainMaker) -> None:
+def test_one_of_a_layer_that_was_made_again_is_not_used(store: Store, chain: ChainMaker) -> None:
     *below, last = steps(chain, 5)
     make_all(store, (*below, last))
     store.remove(last.id, store.parents())
     parent = below[-1]
     (store.result / parent.id).rename(store.root / "elsewhere")
-    make(store, parent, data=1024)  # its commands did not do quite the same
+    make(store, parent, data=1024)  # its commands had another result
     with pytest.raises(StoreError, match="removed by hand, or made again"):
         make(store, last)
 
 
 @pytest.mark.usefixtures("short")
-def test_a_layer_that_stands_on_no_layer_is_damaged(store: Store, chain: ChainMaker) -> None:
+def test_a_layer_that_is_not_based_on_a_layer_is_damaged(store: Store, chain: ChainMaker) -> None:
     base, one, two = steps(chain, 2)
     make_all(store, (base, one))
     image = image_of(store, one.id)
@@ -357,14 +357,14 @@ def test_a_layer_that_stands_on_no_layer_is_damaged(store: Store, chain: ChainMa
     )
     (store.result / one.id / mtree.NAME).unlink()
     mtree.write(store.result / one.id)
-    with pytest.raises(StoreError, match=f"layer {one.id} is damaged: it stands on /etc/passwd"):
+    with pytest.raises(StoreError, match=f"layer {one.id} is damaged: its backing file is /etc/passwd"):
         make(store, two)
     image.write_bytes(b"x" * image.stat().st_size)
     with pytest.raises(StoreError, match=f"layer {one.id} is damaged: its image is not qcow2"):
         make(store, two)
 
 
-def test_a_damaged_layer_that_nothing_is_read_from_stops_nobody(
+def test_a_damaged_layer_that_is_not_read_does_not_matter(
     store: Store, chain: ChainMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(flat, "LONGEST", 4)
@@ -390,7 +390,7 @@ def test_two_processes_share_one(store: Store, parent: LayerId) -> None:
     assert (os.listdir(store.result_tmp), os.listdir(store.locks)) == ([], [])
 
 
-def test_who_waited_for_another_to_make_it_makes_none(
+def test_a_process_that_waited_for_another_to_make_it_does_not_make_it_again(
     store: Store, parent: LayerId, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = []
@@ -445,7 +445,7 @@ def test_a_process_that_dies_while_removing_it(store: Store, parent: LayerId, po
         assert store.flats.below(parent) == f"flat/{parent}/image.qcow2"
 
 
-def test_one_in_the_making_is_no_draft_that_has_a_log(store: Store, parent: LayerId) -> None:
+def test_one_that_is_being_made_is_not_a_draft_with_a_log(store: Store, parent: LayerId) -> None:
     (store.result_tmp / f"flat-{parent}").mkdir()
     with pytest.raises(UsageError, match="no layer"):
         store.resolve("flat-", drafts=True)

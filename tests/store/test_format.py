@@ -1,4 +1,4 @@
-"""The format of a store: newer ones are refused untouched, and those of development versions can be used."""
+"""The format of a store: newer stores are refused untouched, and those of development versions can be used."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def fill_cache(run: Run) -> int:
 
 @pytest.fixture
 def old(store: Store, chain: Callable[[str], Chain], tmp_path: Path) -> Chain:
-    """What a development version has built in the store: a base, a copy, and a command that filled a cache."""
+    """Layers of a development version in the store: a base, a copy, and a command that filled a cache."""
     (tmp_path / "source" / "file").write_text("file")
     with as_development_version(store):
         made = chain(OPS)
@@ -59,13 +59,13 @@ def old(store: Store, chain: Callable[[str], Chain], tmp_path: Path) -> Chain:
 # -- the file
 
 
-def test_a_new_store_says_its_format(store: Store) -> None:
+def test_a_new_store_has_a_format(store: Store) -> None:
     assert (store.root / "format").read_text() == f"{format.FORMAT}\n"
     assert (store.root / "format").stat().st_mode & 0o777 == 0o644
     assert list(fsck.check(store)) == []
 
 
-def test_a_store_without_a_format_gets_one_from_what_adds_to_it_and_not_from_a_look(store: Store) -> None:
+def test_a_store_without_a_format_gets_one_from_commands_that_write(store: Store) -> None:
     (store.root / "format").unlink()
     assert list(fsck.check(Store.open(store.root, create=False))) == []
     assert not (store.root / "format").exists()
@@ -78,13 +78,13 @@ def test_the_format_of_a_newer_version_that_comes_meanwhile_is_not_replaced(
 ) -> None:
     path = store.root / "format"
     path.unlink()
-    seen = iter([False])  # the first look finds none: then the newer version writes its own
+    seen = iter([False])  # the first check finds none: then the newer version writes its own
 
     def exists(self: Path) -> bool:
         if self == path and not next(seen, True):
             path.write_text("9")
             return False
-        return os.path.exists(self)  # noqa: PTH110  # what is replaced
+        return os.path.exists(self)  # noqa: PTH110  # the function that is patched
 
     monkeypatch.setattr(Path, "exists", exists)
     with pytest.raises(UsageError, match="has format 9"):
@@ -93,9 +93,9 @@ def test_the_format_of_a_newer_version_that_comes_meanwhile_is_not_replaced(
 
 
 @pytest.mark.parametrize("text", ["2", "2\n", "10", "999999999"])
-def test_a_newer_format_is_told_with_what_to_do(store: Store, text: str) -> None:
+def test_the_error_for_a_newer_format_says_what_to_do(store: Store, text: str) -> None:
     (store.root / "format").write_text(text)
-    with pytest.raises(UsageError, match=f"has format {int(text)}, and .* only knows format 1$") as caught:
+    with pytest.raises(UsageError, match=f"has format {int(text)}, but .* only supports up to 1$") as caught:
         Store.open(store.root)
     assert "newer version of obuild" in caught.value.hint
 
@@ -127,13 +127,13 @@ BAD: list[Callable[[Path], object]] = [
 
 @pytest.mark.parametrize("make", BAD)
 @pytest.mark.parametrize("create", [True, False])
-def test_a_store_whose_format_is_not_ours_is_refused_and_stays_as_it_is(
+def test_a_store_with_another_format_is_refused_and_not_changed(
     store: Store, make: Callable[[Path], object], create: bool
 ) -> None:
     (store.root / "format").unlink()
     make(store.root / "format")
-    (store.result_tmp / ("a" * 64)).mkdir()  # a sweep would take it
-    (store.root / "cache").rmdir()  # a part that is missing would be made
+    (store.result_tmp / ("a" * 64)).mkdir()  # a sweep would remove it
+    (store.root / "cache").rmdir()  # a missing part would be created
     before = looks(store.root)
     with pytest.raises(UsageError, match=r"has format 2|cannot tell the format of the store") as caught:
         Store.open(store.root, create=create)
@@ -142,7 +142,7 @@ def test_a_store_whose_format_is_not_ours_is_refused_and_stays_as_it_is(
     assert looks(store.root) == before
 
 
-def test_a_format_that_cannot_be_read_is_told(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_format_that_cannot_be_read_is_an_error(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: Path) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
@@ -154,7 +154,7 @@ def test_a_format_that_cannot_be_read_is_told(store: Store, monkeypatch: pytest.
 # -- a store of a development version
 
 
-def test_an_old_store_is_sound_and_can_be_looked_into(store: Store, old: Chain) -> None:
+def test_an_old_store_is_sound_and_can_be_read(store: Store, old: Chain) -> None:
     opened = Store.open(store.root, create=False)
     assert list(fsck.check(opened, read_data=True)) == []
     listed, more = inspect.listing(opened, None)
@@ -169,7 +169,7 @@ def test_an_old_store_is_sound_and_can_be_looked_into(store: Store, old: Chain) 
     assert opened.parents() == {step.id: step.parent for step in old.steps}
 
 
-def test_an_index_can_be_made_of_an_old_store(store: Store, old: Chain) -> None:
+def test_an_index_can_be_made_for_an_old_store(store: Store, old: Chain) -> None:
     with Index(store) as index:
         index.rebuild()
         assert {id: kin.parent for id, kin in index.all_kin().items()} == {
@@ -177,7 +177,7 @@ def test_an_index_can_be_made_of_an_old_store(store: Store, old: Chain) -> None:
         }
 
 
-def test_old_layers_are_built_again_on_the_same_base_and_with_the_same_caches(
+def test_old_layers_are_rebuilt_with_the_same_base_and_caches(
     store: Store, old: Chain, chain: Callable[[str], Chain]
 ) -> None:
     found: list[bool] = []
@@ -195,7 +195,7 @@ def test_old_layers_are_built_again_on_the_same_base_and_with_the_same_caches(
     assert len(store.ids()) == 2 * len(old.steps)
 
 
-def test_why_an_old_layer_is_not_used_is_told(store: Store, old: Chain, tmp_path: Path) -> None:
+def test_the_plan_explains_why_an_old_layer_is_not_used(store: Store, old: Chain, tmp_path: Path) -> None:
     stage = parse(f"((from tiny) {OPS})".encode())
     (base, *_) = preview.forecast(stage, source=tmp_path / "source", store=store, secrets=())
     assert base.nearest == old.steps[0].id

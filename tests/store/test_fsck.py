@@ -1,4 +1,4 @@
-"""A store that is damaged in every way on purpose: each is found, and repaired."""
+"""A store is damaged in every way: each damage is found and repaired."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ OPS = " ".join(f"(run (shell {name}))" for name in "abcdef")
 
 @pytest.fixture
 def made(store: Store, chain: ChainMaker, monkeypatch: pytest.MonkeyPatch) -> list[Layer]:
-    """The layers of a chain, with rows in the index; its later ones stand on flattened copies."""
+    """The layers of a chain, with rows in the index; the later ones are based on flattened copies."""
     monkeypatch.setattr(flatten, "LONGEST", 3)
     built = chain(OPS)
     Builder(store, FakeExecutor, Heard().tell).build(built)
@@ -45,7 +45,7 @@ def found(store: Store, *, read_data: bool = False) -> list[str]:
 
 
 def mend(store: Store, *, read_data: bool = False) -> list[str]:
-    """Repair everything; how it went."""
+    """Repair everything; returns the results."""
     outcomes = [fsck.repair(store, finding) for finding in fsck.check(store, read_data=read_data)]
     assert list(fsck.check(store, read_data=read_data)) == []
     return outcomes
@@ -58,7 +58,7 @@ def writable(path: Path) -> Path:
 
 def other_key(layer: Layer) -> str:
     writable(layer.path / "key").write_text("another")
-    return "its key is not the one that it is named by"
+    return "its key does not match its id"
 
 
 def no_key(layer: Layer) -> str:
@@ -74,7 +74,7 @@ def no_image(layer: Layer) -> str:
 def cut_image(layer: Layer) -> str:
     size = layer.image.stat().st_size
     os.truncate(layer.image, size - 1)
-    return f"its rootfs/image.qcow2 has {size - 1} bytes, and had {size}"
+    return f"its rootfs/image.qcow2 has {size - 1} bytes, not {size}"
 
 
 def no_log(layer: Layer) -> str:
@@ -95,21 +95,21 @@ def wrong_mtree(layer: Layer) -> str:
 def other_backing(layer: Layer) -> str:
     rebase = ["qemu-img", "rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b", "/dev/null"]
     subprocess.run([*rebase, str(writable(layer.image))], check=True)
-    return "its image stands on /dev/null, and not on its parent's"
+    return "its image is based on /dev/null, not on its parent's image"
 
 
 def bad_tables(layer: Layer) -> str:
     with writable(layer.image).open("r+b") as image:
-        image.seek(65536 * 2)  # behind the header and the refcounts' tables
+        image.seek(65536 * 2)  # after the header and the refcount tables
         image.write(b"\xff" * 4096)
-    return "its image is unsound: "
+    return "its image is damaged: "
 
 
 @pytest.mark.parametrize(
     "damage",
     [other_key, no_key, no_image, cut_image, no_log, no_mtree, wrong_mtree, other_backing, bad_tables],
 )
-def test_a_damaged_layer_goes_with_all_that_stands_on_it(
+def test_a_damaged_layer_is_removed_with_all_layers_built_on_it(
     store: Store, made: list[Layer], chain: ChainMaker, damage: Callable[[Layer], str]
 ) -> None:
     what = damage(made[2])
@@ -121,13 +121,13 @@ def test_a_damaged_layer_goes_with_all_that_stands_on_it(
     assert found(store, read_data=True) == []
 
 
-def test_a_flipped_bit_is_found_where_data_is_read(store: Store, made: list[Layer]) -> None:
+def test_a_flipped_bit_is_found_if_data_is_read(store: Store, made: list[Layer]) -> None:
     data = bytearray(made[0].log.read_bytes() or made[0].image.read_bytes())
     data[-1] ^= 1
     writable(made[0].image).write_bytes(data)
     assert found(store) == []
     assert found(store, read_data=True) == [
-        f"result/{made[0].id}: its rootfs/image.qcow2 has other content than it had"
+        f"result/{made[0].id}: the content of its rootfs/image.qcow2 has changed"
     ]
     mend(store, read_data=True)
     assert store.layers() == []
@@ -151,7 +151,7 @@ def test_a_damaged_flattened_copy(store: Store, made: list[Layer]) -> None:
     assert store.find(LayerId(folder.name)) is None
 
 
-def test_a_flattened_copy_of_nothing(store: Store, made: list[Layer]) -> None:
+def test_a_flattened_copy_without_a_layer(store: Store, made: list[Layer]) -> None:
     folder, *_ = store.flats.folder.iterdir()
     shutil.copytree(folder, store.flats.folder / ("0" * 64))
     assert found(store) == [f"flat/{'0' * 64}: a flattened copy of a layer that is gone"]
@@ -159,7 +159,7 @@ def test_a_flattened_copy_of_nothing(store: Store, made: list[Layer]) -> None:
     assert len(store.layers()) == len(made)
 
 
-def test_a_stranger_is_put_aside_and_never_removed(store: Store, made: list[Layer]) -> None:
+def test_a_foreign_file_is_moved_away_and_never_removed(store: Store, made: list[Layer]) -> None:
     store.states.folder.mkdir()
     folders = (store.result, store.caches.folder, store.flats.folder, store.states.folder)
     for folder in folders:
@@ -171,7 +171,7 @@ def test_a_stranger_is_put_aside_and_never_removed(store: Store, made: list[Laye
 
 
 def in_step(store: Store) -> None:
-    """Have the index note that it has seen all layers, which takes a tick of the clock after the last change."""
+    """Have the index record the stamp of result/, which takes a tick of the clock after the last change."""
     with Index(store) as index:
         while not index._in_step():
             index.count()
@@ -201,7 +201,7 @@ def test_a_copy_of_a_store_is_clean(store: Store, made: list[Layer], tmp_path: P
         assert found(Store(copy), read_data=True) == []
 
 
-def test_rows_that_lack_or_lie(store: Store, made: list[Layer]) -> None:
+def test_missing_and_wrong_rows(store: Store, made: list[Layer]) -> None:
     def change(statement: str) -> None:
         with sqlite3.connect(store.state / "db" / "db.sqlite") as database:
             database.execute(statement)
@@ -234,19 +234,19 @@ def test_what_a_crash_leaves(store: Store, made: list[Layer]) -> None:
     store.manifests.mkdir(exist_ok=True)
     (store.manifests / f"{'2' * 64}-{'3' * 32}.json").touch()
     assert sorted(found(store)) == [
-        "base-image/.x.part: a base image that was never put in its place",
+        "base-image/.x.part: a base image that was never put in place",
         "cache-tmp/0-c-x: a copy of a cache that no living process owns",
         f"result-tmp/{'1' * 64}: a draft that no living process owns",
         "state/.digests.json.abc: a file that was never finished",
         "state/locks/left.lock: a lock file that nobody holds",
-        f"state/manifests/{'2' * 64}-{'3' * 32}.json: what was known of a layer that is gone",
+        f"state/manifests/{'2' * 64}-{'3' * 32}.json: a manifest of a layer that is gone",
         "warm-tmp/0-x: a machine that no living process owns",
     ]
     mend(store)
     assert list(store.locks.iterdir()) == []
 
 
-def test_what_a_living_process_owns_is_no_finding(store: Store, made: list[Layer], chain: ChainMaker) -> None:
+def test_files_of_a_living_process_are_not_findings(store: Store, made: list[Layer], chain: ChainMaker) -> None:
     step = chain(f"{OPS} (run (shell last))").steps[-1]
     with (
         store.claim(step.id),
@@ -261,7 +261,7 @@ def test_what_a_living_process_owns_is_no_finding(store: Store, made: list[Layer
         assert found(store) == []
 
 
-def test_a_layer_in_use_stays_and_it_is_said(store: Store, made: list[Layer]) -> None:
+def test_a_damaged_layer_in_use_is_kept_and_reported(store: Store, made: list[Layer]) -> None:
     no_log(made[-1])
     with store.use(made[-1].id):
         (finding,) = fsck.check(store)
@@ -269,7 +269,7 @@ def test_a_layer_in_use_stays_and_it_is_said(store: Store, made: list[Layer]) ->
     mend(store)
 
 
-def test_base_images_are_the_users_and_only_told(store: Store, made: list[Layer], tiny: Path) -> None:
+def test_problems_of_base_images_are_only_reported(store: Store, made: list[Layer], tiny: Path) -> None:
     tiny.write_bytes(b"no disk")
     (store.base_image / "gone.toml").touch()
     assert [fsck.repair(store, finding) for finding in fsck.check(store)] == ["cannot be repaired"] * 2
@@ -292,7 +292,7 @@ def test_a_cache_that_no_guest_could_unpack(store: Store, made: list[Layer], tmp
 # -- warm states
 
 
-def test_saved_machines_are_as_they_were_saved(store: Store, made: list[Layer]) -> None:
+def test_intact_saved_machines_are_not_findings(store: Store, made: list[Layer]) -> None:
     warm = Warm(store, PLENTY, print)
     assert save(warm, made[1].id)
     assert save(warm, made[2].id, ram=store.states.folder / made[1].id / "ram")
@@ -310,11 +310,11 @@ def no_about(state: Path) -> None:
     ("damage", "what"),
     [
         (no_about, "its about.json is damaged"),
-        (longer, "its ram is not what it was"),
+        (longer, "its ram has changed"),
         (lambda state: (state / "device").unlink(), "its device is missing"),
     ],
 )
-def test_a_saved_machine_that_is_not_what_it_was(
+def test_a_changed_saved_machine(
     store: Store, made: list[Layer], damage: Callable[[Path], None], what: str
 ) -> None:
     save(Warm(store, PLENTY, print), made[1].id)
@@ -325,11 +325,11 @@ def test_a_saved_machine_that_is_not_what_it_was(
     assert len(store.layers()) == len(made)
 
 
-def test_what_is_small_of_a_machine_is_read_with_the_data(store: Store, made: list[Layer]) -> None:
+def test_the_small_files_of_a_machine_are_read_with_the_data(store: Store, made: list[Layer]) -> None:
     save(Warm(store, PLENTY, print), made[1].id)
     flipped("delta")(store.states.folder / made[1].id)
     assert found(store) == []
-    assert found(store, read_data=True) == [f"warm/{made[1].id}: its delta is not what it was"]
+    assert found(store, read_data=True) == [f"warm/{made[1].id}: its delta has changed"]
 
 
 def test_a_saved_machine_of_a_layer_that_is_gone(store: Store, made: list[Layer]) -> None:
@@ -340,10 +340,10 @@ def test_a_saved_machine_of_a_layer_that_is_gone(store: Store, made: list[Layer]
     assert store.states.ids() == []
 
 
-def test_a_machine_that_was_saved_before_the_host_booted_is_no_finding(
+def test_a_machine_from_before_the_host_rebooted_is_not_a_finding(
     store: Store, made: list[Layer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever became of its files: they were never synced."""
+    """Whatever has happened to its files: they were never synced."""
     save(Warm(store, PLENTY, print), made[1].id)
     longer(store.states.folder / made[1].id)
     (tmp_path / "boot_id").write_text("another")
@@ -351,7 +351,7 @@ def test_a_machine_that_was_saved_before_the_host_booted_is_no_finding(
     assert found(store, read_data=True) == []
 
 
-def test_a_damaged_machine_in_use_stays_and_it_is_said(store: Store, made: list[Layer]) -> None:
+def test_a_damaged_machine_in_use_is_kept_and_reported(store: Store, made: list[Layer]) -> None:
     warm = Warm(store, PLENTY, print)
     save(warm, made[1].id)
     with warm.use(made[1].id, MACHINE):
@@ -364,7 +364,7 @@ def test_a_damaged_machine_in_use_stays_and_it_is_said(store: Store, made: list[
 # -- the command
 
 
-def test_the_command_says_what_it_finds_and_ends_with_1_until_it_is_repaired(
+def test_the_command_prints_its_findings_and_exits_with_1_until_all_are_repaired(
     store: Store, made: list[Layer]
 ) -> None:
     def run(*options: str) -> subprocess.CompletedProcess[str]:

@@ -1,4 +1,4 @@
-"""A store on a small file system that fills up: it is said, nothing is damaged, with more room the build succeeds.
+"""A store on a small file system that fills up: a clear error, no damage, and with more space the build succeeds.
 
 Real ext4 on a loop device; only the guests are scripted. tests/vm/test_failures.py has one that fills its disk.
 """
@@ -67,7 +67,7 @@ class Program:
         return self.run("build", "--qemu-accel=tcg", "-f", self.spec, *options, self.source, env=env)
 
     def fill(self, leave: int) -> Path:
-        """Take all room but so many bytes."""
+        """Fill the file system up to so many bytes."""
         filler = self.root.parent / "filler"
         if leave == 0:
             fill(self.root.parent)
@@ -83,8 +83,8 @@ def program(small: Path, tmp_path: Path, qcow2_disk: Path) -> Program:
 
 
 @pytest.mark.parametrize("what", ["output", "cache", "image", "commit.sealing", "commit.done"])
-def test_no_room_at_any_point_is_said_and_costs_nothing(program: Program, what: str) -> None:
-    """The disk fills up at one point of the step: what is written next finds no room."""
+def test_a_full_disk_at_any_point_is_reported_and_damages_nothing(program: Program, what: str) -> None:
+    """The disk fills up at one point of the step, so the next write fails."""
     done = program.build(OBUILD_FAKE_FULL=what)
     assert done.returncode == 1, done.stdout
     assert "No space left on device" in done.stderr or "database or disk is full" in done.stderr
@@ -98,10 +98,10 @@ def test_no_room_at_any_point_is_said_and_costs_nothing(program: Program, what: 
     assert list(fsck.check(store, read_data=True)) == []
 
 
-def test_a_store_without_any_room_is_looked_at_and_tidied(program: Program) -> None:
+def test_a_store_on_a_full_disk_can_be_read_and_cleaned(program: Program) -> None:
     assert program.build().returncode == 0
     program.fill(0)
-    done = program.run("ls")  # the index needs a little room to be opened
+    done = program.run("ls")  # the index needs a little space to be opened
     assert done.returncode == 0 or "obuild prune --keep-bytes" in done.stderr
     for command in (["df"], ["prune", "--dry-run", "--keep-bytes=0"], ["prune", "--keep-bytes=0"]):
         done = program.run(*command)
@@ -111,7 +111,7 @@ def test_a_store_without_any_room_is_looked_at_and_tidied(program: Program) -> N
     assert list(fsck.check(Store(program.root), read_data=True)) == []
 
 
-def test_a_reserve_is_made_before_a_step_by_removing_what_was_not_used(program: Program) -> None:
+def test_a_reserve_is_freed_before_a_step_by_removing_unused_items(program: Program) -> None:
     assert program.build().returncode == 0
     first = {layer.id for layer in Store(program.root).layers()}
     program.spec.write_text(SPEC.replace("one", "another"))

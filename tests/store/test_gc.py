@@ -1,4 +1,4 @@
-"""What goes, in which order, why; and that nothing goes that is in use."""
+"""What is removed, in which order and why; and that nothing in use is removed."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ def family(store: Store, chain: ChainMaker) -> dict[str, LayerId]:
 
 
 def plan(store: Store, **options: float) -> gc.Plan:
-    return gc.plan(store, now=NOW, **options)  # type: ignore[arg-type]  # tests give whole numbers
+    return gc.plan(store, now=NOW, **options)  # type: ignore[arg-type]  # tests pass integers
 
 
 def names(items: tuple[Item, ...], family: dict[str, LayerId]) -> list[str]:
-    """Items by the names that layers have in these tests."""
+    """The items, by the layers' names in these tests."""
     known = {id: name for name, id in family.items()}
     return [known.get(LayerId(item.name), item.name) for item in items]
 
@@ -71,20 +71,22 @@ def carry_out(store: Store, what: gc.Plan) -> tuple[list[str], list[Item]]:
 # -- the plan
 
 
-def test_without_options_nothing_that_is_of_use_goes(store: Store, family: dict[str, LayerId]) -> None:
+def test_without_options_nothing_useful_is_removed(store: Store, family: dict[str, LayerId]) -> None:
     fat_cache(store, "c", 100)
     assert plan(store).items == ()
     assert plan(store).kept > FAT
 
 
-def test_leaves_go_before_parents_and_those_used_last_go_last(store: Store, family: dict[str, LayerId]) -> None:
+def test_leaves_go_before_parents_and_the_least_recently_used_first(
+    store: Store, family: dict[str, LayerId]
+) -> None:
     fat_cache(store, "c", 15)
     what = plan(store, keep_bytes=0)
     assert names(what.items, family) == ["two", "one", "c", "other", "root"]
     assert (what.kept, what.short, what.in_use) == (0, 0, ())
 
 
-def test_no_more_goes_than_was_asked_for(store: Store, family: dict[str, LayerId]) -> None:
+def test_no_more_is_removed_than_was_asked_for(store: Store, family: dict[str, LayerId]) -> None:
     everything = plan(store).kept
     sizes = {item.name: item.size for item in plan(store, keep_bytes=0).items}
     what = plan(store, keep_bytes=everything - sizes[family["two"]])
@@ -95,19 +97,19 @@ def test_no_more_goes_than_was_asked_for(store: Store, family: dict[str, LayerId
     assert names(plan(store, free_bytes=1).items, family) == ["two"]
 
 
-def test_what_was_not_used_for_long_goes_whatever_its_size(store: Store, family: dict[str, LayerId]) -> None:
+def test_items_older_than_the_limit_go_whatever_their_size(store: Store, family: dict[str, LayerId]) -> None:
     fat_cache(store, "old", 26)
     fat_cache(store, "new", 1)
     assert names(plan(store, older_than=15 * DAY).items, family) == ["old", "two", "one"]
-    assert names(plan(store, older_than=25 * DAY).items, family) == ["old"], "one is old, but two stands on it"
+    assert names(plan(store, older_than=25 * DAY).items, family) == ["old"], "one is old, but two is built on it"
 
 
-def test_two_wishes_get_what_either_wants(store: Store, family: dict[str, LayerId]) -> None:
+def test_two_options_remove_what_either_asks_for(store: Store, family: dict[str, LayerId]) -> None:
     assert len(plan(store, older_than=5 * DAY, keep_bytes=1 << 40).items) == 4
     assert len(plan(store, older_than=50 * DAY, keep_bytes=0).items) == 4
 
 
-def test_a_plan_says_why(store: Store, family: dict[str, LayerId]) -> None:
+def test_a_plan_gives_reasons(store: Store, family: dict[str, LayerId]) -> None:
     two, *_ = plan(store, older_than=15 * DAY, keep_bytes=0).items
     assert two.why.startswith("not used since 2023-10-3")
     (first,) = plan(store, free_bytes=1).items
@@ -116,7 +118,7 @@ def test_a_plan_says_why(store: Store, family: dict[str, LayerId]) -> None:
     assert first.size > 0
 
 
-def test_a_plan_only_looks(store: Store, family: dict[str, LayerId]) -> None:
+def test_a_plan_changes_nothing(store: Store, family: dict[str, LayerId]) -> None:
     fat_cache(store, "c", 15)
     times = {path: path.stat().st_mtime for path in (*store.result.iterdir(), *store.caches.folder.iterdir())}
     plan(store, keep_bytes=0, older_than=0.0)
@@ -124,7 +126,7 @@ def test_a_plan_only_looks(store: Store, family: dict[str, LayerId]) -> None:
     assert os.listdir(store.locks) == []
 
 
-def test_a_layer_that_is_in_use_is_passed_over_for_others(store: Store, family: dict[str, LayerId]) -> None:
+def test_a_layer_in_use_is_skipped_for_others(store: Store, family: dict[str, LayerId]) -> None:
     with held(store, "use", family["two"]):
         used(store.result / family["two"], 20)
         what = plan(store, keep_bytes=0)
@@ -134,13 +136,13 @@ def test_a_layer_that_is_in_use_is_passed_over_for_others(store: Store, family: 
 
 
 def test_a_plan_can_be_made_without_the_index(store: Store, family: dict[str, LayerId]) -> None:
-    """It cannot be opened on a full disk, which is when it is needed most."""
+    """It cannot be opened on a full disk, when the plan is needed most."""
     with_index = plan(store, keep_bytes=0)
     (store.state / "db" / "db.sqlite").write_bytes(b"no database" * 1000)
     assert plan(store, keep_bytes=0) == with_index
 
 
-def test_pruning_takes_layers_alone_and_no_more_than_the_limit(store: Store, family: dict[str, LayerId]) -> None:
+def test_pruning_removes_only_layers_and_at_most_the_limit(store: Store, family: dict[str, LayerId]) -> None:
     fat_cache(store, "c", 100)
     assert names(gc.prune(store, before=NOW - 15 * DAY).items, family) == ["two", "one"]
     assert names(gc.prune(store, before=NOW, limit=3).items, family) == ["two", "one", "other"]
@@ -150,7 +152,7 @@ def test_pruning_takes_layers_alone_and_no_more_than_the_limit(store: Store, fam
 # -- carrying it out
 
 
-def test_what_was_planned_goes_in_its_order(store: Store, family: dict[str, LayerId]) -> None:
+def test_items_are_removed_in_the_order_of_the_plan(store: Store, family: dict[str, LayerId]) -> None:
     fat_cache(store, "a/b", 15)
     gone, stayed = carry_out(store, plan(store, keep_bytes=0))
     assert gone == [family["two"], family["one"], "a/b", family["other"], family["root"]]
@@ -159,7 +161,7 @@ def test_what_was_planned_goes_in_its_order(store: Store, family: dict[str, Laye
         assert os.listdir(folder) == []
 
 
-def test_what_was_used_since_the_plan_stays(store: Store, family: dict[str, LayerId]) -> None:
+def test_items_used_since_the_plan_stay(store: Store, family: dict[str, LayerId]) -> None:
     fat_cache(store, "c", 15)
     what = plan(store, keep_bytes=0)
     with store.use(family["one"]), store.caches.borrow("c"):
@@ -167,16 +169,16 @@ def test_what_was_used_since_the_plan_stays(store: Store, family: dict[str, Laye
     gone, stayed = carry_out(store, what)
     assert gone == [family["two"], family["other"]]
     assert [(item.name, item.why) for item in stayed] == [
-        (family["one"], "used meanwhile"),
-        ("c", "used meanwhile"),
-        (family["root"], "a layer stands on it"),
+        (family["one"], "used since"),
+        ("c", "used since"),
+        (family["root"], "a layer is built on it"),
     ]
     assert left(store) == {family["root"], family["one"]}
     assert list(store.caches.archives()) == ["c"]
 
 
-def test_what_another_process_uses_since_the_plan_stays(store: Store, family: dict[str, LayerId]) -> None:
-    """As seen under the locks alone: the times of last use say nothing here."""
+def test_items_that_another_process_uses_since_the_plan_stay(store: Store, family: dict[str, LayerId]) -> None:
+    """Only the locks show it: here the times of last use do not change."""
     fat_cache(store, "c", 15)
     what = plan(store, keep_bytes=0)
     with held(store, "use", family["two"]), held(store, "cache", "c"):
@@ -186,15 +188,17 @@ def test_what_another_process_uses_since_the_plan_stays(store: Store, family: di
         assert gone == [family["other"]]
         assert [item.why for item in stayed] == [
             "in use",
-            "a layer stands on it",
+            "a layer is built on it",
             "in use",
-            "a layer stands on it",
+            "a layer is built on it",
         ]
     assert left(store) == {family["root"], family["one"], family["two"]}
     assert list(store.caches.archives()) == ["c"]
 
 
-def test_what_is_gone_already_is_neither_told_nor_kept(store: Store, family: dict[str, LayerId]) -> None:
+def test_items_that_are_already_gone_are_neither_reported_nor_kept(
+    store: Store, family: dict[str, LayerId]
+) -> None:
     fat_cache(store, "c", 15)
     what = plan(store, keep_bytes=0)
     removal.delete(store, family["one"], tell=lambda id: None)
@@ -204,7 +208,7 @@ def test_what_is_gone_already_is_neither_told_nor_kept(store: Store, family: dic
     assert stayed == []
 
 
-def test_a_child_that_came_since_the_plan_keeps_its_parent(
+def test_a_child_made_since_the_plan_keeps_its_parent(
     store: Store, family: dict[str, LayerId], chain: ChainMaker
 ) -> None:
     what = plan(store, keep_bytes=0)
@@ -212,7 +216,7 @@ def test_a_child_that_came_since_the_plan_keeps_its_parent(
     make(store, child)
     _, stayed = carry_out(store, what)
     assert left(store) == {family["root"], family["one"], family["two"], child.id}
-    assert {item.why for item in stayed} == {"a layer stands on it"}
+    assert {item.why for item in stayed} == {"a layer is built on it"}
 
 
 def test_a_collector_that_is_killed_leaves_a_sound_store(store: Store, family: dict[str, LayerId]) -> None:
@@ -255,10 +259,10 @@ def test_two_collectors_at_once_remove_each_thing_once(store: Store, family: dic
     assert left(store) == set()
 
 
-# -- what nobody can need
+# -- what is useless
 
 
-def test_rubbish_goes_and_what_is_owned_stays(store: Store) -> None:
+def test_rubbish_is_removed_and_owned_files_stay(store: Store) -> None:
     dead, living = "d" * 64, "e" * 64
     (store.result_tmp / dead / "rootfs").mkdir(parents=True)
     (store.result_tmp / dead / "rootfs" / "image.qcow2").write_bytes(os.urandom(FAT))
@@ -277,14 +281,14 @@ def test_rubbish_goes_and_what_is_owned_stays(store: Store) -> None:
         assert os.listdir(store.cache_tmp) == ["0-c-y"]
 
 
-def test_rubbish_counts_for_what_is_to_become_free(store: Store, family: dict[str, LayerId]) -> None:
+def test_rubbish_counts_towards_the_bytes_to_free(store: Store, family: dict[str, LayerId]) -> None:
     (store.result_tmp / ("f" * 64)).mkdir()
     (store.result_tmp / ("f" * 64) / "log").write_bytes(os.urandom(FAT))
     assert [item.kind for item in plan(store, free_bytes=FAT).items] == ["rubbish"]
     assert [item.kind for item in plan(store, free_bytes=FAT + 50_000).items] == ["rubbish", "layer"]
 
 
-def test_memos_of_layers_that_are_gone_go(store: Store, family: dict[str, LayerId]) -> None:
+def test_manifests_of_removed_layers_are_removed(store: Store, family: dict[str, LayerId]) -> None:
     store.manifests.mkdir()
     gone, there, fresh, stale = (
         f"{'a' * 64}-1.json",
@@ -302,7 +306,9 @@ def test_memos_of_layers_that_are_gone_go(store: Store, family: dict[str, LayerI
     assert sorted(os.listdir(store.manifests)) == sorted([there, fresh])
 
 
-def test_what_was_flattened_goes_if_nothing_stands_on_its_layer(store: Store, family: dict[str, LayerId]) -> None:
+def test_a_flattened_copy_is_removed_if_its_layer_has_no_children(
+    store: Store, family: dict[str, LayerId]
+) -> None:
     flat = store.root / "flat"
     lost = "f" * 64
     for id in (lost, family["root"], family["two"], family["other"]):
@@ -318,7 +324,7 @@ def test_what_was_flattened_goes_if_nothing_stands_on_its_layer(store: Store, fa
     assert os.listdir(store.result_tmp) == []
 
 
-def test_what_was_flattened_stays_for_a_child_that_came_since(
+def test_a_flattened_copy_stays_for_a_child_made_since(
     store: Store, family: dict[str, LayerId], chain: ChainMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(flatten, "LONGEST", 2)
@@ -334,7 +340,7 @@ def test_what_was_flattened_stays_for_a_child_that_came_since(
 # -- caches
 
 
-def test_taking_a_copy_of_a_cache_uses_it_and_keeps_its_version(store: Store) -> None:
+def test_copying_a_cache_sets_its_last_use_but_not_its_version(store: Store) -> None:
     fat_cache(store, "c", 50)
     before = store.caches.file("c").stat()
     with store.caches.borrow("c"):
@@ -345,7 +351,7 @@ def test_taking_a_copy_of_a_cache_uses_it_and_keeps_its_version(store: Store) ->
     assert item.used > NOW
 
 
-def test_a_cache_that_a_step_has_a_copy_of_stays(store: Store) -> None:
+def test_a_cache_stays_while_a_step_has_a_copy(store: Store) -> None:
     fat_cache(store, "c", 50)
     fat_cache(store, "x-c-c", 50)
     with held(store, "cache", "c"):
@@ -355,7 +361,7 @@ def test_a_cache_that_a_step_has_a_copy_of_stays(store: Store) -> None:
         assert [item.name for item in what.in_use] == ["c"]
 
 
-def test_a_copy_whose_owner_died_keeps_no_cache(store: Store) -> None:
+def test_a_copy_whose_owner_died_does_not_keep_the_cache(store: Store) -> None:
     fat_cache(store, "c", 50)
     (store.cache_tmp / "0-c-c").mkdir()
     gone, _ = carry_out(store, plan(store, keep_bytes=0))
@@ -366,7 +372,7 @@ def test_a_copy_whose_owner_died_keeps_no_cache(store: Store) -> None:
 
 
 def warm_up(store: Store, id: LayerId, days: float, ram: Path | None = None) -> Path:
-    """Save a machine for a layer, last used so many days ago; where it is."""
+    """Save a machine for a layer, last used so many days ago; returns its path."""
     status = (store.result / id).stat()
     assert save_machine(Warm(store, PLENTY, print), id, ram=ram)
     os.utime(store.result / id, ns=(status.st_atime_ns, status.st_mtime_ns))
@@ -395,7 +401,7 @@ def test_a_warm_state_goes_by_its_last_use_and_before_its_layer(store: Store, fa
     assert os.listdir(store.states.running) == []
 
 
-def test_a_warm_state_is_enough_if_it_is(store: Store, family: dict[str, LayerId]) -> None:
+def test_only_a_warm_state_goes_if_that_is_enough(store: Store, family: dict[str, LayerId]) -> None:
     warm_up(store, family["two"], 25)
     what = plan(store, free_bytes=RAM)
     assert [item.kind for item in what.items] == ["warm"]
@@ -415,7 +421,7 @@ def test_a_warm_state_in_use_stays_with_its_layer(store: Store, family: dict[str
     assert left(store) == {family["root"], family["one"], family["two"]}
 
 
-def test_pruned_layers_take_their_states_along(store: Store, family: dict[str, LayerId]) -> None:
+def test_pruning_a_layer_removes_its_state(store: Store, family: dict[str, LayerId]) -> None:
     warm_up(store, family["two"], 1)
     carry_out(store, gc.prune(store, before=NOW - 15 * DAY))
     assert left(store) == {family["root"], family["other"]}
@@ -430,7 +436,7 @@ def test_states_that_share_a_memory_are_counted_once(store: Store, family: dict[
     assert alone <= sum(shared) < alone + RAM // 2
 
 
-def test_states_that_nobody_can_resume_go_in_any_case(
+def test_useless_states_are_always_removed(
     store: Store, family: dict[str, LayerId], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("one", "two", "other"):
@@ -445,11 +451,11 @@ def test_states_that_nobody_can_resume_go_in_any_case(
     (tmp_path / "boot_id").write_text("another")
     monkeypatch.setattr(stamp, "BOOT_ID", tmp_path / "boot_id")
     what = plan(store)
-    assert {item.why for item in what.items} == {"its about.json is damaged", "the host has booted since"}
+    assert {item.why for item in what.items} == {"its about.json is damaged", "the host has rebooted since"}
     used(store.states.folder / family["one"], 0)
     gone, stayed = carry_out(store, what)
     assert sorted(gone) == sorted([family["two"], family["other"]])
-    assert [(item.name, item.why) for item in stayed] == [(family["one"], "used meanwhile")]
+    assert [(item.name, item.why) for item in stayed] == [(family["one"], "used since")]
     assert left(store) == set(family.values())
 
 

@@ -1,4 +1,4 @@
-"""The index remembers; what is in result/ is the truth."""
+"""The index is a cache; result/ is the truth."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ for number in range(20):
             index.count()
 """
 
-#: As the first version laid the database out.
+#: The schema of the first version.
 OLD = "CREATE TABLE layers (id TEXT PRIMARY KEY, parent TEXT, op TEXT, created FLOAT, seconds FLOAT, size INTEGER)"
 
 
 @pytest.fixture
 def listings(store: Store, monkeypatch: pytest.MonkeyPatch) -> list[None]:
-    """Grows whenever result/ is listed."""
+    """A list that grows whenever result/ is listed."""
     found: list[None] = []
     ids = store.ids
 
@@ -57,18 +57,18 @@ def listings(store: Store, monkeypatch: pytest.MonkeyPatch) -> list[None]:
 
 
 def next_tick(store: Store) -> None:
-    """Wait until what happens in result/ is stamped with another time than what has happened."""
+    """Wait until changes to result/ get a later time stamp than previous ones."""
     while index_module._now(store) <= store.result.stat().st_ctime_ns:
         pass
 
 
 def damage(path: Path) -> None:
-    """Overwrite all pages but the first."""
+    """Overwrite all pages except the first."""
     data = path.read_bytes()
     path.write_bytes(data[:4096] + b"\xff" * (len(data) - 4096))
 
 
-def test_a_row_is_remembered_as_it_was_told(store: Store, chain: ChainMaker) -> None:
+def test_a_row_has_the_values_that_were_added(store: Store, chain: ChainMaker) -> None:
     root, leaf = make_all(store, chain("(run (shell one))"))
     with Index(store) as index:
         index.add(leaf, root, "(run …)", 200.0, 1.5)
@@ -82,7 +82,7 @@ def test_a_row_is_remembered_as_it_was_told(store: Store, chain: ChainMaker) -> 
     assert rows[0].size > 0
 
 
-def test_telling_again_replaces_the_row(store: Store, chain: ChainMaker) -> None:
+def test_adding_again_replaces_the_row(store: Store, chain: ChainMaker) -> None:
     (root,) = make_all(store, chain(""))
     with Index(store) as index:
         index.add(root, None, "old", 1.0, 1.0)
@@ -96,7 +96,7 @@ def test_a_layer_that_a_crash_left_without_a_row_gets_one(store: Store, chain: C
         assert {(row.id, row.parent) for row in index.rows()} == {(root, None), (leaf, root)}
 
 
-def test_a_row_whose_layer_is_gone_goes_too(store: Store, chain: ChainMaker) -> None:
+def test_the_row_of_a_removed_layer_is_removed(store: Store, chain: ChainMaker) -> None:
     (root,) = make_all(store, chain(""))
     with Index(store) as index:
         index.rows()
@@ -104,7 +104,7 @@ def test_a_row_whose_layer_is_gone_goes_too(store: Store, chain: ChainMaker) -> 
         assert index.rows() == []
 
 
-def test_a_lost_database_is_made_again_from_the_layers(store: Store, chain: ChainMaker) -> None:
+def test_a_lost_database_is_rebuilt_from_the_layers(store: Store, chain: ChainMaker) -> None:
     (root,) = make_all(store, chain(""))
     with Index(store) as index:
         index.add(root, None, "(from tiny)", 1.0, 1.0)
@@ -114,7 +114,7 @@ def test_a_lost_database_is_made_again_from_the_layers(store: Store, chain: Chai
         assert [row.id for row in index.rows()] == [root]
 
 
-def test_a_file_that_is_no_database_is_moved_aside(
+def test_a_file_that_is_not_a_database_is_moved_aside(
     store: Store, chain: ChainMaker, caplog: pytest.LogCaptureFixture
 ) -> None:
     (root,) = make_all(store, chain(""))
@@ -129,19 +129,19 @@ def test_a_file_that_is_no_database_is_moved_aside(
     assert str(aside) in record.getMessage()
 
 
-def test_a_damage_that_a_query_meets_is_told_and_gone_the_next_time(store: Store, chain: ChainMaker) -> None:
+def test_damage_found_by_a_query_is_reported_and_repaired_for_the_next(store: Store, chain: ChainMaker) -> None:
     ids = make_all(store, chain("(run (shell one))"))
     with Index(store) as index:
         index.rows()
     damage(store.state / "db" / "db.sqlite")
     with pytest.raises(StoreError, match="index") as caught, Index(store) as index:
         index.rows()
-    assert caught.value.hint == "call it again"
+    assert caught.value.hint == "try again"
     with Index(store) as index:
         assert {row.id for row in index.rows()} == set(ids)
 
 
-def test_who_meets_the_damage_second_leaves_the_new_database(store: Store) -> None:
+def test_the_second_process_to_find_the_damage_keeps_the_new_database(store: Store) -> None:
     with Index(store) as index:
         index.rows()
     path = store.state / "db" / "db.sqlite"
@@ -157,7 +157,7 @@ def test_who_meets_the_damage_second_leaves_the_new_database(store: Store) -> No
     assert path.stat().st_ino == new
 
 
-def test_an_index_that_cannot_be_opened_is_told_with_what_to_do(store: Store) -> None:
+def test_the_error_for_an_index_that_cannot_be_opened_says_what_to_do(store: Store) -> None:
     path = store.state / "db" / "db.sqlite"
     path.mkdir(parents=True)
     path.with_name("damaged.sqlite").touch()  # so that it cannot be moved there
@@ -166,7 +166,7 @@ def test_an_index_that_cannot_be_opened_is_told_with_what_to_do(store: Store) ->
     assert str(path) in caught.value.hint
 
 
-def test_an_older_database_keeps_what_it_remembers(store: Store, chain: ChainMaker) -> None:
+def test_an_older_database_keeps_its_rows(store: Store, chain: ChainMaker) -> None:
     root, leaf = make_all(store, chain("(run (shell one))"))
     (store.state / "db").mkdir()
     with sqlite3.connect(store.state / "db" / "db.sqlite") as old:
@@ -178,7 +178,7 @@ def test_an_older_database_keeps_what_it_remembers(store: Store, chain: ChainMak
         assert [row.id for row in index.children(root)] == [leaf]
 
 
-def test_a_database_of_another_layout_is_made_anew(store: Store, chain: ChainMaker) -> None:
+def test_a_database_with_another_schema_is_rebuilt(store: Store, chain: ChainMaker) -> None:
     (root,) = make_all(store, chain(""))
     (store.state / "db").mkdir()
     with sqlite3.connect(store.state / "db" / "db.sqlite") as other:
@@ -190,18 +190,16 @@ def test_a_database_of_another_layout_is_made_anew(store: Store, chain: ChainMak
         assert [row.id for row in index.rows()] == [root]
 
 
-# -- when to look into result/
+# -- when result/ is listed
 
 
-def test_as_long_as_nothing_changes_result_is_not_listed(
-    store: Store, chain: ChainMaker, listings: list[None]
-) -> None:
+def test_result_is_not_listed_while_nothing_changes(store: Store, chain: ChainMaker, listings: list[None]) -> None:
     root, leaf = make_all(store, chain("(run (shell one))"))
     next_tick(store)
     with Index(store) as index:
         assert index.count() == 2
     assert listings == [None]
-    with store.use(leaf):  # changes when the layer was used
+    with store.use(leaf):  # changes the layer's last use
         pass
     with Index(store) as index:
         assert [row.id for row in index.rows()] == [row.id for row in (index.get(root), index.get(leaf)) if row]
@@ -219,7 +217,7 @@ def test_as_long_as_nothing_changes_result_is_not_listed(
 def test_a_change_in_the_same_tick_of_the_clock_is_seen(
     store: Store, chain: ChainMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As with a clock that stands: whatever happens has the same time."""
+    """As if the clock stood still: every change has the same time."""
     monkeypatch.setattr(index_module, "_now", lambda store: 1_000_000_000)
     monkeypatch.setattr(stamp, "of_folder", lambda folder: (1, 1_000_000_000, 1_000_000_000))
     root, leaf = chain("(run (shell one))").steps
@@ -232,7 +230,7 @@ def test_a_change_in_the_same_tick_of_the_clock_is_seen(
         assert [row.id for row in index.rows()] == [root.id]
 
 
-def test_a_change_while_result_is_listed_is_seen_by_the_next_look(
+def test_a_change_while_result_is_listed_is_seen_by_the_next_query(
     store: Store, chain: ChainMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, leaf = chain("(run (shell one))").steps
@@ -252,7 +250,7 @@ def test_a_change_while_result_is_listed_is_seen_by_the_next_look(
         assert index.count() == 2
 
 
-def test_a_builder_that_remembers_its_layer_after_another_has_seen_it(store: Store, chain: ChainMaker) -> None:
+def test_a_builder_that_adds_its_layer_after_another_process_has_seen_it(store: Store, chain: ChainMaker) -> None:
     (root,) = make_all(store, chain(""))
     next_tick(store)
     with Index(store) as other, Index(store) as builder:
@@ -261,7 +259,7 @@ def test_a_builder_that_remembers_its_layer_after_another_has_seen_it(store: Sto
         assert [row.op for row in other.rows()] == ["(from tiny)"]
 
 
-def test_a_layer_that_is_gone_is_not_remembered(store: Store, chain: ChainMaker) -> None:
+def test_a_layer_that_is_gone_is_not_added(store: Store, chain: ChainMaker) -> None:
     (root,) = make_all(store, chain(""))
     store.remove(root, store.parents())
     next_tick(store)
@@ -271,7 +269,7 @@ def test_a_layer_that_is_gone_is_not_remembered(store: Store, chain: ChainMaker)
         assert index.count() == 0
 
 
-def test_many_layers_without_a_row_are_looked_at_while_others_write(
+def test_many_layers_without_a_row_are_read_while_others_write(
     store: Store, chain: ChainMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(index_module, "FEW", 1)
@@ -288,7 +286,7 @@ def test_many_layers_without_a_row_are_looked_at_while_others_write(
         assert {row.id: row.op for row in index.rows()} == {root: "(from tiny)", middle: "", leaf: ""}
 
 
-def test_a_layer_that_was_made_again_between_the_two_looks_gets_its_row(
+def test_a_layer_that_is_made_again_during_a_sync_gets_its_row(
     store: Store, chain: ChainMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(index_module, "FEW", 0)
@@ -298,7 +296,7 @@ def test_a_layer_that_was_made_again_between_the_two_looks_gets_its_row(
 
     def look(self: Index, id: str) -> Row | None:
         seen.append(id)
-        return found(self, id) if len(seen) > 1 else None  # at first it is just being removed
+        return found(self, id) if len(seen) > 1 else None  # at first it was just removed
 
     monkeypatch.setattr(Index, "_found", look)
     with Index(store) as index:
@@ -306,7 +304,9 @@ def test_a_layer_that_was_made_again_between_the_two_looks_gets_its_row(
     assert seen == [root, root]
 
 
-def test_what_is_no_layer_gets_no_row(store: Store, chain: ChainMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_is_not_a_layer_gets_no_row(
+    store: Store, chain: ChainMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(index_module, "FEW", 0)
     (root,) = make_all(store, chain(""))
     (store.result / "lost+found").mkdir()
@@ -330,7 +330,7 @@ def family(store: Store, chain: ChainMaker) -> list[LayerId]:
     return [step.id for step in steps]
 
 
-def test_the_newest_are_the_last_ones(store: Store, family: list[LayerId]) -> None:
+def test_the_newest_are_last(store: Store, family: list[LayerId]) -> None:
     with Index(store) as index:
         assert [row.id for row in index.rows()] == family
         assert [row.id for row in index.rows(2)] == family[2:]
@@ -338,7 +338,7 @@ def test_the_newest_are_the_last_ones(store: Store, family: list[LayerId]) -> No
         assert index.count() == 4
 
 
-def test_what_is_above_and_below(store: Store, family: list[LayerId]) -> None:
+def test_ancestors_and_children(store: Store, family: list[LayerId]) -> None:
     root, one, two, other = family
     with Index(store) as index:
         assert [row.id for row in index.children(root)] == [one, other]
@@ -349,7 +349,7 @@ def test_what_is_above_and_below(store: Store, family: list[LayerId]) -> None:
         assert index.get(LayerId("f" * 64)) is None
 
 
-def test_the_kin_of_all(store: Store, family: list[LayerId]) -> None:
+def test_all_kin(store: Store, family: list[LayerId]) -> None:
     root, one, two, other = family
     with Index(store) as index:
         assert index.all_kin() == {
@@ -372,7 +372,7 @@ def test_ids_by_their_first_digits(store: Store, family: list[LayerId], listings
     assert listings == []
 
 
-def test_an_id_is_resolved_whatever_state_the_index_is_in(store: Store, family: list[LayerId]) -> None:
+def test_an_id_is_resolved_whatever_the_state_of_the_index(store: Store, family: list[LayerId]) -> None:
     with Index(store) as index:
         index.rows()
     damage(store.state / "db" / "db.sqlite")
@@ -401,7 +401,7 @@ def test_processes_that_write_at_once_wait_for_each_other(store: Store) -> None:
     assert all(row.op == f"op {row.id}" for row in rows)
 
 
-def test_the_size_of_a_layer_leaves_holes_out(store: Store, chain: ChainMaker) -> None:
+def test_the_size_of_a_layer_excludes_holes(store: Store, chain: ChainMaker) -> None:
     (root,) = make_all(store, chain(""))
     layer = store.find(root)
     assert layer is not None
@@ -413,10 +413,10 @@ def test_the_size_of_a_layer_leaves_holes_out(store: Store, chain: ChainMaker) -
     assert disk_usage(store, root) >= before + (1 << 20)
 
 
-def test_a_layer_that_is_gone_takes_no_room(store: Store, chain: ChainMaker) -> None:
+def test_a_layer_that_is_gone_has_no_size(store: Store, chain: ChainMaker) -> None:
     assert disk_usage(store, chain("").steps[0].id) == 0
 
 
-def test_the_index_is_found_in_the_state_folder(store: Store) -> None:
+def test_the_index_is_in_the_state_folder(store: Store) -> None:
     with Index(store):
         assert Path(store.state, "db", "db.sqlite").is_file()

@@ -1,4 +1,4 @@
-"""All that is known of a layer."""
+"""Descriptions of layers."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def test_a_layer_between_others(store: Store, chain: ChainMaker) -> None:
     assert f"layer   {middle}" in shown
     assert "  env       A=1" in shown
     assert f"  {root[:12]}  (from tiny)" in shown
-    assert "children: nothing" in list(text.description(describe(store, leaf)))
+    assert "children: none" in list(text.description(describe(store, leaf)))
 
 
-def test_a_layer_whose_builder_died_before_it_was_remembered(store: Store, chain: ChainMaker) -> None:
+def test_a_layer_whose_builder_died_before_it_added_the_row(store: Store, chain: ChainMaker) -> None:
     root, leaf = make_all(store, chain("(run (shell one))"))
     found = describe(store, leaf)
     assert found.op == "(run (shell one))"
@@ -55,7 +55,7 @@ def test_long_keys_are_cut(store: Store, chain: ChainMaker) -> None:
     variables = " ".join(f"(env V{number} x)" for number in range(50))
     *_, leaf = make_all(store, chain(f"{variables} (run (shell one))"))
     shown = list(text.description(describe(store, leaf)))
-    assert "            … and 10 more; --json has them all" in shown
+    assert "            … and 10 more; --json shows all" in shown
 
 
 def test_many_children_are_cut(store: Store, chain: ChainMaker) -> None:
@@ -64,7 +64,7 @@ def test_many_children_are_cut(store: Store, chain: ChainMaker) -> None:
         make(store, chain(f"(run (shell {number}))").steps[1])
     found = describe(store, root)
     assert len(found.children) == 42
-    assert list(text.description(found))[-1] == "  … and 2 more; --json has them all"
+    assert list(text.description(found))[-1] == "  … and 2 more; --json shows all"
 
 
 def test_the_newest_layers_are_listed_and_the_others_counted(store: Store, chain: ChainMaker) -> None:
@@ -78,12 +78,12 @@ def test_the_newest_layers_are_listed_and_the_others_counted(store: Store, chain
     first, second, last = listing(store, None)[0]
     assert (first.id, first.parent, first.seconds) == (root, None, 2.5)
     assert second == Listed(middle, root, "(run …)", 2.0, 3.5, sizes[middle], 7.0, ())
-    assert (last.id, last.op, last.seconds) == (leaf, "(run (shell two))", None), "nobody remembers it"
+    assert (last.id, last.op, last.seconds) == (leaf, "(run (shell two))", None), "it has no row"
     assert listing(store, 1) == ([last], 2)
     assert listing(store, 3) == ([first, second, last], 0)
 
 
-def test_a_layer_that_goes_while_layers_are_listed_is_left_out(
+def test_a_layer_that_is_removed_during_a_listing_is_left_out(
     store: Store, chain: ChainMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, leaf = make_all(store, chain("(run (shell one))"))
@@ -94,6 +94,6 @@ def test_a_layer_that_goes_while_layers_are_listed_is_left_out(
     assert [layer.id for layer in listing(store, None)[0]] == [root]
 
 
-def test_a_layer_that_is_just_being_removed(store: Store, chain: ChainMaker) -> None:
+def test_a_layer_that_was_just_removed(store: Store, chain: ChainMaker) -> None:
     with pytest.raises(StoreError, match="just removed"):
         describe(store, chain("").steps[0].id)

@@ -1,4 +1,4 @@
-"""The laws of the store: complete or not there, removed from the leaves, never while in use."""
+"""The laws of the store: layers are complete or absent, removed from the leaves, and never while in use."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ with store.claim(id):
 
 
 def everything(store: Store) -> list[str]:
-    """All that is in result/, result-tmp/ and the lock folder."""
+    """Everything in result/, result-tmp/ and the lock folder."""
     return sorted(
         f"{folder.name}/{name}"
         for folder in (store.result, store.result_tmp, store.locks)
@@ -51,7 +51,7 @@ def everything(store: Store) -> list[str]:
 # -- opening
 
 
-def test_a_store_is_made_with_its_rooms_and_told_to_backup_programs(tmp_path: Path) -> None:
+def test_a_new_store_has_its_parts_and_a_cachedir_tag(tmp_path: Path) -> None:
     store = Store.open(tmp_path / "new" / "store")
     assert all(
         folder.is_dir()
@@ -60,13 +60,13 @@ def test_a_store_is_made_with_its_rooms_and_told_to_backup_programs(tmp_path: Pa
     assert (store.root / "CACHEDIR.TAG").read_text().startswith("Signature: 8a477f597d28d172789f06886806bc55")
 
 
-def test_what_is_no_store_is_not_made_one_by_looking(tmp_path: Path) -> None:
+def test_looking_does_not_create_a_store(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="not a store"):
         Store.open(tmp_path / "none", create=False)
     assert not (tmp_path / "none").exists()
 
 
-def test_a_store_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+def test_the_error_names_a_store_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="cannot write to the store"):
         Store.open(tmp_path / "file" / "store")
@@ -74,26 +74,26 @@ def test_a_store_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["result", "result-tmp", "base-image", "cache", "cache-tmp"])
 @pytest.mark.parametrize("create", [True, False])
-def test_a_room_that_is_missing_is_made_again(store: Store, name: str, create: bool) -> None:
+def test_a_missing_part_is_made_again(store: Store, name: str, create: bool) -> None:
     (store.root / name).rmdir()
     Store.open(store.root, create=create)
     assert (store.root / name).is_dir()
 
 
-def test_a_room_that_cannot_be_made_again_is_named(store: Store) -> None:
+def test_the_error_names_a_part_that_cannot_be_made(store: Store) -> None:
     store.cache_tmp.rmdir()
     store.cache_tmp.touch()
-    with pytest.raises(UsageError, match=f"^{store.cache_tmp} is a file, and must be a folder$"):
+    with pytest.raises(UsageError, match=f"^{store.cache_tmp} is a file but must be a folder$"):
         Store.open(store.root)
 
 
-def test_opening_again_keeps_what_is_there(store: Store, chain: ChainMaker) -> None:
+def test_opening_again_changes_nothing(store: Store, chain: ChainMaker) -> None:
     ids = make_all(store, chain(TWO_RUNS))
     again = Store.open(store.root, create=False)
     assert {layer.id for layer in again.layers()} == set(ids)
 
 
-def test_opening_removes_the_drafts_of_the_dead_and_keeps_those_of_the_living(store: Store) -> None:
+def test_opening_removes_drafts_of_dead_processes_and_keeps_those_of_living_ones(store: Store) -> None:
     for name in ("a" * 64, "b" * 64):
         (store.result_tmp / name / "rootfs").mkdir(parents=True)
     (store.cache_tmp / "0-c-x").mkdir()
@@ -154,7 +154,7 @@ def test_a_layer_is_an_overlay_on_its_parent(store: Store, chain: ChainMaker) ->
     assert info["backing-filename"] == f"../../../result/{step.parent}/rootfs/image.qcow2"
 
 
-def test_a_store_that_was_moved_still_holds_its_chains(store: Store, chain: ChainMaker, tmp_path: Path) -> None:
+def test_chains_still_work_in_a_moved_store(store: Store, chain: ChainMaker, tmp_path: Path) -> None:
     ids = make_all(store, chain(TWO_RUNS))
     moved = Store.open(store.root.rename(tmp_path / "moved"), create=False)
     last = moved.find(ids[-1])
@@ -164,14 +164,16 @@ def test_a_store_that_was_moved_still_holds_its_chains(store: Store, chain: Chai
 
 
 @pytest.mark.parametrize("flat", [False, True])
-def test_a_draft_may_begin_as_a_copy_of_an_overlay_on_its_layer(
+def test_a_draft_may_start_as_a_copy_of_an_overlay_on_its_layer(
     store: Store, chain: ChainMaker, flat: bool
 ) -> None:
-    """Also of one that has the layer's flattened copy below it, though the draft has the layer, or the reverse."""
+    """Also if the overlay is on the layer's flattened copy and the draft on the layer, or the reverse."""
     first, step = chain("(run (shell one))").steps
     make(store, first)
     image = store.result / first.id / "rootfs" / "image.qcow2"
-    overlay = store.states.running / "0-machine" / "disks" / "disk.qcow2"  # as deep in the store as a draft's
+    overlay = (
+        store.states.running / "0-machine" / "disks" / "disk.qcow2"
+    )  # at the same depth in the store as a draft's
     overlay.parent.mkdir(parents=True)
     if flat:
         (store.root / "flat").mkdir()
@@ -195,14 +197,14 @@ def test_a_draft_may_begin_as_a_copy_of_an_overlay_on_its_layer(
     "error",
     [OSError(errno.ENOSPC, "full"), OSError(errno.EDQUOT, "full"), ProcessError("x: No space left on device")],
 )
-def test_a_full_disk_is_told_as_one(store: Store, chain: ChainMaker, error: Exception) -> None:
+def test_a_full_disk_is_reported_as_such(store: Store, chain: ChainMaker, error: Exception) -> None:
     step = chain("").steps[0]
     with pytest.raises(StoreError, match="cannot write to the store") as caught, store.draft(step):
         raise error
     assert "MiB are free; in the store: little; `obuild prune --keep-bytes" in caught.value.hint
 
 
-def test_a_draft_that_a_dead_process_left_is_made_anew(store: Store, chain: ChainMaker) -> None:
+def test_a_draft_of_a_dead_process_is_replaced(store: Store, chain: ChainMaker) -> None:
     step = chain("").steps[0]
     with other_process(CRASH) as dying:
         assert dying.stdin is not None
@@ -234,7 +236,7 @@ def test_an_id_is_found_by_its_first_digits(store: Store) -> None:
     ("prefix", "why"),
     [("a", "2 layers"), ("c", "no layer"), ("", "no layer"), ("lost", "no layer"), ("a" * 64, "no layer")],
 )
-def test_a_prefix_of_none_or_of_several_is_refused(store: Store, prefix: str, why: str) -> None:
+def test_an_unknown_or_ambiguous_prefix_is_refused(store: Store, prefix: str, why: str) -> None:
     for name in ("ab" + "0" * 62, "ac" + "0" * 62):
         (store.result / name).mkdir()
     (store.result / "lost+found").mkdir()
@@ -252,7 +254,7 @@ def test_a_log_is_found_while_it_is_written_and_afterwards(store: Store, chain: 
     assert store.log_path(step.id).read_bytes() == b"so far"
 
 
-def test_only_what_is_named_as_a_layer_is_one(store: Store, chain: ChainMaker) -> None:
+def test_only_folders_with_the_name_of_a_layer_are_layers(store: Store, chain: ChainMaker) -> None:
     (store.result / "lost+found").mkdir()
     ids = make_all(store, chain(""))
     assert [layer.id for layer in store.layers()] == ids
@@ -270,7 +272,7 @@ def test_a_leaf_is_removed_and_its_parent_afterwards(store: Store, chain: ChainM
     assert everything(store) == []
 
 
-def test_a_child_that_came_since_the_parents_were_read_is_seen(store: Store, chain: ChainMaker) -> None:
+def test_a_child_made_after_the_parents_were_read_is_seen(store: Store, chain: ChainMaker) -> None:
     root, child = chain("(run (shell one))").steps
     make(store, root)
     parents = store.parents()
@@ -298,13 +300,15 @@ def test_a_removed_layer_cannot_be_used(store: Store, chain: ChainMaker) -> None
         assert layer is None
 
 
-def test_removing_twice_is_no_error(store: Store, chain: ChainMaker) -> None:
+def test_removing_twice_is_not_an_error(store: Store, chain: ChainMaker) -> None:
     (root,) = make_all(store, chain(""))
     assert store.remove(root, store.parents())
     assert not store.remove(root, {})
 
 
-def test_a_parent_can_go_when_another_process_has_removed_its_child(store: Store, chain: ChainMaker) -> None:
+def test_a_parent_can_be_removed_after_another_process_has_removed_its_child(
+    store: Store, chain: ChainMaker
+) -> None:
     root, leaf = make_all(store, chain("(run (shell one))"))
     parents = store.parents()
     assert Store.open(store.root).remove(leaf, store.parents())
@@ -312,7 +316,7 @@ def test_a_parent_can_go_when_another_process_has_removed_its_child(store: Store
     assert store.remove(root, parents)
 
 
-def test_a_layer_that_goes_while_parents_are_read_is_passed_over(
+def test_a_layer_that_is_removed_while_parents_are_read_is_skipped(
     store: Store, chain: ChainMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, leaf = make_all(store, chain("(run (shell one))"))
@@ -325,7 +329,7 @@ def test_a_layer_that_goes_while_parents_are_read_is_passed_over(
 # -- caches
 
 
-def test_a_cache_begins_empty_and_holds_what_was_saved(store: Store) -> None:
+def test_a_cache_starts_empty_and_has_what_was_saved(store: Store) -> None:
     with store.caches.borrow("c") as first:
         assert not first.path.exists()
         new = first.path.with_suffix(".new")
@@ -379,7 +383,7 @@ def test_saving_the_same_content_does_not_touch_the_cache(store: Store) -> None:
         ("a\0", "a%00"),
     ],
 )
-def test_any_name_of_a_cache_is_one_name_of_a_file(store: Store, name: str, escaped: str) -> None:
+def test_any_name_of_a_cache_becomes_one_file_name(store: Store, name: str, escaped: str) -> None:
     assert escape(name) == escaped
     save(store, name, b"x")
     assert os.listdir(store.caches.folder) == [f"c-{escaped}"]

@@ -1,4 +1,4 @@
-"""To look is not to touch: commands that look change nothing in a store, and work on one that is read-only."""
+"""Read-only commands change nothing in a store, and work on a read-only one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support.snapshots import looks
 
 ChainMaker = Callable[[str], Chain]
 
-#: Commands that only look. ID is a layer, SPEC a spec, SOURCE a folder.
+#: Read-only commands. ID is a layer, SPEC a spec, SOURCE a folder.
 LOOKS = (
     ("ls",),
     ("ls", "--json"),
@@ -42,7 +42,7 @@ LOOKS = (
 
 @pytest.fixture
 def ids(store: Store, chain: ChainMaker, tmp_path: Path) -> list[LayerId]:
-    """The layers of a store that has a cache, a tag, and a draft without an owner, too."""
+    """The layers of a store that also has a cache, a tag, and a draft without an owner."""
     made = make_all(store, chain("(run (shell one)) (run (shell two))"))
     with Index(store) as index:
         index.add(made[2], made[1], "/: (run (shell two))", 1000.0, 2.5)
@@ -65,7 +65,7 @@ def run(root: Path, command: tuple[str, ...], id: str, folder: Path, code: int =
 
 @pytest.fixture
 def mounted(store: Store, ids: list[LayerId], tmp_path: Path) -> Iterator[Path]:
-    """The store, mounted read-only in another place."""
+    """The store, mounted read-only at another place."""
     place = tmp_path / "mounted"
     place.mkdir()
     for options in (["--bind", str(store.root), str(place)], ["-o", "remount,bind,ro", str(place)]):
@@ -79,7 +79,7 @@ def mounted(store: Store, ids: list[LayerId], tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("database", ["closed", "open elsewhere", "missing", "damaged", "laid out otherwise"])
-def test_a_read_only_store_can_be_looked_at(
+def test_a_read_only_store_can_be_read(
     store: Store, ids: list[LayerId], mounted: Path, tmp_path: Path, database: str
 ) -> None:
     path = store.state / "db" / "db.sqlite"
@@ -109,7 +109,9 @@ def test_a_read_only_store_can_be_looked_at(
         other.__exit__(None, None, None)
 
 
-def test_what_would_change_a_read_only_store_is_refused(mounted: Path, ids: list[LayerId], tmp_path: Path) -> None:
+def test_commands_that_change_a_read_only_store_are_refused(
+    mounted: Path, ids: list[LayerId], tmp_path: Path
+) -> None:
     for command in (
         *(("rm", "ID"), ("prune",), ("tag", "ID", "x"), ("tag", "rm", "web"), ("fsck", "--repair")),
         *(("base", "rm", "tiny"), ("cache", "rm", "old"), ("build", "-f", "SPEC", "SOURCE")),
@@ -120,7 +122,9 @@ def test_what_would_change_a_read_only_store_is_refused(mounted: Path, ids: list
         assert (ended, "Read-only file system" in err) == (2, True), (command, err)
 
 
-def test_what_looks_sweeps_nothing_and_leaves_no_lock(store: Store, ids: list[LayerId], tmp_path: Path) -> None:
+def test_read_only_commands_sweep_nothing_and_leave_no_lock(
+    store: Store, ids: list[LayerId], tmp_path: Path
+) -> None:
     (store.root / "README").unlink()
     kept = [path for path in looks(store.root) if not path.startswith("state")]
     for command in LOOKS:
@@ -131,7 +135,9 @@ def test_what_looks_sweeps_nothing_and_leaves_no_lock(store: Store, ids: list[La
     assert os.listdir(store.result_tmp) == []
 
 
-def test_a_draft_that_is_being_made_is_no_rubbish_to_who_looks(store: Store, ids: list[LayerId]) -> None:
+def test_read_only_commands_do_not_take_a_draft_that_is_being_made_for_rubbish(
+    store: Store, ids: list[LayerId]
+) -> None:
     draft = store.result_tmp / ("e" * 64)
     with store.claim(LayerId(draft.name)):
         assert not Store.look(store.root).is_rubbish(draft)
@@ -140,13 +146,13 @@ def test_a_draft_that_is_being_made_is_no_rubbish_to_who_looks(store: Store, ids
         assert not store.is_rubbish(store.cache_tmp)
 
 
-def test_a_mistyped_path_makes_nothing(tmp_path: Path) -> None:
+def test_a_mistyped_path_creates_nothing(tmp_path: Path) -> None:
     for command in LOOKS:
         run(tmp_path / "none", command, "f" * 64, tmp_path, code=2)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_store_that_lacks_a_folder_is_made_whole_by_what_may_change_it(store: Store) -> None:
+def test_commands_that_may_change_a_store_create_a_missing_folder(store: Store) -> None:
     discard(store.cache_tmp)
     with pytest.raises(UsageError, match="lacks its folder cache-tmp") as caught:
         Store.look(store.root)
@@ -157,7 +163,7 @@ def test_a_store_that_lacks_a_folder_is_made_whole_by_what_may_change_it(store: 
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="root alone can be somebody else for a moment")
-def test_somebody_elses_store_can_be_looked_at(
+def test_another_users_store_can_be_read(
     store: Store, ids: list[LayerId], enterable: Path, tmp_path: Path
 ) -> None:
     place = enterable / "store"
@@ -165,7 +171,7 @@ def test_somebody_elses_store_can_be_looked_at(
     (place / "warm").mkdir(mode=0o700)
     before = looks(place)
 
-    def become_nobody() -> None:  # who may not be able to import what has not been yet
+    def become_nobody() -> None:  # this user may not be able to import modules later
         os.setgroups([])
         os.setgid(65534)
         os.setuid(65534)

@@ -1,4 +1,4 @@
-"""A store that came with a container's image: the lower part of an overlay, in which no folder can be renamed."""
+"""A store that came with a container image: the lower layer of an overlay, in which no folder can be renamed."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ OPS = " ".join(f"(run (shell {name}))" for name in "abcdef")
 
 
 class Killed(Exception):
-    """Stands for SIGKILL: nothing that is ours goes on."""
+    """Raised in place of a SIGKILL."""
 
 
 @pytest.fixture
 def made(store: Store, chain: ChainMaker, monkeypatch: pytest.MonkeyPatch) -> Chain:
-    """A chain in the store, some of it flattened, with a saved machine on its end."""
+    """A chain in the store, partly flattened, with a saved machine on its last layer."""
     monkeypatch.setattr(flatten, "LONGEST", 3)
     built = chain(OPS)
     Builder(store, FakeExecutor, Heard().tell).build(built)
@@ -47,7 +47,7 @@ def build(store: Store, chain: Chain) -> list[str]:
 
 @pytest.fixture
 def overlay(store: Store, made: Chain, tmp_path: Path) -> Iterator[Store]:
-    """That store under an empty upper layer, as in a container that has just begun."""
+    """That store under an empty upper layer, as in a container that has just started."""
     if os.geteuid() != 0:
         pytest.skip("only root can mount")
     upper, mount = tmp_path / "upper", tmp_path / "mount"
@@ -94,7 +94,7 @@ def test_a_store_in_an_overlay_is_used_and_cleaned(overlay: Store, made: Chain) 
 
 @pytest.fixture
 def unrenamable(made: Chain, monkeypatch: pytest.MonkeyPatch) -> Chain:
-    """As in an overlay: no finished layer, flattened copy or saved machine can be renamed."""
+    """Like an overlay: no finished layer, flattened copy or saved machine can be renamed."""
     rename = Path.rename
 
     def refuse(path: Path, target: Path) -> Path:
@@ -107,7 +107,7 @@ def unrenamable(made: Chain, monkeypatch: pytest.MonkeyPatch) -> Chain:
 
 
 def crash(at: int, monkeypatch: pytest.MonkeyPatch) -> Callable[[], bool]:
-    """Be killed before the change number `at` to the file system that a removal makes; whether we were."""
+    """Be killed before a removal's change number `at` to the file system; returns whether that happened."""
     count = 0
 
     def counted(real: Callable[..., object]) -> Callable[..., object]:
@@ -128,7 +128,7 @@ def crash(at: int, monkeypatch: pytest.MonkeyPatch) -> Callable[[], bool]:
     return lambda: count >= at
 
 
-def test_a_removal_that_is_killed_at_any_change_leaves_the_layer_whole_or_rubbish(
+def test_a_removal_killed_at_any_change_leaves_the_layer_complete_or_rubbish(
     store: Store, unrenamable: Chain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     id = unrenamable.steps[-1].id
@@ -142,7 +142,7 @@ def test_a_removal_that_is_killed_at_any_change_leaves_the_layer_whole_or_rubbis
         if not killed():
             break
         there = (store.result / id / "log").exists()
-        if not there and (store.result / id).exists():  # found by who has the store open still
+        if not there and (store.result / id).exists():  # as a process sees it that still has the store open
             with pytest.raises(StoreError, match="damaged"):
                 build(store, unrenamable)
         store.sweep()
@@ -158,7 +158,7 @@ def test_a_removal_that_is_killed_at_any_change_leaves_the_layer_whole_or_rubbis
     assert store.find(id) is None
 
 
-def test_a_flattened_copy_that_is_half_removed_goes_too(store: Store, unrenamable: Chain) -> None:
+def test_a_half_removed_flattened_copy_is_removed(store: Store, unrenamable: Chain) -> None:
     (flattened,) = [path for path in store.flats.folder.iterdir() if path.name == unrenamable.steps[-1].parent]
     removal.delete(store, unrenamable.steps[-1].id, tell=lambda id: None)
     (flattened / "mtree").unlink()
@@ -169,7 +169,7 @@ def test_a_flattened_copy_that_is_half_removed_goes_too(store: Store, unrenamabl
     assert build(store, unrenamable) == ["f"]
 
 
-def test_a_layer_that_is_whole_stays_though_its_removal_had_begun(store: Store, unrenamable: Chain) -> None:
+def test_a_complete_layer_stays_although_its_removal_had_begun(store: Store, unrenamable: Chain) -> None:
     for id in (unrenamable.steps[2].id, unrenamable.steps[-1].id):
         (store.result_tmp / id).write_bytes(fs._LEAVING)
     store.sweep()

@@ -1,4 +1,4 @@
-"""Where the bytes are, and builds that make room for themselves."""
+"""Disk usage, and builds that free the space they need."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def sizes(store: Store) -> dict[str, tuple[int, int]]:
     return {part.what: (part.count, part.size) for part in quota.look(store).parts}
 
 
-# -- where the bytes are
+# -- disk usage
 
 
 def test_each_kind_is_counted(store: Store, chain: ChainMaker) -> None:
@@ -89,10 +89,10 @@ def test_each_kind_is_counted(store: Store, chain: ChainMaker) -> None:
     assert seen["caches"][1] >= FAT
 
 
-def test_the_sum_is_what_the_folders_take(store: Store, chain: ChainMaker) -> None:
+def test_the_sum_is_the_size_of_the_folders(store: Store, chain: ChainMaker) -> None:
     make_all(store, chain("(run (shell a))"))
     fat_cache(store, "c", 1)
-    quota.look(store)  # makes the index
+    quota.look(store)  # creates the index
     seen = quota.look(store)
     assert seen.total == sum(part.size for part in seen.parts)
     assert abs(seen.total - usage.on_disk(store.root)) < 100_000, "folders themselves take a block or two each"
@@ -100,11 +100,11 @@ def test_the_sum_is_what_the_folders_take(store: Store, chain: ChainMaker) -> No
     assert seen.capacity == disk.total
 
 
-# -- making room
+# -- freeing space
 
 
 @pytest.mark.usefixtures("small_disk")
-def test_with_room_enough_nothing_goes(store: Store, chain: ChainMaker) -> None:
+def test_with_enough_space_nothing_is_removed(store: Store, chain: ChainMaker) -> None:
     make_all(store, chain("(run (shell a))"))
     heard = Heard()
     Room(store, reserve=1 << 20, max_size=CAPACITY).make(heard.tell)
@@ -113,7 +113,7 @@ def test_with_room_enough_nothing_goes(store: Store, chain: ChainMaker) -> None:
 
 
 @pytest.mark.usefixtures("small_disk")
-def test_the_reserve_is_made_free_from_the_oldest_on(store: Store) -> None:
+def test_the_reserve_is_freed_starting_with_the_oldest(store: Store) -> None:
     for days, name in enumerate(("new", "old", "older")):
         fat_cache(store, name, days)
     heard = Heard()
@@ -139,10 +139,10 @@ def test_a_store_that_is_too_large_shrinks(store: Store, chain: ChainMaker) -> N
 
 
 @pytest.mark.usefixtures("small_disk")
-def test_what_frees_less_than_it_seemed_to_is_followed_by_more(
+def test_more_is_removed_if_the_first_items_freed_less_than_expected(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As blocks do that a base image and its layer share."""
+    """As with blocks that a base image and its layer share."""
     for days, name in enumerate(("new", "old", "older")):
         fat_cache(store, name, days)
     asked = free(store) + FAT
@@ -158,8 +158,8 @@ def test_what_frees_less_than_it_seemed_to_is_followed_by_more(
 
 @pytest.mark.parametrize("option", ["--reserve", "--max-size"])
 @pytest.mark.usefixtures("small_disk")
-def test_warm_states_count_and_can_go(store: Store, chain: ChainMaker, option: str) -> None:
-    """Two that share their memory: the first to go frees nothing yet, and the second one follows."""
+def test_warm_states_count_and_can_be_removed(store: Store, chain: ChainMaker, option: str) -> None:
+    """Two share their memory: removing the first frees nothing yet, so the second follows."""
     ids = make_all(store, chain("(run (shell a)) (run (shell b))"))
     states = Warm(store, PLENTY, print)
     save(states, ids[0])
@@ -181,7 +181,7 @@ def test_warm_states_count_and_can_go(store: Store, chain: ChainMaker, option: s
 
 @pytest.mark.usefixtures("small_disk")
 @pytest.mark.parametrize("option", ["--reserve", "--max-size"])
-def test_if_room_cannot_be_made_it_is_told_and_nothing_goes(store: Store, chain: ChainMaker, option: str) -> None:
+def test_if_not_enough_can_be_freed_nothing_is_removed(store: Store, chain: ChainMaker, option: str) -> None:
     make_all(store, chain("(run (shell a))"))
     policy = Room(store, reserve=CAPACITY) if option == "--reserve" else Room(store, max_size=0)
     with pytest.raises(StoreError, match=f"no room for the next step.*{option}") as caught:
@@ -190,7 +190,7 @@ def test_if_room_cannot_be_made_it_is_told_and_nothing_goes(store: Store, chain:
     assert len(store.layers()) == 2
 
 
-def test_a_step_that_is_there_asks_for_no_room_and_one_that_is_made_does(store: Store, chain: ChainMaker) -> None:
+def test_only_a_step_that_is_not_cached_frees_space(store: Store, chain: ChainMaker) -> None:
     asked: list[int] = []
     ops = "(run (shell a)) (run (shell b))"
     for _ in range(2):
@@ -199,7 +199,7 @@ def test_a_step_that_is_there_asks_for_no_room_and_one_that_is_made_does(store: 
     assert asked == [0, 1, 2]
 
 
-def test_without_room_a_step_is_not_begun(store: Store, chain: ChainMaker) -> None:
+def test_without_space_a_step_does_not_start(store: Store, chain: ChainMaker) -> None:
     def full() -> None:
         raise StoreError("no room")
 
@@ -221,7 +221,7 @@ def build(store: Store, source: Path, text: str, heard: Heard, policy: Room | No
 
 
 def check_whole(store: Store, last: LayerId, count: int) -> None:
-    """The layer is there with the `count` ones below it."""
+    """The layer exists, with `count` layers below it."""
     below = 0
     id: LayerId | None = last
     while id is not None:
@@ -234,10 +234,10 @@ def check_whole(store: Store, last: LayerId, count: int) -> None:
 
 @pytest.mark.usefixtures("tiny")
 @pytest.mark.parametrize("how", ["clean", "gc"])
-def test_a_store_that_is_cleaned_all_through_a_build_ends_with_its_layers(
+def test_a_build_ends_with_its_layers_though_the_store_is_cleaned_all_the_time(
     store: Store, tmp_path: Path, executor: FakeExecutor, how: str
 ) -> None:
-    """Cleaned by another process in every step, and between any two."""
+    """Another process cleans it in every step, and between steps."""
     with other_process(CLEAN) as cleaner:
         assert cleaner.stdin
         cleaner.stdin.write(f"{store.root}\n")
@@ -286,10 +286,10 @@ def test_a_build_keeps_the_caches_of_a_step_that_runs(
 
 @pytest.mark.usefixtures("tiny")
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_a_build_that_makes_room_removes_nothing_of_its_own(
+def test_a_build_that_frees_space_removes_nothing_of_its_own(
     store: Store, chain: ChainMaker, tmp_path: Path, executor: FakeExecutor, jobs: int
 ) -> None:
-    """Not the stage that it copies from, nor one that is found and whose turn is yet to come."""
+    """Neither the stage that it copies from, nor a cached one that comes later."""
     executor.files = {"f": b"x"}
     stranger = chain("(run (shell stranger))").steps[1]
     one, two, three = (f"(build {name} ((from tiny) (run (shell {name}))))" for name in ("one", "two", "three"))
@@ -299,7 +299,7 @@ def test_a_build_that_makes_room_removes_nothing_of_its_own(
     heard = Heard()
 
     class Greedy(Room):
-        """Wants all that can be had, each time."""
+        """Always asks for everything."""
 
         def _missing(self) -> int:
             plan = gc.plan(self.store, now=0.0, keep_bytes=0)

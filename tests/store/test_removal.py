@@ -31,7 +31,7 @@ def left(store: Store) -> set[LayerId]:
     return {layer.id for layer in store.layers()}
 
 
-def test_a_layer_goes_with_all_that_was_built_on_it_leaves_first(store: Store, family: Family) -> None:
+def test_a_layer_is_removed_with_all_layers_built_on_it_leaves_first(store: Store, family: Family) -> None:
     root, one, two, other = family
     gone: list[LayerId] = []
     assert removal.delete(store, one, tell=gone.append) == []
@@ -39,7 +39,7 @@ def test_a_layer_goes_with_all_that_was_built_on_it_leaves_first(store: Store, f
     assert left(store) == {root, other}
 
 
-def test_deleting_what_is_not_there_is_nothing(store: Store, family: Family) -> None:
+def test_deleting_a_missing_layer_does_nothing(store: Store, family: Family) -> None:
     gone: list[LayerId] = []
     assert removal.delete(store, LayerId("f" * 64), tell=gone.append) == []
     assert gone == []
@@ -71,7 +71,9 @@ def test_cleaning_leaves_base_images_and_caches(store: Store, family: Family) ->
     assert [path.name for path in store.caches.folder.iterdir()] == ["c-c"]
 
 
-def test_what_another_process_removed_meanwhile_keeps_nothing(store: Store, family: Family) -> None:
+def test_a_layer_that_another_process_removed_meanwhile_is_not_reported_as_kept(
+    store: Store, family: Family
+) -> None:
     root, one, two, _ = family
 
     def tell(id: LayerId) -> None:

@@ -1,4 +1,4 @@
-"""Files that are not obuild's: a store begins where there are none, and goes round those that come later."""
+"""Files that are not obuild's: a store is only created where there are none, and ignores those that come later."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ID = "a" * 64
 
 Run = Callable[..., tuple[int, str]]
 
-#: Commands that only look, and those that make a store. FILE is a disk, SPEC a spec, SOURCE a folder.
+#: Read-only commands, and those that create a store. FILE is a disk, SPEC a spec, SOURCE a folder.
 LOOK = (
     ("ls",),
     ("logs", ID),
@@ -58,13 +58,13 @@ MAKE = (
     ("healthcheck",),
 )
 
-#: All that a store has in its root or below it that is a folder of ours.
+#: All folders of obuild in a store.
 FOLDERS = (*parts.PARTS, *parts.LATER)
 
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A folder that somebody works in."""
+    """A folder with somebody's work."""
     folder = tmp_path / "project"
     for name in ("result-tmp", "cache-tmp", "src"):
         (folder / name).mkdir(parents=True)
@@ -87,7 +87,7 @@ def words(tmp_path: Path, qcow2_disk: Path) -> dict[str, str]:
 
 @pytest.fixture
 def run(words: dict[str, str]) -> Run:
-    """Run a command on a store to its end; its exit code, and what it says. There is never a traceback."""
+    """Run a command on a store; returns its exit code and output. There must be no traceback."""
 
     def run(store: Path | str, *command: str, cwd: Path | None = None) -> tuple[int, str]:
         args = [words.get(word, word) for word in command]
@@ -100,16 +100,16 @@ def run(words: dict[str, str]) -> Run:
     return run
 
 
-# -- where a store begins
+# -- where a store can be created
 
 
 @pytest.mark.parametrize("create", [True, False])
-def test_a_folder_with_other_things_in_it_is_refused_and_stays_as_it_is(project: Path, create: bool) -> None:
+def test_a_folder_with_other_files_is_refused_and_not_changed(project: Path, create: bool) -> None:
     before = looks(project)
     with pytest.raises(UsageError, match="is not a store") as caught:
         Store.open(project, create=create)
     if create:
-        assert "there is README, cache-tmp, result-tmp and 1 more" in caught.value.message
+        assert "it contains README, cache-tmp, result-tmp and 1 more" in caught.value.message
         assert f"--store=qemu:{project}/store" in caught.value.hint
     assert looks(project) == before
 
@@ -123,7 +123,7 @@ def test_the_program_refuses_it_with_exit_code_2(project: Path, run: Run, comman
 
 
 @pytest.mark.parametrize("name", ["x", ".hidden", "result", "state", "cache", "README", "line\nbreak"])
-def test_one_other_thing_is_enough(tmp_path: Path, name: str) -> None:
+def test_one_other_file_is_enough(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("precious")
     with pytest.raises(UsageError, match="is not a store, and not empty") as caught:
         Store.open(tmp_path)
@@ -132,7 +132,7 @@ def test_one_other_thing_is_enough(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["result", "result-tmp", "cache", "cache-tmp", "state", "state/locks"])
-def test_a_folder_of_our_name_is_not_ours_if_something_is_in_it(tmp_path: Path, name: str) -> None:
+def test_a_non_empty_folder_with_our_name_is_not_ours(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir(parents=True)
     (tmp_path / name / ID).write_text("precious")
     with pytest.raises(UsageError, match="is not a store, and not empty"):
@@ -140,7 +140,7 @@ def test_a_folder_of_our_name_is_not_ours_if_something_is_in_it(tmp_path: Path, 
     assert (tmp_path / name / ID).read_text() == "precious"
 
 
-def test_a_store_begins_in_a_new_folder_an_empty_one_and_on_a_new_file_system(tmp_path: Path) -> None:
+def test_a_store_can_be_created_in_a_new_or_empty_folder_and_on_a_new_file_system(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "disk" / "lost+found").mkdir(parents=True)
     for name in ("a/new", "empty", "disk"):
@@ -150,14 +150,14 @@ def test_a_store_begins_in_a_new_folder_an_empty_one_and_on_a_new_file_system(tm
         assert (tmp_path / name / "CACHEDIR.TAG").read_text().startswith("Signature: ")
 
 
-def test_a_store_begins_around_base_images_that_a_user_has_put_there(tmp_path: Path) -> None:
+def test_a_store_can_be_created_around_a_users_base_images(tmp_path: Path) -> None:
     (tmp_path / "base-image").mkdir()
     (tmp_path / "base-image" / "mine.qcow2").write_text("precious")
     Store.open(tmp_path)
     assert (tmp_path / "base-image" / "mine.qcow2").read_text() == "precious"
 
 
-def test_a_store_that_lost_parts_of_itself_is_one(store: Store) -> None:
+def test_a_store_with_missing_parts_is_a_store(store: Store) -> None:
     for name in ("state", "cache", "CACHEDIR.TAG"):
         discard(store.root / name)
     assert Store.open(store.root, create=False).caches.archives() == {}
@@ -165,7 +165,7 @@ def test_a_store_that_lost_parts_of_itself_is_one(store: Store) -> None:
     assert Store.open(store.root, create=False).ids() == []
 
 
-def test_a_readme_of_somebody_else_is_never_replaced(store: Store) -> None:
+def test_another_readme_is_never_replaced(store: Store) -> None:
     (store.root / "README").write_text("mine")
     Store.open(store.root)
     assert (store.root / "README").read_text() == "mine"
@@ -190,14 +190,14 @@ def test_interrupted_while_a_store_is_made(tmp_path: Path, monkeypatch: pytest.M
     assert list(fsck.check(Store(root))) == []
 
 
-def test_what_makes_a_store_known_may_be_torn(store: Store) -> None:
-    """Killed between making a file and writing into it."""
+def test_the_files_that_identify_a_store_may_be_incomplete(store: Store) -> None:
+    """Killed between creating a file and writing to it."""
     (store.root / "README").write_text("")
     Store.open(store.root)
     assert (store.root / "README").read_text().startswith("This is a store of obuild")
 
 
-def test_what_only_looks_makes_nothing(tmp_path: Path, run: Run) -> None:
+def test_read_only_commands_create_nothing(tmp_path: Path, run: Run) -> None:
     for root in (tmp_path / "none", tmp_path / "empty"):
         (tmp_path / "empty").mkdir(exist_ok=True)
         for command in LOOK:
@@ -221,7 +221,7 @@ def test_a_store_may_be_reached_through_a_symlink(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("part", FOLDERS)
-def test_a_part_that_is_a_symlink_is_refused_and_what_it_leads_to_stays(
+def test_a_part_that_is_a_symlink_is_refused_and_its_target_is_not_touched(
     store: Store, tmp_path: Path, part: str, run: Run
 ) -> None:
     victim = tmp_path / "victim"
@@ -233,12 +233,12 @@ def test_a_part_that_is_a_symlink_is_refused_and_what_it_leads_to_stays(
     (store.root / part).symlink_to(victim)
     for command in (("ls",), ("fsck", "--repair"), ("prune",), ("base", "add", "FILE", "--name=tiny"), ("clean",)):
         code, said = run(store.root, *command)
-        assert (code, "is a symlink, and must be a folder" in said) == (2, True), said
+        assert (code, "is a symlink but must be a folder" in said) == (2, True), said
     assert looks(victim) == before
 
 
-def test_a_folder_that_comes_to_be_a_symlink_is_not_swept(store: Store, tmp_path: Path) -> None:
-    """However the store was opened: what removes follows no link."""
+def test_a_folder_that_becomes_a_symlink_is_not_swept(store: Store, tmp_path: Path) -> None:
+    """However the store was opened: removals follow no symlinks."""
     (tmp_path / "victim" / ID).mkdir(parents=True)
     discard(store.result_tmp)
     store.result_tmp.symlink_to(tmp_path / "victim")
@@ -249,9 +249,9 @@ def test_a_folder_that_comes_to_be_a_symlink_is_not_swept(store: Store, tmp_path
     assert (tmp_path / "victim" / ID).is_dir()
 
 
-# -- what lies among ours
+# -- other files among ours
 
-#: A name in each folder that is swept: one that obuild gives there, and one that it does not.
+#: For each folder that is swept, a name that obuild gives there, and one that it does not.
 SWEPT = (
     ("result-tmp", ID, "notes"),
     ("result-tmp", f"flat-{ID}", "flat-x"),
@@ -263,7 +263,7 @@ SWEPT = (
 
 
 @pytest.mark.parametrize(("part", "ours", "theirs"), SWEPT)
-def test_a_sweep_takes_what_is_ours_and_leaves_the_rest(store: Store, part: str, ours: str, theirs: str) -> None:
+def test_a_sweep_removes_only_files_of_obuild(store: Store, part: str, ours: str, theirs: str) -> None:
     for name in (ours, theirs):
         (store.root / part / name / "inside").mkdir(parents=True)
     Store.open(store.root)
@@ -292,9 +292,7 @@ def test_a_sweep_takes_what_is_ours_and_leaves_the_rest(store: Store, part: str,
         ("state/ssh", "id_ed25519"),
     ],
 )
-def test_a_repair_moves_a_link_and_not_what_it_leads_to(
-    store: Store, tmp_path: Path, part: str, name: str
-) -> None:
+def test_a_repair_moves_a_symlink_and_not_its_target(store: Store, tmp_path: Path, part: str, name: str) -> None:
     victim = tmp_path / "victim"
     (victim / "inside").mkdir(parents=True)
     (victim / "cache.tar").write_text("precious")
@@ -311,7 +309,7 @@ def test_a_repair_moves_a_link_and_not_what_it_leads_to(
     assert looks(victim) == before
 
 
-def test_a_base_image_that_is_on_its_way_but_is_none_replaces_none(store: Store, tiny: Path) -> None:
+def test_a_staged_folder_without_an_image_replaces_nothing(store: Store, tiny: Path) -> None:
     (store.base_image / ".tiny.ready").mkdir()
     Store.open(store.root)
     assert tiny.exists()
@@ -319,7 +317,7 @@ def test_a_base_image_that_is_on_its_way_but_is_none_replaces_none(store: Store,
     assert (found.where, fsck.repair(store, found)) == ("base-image/.tiny.ready", "repaired")
 
 
-# -- what is not what it should be
+# -- damaged files
 
 
 @pytest.fixture(scope="module")
@@ -352,23 +350,21 @@ QUICK = (*odd.LOOKS[:-1], odd.CHANGES[1], ("run", "ID", "--", "true"), ("fsck", 
 
 @pytest.mark.parametrize("damage", [odd.pipe, odd.folder, odd.link_to_folder], ids=lambda damage: damage.__name__)
 @pytest.mark.parametrize("place", PLACES)
-def test_commands_end_in_order_and_change_nothing_elsewhere(
-    yard: odd.Yard, place: str, damage: odd.Damage
-) -> None:
+def test_commands_end_cleanly_and_change_nothing_elsewhere(yard: odd.Yard, place: str, damage: odd.Damage) -> None:
     place = place.replace("ID", yard.words()["ID"])
     assert odd.troubles(yard, place, damage, QUICK, again=False) == []
 
 
 @pytest.mark.parametrize("name", ["tiny.toml", "tiny.img"])
-def test_a_base_image_that_is_no_file_is_told_and_left_to_its_owner(store: Store, tiny: Path, name: str) -> None:
+def test_a_base_image_that_is_not_a_file_is_only_reported(store: Store, tiny: Path, name: str) -> None:
     os.mkfifo(store.base_image / name)
     (store.base_image / "tiny.vmlinuz").mkdir()
     found = {finding.where: (finding.what, finding.repair) for finding in fsck.check(store)}
-    assert found["base-image/tiny.vmlinuz"] == ("it is a folder, and leads to no file", "")
-    assert found[f"base-image/{name}"] == ("it is a named pipe, and leads to no file", "")
+    assert found["base-image/tiny.vmlinuz"] == ("it is a folder that leads to no file", "")
+    assert found[f"base-image/{name}"] == ("it is a named pipe that leads to no file", "")
 
 
-def test_a_pipe_in_a_chain_of_images_is_not_waited_for(store: Store, qcow2_disk: Path) -> None:
+def test_a_named_pipe_in_a_chain_of_images_does_not_block(store: Store, qcow2_disk: Path) -> None:
     """QEMU opens all images of a chain to check one."""
     os.mkfifo(store.root / "pipe")
     image = store.root / "image.qcow2"
@@ -380,7 +376,7 @@ def test_a_pipe_in_a_chain_of_images_is_not_waited_for(store: Store, qcow2_disk:
 # -- where a store may be
 
 
-def test_the_layer_of_another_user_is_used_though_nobody_can_note_that(
+def test_another_users_layer_is_used_although_its_last_use_cannot_be_set(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(path: Path) -> None:
@@ -392,13 +388,13 @@ def test_the_layer_of_another_user_is_used_though_nobody_can_note_that(
         assert layer is not None
 
 
-def test_a_file_system_that_can_hold_no_more_files_is_told_as_that(
+def test_a_file_system_without_free_inodes_is_reported_as_such(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = os.statvfs(store.root)
     none = os.statvfs_result((*now[:6], 0, 0, *now[8:]))
     monkeypatch.setattr(os, "statvfs", lambda path: none)
-    assert "can hold no more files" in no_space(store.root, "full").hint
+    assert "cannot hold more files" in no_space(store.root, "full").hint
 
 
 @pytest.mark.parametrize(

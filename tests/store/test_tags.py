@@ -1,4 +1,4 @@
-"""Tags: what they may be called, what they keep, and that no race or crash leaves one on a layer that is gone."""
+"""Tags: valid names, what they keep, and that no race or crash leaves a tag on a missing layer."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DAY = 86400.0
 
 @pytest.fixture
 def layers(store: Store, chain: ChainMaker) -> tuple[LayerId, LayerId, LayerId]:
-    """A base, a layer on it, and one on that."""
+    """A base, a layer on it, and another on that."""
     root, one, two = make_all(store, chain("(run (shell one)) (run (shell two))"))
     return root, one, two
 
@@ -36,7 +36,7 @@ Layers = tuple[LayerId, LayerId, LayerId]
 
 
 @pytest.mark.parametrize("name", ["web", "g", "v1.2", "team/web:1.2", "A-b_c", "0x", "x" * LONGEST, "2026-01-31"])
-def test_what_a_tag_can_be_called(store: Store, layers: Layers, name: str) -> None:
+def test_valid_names(store: Store, layers: Layers, name: str) -> None:
     store.tag(layers[1], name)
     assert store.tags.get(name) == layers[1]
     assert [tag.name for tag in store.tags.all()] == [name]
@@ -47,25 +47,25 @@ def test_what_a_tag_can_be_called(store: Store, layers: Layers, name: str) -> No
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("", "cannot be a tag"),
-        (".", "cannot be a tag"),
-        ("..", "cannot be a tag"),
-        ("../../etc/passwd", "cannot be a tag"),
-        ("a b", "cannot be a tag"),
-        ("a\nb", "cannot be a tag"),
-        ("-x", "cannot be a tag"),
-        ("web/", "cannot be a tag"),
-        ("%2F", "cannot be a tag"),
-        ("é", "cannot be a tag"),
-        ("\udcff", "cannot be a tag"),
+        ("", "is not a valid tag"),
+        (".", "is not a valid tag"),
+        ("..", "is not a valid tag"),
+        ("../../etc/passwd", "is not a valid tag"),
+        ("a b", "is not a valid tag"),
+        ("a\nb", "is not a valid tag"),
+        ("-x", "is not a valid tag"),
+        ("web/", "is not a valid tag"),
+        ("%2F", "is not a valid tag"),
+        ("é", "is not a valid tag"),
+        ("\udcff", "is not a valid tag"),
         ("a", "looks like an id"),
         ("20260131", "looks like an id"),
         ("CAFE", "looks like an id"),
         ("f" * 64, "looks like an id"),
-        ("x" * (LONGEST + 1), "no longer than"),
+        ("x" * (LONGEST + 1), "at most"),
     ],
 )
-def test_what_it_cannot(store: Store, layers: Layers, name: str, said: str) -> None:
+def test_invalid_names(store: Store, layers: Layers, name: str, said: str) -> None:
     with pytest.raises(UsageError, match=said):
         store.tag(layers[1], name)
     assert store.tags.all() == []
@@ -73,12 +73,12 @@ def test_what_it_cannot(store: Store, layers: Layers, name: str, said: str) -> N
 
 
 @pytest.mark.parametrize("name", ["..", "../result", "", "x" * 5000, "\udcff"])
-def test_a_name_that_no_tag_has_is_looked_up_in_vain(store: Store, name: str) -> None:
+def test_an_unknown_tag_is_not_found(store: Store, name: str) -> None:
     with pytest.raises(UsageError, match="no layer has the id or the tag"):
         store.resolve(name)
 
 
-def test_the_longest_name_of_slashes_has_room_in_a_file_name(store: Store, layers: Layers) -> None:
+def test_the_longest_name_of_slashes_fits_into_a_file_name(store: Store, layers: Layers) -> None:
     name = "x" + "/" * (LONGEST - 2) + "x"
     store.tag(layers[0], name)
     assert store.tags.get(name) == layers[0]
@@ -102,9 +102,9 @@ def test_a_layer_that_is_gone_cannot_be_tagged(store: Store) -> None:
     assert store.tags.all() == []
 
 
-def test_a_tag_of_a_layer_that_is_gone_is_said_to_be(store: Store, layers: Layers) -> None:
+def test_a_tag_of_a_missing_layer_is_reported(store: Store, layers: Layers) -> None:
     store.tags.put("web", LayerId("f" * 64))
-    with pytest.raises(UsageError, match="'web' is of the layer ffffffffffff, which is gone") as caught:
+    with pytest.raises(UsageError, match="the layer of the tag 'web', ffffffffffff, is gone") as caught:
         store.resolve("web")
     assert "obuild tag rm web" in caught.value.hint
 
@@ -112,7 +112,7 @@ def test_a_tag_of_a_layer_that_is_gone_is_said_to_be(store: Store, layers: Layer
 # -- what a tag keeps
 
 
-def test_what_a_tag_stands_on_is_kept_and_what_stands_on_it_is_not(store: Store, layers: Layers) -> None:
+def test_a_tag_keeps_its_layers_ancestors_and_not_its_children(store: Store, layers: Layers) -> None:
     root, one, two = layers
     store.tag(one, "web")
     plan = gc.plan(store, now=4e9, older_than=0.0)
@@ -127,7 +127,7 @@ def test_what_a_tag_stands_on_is_kept_and_what_stands_on_it_is_not(store: Store,
     assert set(store.ids()) == {root, one}
 
 
-def test_a_tag_that_is_set_after_the_plan_is_seen_when_it_is_carried_out(store: Store, layers: Layers) -> None:
+def test_a_tag_set_after_the_plan_is_respected(store: Store, layers: Layers) -> None:
     plan = gc.plan(store, now=4e9, older_than=0.0)
     mtime = (store.result / layers[2]).stat().st_mtime
     store.tag(layers[2], "web")
@@ -135,12 +135,12 @@ def test_a_tag_that_is_set_after_the_plan_is_seen_when_it_is_carried_out(store: 
     stayed = gc.carry_out(store, plan, lambda item: None)
     assert [(item.name, item.why) for item in stayed] == [
         (layers[2], "tagged web"),
-        (layers[1], "a layer stands on it"),
-        (layers[0], "a layer stands on it"),
+        (layers[1], "a layer is built on it"),
+        (layers[0], "a layer is built on it"),
     ]
 
 
-def test_removal_says_which_tags_are_in_the_way(store: Store, layers: Layers) -> None:
+def test_removal_names_the_tags_that_prevent_it(store: Store, layers: Layers) -> None:
     root, one, two = layers
     for name, id in (("web", two), ("mid", one), ("also", two)):
         store.tag(id, name)
@@ -196,7 +196,7 @@ def test_a_layer_is_not_removed_while_it_is_given_a_tag(store: Store, layers: La
     assert store.resolve("web") == layers[2]
 
 
-def test_two_set_one_tag_at_once_and_one_of_them_has_it(store: Store, chain: ChainMaker) -> None:
+def test_if_two_processes_set_one_tag_at_once_one_wins(store: Store, chain: ChainMaker) -> None:
     steps = [chain(f"(run (shell {name}))").steps for name in ("one", "two")]
     make(store, steps[0][0])
     for _, step in steps:
@@ -216,7 +216,7 @@ def test_two_set_one_tag_at_once_and_one_of_them_has_it(store: Store, chain: Cha
     assert os.listdir(store.tags.folder) == ["web"]
 
 
-def test_a_removal_with_tags_takes_none_that_has_moved(
+def test_a_removal_with_tags_keeps_a_tag_that_has_moved(
     store: Store, layers: Layers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, _, two = layers
@@ -232,11 +232,13 @@ def test_a_removal_with_tags_takes_none_that_has_moved(
     assert store.resolve("web") == root
 
 
-# -- what a crash or a stranger leaves
+# -- what a crash or another program leaves
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage", b"\xff" * 64, b"f" * 64 + b"\n\n", b"f" * 63, b"F" * 64])
-def test_a_damaged_tag_keeps_nothing_and_is_repaired_away(store: Store, layers: Layers, content: bytes) -> None:
+def test_a_damaged_tag_keeps_nothing_and_is_removed_by_a_repair(
+    store: Store, layers: Layers, content: bytes
+) -> None:
     store.tag(layers[2], "web")
     store.tags.file("web").write_bytes(content)
     assert store.tags.all() == []
@@ -244,21 +246,21 @@ def test_a_damaged_tag_keeps_nothing_and_is_repaired_away(store: Store, layers: 
         store.resolve("web")
     assert "fsck --repair" in caught.value.hint
     (finding,) = fsck.check(store)
-    assert (finding.where, finding.what) == ("tags/web", "a tag that names no layer")
+    assert (finding.where, finding.what) == ("tags/web", "a tag without a layer's id")
     assert fsck.repair(store, finding) == "repaired"
     assert list(fsck.check(store)) == []
 
 
-def test_a_tag_of_a_layer_that_is_gone_is_found_and_repaired_away(store: Store, layers: Layers) -> None:
+def test_a_repair_removes_a_tag_of_a_missing_layer(store: Store, layers: Layers) -> None:
     store.tags.put("web", LayerId("f" * 64))
     (finding,) = fsck.check(store)
     assert finding.what == f"a tag of the layer {'f' * 64}, which is gone"
     store.tag(layers[0], "web")
     assert fsck.repair(store, finding) == "repaired"
-    assert store.resolve("web") == layers[0]  # it has been set since, and stays
+    assert store.resolve("web") == layers[0]  # it was set since, and stays
 
 
-def test_a_damaged_layer_is_repaired_away_with_its_tags(store: Store, layers: Layers) -> None:
+def test_a_repair_removes_a_damaged_layer_with_its_tags(store: Store, layers: Layers) -> None:
     store.tag(layers[2], "web")
     key = store.result / layers[1] / "key"
     key.chmod(0o644)
@@ -271,7 +273,7 @@ def test_a_damaged_layer_is_repaired_away_with_its_tags(store: Store, layers: La
     assert store.tags.all() == []
 
 
-def test_what_is_no_tag_of_ours_is_left_alone_until_it_is_moved_away(store: Store, tmp_path: Path) -> None:
+def test_other_files_among_the_tags_are_ignored_until_a_repair_moves_them(store: Store, tmp_path: Path) -> None:
     folder = store.tags.folder
     folder.mkdir()
     (tmp_path / "precious").write_text("f" * 64)
@@ -288,7 +290,7 @@ def test_what_is_no_tag_of_ours_is_left_alone_until_it_is_moved_away(store: Stor
     assert (tmp_path / "precious").read_text() == "f" * 64
 
 
-def test_what_was_never_finished_is_swept_unless_it_is_being_written(store: Store, layers: Layers) -> None:
+def test_unfinished_files_are_swept_unless_they_are_being_written(store: Store, layers: Layers) -> None:
     store.tag(layers[0], "web")
     new = store.tags.folder / ".web.abc_1234"
     new.write_text("f")
@@ -303,5 +305,5 @@ def test_what_was_never_finished_is_swept_unless_it_is_being_written(store: Stor
     assert store.tags.get("web") == layers[0]
 
 
-def test_a_name_is_checked_as_it_is() -> None:
+def test_a_valid_name_is_returned_unchanged() -> None:
     assert checked("team/web:1.2") == "team/web:1.2"

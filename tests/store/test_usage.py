@@ -1,4 +1,4 @@
-"""What things take on disk."""
+"""Disk usage."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from obuild.store import usage
 from obuild.store.layers import Store
 
 
-def test_a_folder_takes_what_is_in_it_without_holes_and_links(tmp_path: Path) -> None:
+def test_the_size_of_a_folder_excludes_holes_and_repeated_links(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     (folder / "deep").mkdir(parents=True)
     empty = usage.on_disk(folder)
@@ -23,7 +23,7 @@ def test_a_folder_takes_what_is_in_it_without_holes_and_links(tmp_path: Path) ->
     assert 100_000 <= usage.on_disk(folder / "deep" / "file") < 200_000
 
 
-def test_each_name_of_a_file_takes_its_part(tmp_path: Path) -> None:
+def test_the_size_of_a_file_is_divided_among_its_hard_links(tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     one.mkdir()
     two.mkdir()
@@ -35,7 +35,7 @@ def test_each_name_of_a_file_takes_its_part(tmp_path: Path) -> None:
     assert usage.within(two) == alone
 
 
-def test_what_vanishes_while_we_look_takes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_that_vanish_count_as_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_bytes(b"x" * 50_000)
     before = usage.on_disk(tmp_path)
     monkeypatch.setattr(os, "listdir", lambda path: ["file", "gone"])
@@ -43,7 +43,7 @@ def test_what_vanishes_while_we_look_takes_nothing(tmp_path: Path, monkeypatch: 
     assert usage.on_disk(tmp_path / "gone") == 0
 
 
-def test_what_takes_most_is_said_first(store: Store) -> None:
+def test_the_largest_item_comes_first(store: Store) -> None:
     assert usage.in_words(store.root) == "little"
     (store.result / "layer").write_bytes(os.urandom(2 << 20))
     (store.caches.folder / "cache").write_bytes(os.urandom(5 << 20))

@@ -1,4 +1,4 @@
-"""Saved machines: used only where they fit, never in the way, and never more than they may take."""
+"""Saved machines: used only where they fit, never an obstacle, and never beyond the budget."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ def notes() -> list[str]:
 
 @pytest.fixture
 def states(store: Store, notes: list[str]) -> Warm:
-    """The saved machines of an empty store, which may take a GiB."""
+    """The saved machines of an empty store, with a budget of 1 GiB."""
     return Warm(store, PLENTY, notes.append)
 
 
 def layer(store: Store, digit: str = "a") -> LayerId:
-    """Something that has the name and the files of a layer, as far as they count here."""
+    """A folder with the name and the files of a layer, as far as they matter here."""
     path = store.result / (digit * 64)
     path.mkdir()
     for name in ("key", "mtree"):
@@ -71,7 +71,7 @@ def place(store: Store, id: LayerId) -> State:
 
 
 def used(store: Store, id: LayerId, when: float) -> None:
-    """Say when a state was last used."""
+    """Set the last use of a state."""
     os.utime(place(store, id).path, (when, when))
 
 
@@ -80,10 +80,10 @@ def left(store: Store) -> str:
     return "".join(sorted(id[0] for id in store.states.ids()))
 
 
-# -- a state that is right
+# -- a valid state
 
 
-def test_what_was_saved_is_found_again_whole(store: Store, states: Warm, notes: list[str]) -> None:
+def test_a_saved_state_is_found_complete(store: Store, states: Warm, notes: list[str]) -> None:
     id = layer(store)
     assert save(states, id)
     with states.use(id, MACHINE) as state:
@@ -96,7 +96,7 @@ def test_what_was_saved_is_found_again_whole(store: Store, states: Warm, notes: 
     assert os.listdir(store.states.running) == os.listdir(store.locks) == []
 
 
-def test_a_machine_s_memory_is_for_its_owner_alone(store: Store, states: Warm) -> None:
+def test_a_machines_memory_is_readable_only_by_its_owner(store: Store, states: Warm) -> None:
     id = layer(store)
     with states.folder("x") as folder:
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
@@ -107,7 +107,7 @@ def test_a_machine_s_memory_is_for_its_owner_alone(store: Store, states: Warm) -
     assert {stat.S_IMODE(path.stat().st_mode) for path in state.iterdir()} == {0o400}
 
 
-def test_using_a_state_says_when_it_was_used(store: Store, states: Warm) -> None:
+def test_using_a_state_sets_its_last_use(store: Store, states: Warm) -> None:
     id = layer(store)
     save(states, id)
     used(store, id, 1.0)
@@ -115,13 +115,13 @@ def test_using_a_state_says_when_it_was_used(store: Store, states: Warm) -> None
         assert place(store, id).path.stat().st_mtime > 1.0
 
 
-def test_without_a_state_there_is_nothing_to_say(store: Store, states: Warm, notes: list[str]) -> None:
+def test_a_missing_state_gives_no_note(store: Store, states: Warm, notes: list[str]) -> None:
     with states.use(layer(store), MACHINE) as state:
         assert state is None
     assert notes == []
 
 
-def test_with_no_budget_nothing_is_saved_and_nothing_used(store: Store, states: Warm, notes: list[str]) -> None:
+def test_without_a_budget_nothing_is_saved_or_used(store: Store, states: Warm, notes: list[str]) -> None:
     there, id = layer(store, "a"), layer(store, "b")
     save(states, there)
     none = Warm(store, 0, notes.append)
@@ -148,7 +148,7 @@ def test_a_disk_that_a_boot_wrote_belongs_to_the_state(store: Store, states: War
     assert "its disk.qcow2 is missing" in notes[0]
 
 
-# -- a state that is not
+# -- an invalid state
 
 
 def gone(name: str) -> Callable[[Path], None]:
@@ -171,7 +171,7 @@ def about(text: str) -> Callable[[Path], None]:
 
 
 def told(**changes: object) -> Callable[[Path], None]:
-    """about.json with some other values."""
+    """about.json with some values changed."""
 
     def act(state: Path) -> None:
         path = writable(state / "about.json")
@@ -190,11 +190,11 @@ DAMAGED = "its about.json is damaged"
         (gone("ram"), "its ram is missing"),
         (gone("device"), "its device is missing"),
         (gone("delta"), "its delta is missing"),
-        (longer, "its ram is not what it was"),
-        (later, "its ram is not what it was"),
-        (flipped("device"), "its device is not what it was"),
-        (flipped("delta"), "its delta is not what it was"),
-        (added, "its disk.qcow2 is not what it was"),
+        (longer, "its ram has changed"),
+        (later, "its ram has changed"),
+        (flipped("device"), "its device has changed"),
+        (flipped("delta"), "its delta has changed"),
+        (added, "its disk.qcow2 has changed"),
         (gone("about.json"), UNREADABLE),
         (about(""), UNREADABLE),
         (about("{"), UNREADABLE),
@@ -203,16 +203,16 @@ DAMAGED = "its about.json is damaged"
         (about("{}"), DAMAGED),
         (about('{"format": 1}'), DAMAGED),
         (told(files=[]), DAMAGED),
-        (told(files={}), "its ram is not what it was"),
-        (told(files={"ram": 3}), "its ram is not what it was"),
-        (told(sha256={}), "its device is not what it was"),
+        (told(files={}), "its ram has changed"),
+        (told(files={"ram": 3}), "its ram has changed"),
+        (told(sha256={}), "its device has changed"),
         (told(format=2), "it was saved by another version of obuild"),
-        (told(machine="QEMU 9"), "it is one of another QEMU or obuild, or of another size"),
-        (told(boot="another"), "the host has booted since"),
+        (told(machine="QEMU 9"), "it was saved by another QEMU or obuild, or has another size"),
+        (told(boot="another"), "the host has rebooted since"),
         (told(layer=[]), "its layer was removed and made again"),
     ],
 )
-def test_what_cannot_be_used_is_told_once_and_removed(
+def test_a_useless_state_is_reported_once_and_removed(
     store: Store, states: Warm, notes: list[str], harm: Callable[[Path], None], why: str
 ) -> None:
     id = layer(store)
@@ -226,17 +226,17 @@ def test_what_cannot_be_used_is_told_once_and_removed(
     assert os.listdir(store.states.running) == []
 
 
-def test_a_state_is_of_use_until_the_host_boots_again(
+def test_a_state_is_valid_until_the_host_reboots(
     store: Store, states: Warm, notes: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     id = layer(store)
     save(states, id)
     (tmp_path / "boot_id").write_text("another\n")
     monkeypatch.setattr(stamp, "BOOT_ID", tmp_path / "boot_id")
-    assert warm.outdated(store, id) == "the host has booted since"
+    assert warm.outdated(store, id) == "the host has rebooted since"
     with states.use(id, MACHINE) as state:
         assert state is None
-    assert "(the host has booted since)" in notes[0]
+    assert "(the host has rebooted since)" in notes[0]
 
 
 @pytest.mark.parametrize("name", ["key", "mtree"])
@@ -252,14 +252,14 @@ def test_a_layer_that_was_made_again_has_no_state(store: Store, states: Warm, no
     assert "(its layer was removed and made again)" in notes[0]
 
 
-def test_a_state_of_a_layer_that_is_gone_is_of_use_to_nobody(store: Store, states: Warm) -> None:
+def test_a_state_of_a_missing_layer_is_useless(store: Store, states: Warm) -> None:
     id = layer(store)
     save(states, id)
     (store.result / id / "key").unlink()
     assert warm.outdated(store, id) == "its layer is gone"
 
 
-def test_a_state_that_cannot_be_looked_at_costs_nothing_but_time(
+def test_a_state_that_cannot_be_read_costs_only_time(
     store: Store, states: Warm, notes: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     id = layer(store)
@@ -276,9 +276,7 @@ def test_a_state_that_cannot_be_looked_at_costs_nothing_but_time(
     assert left(store) == ""
 
 
-def test_a_file_in_the_place_of_a_state_costs_nothing_but_time(
-    store: Store, states: Warm, notes: list[str]
-) -> None:
+def test_a_file_in_the_place_of_a_state_costs_only_time(store: Store, states: Warm, notes: list[str]) -> None:
     id = layer(store)
     store.states.folder.mkdir()
     (store.states.folder / id).touch()
@@ -289,7 +287,9 @@ def test_a_file_in_the_place_of_a_state_costs_nothing_but_time(
     assert (store.states.folder / id).is_file(), "it is not ours to remove"
 
 
-def test_what_is_raised_by_who_uses_a_state_is_not_ours(store: Store, states: Warm, notes: list[str]) -> None:
+def test_an_exception_of_the_block_is_not_taken_for_one_of_the_state(
+    store: Store, states: Warm, notes: list[str]
+) -> None:
     id = layer(store)
     save(states, id)
     with pytest.raises(OSError, match="theirs"), states.use(id, MACHINE):
@@ -301,7 +301,7 @@ def test_what_is_raised_by_who_uses_a_state_is_not_ours(store: Store, states: Wa
 # -- in use
 
 
-def test_a_state_in_use_stays_and_others_may_use_it_too(store: Store, states: Warm) -> None:
+def test_a_state_in_use_stays_and_may_be_shared(store: Store, states: Warm) -> None:
     id = layer(store)
     save(states, id)
     with states.use(id, MACHINE) as one, states.use(id, MACHINE) as two:
@@ -313,7 +313,7 @@ def test_a_state_in_use_stays_and_others_may_use_it_too(store: Store, states: Wa
     assert left(store) == ""
 
 
-def test_a_state_takes_the_place_of_an_older_one(store: Store, states: Warm) -> None:
+def test_a_state_replaces_an_older_one(store: Store, states: Warm) -> None:
     id = layer(store)
     save(states, id)
     first = place(store, id).ram.read_bytes()
@@ -341,14 +341,14 @@ def test_the_first_of_two_to_save_a_machine_wins(
     id = layer(store)
     save(states, id)
     before = place(store, id).ram.read_bytes()
-    with monkeypatch.context() as patch:  # as if the other one came just after we looked
+    with monkeypatch.context() as patch:  # as if the other one came just after our check
         patch.setattr(States, "remove", lambda self, id: True)
         assert not save(states, id)
     assert place(store, id).ram.read_bytes() == before
     assert notes == []
 
 
-def test_one_at_a_time_boots_a_layer(store: Store, states: Warm) -> None:
+def test_one_process_at_a_time_boots_a_layer(store: Store, states: Warm) -> None:
     one, other = layer(store, "a"), layer(store, "b")
     lock = store.locks / f"warm-{one}.lock"
     with other_process(HOLD) as child:
@@ -368,7 +368,7 @@ def test_one_at_a_time_boots_a_layer(store: Store, states: Warm) -> None:
 # -- the budget
 
 
-def test_what_was_not_used_for_the_longest_time_goes(store: Store, states: Warm, notes: list[str]) -> None:
+def test_the_least_recently_used_states_are_removed(store: Store, states: Warm, notes: list[str]) -> None:
     a, b, c, d = (layer(store, digit) for digit in "abcd")
     for id, when in ((a, 3.0), (b, 1.0), (c, 2.0)):
         save(states, id)
@@ -385,7 +385,7 @@ def test_what_was_not_used_for_the_longest_time_goes(store: Store, states: Warm,
     assert os.listdir(store.locks) == []
 
 
-def test_a_state_in_use_is_passed_over(store: Store, states: Warm) -> None:
+def test_a_state_in_use_is_skipped(store: Store, states: Warm) -> None:
     a, b, c = (layer(store, digit) for digit in "abc")
     for id, when in ((a, 1.0), (b, 2.0)):
         save(states, id)
@@ -397,7 +397,7 @@ def test_a_state_in_use_is_passed_over(store: Store, states: Warm) -> None:
     assert left(store) == "ac"
 
 
-def test_the_one_just_saved_stays_although_others_cannot_go(store: Store, states: Warm) -> None:
+def test_the_state_just_saved_stays_although_others_cannot_be_removed(store: Store, states: Warm) -> None:
     a, b = layer(store, "a"), layer(store, "b")
     save(states, a)
     tight = Warm(store, usage.within(store.states.folder), states.note)
@@ -406,7 +406,7 @@ def test_the_one_just_saved_stays_although_others_cannot_go(store: Store, states
     assert left(store) == "ab"
 
 
-def test_what_is_larger_than_the_budget_is_not_kept_and_nothing_goes(store: Store, states: Warm) -> None:
+def test_a_state_larger_than_the_budget_is_not_kept_and_nothing_is_removed(store: Store, states: Warm) -> None:
     a, b = layer(store, "a"), layer(store, "b")
     save(states, a)
     ram = place(store, a).ram
@@ -418,7 +418,7 @@ def test_what_is_larger_than_the_budget_is_not_kept_and_nothing_goes(store: Stor
     assert left(store) == "b"
 
 
-def test_a_memory_that_several_share_is_counted_once(store: Store, states: Warm) -> None:
+def test_shared_memory_is_counted_once(store: Store, states: Warm) -> None:
     ids = [layer(store, digit) for digit in "abcd"]
     save(states, ids[0])
     alone = usage.within(store.states.folder)
@@ -430,8 +430,8 @@ def test_a_memory_that_several_share_is_counted_once(store: Store, states: Warm)
     assert place(store, ids[3]).ram.stat().st_nlink == 4
 
 
-def test_eviction_goes_on_until_a_shared_memory_is_really_gone(store: Store, states: Warm) -> None:
-    """Three share one; to remove two of them frees next to nothing."""
+def test_eviction_goes_on_until_shared_memory_is_really_freed(store: Store, states: Warm) -> None:
+    """Three states share one memory; removing two of them frees next to nothing."""
     ids = [layer(store, digit) for digit in "abcde"]
     save(states, ids[0])
     for id in ids[1:3]:
@@ -443,7 +443,7 @@ def test_eviction_goes_on_until_a_shared_memory_is_really_gone(store: Store, sta
     assert left(store) == "de"
 
 
-# -- a disk that is full
+# -- a full disk
 
 
 def no_space(*args: object, **options: object) -> None:
@@ -451,7 +451,7 @@ def no_space(*args: object, **options: object) -> None:
 
 
 @pytest.mark.parametrize("what", ["write_text", "rename", "chmod"])
-def test_what_cannot_be_saved_is_told_and_nothing_else(
+def test_a_failure_to_save_is_only_noted(
     store: Store, states: Warm, notes: list[str], monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     id = layer(store)
@@ -463,7 +463,7 @@ def test_what_cannot_be_saved_is_told_and_nothing_else(
     assert save(states, id)
 
 
-def test_a_machine_without_a_part_is_not_saved(store: Store, states: Warm, notes: list[str]) -> None:
+def test_a_machine_with_a_missing_file_is_not_saved(store: Store, states: Warm, notes: list[str]) -> None:
     id = layer(store)
     with states.folder("x") as folder:
         (made := folder / "made").mkdir()
@@ -473,7 +473,7 @@ def test_a_machine_without_a_part_is_not_saved(store: Store, states: Warm, notes
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EACCES, "denied"), ObuildError("cannot remove it")])
-def test_a_state_that_cannot_be_removed_is_no_error(
+def test_a_state_that_cannot_be_removed_is_not_an_error(
     store: Store, states: Warm, notes: list[str], monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     a, b = layer(store, "a"), layer(store, "b")
@@ -516,7 +516,7 @@ def test_cleaning_removes_every_state(store: Store, states: Warm) -> None:
     assert left(store) == ""
 
 
-def test_the_folder_of_a_machine_is_there_as_long_as_it_runs(store: Store, states: Warm) -> None:
+def test_the_folder_of_a_machine_exists_while_it_runs(store: Store, states: Warm) -> None:
     with states.folder("x") as one, states.folder("x") as two:
         (one / "ram").touch()
         assert one != two
@@ -527,7 +527,7 @@ def test_the_folder_of_a_machine_is_there_as_long_as_it_runs(store: Store, state
 
 
 @pytest.mark.parametrize("point", ["warm.keeping", "warm.kept"])
-def test_whoever_is_killed_leaves_a_state_or_none(
+def test_a_killed_process_leaves_a_complete_state_or_none(
     store: Store, states: Warm, notes: list[str], point: str
 ) -> None:
     id = layer(store)

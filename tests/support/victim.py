@@ -17,8 +17,8 @@ SAVED = re.compile(r'---> saved as "([0-9a-f]{64})"')
 #: What fsck may find after a process was killed.
 EXPECTED = (
     "a draft that no living process owns|a copy of a cache that no living process owns"
-    "|a lock file that nobody holds|a base image that was never put in its place|a file that was never finished"
-    "|a flattened copy of a layer that is gone|what was known of a layer that is gone"
+    "|a lock file that nobody holds|a base image that was never put in place|a file that was never finished"
+    "|a flattened copy of a layer that is gone|a manifest of a layer that is gone"
     "|a machine that no living process owns"
 )
 
