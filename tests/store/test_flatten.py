@@ -308,7 +308,7 @@ def test_the_error_for_a_missing_one_names_the_layer_that_needs_it(store: Store,
     *_, parent, child = make_all(store, tuple(below))
     (store.flats.folder / parent).rename(store.root / "elsewhere")
     with pytest.raises(
-        StoreError, match=f"{parent} in flat/ is damaged: it is missing, and layer {child} st"
+        StoreError, match=f"{parent} in flat/ is damaged: it is missing, and layer {child} is"
     ) as caught:
         make(store, last)
     assert f"obuild rm {parent}" in caught.value.hint
