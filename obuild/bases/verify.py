@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from obuild.bases import catalog, lockfile, recipe, record, scratch
+from obuild.bases import catalog, lockfile, recipe, record, work_folder
 from obuild.bases.all import KINDS
 from obuild.bases.download import fetch
 from obuild.bases.kind import Making, Say
@@ -44,7 +44,7 @@ def again(store: Store, name: str, *, say: Say) -> tuple[str, str]:
 
     key = catalog.store_key(store)
     making = Making(store, key, make_key(key), say, get, packages=packages)
-    with scratch.folder_in(scratch.VAR_TMP.resolve()) as folder:
+    with work_folder.folder_in(work_folder.VAR_TMP.resolve()) as folder:
         out = folder / f"{name}.qcow2"
         KINDS[plan.kind].make(plan, out, making)
         before, now = (disk_content.digest(qemu_img.inspect(disk), folder) for disk in (image, out))

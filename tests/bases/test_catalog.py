@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from obuild.bases import catalog, debian, kind, making, recipe, record, sources
+from obuild.bases import catalog, kind, making, recipe, record, scratch, sources
 from obuild.bases.kind import Making, Recipe
 from obuild.bases.record import Record
 from obuild.bases.remote import Remote
@@ -30,7 +30,7 @@ from obuild.store import fsck
 from obuild.store.layers import Store
 from tests.support.recipes import recipe_of
 
-RECIPE = 'kind = "debian"\nsize = "64M"\n[card]\nmemory = "512M"\n[debian]\nsuite = "bookworm"\n'
+RECIPE = 'kind = "scratch"\nsize = "64M"\n[card]\nmemory = "512M"\n[scratch]\nsuite = "bookworm"\n'
 
 
 def find(store: Store, reference: str) -> Base:
@@ -215,7 +215,7 @@ def made(tmp_path: Path, qcow2_disk: Path, monkeypatch: pytest.MonkeyPatch) -> l
         return plan.card
 
     monkeypatch.setattr(sources, "FOLDERS", (tmp_path,))
-    monkeypatch.setattr(debian, "make", make)
+    monkeypatch.setattr(scratch, "make", make)
     return keys
 
 
@@ -253,7 +253,7 @@ def test_a_base_says_what_it_was_made_of(store: Store, made: list[str], tmp_path
     before = time.time()
     making.make(store, "new", say=print, choices=choices)
     kept = made_of(store)
-    assert (kept.kind, kept.recipe, kept.path) == ("debian", "new", str(tmp_path / "new.toml"))
+    assert (kept.kind, kept.recipe, kept.path) == ("scratch", "new", str(tmp_path / "new.toml"))
     assert kept.digest == kind.digest(recipe.load(tmp_path / "new.toml"))
     assert before <= kept.when <= time.time()
     assert kind.digest(recipe_of(kept.toml)) == kept.digest
@@ -274,6 +274,22 @@ def test_a_base_whose_recipe_changed_is_stale_and_used_all_the_same(
     assert "'new' is stale: its recipe, or a file that it names, has changed" in said[0]
     assert "obuild base make new --if-changed" in said[0]
     assert len(made) == 1
+
+
+def test_a_base_of_a_kind_that_is_gone_is_stale(store: Store, made: list[str], tmp_path: Path) -> None:
+    """Development versions called the kind "scratch" "debian"."""
+    making.make(store, "new", say=print)
+    path = find(store, "new").path
+    about = path.with_suffix(".made")
+    about.write_text(about.read_text().replace("scratch", "debian").replace(made_of(store).digest, "0" * 64))
+    (tmp_path / "new.toml").write_text(f"# touched\n{RECIPE}")
+    assert "stale: its recipe, or a file that it names, has changed" in catalog.stale(path)
+    (tmp_path / "new.toml").write_text(RECIPE.replace("scratch", "debian"))
+    assert "new.toml:1:1: kind is 'debian'" in catalog.stale(path)
+    with pytest.raises(UsageError, match="kind is 'debian'") as caught:
+        making.make(store, "new", say=print, again="changed")
+    assert "scratch" in caught.value.hint
+    assert [found.made.kind for found in catalog.listing(store) if found.made] == ["debian"]
 
 
 def test_a_drop_in_makes_a_base_stale(store: Store, made: list[str], tmp_path: Path) -> None:
@@ -332,7 +348,7 @@ def test_who_builds_hears_of_what_is_downloaded_for_a_base(
         out.write_bytes(qcow2_disk.read_bytes())
         return plan.card
 
-    monkeypatch.setattr(debian, "make", make)
+    monkeypatch.setattr(scratch, "make", make)
     heard: list[Event] = []
     tell = Teller(heard.append)
     making.find(store, "new", say=tell.note, making=partial(tell.phase, "making base"))

@@ -9,14 +9,14 @@ import pytest
 
 from obuild.bases import recipe, sources
 from obuild.bases.all import KINDS
-from obuild.bases.debian import Options
 from obuild.bases.kind import File, Recipe, digest
+from obuild.bases.scratch import Options
 from obuild.errors import UsageError
 from obuild.guests.profile import ARCHES, Card
 from tests.support.recipes import recipe_of
 
 WHOLE = """
-kind = "debian"
+kind = "scratch"
 arch = "amd64"
 size = "1G"
 tried = false
@@ -25,7 +25,7 @@ tried = false
 login = "builder"
 memory = "512M"
 
-[debian]
+[scratch]
 suite = "bookworm"
 updates = false
 variant = "extract"
@@ -35,27 +35,27 @@ tools = ["cpio"]
 cmdline = " quiet "
 script = "true\\n"
 
-[[debian.file]]
+[[scratch.file]]
 path = "/etc/motd"
 text = "hello\\n"
 
-[[debian.file]]
+[[scratch.file]]
 path = "/usr/bin/hello"
 mode = "4755"
 text = "#!/bin/sh"
 """
 
 SMALLEST = """
-kind = "debian"
+kind = "scratch"
 size = "1G"
-[debian]
+[scratch]
 suite = "bookworm"
 """
 
 
 def test_every_key_is_read() -> None:
     made = recipe_of(WHOLE)
-    assert (made.name, made.kind, made.size, made.tried) == ("mine", "debian", 1 << 30, False)
+    assert (made.name, made.kind, made.size, made.tried) == ("mine", "scratch", 1 << 30, False)
     assert made.card == Card(login="builder", memory=512 << 20, arch="x86_64")
     assert made.options == Options(
         suite="bookworm",
@@ -81,10 +81,10 @@ def test_little_must_be_said() -> None:
 def with_line(line: str, under: str = "") -> str:
     """The smallest recipe with one more line at the end of a table, in place of one for the same key."""
     key = line.split(" ", maxsplit=1)[0]
-    tables = SMALLEST.split("[debian]\n")
+    tables = SMALLEST.split("[scratch]\n")
     parts = ["\n".join(each for each in part.split("\n") if not each.startswith(f"{key} =")) for part in tables]
     parts[bool(under)] += f"{line}\n"
-    return "[debian]\n".join(parts)
+    return "[scratch]\n".join(parts)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def with_line(line: str, under: str = "") -> str:
         ("", "kind = ", "not a TOML file: ", ""),
         ("", 'colour = "red"', "4:1: unknown key 'colour'", "known: kind, arch"),
         ("", 'siez = "1G"', "4:1: unknown key 'siez'", "did you mean 'size'?"),
-        ("", 'kind = "debain"', "3:1: kind is 'debain'", "did you mean 'debian'?"),
+        ("", 'kind = "scrach"', "3:1: kind is 'scrach'", "did you mean 'scratch'?"),
         ("", "kind = 1", "3:1: kind must be a string", ""),
         ("", 'arch = "vax"', "4:1: arch is 'vax'", "x86_64"),
         ("", 'size = "big"', "3:1: size: 'big' is not a size", "4G"),
@@ -101,17 +101,17 @@ def with_line(line: str, under: str = "") -> str:
         ("", 'size = "1000000001"', "3:1: size must be whole MiB", "4G"),
         ("", "card = 1", "4:1: card must be a table", "[card]"),
         ("", 'tried = "no"', "4:1: tried must be true or false", ""),
-        ("debian", 'pakages = ["bash"]', "6:1: unknown key 'pakages'", "did you mean 'packages'?"),
-        ("debian", 'suite = "-o"', "5:1: suite is '-o'", "bookworm"),
-        ("debian", 'updates = "no"', "6:1: updates must be true or false", ""),
-        ("debian", 'variant = "tiny"', "6:1: variant is 'tiny'", "minbase"),
-        ("debian", 'packages = "bash"', "6:1: packages must be a list", '["sudo"'),
-        ("debian", 'packages = ["a b"]', "6:1: packages: 'a b' is not the name", "Debian"),
-        ("debian", "packages = [1]", "6:1: packages must be a list of strings", "sudo"),
-        ("debian", 'cmdline = "a\\nb"', "6:1: cmdline must be one line", ""),
-        ("debian", "script = 1", "6:1: script must be a string", ""),
-        ("debian", "file = 1", "6:1: file must be tables", "[[file]]"),
-        ("debian", "file = [1]", "6:1: file must be tables", "[[file]]"),
+        ("scratch", 'pakages = ["bash"]', "6:1: unknown key 'pakages'", "did you mean 'packages'?"),
+        ("scratch", 'suite = "-o"', "5:1: suite is '-o'", "bookworm"),
+        ("scratch", 'updates = "no"', "6:1: updates must be true or false", ""),
+        ("scratch", 'variant = "tiny"', "6:1: variant is 'tiny'", "minbase"),
+        ("scratch", 'packages = "bash"', "6:1: packages must be a list", '["sudo"'),
+        ("scratch", 'packages = ["a b"]', "6:1: packages: 'a b' is not the name", "Debian"),
+        ("scratch", "packages = [1]", "6:1: packages must be a list of strings", "sudo"),
+        ("scratch", 'cmdline = "a\\nb"', "6:1: cmdline must be one line", ""),
+        ("scratch", "script = 1", "6:1: script must be a string", ""),
+        ("scratch", "file = 1", "6:1: file must be tables", "[[file]]"),
+        ("scratch", "file = [1]", "6:1: file must be tables", "[[file]]"),
     ],
 )
 def test_a_mistake_is_named_with_its_place(under: str, line: str, message: str, hint: str) -> None:
@@ -129,13 +129,13 @@ def test_a_mistake_is_named_with_its_place(under: str, line: str, message: str, 
         ("[card]\nmemory = 1", "mine.toml:7:1: memory must be a string"),
         ('[card]\nos = "plan9"', "mine.toml:6:2: [card]: os is 'plan9'"),
         ("[cards]", "mine.toml:6:2: unknown key 'cards'"),
-        ('[[debian.file]]\npath = "/a"', "mine.toml:6:3: [debian.file]: text is missing"),
-        ('[[debian.file]]\ntext = ""', "mine.toml:6:3: [debian.file]: path is missing"),
-        ('[[debian.file]]\npath = "a"\ntext = ""', "mine.toml:7:1: path 'a' is not"),
-        ('[[debian.file]]\npath = "/a/"\ntext = ""', "mine.toml:7:1: path '/a/' is not"),
-        ('[[debian.file]]\npath = "/../a"\ntext = ""', "mine.toml:7:1: path '/../a' is not"),
-        ('[[debian.file]]\npath = "/a"\nmode = "rwx"\ntext = ""', "mine.toml:8:1: mode is 'rwx'"),
-        ('[[debian.file]]\npath = "/a"\nowner = "me"\ntext = ""', "mine.toml:8:1: unknown key 'owner'"),
+        ('[[scratch.file]]\npath = "/a"', "mine.toml:6:3: [scratch.file]: text is missing"),
+        ('[[scratch.file]]\ntext = ""', "mine.toml:6:3: [scratch.file]: path is missing"),
+        ('[[scratch.file]]\npath = "a"\ntext = ""', "mine.toml:7:1: path 'a' is not"),
+        ('[[scratch.file]]\npath = "/a/"\ntext = ""', "mine.toml:7:1: path '/a/' is not"),
+        ('[[scratch.file]]\npath = "/../a"\ntext = ""', "mine.toml:7:1: path '/../a' is not"),
+        ('[[scratch.file]]\npath = "/a"\nmode = "rwx"\ntext = ""', "mine.toml:8:1: mode is 'rwx'"),
+        ('[[scratch.file]]\npath = "/a"\nowner = "me"\ntext = ""', "mine.toml:8:1: unknown key 'owner'"),
     ],
 )
 def test_a_mistake_in_a_table_is_named_with_its_place(table: str, message: str) -> None:
@@ -152,8 +152,8 @@ def test_what_is_missing_is_said(missing: str) -> None:
 
 
 def test_a_recipe_has_one_kind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(KINDS, "other", KINDS["debian"])
-    with pytest.raises(UsageError, match=r"mine.toml:6:2: a recipe has one kind: this is debian, and \[other\]"):
+    monkeypatch.setitem(KINDS, "other", KINDS["scratch"])
+    with pytest.raises(UsageError, match=r"mine.toml:6:2: a recipe has one kind: this is scratch, and \[other\]"):
         recipe_of(SMALLEST + "[other]\n")
 
 
@@ -194,7 +194,7 @@ def test_every_recipe_that_comes_with_obuild_is_sound(name: str) -> None:
     assert path is not None
     made = recipe.load(path)
     assert made.name == name
-    if made.kind != "debian":
+    if made.kind != "scratch":
         return
     options: Options = made.options
     assert options.packages

@@ -7,23 +7,23 @@ from pathlib import Path
 import pytest
 
 from obuild.bases import recipe, sources
-from obuild.bases.debian import Options
 from obuild.bases.kind import File, Recipe
+from obuild.bases.scratch import Options
 from obuild.bases.sources import Choices
 from obuild.errors import UsageError
 
 BASE = """
-kind = "debian"
+kind = "scratch"
 size = "1G"
 [card]
 memory = "512M"
-[debian]
+[scratch]
 suite = "bookworm"
 packages = ["bash"]
 kernel = ["linux-image-amd64"]
 cmdline = "quiet"
 script = "true"
-[[debian.file]]
+[[scratch.file]]
 path = "/etc/motd"
 text = "hello"
 """
@@ -55,8 +55,8 @@ def mistake(folder: Path, text: str = "", **choices: str) -> UsageError:
 def test_a_recipe_begins_with_the_one_it_extends(folder: Path) -> None:
     made = load(
         folder,
-        'extend = "base"\narch = "arm64"\n[debian]\nkernel = ["linux-image-arm64"]\n'
-        '[[debian.file]]\npath = "/etc/issue"\ntext = "bye"\n',
+        'extend = "base"\narch = "arm64"\n[scratch]\nkernel = ["linux-image-arm64"]\n'
+        '[[scratch.file]]\npath = "/etc/issue"\ntext = "bye"\n',
     )
     options: Options = made.options
     assert options.packages == ("bash", "linux-image-arm64")
@@ -66,8 +66,8 @@ def test_a_recipe_begins_with_the_one_it_extends(folder: Path) -> None:
 
 
 def test_a_recipe_can_extend_one_that_extends_another(folder: Path) -> None:
-    (folder / "middle.toml").write_text('extend = "base"\nsize = "2G"\n[debian]\ncmdline = "loud"')
-    made = load(folder, 'extend = "middle"\n[debian]\nsuite = "trixie"')
+    (folder / "middle.toml").write_text('extend = "base"\nsize = "2G"\n[scratch]\ncmdline = "loud"')
+    made = load(folder, 'extend = "middle"\n[scratch]\nsuite = "trixie"')
     assert (made.size, made.options.cmdline, made.options.suite) == (2 << 30, "loud", "trixie")
 
 
@@ -102,10 +102,10 @@ def drop_ins(folder: Path) -> Path:
 def test_drop_ins_add_to_lists_and_replace_the_rest_in_the_order_of_their_names(
     folder: Path, drop_ins: Path
 ) -> None:
-    (drop_ins / "20.toml").write_text('size = "3G"\n[debian]\npackages = ["less"]\n')
+    (drop_ins / "20.toml").write_text('size = "3G"\n[scratch]\npackages = ["less"]\n')
     (drop_ins / "10.toml").write_text(
-        'size = "2G"\n[card]\nlogin = "me"\n[debian]\npackages = ["vim"]\ncmdline = "debug"\nscript = "false"\n'
-        '[[debian.file]]\npath = "/x"\ntext = ""\n'
+        'size = "2G"\n[card]\nlogin = "me"\n[scratch]\npackages = ["vim"]\ncmdline = "debug"\nscript = "false"\n'
+        '[[scratch.file]]\npath = "/x"\ntext = ""\n'
     )
     (drop_ins / "30.txt").write_text("nothing to us")
     made = load(folder)
@@ -116,12 +116,12 @@ def test_drop_ins_add_to_lists_and_replace_the_rest_in_the_order_of_their_names(
 
 
 def test_drop_ins_of_a_recipe_count_where_it_is_extended(folder: Path, drop_ins: Path) -> None:
-    (drop_ins / "1.toml").write_text('[debian]\npackages = ["vim"]\n')
+    (drop_ins / "1.toml").write_text('[scratch]\npackages = ["vim"]\n')
     assert load(folder, 'extend = "base"').options.packages == ("bash", "vim", "linux-image-amd64")
 
 
 def test_a_mistake_in_a_drop_in_names_the_drop_in(folder: Path, drop_ins: Path) -> None:
-    (drop_ins / "1.toml").write_text('[debian]\npackage = ["vim"]\n')
+    (drop_ins / "1.toml").write_text('[scratch]\npackage = ["vim"]\n')
     error = mistake(folder)
     assert "base.d/1.toml:2:1: unknown key 'package'" in error.message
     assert error.hint == "did you mean 'packages'?"
@@ -182,7 +182,7 @@ extend = "base"
 release = "bookworm"
 disk = 2
 fresh = true
-[debian]
+[scratch]
 suite = "@release@"
 updates = "@fresh@"
 script = 'echo ${release} @release@-@disk@ @fresh@ me@example.org @other@'
@@ -202,7 +202,7 @@ def test_variables_can_be_set(folder: Path) -> None:
 
 
 def test_what_a_variable_is_set_to_is_not_looked_into(folder: Path) -> None:
-    text = 'extend = "base"\n[vars]\na = ""\nb = ""\n[debian]\nscript = "@a@ and @b@"\n'
+    text = 'extend = "base"\n[vars]\na = ""\nb = ""\n[scratch]\nscript = "@a@ and @b@"\n'
     assert load(folder, text, a="@b@", b="x").options.script == "@b@ and x"
 
 
@@ -231,7 +231,7 @@ def test_a_recipe_without_variables_says_so(folder: Path) -> None:
     [
         ("[vars]\na = [1]", "mine.toml:3:1: the variable a must be a string"),
         ("[vars]\na-b = 1", "mine.toml:3:1: 'a-b' is not a name for a variable"),
-        ('[vars]\nrelease = "1"\n[debian]\nsuite = "@relase@"', "mine.toml:5:1: @relase@ is not a variable"),
+        ('[vars]\nrelease = "1"\n[scratch]\nsuite = "@relase@"', "mine.toml:5:1: @relase@ is not a variable"),
     ],
 )
 def test_a_mistake_with_variables_is_named_with_its_place(folder: Path, text: str, message: str) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from obuild.bases import debian, lockfile, making, verify
+from obuild.bases import lockfile, making, scratch, verify
 from obuild.bases.kind import Making, Recipe
 from obuild.errors import UsageError
 from obuild.guests.profile import Card
@@ -14,7 +14,7 @@ from obuild.store.layers import Store
 from tests.support import odd
 from tests.support.fakes import boot_disk
 
-RECIPE = 'kind="debian"\nsize="64M"\n[debian]\nsuite="bookworm"\n'
+RECIPE = 'kind="scratch"\nsize="64M"\n[scratch]\nsuite="bookworm"\n'
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def packages(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> d
         out.write_bytes(boot_disk(str(found), b""))
         return plan.card
 
-    monkeypatch.setattr(debian, "make", make)
+    monkeypatch.setattr(scratch, "make", make)
     (tmp_path / "mine.toml").write_text(RECIPE)
     making.make(store, str(tmp_path / "mine.toml"), say=print)
     return found

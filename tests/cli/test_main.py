@@ -397,7 +397,7 @@ def test_plan_makes_no_base_image(based: Path) -> None:
     assert not (based / "store/base-image/micro.qcow2").exists()
 
 
-RECIPE = 'kind = "debian"\nsize = "64M"\n[vars]\nname = "bookworm"\n[debian]\nsuite = "@name@"\n'
+RECIPE = 'kind = "scratch"\nsize = "64M"\n[vars]\nname = "bookworm"\n[scratch]\nsuite = "@name@"\n'
 
 
 def test_base_make_print_shows_the_recipe_and_its_digest(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -405,7 +405,7 @@ def test_base_make_print_shows_the_recipe_and_its_digest(here: Path, monkeypatch
     (here / "mine.toml").write_text(RECIPE + "[profile.big]\nsize = '1G'\n")
     shown = obuild("base", "make", "mine.toml", "--print", "--store=qemu:store", code=0).stdout
     merged, _, digest = shown.rpartition("\n# sha256:")
-    assert tomllib.loads(merged) == {"kind": "debian", "size": "64M", "debian": {"suite": "bookworm"}}
+    assert tomllib.loads(merged) == {"kind": "scratch", "size": "64M", "scratch": {"suite": "bookworm"}}
     assert len(digest.strip()) == 64
     other = obuild(
         "base", "make", "./mine.toml", "--print", "--set=name=trixie", "--profile=big", "--store=qemu:x", code=0
@@ -433,7 +433,7 @@ def test_an_invalid_recipe_is_refused(
 ) -> None:
     monkeypatch.chdir(here)
     (here / "mine.toml").write_text(RECIPE)
-    (here / "bad.toml").write_text('kind = "debian"\nsiez = "64M"\n')
+    (here / "bad.toml").write_text('kind = "scratch"\nsiez = "64M"\n')
     assert said in obuild("base", "make", *options, "--store=qemu:store", code=2).stderr
 
 
@@ -459,7 +459,7 @@ def test_base_ls_lists_images_and_recipes(based: Path) -> None:
     assert listed[0].split() == ["NAME", "KIND", "ARCH", "SIZE", "MADE"]
     assert listed[1].split()[:3] == ["there", "added", "x86_64"]
     micro = next(line.split() for line in listed if line.startswith("micro "))
-    assert micro == ["micro", "debian", "x86_64", "-", "-", "can", "be", "made"]
+    assert micro == ["micro", "scratch", "x86_64", "-", "-", "can", "be", "made"]
 
 
 @pytest.mark.parametrize(

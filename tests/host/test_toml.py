@@ -27,12 +27,12 @@ list = [
 [card] # here
 login = { name = "me" }
 
-[[debian.file]]
+[[scratch.file]]
 path = "/a"
 text = \"\"\"
 path = "no"\"\"\"
 
-[[debian.file]]
+[[scratch.file]]
 path = "/b"
 """
 
@@ -48,10 +48,10 @@ path = "/b"
         (("card",), (13, 2)),
         (("card", "login"), (14, 1)),
         (("card", "login", "name"), (14, 1)),
-        (("debian", "file", 0, "path"), (17, 1)),
-        (("debian", "file", 1), (21, 3)),
-        (("debian", "file", 1, "path"), (22, 1)),
-        (("debian", "file", 1, "text"), (21, 3)),
+        (("scratch", "file", 0, "path"), (17, 1)),
+        (("scratch", "file", 1), (21, 3)),
+        (("scratch", "file", 1, "path"), (22, 1)),
+        (("scratch", "file", 1, "text"), (21, 3)),
     ],
 )
 def test_the_position_of_a_key_is_found(path: toml.KeyPath, place: tuple[int, int] | None) -> None:

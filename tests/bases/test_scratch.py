@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from obuild.bases import debian, debian_hook, ext4, lockfile, making, mbr_grub, recipe, scratch, sources
+from obuild.bases import ext4, lockfile, making, mbr_grub, mmdebstrap_hook, recipe, scratch, sources, work_folder
 from obuild.bases.kind import File, Making, Recipe
 from obuild.errors import ProcessError, UsageError
 from obuild.guests.profile import Card
@@ -22,23 +22,23 @@ from tests.support.recipes import recipe_of
 
 RECIPE = recipe_of(
     """
-kind = "debian"
+kind = "scratch"
 size = "64M"
 [card]
 login = "builder"
-[debian]
+[scratch]
 suite = "bookworm"
 variant = "minbase"
 packages = ["bash", "sudo"]
 cmdline = "quiet"
 script = "true"
-[[debian.file]]
+[[scratch.file]]
 path = "/etc/hostname"
 text = "here"
 """
 )
 
-SMALLEST = 'kind="debian"\nsize="64M"\n[debian]\nsuite="bookworm"\n'
+SMALLEST = 'kind="scratch"\nsize="64M"\n[scratch]\nsuite="bookworm"\n'
 
 EXTRACTED = recipe_of(f'{SMALLEST}variant="extract"\n')
 
@@ -51,7 +51,7 @@ def with_options(made: Recipe, **changes: object) -> Recipe:
 
 def make(made: Recipe, folder: Path, say: Callable[[str], None] = print) -> None:
     """Make it as far as can be without packages."""
-    debian.make(
+    scratch.make(
         made,
         folder / "out.qcow2",
         Making(Store(folder / "store"), folder / "key", "ssh-ed25519 AAAA", say, lambda remote: folder),
@@ -59,7 +59,7 @@ def make(made: Recipe, folder: Path, say: Callable[[str], None] = print) -> None
 
 
 def test_mmdebstrap_is_told_packages_and_suite_and_no_mirror() -> None:
-    argv = debian.bootstrap_argv(RECIPE, Path("/w/hook"), root=False)
+    argv = scratch.bootstrap_argv(RECIPE, Path("/w/hook"), root=False)
     assert argv[0] == "mmdebstrap"
     assert {"--mode=unshare", "--variant=minbase", "--include=bash,sudo"} <= set(argv)
     assert "--customize-hook=/w/hook" in argv
@@ -67,24 +67,24 @@ def test_mmdebstrap_is_told_packages_and_suite_and_no_mirror() -> None:
 
 
 def test_a_recipe_may_take_its_packages_from_the_release_alone() -> None:
-    argv = debian.bootstrap_argv(with_options(RECIPE, updates=False), Path("/w/hook"), root=False)
-    assert argv[-3:] == ["bookworm", "-", debian.MIRROR]  # with a mirror named, mmdebstrap adds no other suite
+    argv = scratch.bootstrap_argv(with_options(RECIPE, updates=False), Path("/w/hook"), root=False)
+    assert argv[-3:] == ["bookworm", "-", scratch.MIRROR]  # with a mirror named, mmdebstrap adds no other suite
 
 
 def test_nothing_that_root_starts_outlives_us() -> None:
-    argv = debian.bootstrap_argv(RECIPE, Path("/w/hook"), root=True)
+    argv = scratch.bootstrap_argv(RECIPE, Path("/w/hook"), root=True)
     assert argv[:2] == ["unshare", "--mount"]
     assert "--kill-child" in argv[: argv.index("--")]
     assert "--mode=root" in argv
 
 
 def test_unpacked_packages_have_only_the_hook_after_unpacking() -> None:
-    assert "--extract-hook=/w/hook" in debian.bootstrap_argv(EXTRACTED, Path("/w/hook"), root=False)
+    assert "--extract-hook=/w/hook" in scratch.bootstrap_argv(EXTRACTED, Path("/w/hook"), root=False)
 
 
 @pytest.mark.parametrize("work", [Path("/w"), Path("/a place/it's")])
 def test_the_hook_is_a_shell_script(work: Path) -> None:
-    text = debian_hook.text(RECIPE, work)
+    text = mmdebstrap_hook.text(RECIPE, work)
     subprocess.run(["sh", "-n"], input=text.encode(), check=True)
     assert "grep '^builder:'" in text
 
@@ -92,17 +92,17 @@ def test_the_hook_is_a_shell_script(work: Path) -> None:
 OURS = [made for name in sources.names() if (path := sources.find(name)) and (made := recipe.load(path))]
 
 
-@pytest.mark.parametrize("made", [made for made in OURS if made.kind == "debian"], ids=lambda made: made.name)
+@pytest.mark.parametrize("made", [made for made in OURS if made.kind == "scratch"], ids=lambda made: made.name)
 def test_the_scripts_of_our_recipes_are_shell_scripts(made: Recipe) -> None:
     for text in (made.options.script, *(file.text for file in made.options.files if file.mode & 0o111)):
         subprocess.run(["sh", "-n"], input=text.encode(), check=True)
 
 
 def test_a_kernel_that_qemu_loads_is_taken_out_of_the_root() -> None:
-    text = debian_hook.text(DIRECT, Path("/a place"))
+    text = mmdebstrap_hook.text(DIRECT, Path("/a place"))
     subprocess.run(["sh", "-n"], input=text.encode(), check=True)
     assert "cat \"$root/vmlinuz\" >'/a place'/boot.vmlinuz" in text
-    assert "vmlinuz" not in debian_hook.text(RECIPE, Path("/w"))
+    assert "vmlinuz" not in mmdebstrap_hook.text(RECIPE, Path("/w"))
 
 
 @pytest.mark.parametrize(
@@ -111,8 +111,8 @@ def test_a_kernel_that_qemu_loads_is_taken_out_of_the_root() -> None:
 )
 def test_debian_has_its_own_names_for_architectures(arch: str, debians: str) -> None:
     made = replace(DIRECT, card=replace(DIRECT.card, arch=arch))
-    assert f"--architectures={debians}" in debian.bootstrap_argv(made, Path("/w/hook"), root=False)
-    assert "--architectures=amd64" in debian.bootstrap_argv(RECIPE, Path("/w/hook"), root=False)
+    assert f"--architectures={debians}" in scratch.bootstrap_argv(made, Path("/w/hook"), root=False)
+    assert "--architectures=amd64" in scratch.bootstrap_argv(RECIPE, Path("/w/hook"), root=False)
 
 
 def test_a_disk_whose_kernel_qemu_loads_has_a_partition_and_no_boot_loader(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_a_disk_gets_one_bootable_partition_and_grub(tmp_path: Path) -> None:
 
 
 def test_files_are_roots_and_bring_no_folders() -> None:
-    data = debian.archive((File("/etc/a", 0o600, "A"), File("/b", 0o755, "ä")))
+    data = scratch.archive((File("/etc/a", 0o600, "A"), File("/b", 0o755, "ä")))
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
         entries = tar.getmembers()
         assert [(e.name, e.mode, e.uid, e.isfile()) for e in entries] == [
@@ -231,7 +231,7 @@ def test_nothing_is_left_when_we_are_interrupted(tmp_path: Path, monkeypatch: py
 def test_a_host_without_debians_keys_is_told_before_anything_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(debian, "KEYRING", tmp_path / "none.gpg")
+    monkeypatch.setattr(scratch, "KEYRING", tmp_path / "none.gpg")
     with pytest.raises(UsageError) as caught:
         make(RECIPE, tmp_path)
     assert caught.value.hint == "apt install debian-archive-keyring"
@@ -243,7 +243,7 @@ def test_where_a_killed_process_has_worked_the_next_one_cleans_up(tmp_path: Path
     (tmp_path / "victim" / "precious").mkdir(parents=True)
     (tmp_path / "8-obuild-making").symlink_to("victim")
     (tmp_path / "notes").mkdir()
-    with scratch.folder_in(tmp_path) as one, scratch.folder_in(tmp_path) as two:
+    with work_folder.folder_in(tmp_path) as one, work_folder.folder_in(tmp_path) as two:
         assert (one.name, two.name) == ("0-obuild-making", "1-obuild-making")
         assert list(one.iterdir()) == []
     assert sorted(path.name for path in tmp_path.iterdir()) == ["8-obuild-making", "notes", "victim"]
@@ -260,7 +260,7 @@ def test_packages_are_pinned_by_a_lock_file(
         out.write_bytes(qcow2_disk.read_bytes())
         return plan.card
 
-    monkeypatch.setattr(debian, "make", make)
+    monkeypatch.setattr(scratch, "make", make)
     path = tmp_path / "mine.toml"
     path.write_text(SMALLEST)
     with pytest.raises(UsageError, match=r"mine cannot be made with --locked: nobody has pinned .* --lock"):
