@@ -12,7 +12,18 @@ from pathlib import Path
 
 import pytest
 
-from obuild.bases import ext4, lockfile, making, mbr_grub, mmdebstrap_hook, recipe, scratch, sources, work_folder
+from obuild.bases import (
+    ext4,
+    lockfile,
+    making,
+    mbr_grub,
+    mmdebstrap,
+    mmdebstrap_hook,
+    recipe,
+    scratch,
+    sources,
+    work_folder,
+)
 from obuild.bases.kind import File, Making, Recipe
 from obuild.errors import ProcessError, UsageError
 from obuild.guests.profile import Card
@@ -59,7 +70,7 @@ def make(made: Recipe, folder: Path, say: Callable[[str], None] = print) -> None
 
 
 def test_mmdebstrap_is_told_packages_and_suite_and_no_mirror() -> None:
-    argv = scratch.bootstrap_argv(RECIPE, Path("/w/hook"), root=False)
+    argv = mmdebstrap.argv(RECIPE, Path("/w/hook"), root=False)
     assert argv[0] == "mmdebstrap"
     assert {"--mode=unshare", "--variant=minbase", "--include=bash,sudo"} <= set(argv)
     assert "--customize-hook=/w/hook" in argv
@@ -67,19 +78,19 @@ def test_mmdebstrap_is_told_packages_and_suite_and_no_mirror() -> None:
 
 
 def test_a_recipe_may_take_its_packages_from_the_release_alone() -> None:
-    argv = scratch.bootstrap_argv(with_options(RECIPE, updates=False), Path("/w/hook"), root=False)
-    assert argv[-3:] == ["bookworm", "-", scratch.MIRROR]  # with a mirror named, mmdebstrap adds no other suite
+    argv = mmdebstrap.argv(with_options(RECIPE, updates=False), Path("/w/hook"), root=False)
+    assert argv[-3:] == ["bookworm", "-", mmdebstrap.MIRROR]  # with a mirror named, mmdebstrap adds no other suite
 
 
 def test_nothing_that_root_starts_outlives_us() -> None:
-    argv = scratch.bootstrap_argv(RECIPE, Path("/w/hook"), root=True)
+    argv = mmdebstrap.argv(RECIPE, Path("/w/hook"), root=True)
     assert argv[:2] == ["unshare", "--mount"]
     assert "--kill-child" in argv[: argv.index("--")]
     assert "--mode=root" in argv
 
 
 def test_unpacked_packages_have_only_the_hook_after_unpacking() -> None:
-    assert "--extract-hook=/w/hook" in scratch.bootstrap_argv(EXTRACTED, Path("/w/hook"), root=False)
+    assert "--extract-hook=/w/hook" in mmdebstrap.argv(EXTRACTED, Path("/w/hook"), root=False)
 
 
 @pytest.mark.parametrize("work", [Path("/w"), Path("/a place/it's")])
@@ -111,8 +122,8 @@ def test_a_kernel_that_qemu_loads_is_taken_out_of_the_root() -> None:
 )
 def test_debian_has_its_own_names_for_architectures(arch: str, debians: str) -> None:
     made = replace(DIRECT, card=replace(DIRECT.card, arch=arch))
-    assert f"--architectures={debians}" in scratch.bootstrap_argv(made, Path("/w/hook"), root=False)
-    assert "--architectures=amd64" in scratch.bootstrap_argv(RECIPE, Path("/w/hook"), root=False)
+    assert f"--architectures={debians}" in mmdebstrap.argv(made, Path("/w/hook"), root=False)
+    assert "--architectures=amd64" in mmdebstrap.argv(RECIPE, Path("/w/hook"), root=False)
 
 
 def test_a_disk_whose_kernel_qemu_loads_has_a_partition_and_no_boot_loader(tmp_path: Path) -> None:
@@ -192,7 +203,7 @@ def test_a_disk_gets_one_bootable_partition_and_grub(tmp_path: Path) -> None:
 
 
 def test_files_are_roots_and_bring_no_folders() -> None:
-    data = scratch.archive((File("/etc/a", 0o600, "A"), File("/b", 0o755, "ä")))
+    data = mmdebstrap.archive((File("/etc/a", 0o600, "A"), File("/b", 0o755, "ä")))
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
         entries = tar.getmembers()
         assert [(e.name, e.mode, e.uid, e.isfile()) for e in entries] == [
@@ -231,7 +242,7 @@ def test_nothing_is_left_when_we_are_interrupted(tmp_path: Path, monkeypatch: py
 def test_a_host_without_debians_keys_is_told_before_anything_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scratch, "KEYRING", tmp_path / "none.gpg")
+    monkeypatch.setattr(mmdebstrap, "KEYRING", tmp_path / "none.gpg")
     with pytest.raises(UsageError) as caught:
         make(RECIPE, tmp_path)
     assert caught.value.hint == "apt install debian-archive-keyring"

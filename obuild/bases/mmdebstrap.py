@@ -1,0 +1,115 @@
+"""Fill a new root with Debian packages, by mmdebstrap, and make a file system of it.
+
+mmdebstrap fills a folder; while it still stands, inside the same namespace, mke2fs copies it into the partition of
+a raw disk. So a plain user can make an image, and nothing is left behind when we are interrupted.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+from pathlib import Path
+from urllib.parse import unquote
+
+from obuild.bases import ext4, mbr_grub, mmdebstrap_hook
+from obuild.bases.kind import File, Recipe
+from obuild.bases.scratch_options import Options
+from obuild.guests.profile import DEBIAN_ARCHES, INITRD, KERNEL
+from obuild.host import process
+
+#: The archive itself: the name finds a mirror nearby.
+MIRROR = "http://deb.debian.org/debian"
+
+KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+
+#: The date for programs that ask for one while packages are configured. The image's own is known only later.
+EPOCH = 1_672_531_200
+
+
+def run(recipe: Recipe, work: Path) -> Path:
+    """Unpack the packages and make a partition of them; returns the raw disk, not yet bootable."""
+    _write_inputs(recipe, work)
+    disk = work / "disk.raw"
+    with disk.open("wb") as file:
+        file.truncate(recipe.size)
+    for name in (disk.name, "epoch", "packages", "login-key", f"boot{KERNEL}", f"boot{INITRD}"):
+        (work / name).touch()
+        (work / name).chmod(0o666)
+    chroots = work / "tmp"
+    chroots.mkdir()
+    chroots.chmod(0o1777)
+    (work / "bare").mkdir()
+    (work / "bare").chmod(0o755)
+    process.run(
+        argv(recipe, work / "hook", root=os.geteuid() == 0),
+        env={"TMPDIR": str(chroots), "LC_ALL": "C.UTF-8", "TZ": "UTC", "SOURCE_DATE_EPOCH": str(EPOCH)},
+    )
+    epoch = int((work / "epoch").read_text())
+    ext4.set_times(disk, start=mbr_grub.PARTITION_START, epoch=epoch)
+    return disk
+
+
+def argv(recipe: Recipe, hook: Path, *, root: bool) -> list[str | Path]:
+    """The command that unpacks the packages and has `hook` make a disk of them.
+
+    If no mirror is named, mmdebstrap takes Debian's own, with the suites of updates and of security fixes that
+    a stable release has; if one is, that alone. The guest's sources.list says the same.
+    """
+    options: Options = recipe.options
+    # "extract" configures nothing, so it has no later hook to offer.
+    when = "extract" if options.variant == "extract" else "customize"
+    # Root's mounts and processes must not outlive us: they end with this namespace, which ends with `unshare`.
+    shell = ["unshare", "--mount", "--pid", "--mount-proc", "--fork", "--kill-child", "--"] if root else []
+    return [
+        *shell,
+        "mmdebstrap",
+        f"--mode={'root' if root else 'unshare'}",
+        f"--variant={options.variant}",
+        "--format=null",
+        # The hook cleans up, before the disk is made and not after. Who signed what needs no finding out.
+        "--skip=cleanup,check/signed-by,essential/unlink",
+        f"--keyring={KEYRING}",
+        f"--architectures={DEBIAN_ARCHES.get(recipe.card.arch, recipe.card.arch)}",
+        '--aptopt=Acquire::Languages "none"',
+        # The hook says which they were.
+        '--aptopt=APT::Keep-Downloaded-Packages "true"',
+        "--dpkgopt=force-unsafe-io",
+        f"--include={','.join(options.packages)}",
+        f"--setup-hook={mmdebstrap_hook.MERGE_USR}",
+        f"--{when}-hook={hook}",
+        options.suite,
+        "-",
+        *(() if options.updates else (MIRROR,)),
+    ]
+
+
+def packages_in(work: Path) -> dict[str, str]:
+    """The digest of each package in the image, by NAME_VERSION_ARCH."""
+    found = (line.split("  ") for line in (work / "packages").read_text().splitlines())
+    return {unquote(name.removesuffix(".deb")): f"sha256:{digest}" for digest, name in found}
+
+
+def _write_inputs(recipe: Recipe, work: Path) -> None:
+    """What the hook reads. It may be another user that reads, so nothing here is secret."""
+    options: Options = recipe.options
+    grub = recipe.card.firmware == "bios"
+    cfg = [File("/boot/grub/grub.cfg", 0o644, mbr_grub.grub_cfg(recipe, options.cmdline))] if grub else []
+    (work / "files.tar").write_bytes(archive((*options.files, *cfg)))
+    (work / "files.tar").chmod(0o644)
+    texts = {**mmdebstrap_hook.inputs(), "script": options.script, "hook": mmdebstrap_hook.text(recipe, work)}
+    for name, text in texts.items():
+        (work / name).write_text(text, encoding="utf-8")
+        (work / name).chmod(0o755 if name == "hook" else 0o644)
+
+
+def archive(files: tuple[File, ...]) -> bytes:
+    """A tar of `files`, all root's. It brings no folders, so those that exist keep their modes."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for file in files:
+            data = file.text.encode()
+            entry = tarfile.TarInfo(file.path.lstrip("/"))
+            entry.mode, entry.size = file.mode, len(data)
+            tar.addfile(entry, io.BytesIO(data))
+    return buffer.getvalue()

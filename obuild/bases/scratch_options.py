@@ -1,0 +1,63 @@
+"""What [scratch] in a recipe says."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from obuild.bases import kind
+from obuild.bases.kind import File
+from obuild.bases.sources import Sources
+from obuild.bases.table import Table
+from obuild.guests.profile import Card
+
+VARIANTS = ("extract", "custom", "essential", "apt", "minbase", "required", "important", "standard")
+
+_SUITE = re.compile(r"[a-z0-9][a-z0-9._-]*")
+_PACKAGE = re.compile(r"[a-z0-9][a-z0-9.+-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What [scratch] says.
+
+    `suite` is any name of a Debian release; without `updates` the suites of updates and of security fixes are left
+    out. `variant` is how mmdebstrap begins: "extract" unpacks and configures nothing. `packages` end with those of
+    the kernel, `cmdline` is for it, besides root= and the console. `script` is run by /bin/sh on the host, calls
+    `tools`, and gets the new root as $1, with `files` in it, and its architecture as $2; nothing is booted.
+    """
+
+    suite: str
+    updates: bool
+    variant: str
+    packages: tuple[str, ...]
+    cmdline: str
+    tools: tuple[str, ...]
+    files: tuple[File, ...]
+    script: str
+
+
+def parse(table: Table, sources: Sources, card: Card) -> Options:
+    """See `Kind.parse`."""
+    table.only("suite", "updates", "variant", "packages", "kernel", "cmdline", "tools", "file", "script")
+    return Options(
+        suite=table.match("suite", _SUITE, hint='write it like "bookworm"'),
+        updates=table.flag("updates", default=True),
+        variant=table.choice("variant", VARIANTS, default="minbase"),
+        packages=_packages(table, "packages") + _packages(table, "kernel"),
+        cmdline=table.line("cmdline"),
+        tools=_packages(table, "tools"),
+        files=kind.files(table),
+        script=table.text("script", default=""),
+    )
+
+
+def _packages(table: Table, key: str) -> tuple[str, ...]:
+    for package in (packages := table.strings(key)):
+        if not _PACKAGE.fullmatch(package):
+            raise table.error(
+                key,
+                f"{key}: {package!r} is not the name of a package",
+                hint="names of Debian packages are lower case: a-z, 0-9, plus, dash, dot",
+            )
+    return packages
