@@ -108,6 +108,7 @@ def test_only_the_table_of_executors_imports_one() -> None:
             "bases.catalog",
             "bases.making",
             "bases.cloud",
+            "bases.installation",
             "bases.installer",
             "bases.own_keys",
             "bases.verify",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from obuild.bases import cloud_config, cloud_verdict, disk_layout, remote, seed, unattended
+from obuild.bases import cloud_config, cloud_verdict, disk_layout, remote, seed, unattended, work_folder
 from obuild.bases.kind import Making, Recipe, digest
 from obuild.bases.remote import Remote
 from obuild.bases.sources import Sources
@@ -19,7 +19,6 @@ from obuild.errors import UsageError
 from obuild.executors.qemu import devices, machine
 from obuild.guests.profile import Card
 from obuild.host import qemu_img
-from obuild.host.fs import discard, fsync
 
 #: The guest's card finds its address wherever it is, and whatever its MAC is later.
 NETWORK = """\
@@ -85,30 +84,21 @@ def _text(table: Table, sources: Sources, key: str) -> tuple[str, str] | None:
 def unpinned(recipe: Recipe) -> str:
     """See `Kind.unpinned`."""
     options: Options = recipe.options
-    return "" if options.image.digest else f"the digest of {options.image.urls[0]} is not known"
+    return remote.unpinned(options.image)
 
 
 def make(recipe: Recipe, out: Path, making: Making) -> Card:
     """See `Kind.make`."""
     options: Options = recipe.options
     unattended.check_host(recipe.card)
-    work = out.parent / "work"
-    work.mkdir()
-    try:
-        image = work / "image"
-        image.hardlink_to(making.fetch(options.image))  # it stays while we need it, whoever prunes
-        source = qemu_img.inspect(image)
+    with work_folder.folder_in(out.parent) as work:
+        source = qemu_img.inspect(unattended.fetched(options.image, work / "image", making))
         disk_layout.check(source, recipe, work)
-        disk, medium, packed = work / "disk.qcow2", work / "seed.iso", work / "packed.qcow2"
+        disk, medium = work / "disk.qcow2", work / "seed.iso"
         qemu_img.create_grown(disk, source, size=recipe.size)
         medium.write_bytes(seed.iso(seed_files(recipe, making.public_key)))
         _boot(recipe, disk, medium, making)
-        making.say(f"{recipe.name}: packing the image")
-        qemu_img.flat_copy(disk, packed)
-        fsync(packed)
-        packed.replace(out)
-    finally:
-        discard(work)
+        unattended.pack(recipe.name, disk, out, making)
     return recipe.card
 
 

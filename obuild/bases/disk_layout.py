@@ -53,6 +53,15 @@ def check(image: Image, recipe: Recipe, work: Path) -> None:
         )
 
 
+def check_installed(recipe: Recipe, disk: Path, work: Path) -> None:
+    """UsageError if an installer has left the qcow2 `disk` without a partition."""
+    if not partition_types(head(Image(disk, "qcow2", recipe.size), work)):
+        raise UsageError(
+            f"{recipe.name}: the installer ended and left no partition on the disk",
+            hint="does its answer file name the disk (/dev/vda), and does the ISO boot? --watch shows its screen",
+        )
+
+
 def head(image: Image, work: Path) -> bytes:
     """The first sectors of a disk; `work` is a folder to work in."""
     path = work / "head"

@@ -121,6 +121,18 @@ def write(seeds: tuple[Seed, ...], public_key: str, work: Path) -> list[tuple[Pa
     return made
 
 
+def argv(arch: str, media: list[tuple[Path, Bus]]) -> devices.Argv:
+    """Return QEMU's options for the media of a machine. It may boot the first of them, if that is a CD.
+
+    CDs come first: the number of a CD is its place.
+    """
+    ordered = sorted(media, key=lambda each: each[1] != "cdrom")
+    line: devices.Argv = [*devices.GIVE_UP] if arch == "x86_64" else []
+    for number, (path, bus) in enumerate(ordered, 1):
+        line += devices.medium(arch, number, path, bus, boot=bus == "cdrom" and path == media[0][0])
+    return line
+
+
 def with_key(data: bytes, public_key: str) -> bytes:
     """With the store's key where the recipe wants it."""
     return data.replace(KEY.encode(), public_key.strip().encode())

@@ -27,6 +27,12 @@ class Remote:
     keyring: str = ""
 
 
+def unpinned(*remotes: Remote | None) -> str:
+    """Say which of these files has no digest; "" if each has one."""
+    unknown = [each.urls[0] for each in remotes if each and not each.digest]
+    return f"the digest of {unknown[0]} is not known" if unknown else ""
+
+
 def parse(table: Table, sources: Sources) -> Remote:
     """What a recipe says of a file. UsageError for anything it does not know."""
     table.only("url", "path", "digest", "sums", "signature", "keyring")

@@ -1,4 +1,4 @@
-"""Run a guest that does its work alone and powers off: what kinds share that make an image by booting one."""
+"""Run a guest that works by itself and powers off: shared by the kinds that make an image by booting a guest."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Literal
 
 from obuild.bases.kind import Making
+from obuild.bases.remote import Remote
 from obuild.errors import MachineError
-from obuild.executors.qemu import devices, kvm, machine, ssh
+from obuild.executors.qemu import devices, kvm, machine
 from obuild.executors.qemu.arches import ARCHES
 from obuild.executors.qemu.machine import Machine
 from obuild.executors.qemu.shape import Shape, require_host
 from obuild.guests.profile import Card
 from obuild.host import failpoints, process, qemu_img
+from obuild.host.fs import fsync
 
 #: What OVMF shows when it found nothing to boot; it waits there for ever.
 _SHELL = "UEFI Interactive Shell"
@@ -24,16 +26,13 @@ _SHELL = "UEFI Interactive Shell"
 #: How often the console is looked at for that, in seconds.
 _LOOK = 5.0
 
-#: How long a guest may take to answer SSH when it is tried, in seconds; it has first-boot work to do.
-PROOF_TIME = 900.0
-
 Ends = Literal["poweroff", "reboot"]
 _REASONS: dict[Ends, str] = {"poweroff": "guest-shutdown", "reboot": "guest-reset"}
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Why what a guest has done is a failure, "" if it is none, and what else to show of it."""
+    """Why a guest has failed ("" if it has not), and more lines to show."""
 
     problem: str
     lines: Sequence[str] = field(default=())
@@ -47,6 +46,21 @@ def check_host(card: Card) -> None:
     """UsageError for what is missing on this host; called before anything is downloaded."""
     require_host(Shape(arch=card.arch, firmware=card.firmware))
     process.require("qemu-img")
+
+
+def fetched(wanted: Remote, path: Path, making: Making) -> Path:
+    """Fetch a file that a recipe names and link it to `path`, so that a concurrent `prune` cannot take it away."""
+    path.hardlink_to(making.fetch(wanted))
+    return path
+
+
+def pack(name: str, disk: Path, out: Path, making: Making) -> None:
+    """Write a stand-alone copy of `disk` to `out`, which appears complete or not at all."""
+    making.say(f"{name}: packing the image")
+    packed = disk.with_name("packed.qcow2")
+    qemu_img.flat_copy(disk, packed)
+    fsync(packed)
+    packed.replace(out)
 
 
 def shape_of(card: Card, making: Making, *, memory: int, boot_time: float) -> Shape:
@@ -96,28 +110,6 @@ def run(
         running.quit()
 
 
-def prove_ssh(name: str, shape: Shape, disk: Path, making: Making, *, login: str, work: Path) -> None:
-    """Boot what was made, and log in by SSH with the store's key. MachineError if that fails.
-
-    The guest works on an overlay that is thrown away: the image stays as it is.
-    """
-    overlay = work / "proof.qcow2"
-    qemu_img.create_overlay(overlay, disk.name)
-    picture = making.store.screens / f"{name}.png"
-    more = devices.screen(shape.arch)
-    making.say(f"{name}: booting what was installed, to see that SSH answers")
-    with machine.start(shape, overlay, making.scope, network=False, extra=more) as running:
-        try:
-            with ssh.connect(running, login=login, key=making.key):
-                pass
-        except MachineError as error:
-            raise MachineError(
-                f"{name}: what was installed cannot be logged in to: {error.message}{_pictured(running, picture)}",
-                hint='does the installer give @public_key@ to that user? verify = "none" does not try',
-            ) from error
-    overlay.unlink()
-
-
 def wait(running: Machine, timeout: float, ends: Ends, reboots: int = 0, press: int = 0) -> str:
     """What the guest has done instead of ending as it should, in words; "" if it has."""
     deadline = time.monotonic() + timeout
@@ -145,12 +137,12 @@ def wait(running: Machine, timeout: float, ends: Ends, reboots: int = 0, press: 
 def _failure(name: str, verdict: Verdict, running: Machine, picture: Path) -> MachineError:
     console = running.console()
     said = ["its console ends with:", console] if console else ["its serial console is empty"]
-    pictured = _pictured(running, picture)
-    return MachineError("\n".join([f"{name}: {verdict.problem}", *verdict.lines, *said]) + pictured)
+    text = "\n".join([f"{name}: {verdict.problem}", *verdict.lines, *said])
+    return MachineError(text + pictured(running, picture))
 
 
-def _pictured(running: Machine, path: Path) -> str:
-    """Where a picture of the screen is, as a line of a message; "" if there is none."""
+def pictured(running: Machine, path: Path) -> str:
+    """Take a picture of the screen. Return a line for a message that says where it is, or "" if that failed."""
     part = path.with_name(f"{path.name}.part")
     with suppress(MachineError, OSError):
         path.parent.mkdir(exist_ok=True)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import re
 import secrets
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from obuild.bases import answer_file, installer, media, remote, seed, unattended
+from obuild.bases import answer_file, installation, media, remote, seed, unattended, work_folder
 from obuild.bases.kind import Making, Recipe
 from obuild.bases.remote import Remote
 from obuild.bases.sources import Sources
@@ -19,9 +19,7 @@ from obuild.bases.unattended import Verdict
 from obuild.errors import UsageError
 from obuild.executors.qemu.devices import Bus
 from obuild.executors.qemu.machine import Machine
-from obuild.guests.profile import NVRAM, Card
-from obuild.host import qemu_img
-from obuild.host.fs import discard, fsync
+from obuild.guests.profile import Card
 
 #: The defaults of `timeout` and `memory`.
 TIMEOUT = "4h"
@@ -96,53 +94,36 @@ def parse(table: Table, sources: Sources, card: Card) -> Options:
 def unpinned(recipe: Recipe) -> str:
     """See `Kind.unpinned`."""
     options: Options = recipe.options
-    unknown = [each.urls[0] for each in (options.iso, options.drivers, options.openssh) if not each.digest]
-    return f"the digest of {unknown[0]} is not known" if unknown else ""
+    return remote.unpinned(options.iso, options.drivers, options.openssh)
 
 
 def make(recipe: Recipe, out: Path, making: Making) -> Card:
     """See `Kind.make`."""
     options: Options = recipe.options
     unattended.check_host(recipe.card)
-    work = out.parent / "work"
-    work.mkdir()
-    try:
-        disk, medium, packed = work / "disk.qcow2", work / "answers.iso", work / "packed.qcow2"
-        shape = unattended.shape_of(recipe.card, making, memory=options.memory, boot_time=unattended.PROOF_TIME)
-        shape = replace(shape, nvram=installer.new_nvram(shape, work))
+    with work_folder.folder_in(out.parent) as work:
+        answers = work / "answers.iso"
         read: list[tuple[Path, Bus]] = [
-            (installer.linked(options.iso, work / "windows.iso", making), "cdrom"),
-            (installer.linked(options.drivers, work / "drivers.iso", making), "cdrom"),
-            (medium, "cdrom"),
+            (unattended.fetched(options.iso, work / "windows.iso", making), "cdrom"),
+            (unattended.fetched(options.drivers, work / "drivers.iso", making), "cdrom"),
+            (answers, "cdrom"),
         ]
         openssh = making.fetch(options.openssh).read_bytes()
         password = secrets.token_urlsafe(18)
-        medium.write_bytes(seed.iso(seed_files(recipe, making.public_key, openssh, password), label="OBUILD"))
-        qemu_img.create_empty(disk, size=recipe.size)
+        answers.write_bytes(seed.iso(seed_files(recipe, making.public_key, openssh, password), label="OBUILD"))
         making.say(f"{recipe.name}: installing Windows; obuild has not been tried with a real one yet")
-        unattended.run(
-            recipe.name,
-            shape,
-            disk,
+        installation.install(
+            recipe,
+            out,
             making,
-            extra=installer.media_argv(shape.arch, read),
+            work=work,
+            read=read,
+            memory=options.memory,
             timeout=options.timeout,
             reboots=REBOOTS,
-            screen=True,
             press=PRESS if recipe.card.firmware == "uefi" else 0,
             judge=judge,
         )
-        installer.check_installed(recipe, disk, work)
-        proof = replace(shape, nvram=replace(shape.nvram, kept=False) if shape.nvram else None)
-        unattended.prove_ssh(recipe.name, proof, disk, making, login=recipe.card.login, work=work)
-        making.say(f"{recipe.name}: packing the image")
-        qemu_img.flat_copy(disk, packed)
-        fsync(packed)
-        if shape.nvram:
-            shape.nvram.file.replace(out.with_suffix(NVRAM))
-        packed.replace(out)
-    finally:
-        discard(work)
     return recipe.card
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pycdlib
 import pytest
 
-from obuild.bases import installer, media, recipe, seed, unattended
+from obuild.bases import disk_layout, installer, media, recipe, seed, unattended, work_folder
 from obuild.bases.installer import Options
 from obuild.bases.kind import File, Making, Recipe, digest
 from obuild.bases.media import Seed
@@ -209,7 +209,7 @@ def test_files_are_laid_over_an_initrd_by_a_second_archive(tmp_path: Path) -> No
 
 def test_the_iso_is_booted_after_the_disk_and_seeds_come_behind_it() -> None:
     read = [(Path("/iso"), "cdrom"), (Path("/a"), "disk"), (Path("/b"), "cdrom"), (Path("/c"), "floppy")]
-    line = [str(word) for word in installer.media_argv("x86_64", read)]  # type: ignore[arg-type]
+    line = [str(word) for word in media.argv("x86_64", read)]  # type: ignore[arg-type]
     assert line[:2] == ["-boot", "strict=on,reboot-timeout=1"]
     assert [word for before, word in itertools.pairwise(line) if before == "-device"] == [
         "ide-cd,bus=ide.0,unit=0,drive=disk1,bootindex=1",
@@ -240,7 +240,7 @@ def test_what_the_host_lacks_is_said_before_anything_is_downloaded(
     making = Making(store, tmp_path / "key", "key", print, no_download)
     with pytest.raises(UsageError, match=f"{lacking} is not installed"):
         installer.make(recipe_of(text), tmp_path / "out.qcow2", making)
-    assert list(tmp_path.glob("work")) == []
+    assert list(tmp_path.glob(f"*{work_folder.MAKING}")) == []
 
 
 def test_a_disk_with_nothing_on_it_is_a_failure(tmp_path: Path) -> None:
@@ -248,7 +248,7 @@ def test_a_disk_with_nothing_on_it_is_a_failure(tmp_path: Path) -> None:
     disk = tmp_path / "disk.qcow2"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", disk, "1G"], check=True)
     with pytest.raises(UsageError, match="mine: the installer ended and left no partition on the disk"):
-        installer.check_installed(made, disk, tmp_path)
+        disk_layout.check_installed(made, disk, tmp_path)
 
 
 class Guest(Machine):

@@ -8,7 +8,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from obuild.bases import answer_file, installer, recipe, windows
+from obuild.bases import answer_file, media, recipe, windows
 from obuild.bases.kind import Recipe, digest
 from obuild.errors import UsageError
 from obuild.executors.qemu.machine import Machine
@@ -143,7 +143,7 @@ def test_the_script_is_found_on_any_cd_and_can_be_read_by_powershell() -> None:
 
 def test_the_machine_has_three_cds() -> None:
     read = [(Path(f"/{name}"), "cdrom") for name in ("windows", "drivers", "answers")]
-    line = [str(word) for word in installer.media_argv("x86_64", read)]  # type: ignore[arg-type]
+    line = [str(word) for word in media.argv("x86_64", read)]  # type: ignore[arg-type]
     assert [word for word in line if word.startswith("ide-cd")] == [
         "ide-cd,bus=ide.0,unit=0,drive=disk1,bootindex=1",
         "ide-cd,bus=ide.0,unit=1,drive=disk2",

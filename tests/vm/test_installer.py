@@ -81,7 +81,7 @@ def test_an_iso_and_answers_become_a_base_that_can_be_logged_in_to(
 ) -> None:
     said = program("base", "make", recipe(), "--set", "name=other", "--watch").stdout
     assert "mine: watch the guest's screen at vnc://127.0.0.1:" in said
-    assert "mine: booting what was installed, to see that SSH answers" in said
+    assert "mine: booting the installed system to check that SSH answers" in said
     assert [path.name for path in sorted((program.store / "base-image").iterdir())] == [
         "mine.made",
         "mine.qcow2",

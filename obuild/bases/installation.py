@@ -1,0 +1,103 @@
+"""Install a system onto an empty disk: what the kinds "installer" and "windows" share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from obuild.bases import disk_layout, media, unattended
+from obuild.bases.kind import Making, Recipe
+from obuild.bases.unattended import Ends, Verdict
+from obuild.errors import MachineError
+from obuild.executors.qemu import devices, machine, ssh
+from obuild.executors.qemu.arches import ARCHES
+from obuild.executors.qemu.devices import Bus
+from obuild.executors.qemu.machine import Machine
+from obuild.executors.qemu.shape import Kernel, Nvram, Shape
+from obuild.guests.profile import NVRAM
+from obuild.host import qemu_img
+
+#: How long the installed system may take to answer SSH, in seconds; it has first-boot work to do.
+PROOF_TIME = 900.0
+
+
+def install(
+    recipe: Recipe,
+    out: Path,
+    making: Making,
+    *,
+    work: Path,
+    read: list[tuple[Path, Bus]],
+    kernel: Kernel | None = None,
+    memory: int,
+    timeout: float,
+    judge: Callable[[Machine, str], Verdict],
+    ends: Ends = "poweroff",
+    reboots: int = 0,
+    press: int = 0,
+    verify: bool = True,
+) -> None:
+    """Run an installer from the media `read`, or from `kernel`, and make the image at `out` from its disk.
+
+    UEFI's variables are laid beside `out`. With `verify`, the installed system must answer SSH. For the other
+    options, see `unattended.run`. MachineError or UsageError if the installation failed.
+    """
+    disk = work / "disk.qcow2"
+    shape = unattended.shape_of(recipe.card, making, memory=memory, boot_time=PROOF_TIME)
+    shape = replace(shape, nvram=_new_nvram(shape, work))
+    qemu_img.create_empty(disk, size=recipe.size)
+    unattended.run(
+        recipe.name,
+        replace(shape, kernel=kernel),
+        disk,
+        making,
+        extra=media.argv(shape.arch, read),
+        timeout=timeout,
+        ends=ends,
+        reboots=reboots,
+        press=press,
+        screen=True,
+        judge=judge,
+    )
+    disk_layout.check_installed(recipe, disk, work)
+    if verify:
+        proof = replace(shape, nvram=replace(shape.nvram, kept=False) if shape.nvram else None)
+        _prove_ssh(recipe.name, proof, disk, making, login=recipe.card.login)
+    if shape.nvram:
+        shape.nvram.file.replace(out.with_suffix(NVRAM))
+    unattended.pack(recipe.name, disk, out, making)
+
+
+def _new_nvram(shape: Shape, work: Path) -> Nvram | None:
+    """Create a variable store for a machine with UEFI: the installer writes there what to boot."""
+    uefi = ARCHES[shape.arch].uefi
+    if shape.firmware != "uefi" or uefi is None:
+        return None
+    file = work / "nvram"
+    qemu_img.copy(Path(uefi[1]), file)
+    file.chmod(0o644)
+    return Nvram(file, kept=True)
+
+
+def _prove_ssh(name: str, shape: Shape, disk: Path, making: Making, *, login: str) -> None:
+    """Boot the installed system and log in by SSH with the store's key. MachineError if that fails.
+
+    It boots on an overlay that is thrown away, so the image does not change.
+    """
+    overlay = disk.with_name("proof.qcow2")
+    qemu_img.create_overlay(overlay, disk.name)
+    picture = making.store.screens / f"{name}.png"
+    more = devices.screen(shape.arch)
+    making.say(f"{name}: booting the installed system to check that SSH answers")
+    with machine.start(shape, overlay, making.scope, network=False, extra=more) as running:
+        try:
+            with ssh.connect(running, login=login, key=making.key):
+                pass
+        except MachineError as error:
+            shown = unattended.pictured(running, picture)
+            raise MachineError(
+                f"{name}: cannot log in to the installed system: {error.message}{shown}",
+                hint='does the installer give @public_key@ to that user? verify = "none" does not try',
+            ) from error
+    overlay.unlink()
