@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from obuild.bases import digests, record
 from obuild.bases.record import Record
@@ -21,9 +20,6 @@ from obuild.plan.steps import Base, Beside
 from obuild.store.base_images import IMAGES
 from obuild.store.layers import Store
 from obuild.store.usage import storage_errors
-
-if TYPE_CHECKING:
-    pass
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+:-]*")
 _PIN = re.compile(rf"sha256:{SHA256}")
@@ -50,7 +46,10 @@ def stale(image: Path) -> str:
 
 
 def look(store: Store, reference: str) -> Base | None:
-    """As `find`, but nothing is made: None if there is only a recipe."""
+    """Return the base that `reference` (NAME, or NAME@sha256:HEX) names, or None if there is only a recipe for it.
+
+    UsageError, listing what there is, if there is neither; or if its content is not what the pin says.
+    """
     name, _ = split(reference)
     path = image_path(store, name)
     if path is not None:

@@ -31,11 +31,10 @@ def find(
     making: Callable[[str], AbstractContextManager[Phase | str]] = nullcontext,
     scope: CancelScope | None = None,
 ) -> Base:
-    """The base that `reference` (NAME, or NAME@sha256:HEX) names, made first if there is only a recipe for it.
+    """Return the base that `reference` names, as `catalog.look` does; if there is only a recipe, make it first.
 
-    UsageError, listing what there is, if there is neither; or if its content is not what the pin says. One that is
-    stale is said to be, and used. While a base is made, `making` is entered with its name, and hears of downloads;
-    cancelling `scope` ends a machine that makes it.
+    A stale base is used, with a note. While a base is made, `making` is entered with its name and hears of
+    downloads; cancelling `scope` ends a machine that makes it.
     """
     name, _ = catalog.split(reference)
     found = catalog.look(store, reference)

@@ -160,11 +160,15 @@ def extract_head(image: Image, out: Path, length: int) -> None:
 
 def extract(image: Image, descriptor: int, start: int, length: int) -> None:
     """Write a part of the disk in an image, in bytes, to an open file that is a hole of that length."""
-    name = str(image.path).replace(",", ",,")
-    layers = f"file.driver={image.format},file.file.driver=file,file.file.filename={name}"
+    layers = f"file.driver={image.format},file.file.driver=file,file.file.filename={escaped(image.path)}"
     source = ["--image-opts", f"driver=raw,offset={start},size={length},{layers}"]
     out = f"/proc/{os.getpid()}/fd/{descriptor}"
     process.run(["qemu-img", "convert", "-n", "--target-is-zero", *source, "-O", "raw", out])
+
+
+def escaped(path: Path) -> str:
+    """Escape a path for QEMU's option parser, in which a comma ends a value and two stand for one."""
+    return str(path).replace(",", ",,")
 
 
 def rebase(path: Path, backing: str) -> None:

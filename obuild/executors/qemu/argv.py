@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from obuild.executors.qemu.arches import ARCHES, Arch
-from obuild.executors.qemu.devices import comma
 from obuild.executors.qemu.shape import Kernel, Nvram, Shape
 from obuild.guests.linux_agent import CONTROL_PORT, DATA_PORT
+from obuild.host.qemu_img import escaped
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ def qemu_argv(
         arch.console[0], arch.console[1] + "console",
         "-device", arch.rng,
         # unsafe is safe here: a draft is thrown away after a crash, and the commit fsyncs
-        "-blockdev", f"driver=file,filename={comma(image)},node-name=file0,cache.no-flush=on,discard=unmap",
+        "-blockdev", f"driver=file,filename={escaped(image)},node-name=file0,cache.no-flush=on,discard=unmap",
         "-blockdev", "driver=qcow2,file=file0,node-name=disk0,cache.no-flush=on,discard=unmap",
         # a kernel that QEMU loads is the boot device, and some machines refuse to have two
         "-device", f"{arch.disk},drive=disk0" + (",bootindex=0" if shape.kernel is None else ""),
@@ -119,7 +119,7 @@ def _warm_argv(arch: Arch, links: Links) -> list[str | Path]:
 
 
 def _memory_argv(memory: Memory, size: int) -> list[str | Path]:
-    kind = f"memory-backend-file,mem-path={comma(memory.file)}" if memory.file else "memory-backend-ram"
+    kind = f"memory-backend-file,mem-path={escaped(memory.file)}" if memory.file else "memory-backend-ram"
     return [
         *("-object", f"{kind},id=ram0,size={size},share=off"),
         "-S",
@@ -138,7 +138,7 @@ def _firmware_argv(shape: Shape, arch: Arch) -> list[str | Path]:
         snapshot = "off" if nvram.kept else "on"  # a snapshot is a nameless temporary file
         uefi = [
             *("-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={code}"),
-            *("-drive", f"if=pflash,unit=1,format=raw,snapshot={snapshot},file={comma(nvram.file)}"),
+            *("-drive", f"if=pflash,unit=1,format=raw,snapshot={snapshot},file={escaped(nvram.file)}"),
         ]
     if shape.kernel is not None:
         return [*uefi, *_kernel_argv(shape.kernel, arch.tty)]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from obuild.executors.qemu.arches import ARCHES
+from obuild.host.qemu_img import escaped
 
 Bus = Literal["disk", "cdrom", "floppy"]
 
@@ -25,7 +26,7 @@ def medium(arch: str, number: int, path: Path, bus: Bus, *, boot: bool = False) 
     """
     device = f"{_device(arch, number, bus)},drive=disk{number}" + (",bootindex=1" if boot else "")
     return [
-        *("-blockdev", f"driver=file,filename={comma(path)},node-name=file{number},read-only=on"),
+        *("-blockdev", f"driver=file,filename={escaped(path)},node-name=file{number},read-only=on"),
         *("-blockdev", f"driver=raw,file=file{number},node-name=disk{number},read-only=on"),
         *(_controller(arch, number) if bus == "cdrom" else ()),
         *("-device", device),
@@ -85,8 +86,3 @@ REBOOTS = ("-action", "reboot=reset")
 
 def _suffix(arch: str) -> str:
     return ARCHES[arch].disk.partition("virtio-blk")[2]  # -pci, or -ccw
-
-
-def comma(path: Path) -> str:
-    """Escape a path for QEMU's option parser, in which a comma ends a value and two stand for one."""
-    return str(path).replace(",", ",,")
