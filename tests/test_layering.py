@@ -106,12 +106,11 @@ def test_only_the_table_of_executors_imports_one() -> None:
         *(
             "executors.all",
             "bases.catalog",
-            "bases.making",
             "bases.cloud",
+            "bases.inputs",
             "bases.installation",
             "bases.installer",
             "bases.own_keys",
-            "bases.verify",
             "bases.media",
             "bases.unattended",
             "bases.windows",

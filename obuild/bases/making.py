@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -73,29 +73,10 @@ def make(
     are there, and how many there will be, or 0. With `watch` a guest's screen can be seen.
     If two processes want the base, one makes it and the other waits. UsageError if there is no such recipe.
     """
-    from obuild.bases import lockfile, recipe, sources
+    from obuild.bases import inputs, lockfile, recipe, sources
     from obuild.bases.all import KINDS
-    from obuild.bases.download import fetch
-    from obuild.bases.kind import Making, digest
-    from obuild.bases.remote import Remote
-    from obuild.executors.qemu.ssh import make_key
+    from obuild.bases.kind import digest
 
-    news: list[str] = []
-
-    def get(remote: Remote) -> Path:
-        found, known = fetch(remote, store.downloads, trust=trust, say=say, progress=progress)
-        if not remote.digest:
-            lock = lockfile.path_of(path)
-            lockfile.write(lock, {**lockfile.read(lock), remote.urls[0]: known})
-            news.append(known)
-        return found
-
-    def packages(found: Mapping[str, str]) -> None:
-        if locked:
-            lockfile.check(lockfile.path_of(path), plan.packages, found)
-        installed.update(found)
-
-    installed: dict[str, str] = {}
     path = recipe_path(reference)
     name = catalog.checked(name or path.stem)
     with locks.file_lock(store.places.lock(name)):
@@ -113,13 +94,14 @@ def make(
             return existing, False
         with storage_errors(store.root), store.places.staged(name) as folder:
             out = folder / f"{name}.qcow2"
-            key = catalog.store_key(store)
-            making = Making(store, key, make_key(key), say, get, scope or CancelScope(), watch, packages)
+            making, used = inputs.prepare(
+                store, plan, say=say, trust=trust, locked=locked, progress=progress, scope=scope, watch=watch
+            )
             card = KINDS[plan.kind].make(plan, out, making)
             catalog.card_path(out).write_text(profile.dump(card))
             if lock:
-                lockfile.write(lockfile.path_of(path), installed, "packages")
-            if news or lock:  # the digest of all inputs is known only now
+                lockfile.write(lockfile.path_of(path), used.packages, "packages")
+            if used.trusted or lock:  # the digest of all inputs is known only now
                 plan = recipe.load(path, choices, name=name)
             record.write(out, plan, choices, when=time.time())
         return store.base_image / out.name, True

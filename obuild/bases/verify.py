@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-
-from obuild.bases import catalog, lockfile, recipe, record, work_folder
+from obuild.bases import catalog, inputs, recipe, record, work_folder
 from obuild.bases.all import KINDS
-from obuild.bases.download import fetch
-from obuild.bases.kind import Making, Say
-from obuild.bases.remote import Remote
+from obuild.bases.kind import Say
 from obuild.bases.sources import Choices
 from obuild.errors import UsageError
 from obuild.host import disk_content, qemu_img
@@ -22,8 +17,6 @@ def again(store: Store, name: str, *, say: Say) -> tuple[str, str]:
     UsageError if the image was not made here, if its recipe is gone or has changed since, or if the archive no
     longer has the packages of the lock file. The image and its record stay as they are.
     """
-    from obuild.executors.qemu.ssh import make_key
-
     image = catalog.image_path(store, catalog.checked(name))
     if image is None:
         raise catalog.unknown(store, name)
@@ -35,15 +28,7 @@ def again(store: Store, name: str, *, say: Say) -> tuple[str, str]:
         raise UsageError(f"base image {name!r} cannot be made again: {why}")
     plan = recipe.load(path, Choices(made.profile, made.values), name=name)
 
-    def get(remote: Remote) -> Path:
-        return fetch(remote, store.downloads, trust=False, say=say, progress=lambda done, total: None)[0]
-
-    def packages(found: Mapping[str, str]) -> None:
-        if plan.packages:
-            lockfile.check(lockfile.path_of(path), plan.packages, found)
-
-    key = catalog.store_key(store)
-    making = Making(store, key, make_key(key), say, get, packages=packages)
+    making, _ = inputs.prepare(store, plan, say=say, locked=bool(plan.packages))
     with work_folder.folder_in(work_folder.VAR_TMP.resolve()) as folder:
         out = folder / f"{name}.qcow2"
         KINDS[plan.kind].make(plan, out, making)

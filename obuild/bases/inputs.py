@@ -1,0 +1,58 @@
+"""Give a kind what it makes an image from: downloads, keys, and packages checked against the lock file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from obuild.bases import catalog, lockfile
+from obuild.bases.download import fetch
+from obuild.bases.kind import Making, Recipe, Say
+from obuild.bases.remote import Remote
+from obuild.executors.qemu.ssh import make_key
+from obuild.host.process import CancelScope
+from obuild.store.layers import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Used:
+    """What an image was made from: digests of packages, and of downloads that had none in the recipe."""
+
+    packages: dict[str, str] = field(default_factory=dict)
+    trusted: dict[str, str] = field(default_factory=dict)
+
+
+def prepare(
+    store: Store,
+    plan: Recipe,
+    *,
+    say: Say,
+    trust: bool = False,
+    locked: bool = False,
+    progress: Callable[[int, int], object] = lambda done, total: None,
+    scope: CancelScope | None = None,
+    watch: bool = False,
+) -> tuple[Making, Used]:
+    """Return what the recipe's kind needs, and a record of what it takes, which grows while it works.
+
+    With `trust`, a download without a digest is accepted, and its digest is written into the lock file. With
+    `locked`, packages must be those in the lock file. For `progress` and `watch`, see `making.make`.
+    """
+    used = Used()
+    lock = lockfile.path_of(plan.path)
+
+    def get(remote: Remote) -> Path:
+        found, digest = fetch(remote, store.downloads, trust=trust, say=say, progress=progress)
+        if not remote.digest:
+            lockfile.write(lock, {**lockfile.read(lock), remote.urls[0]: digest})
+            used.trusted[remote.urls[0]] = digest
+        return found
+
+    def packages(found: Mapping[str, str]) -> None:
+        if locked:
+            lockfile.check(lock, plan.packages, found)
+        used.packages.update(found)
+
+    key = catalog.store_key(store)
+    return Making(store, key, make_key(key), say, get, scope or CancelScope(), watch, packages), used
