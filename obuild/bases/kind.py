@@ -57,8 +57,12 @@ def _inputs(value: Any) -> Any:
         return hashlib.sha256(value).hexdigest()
     if isinstance(value, tuple):
         return [_inputs(item) for item in value]
+    if isinstance(value, Path):
+        return None  # what is in a file counts, and not where it lies
     if is_dataclass(value):
-        return {field.name: _inputs(getattr(value, field.name)) for field in fields(value)}
+        # An option that is left alone does not count, so a new one changes no recipe's digest.
+        told = {each.name: getattr(value, each.name) for each in fields(value)}
+        return {each.name: _inputs(told[each.name]) for each in fields(value) if told[each.name] != each.default}
     return value
 
 

@@ -6,15 +6,14 @@ a raw disk. So a plain user can make an image, and nothing is left behind when w
 
 from __future__ import annotations
 
-import io
 import os
-import tarfile
 from pathlib import Path
 from urllib.parse import unquote
 
-from obuild.bases import ext4, mbr_grub, mmdebstrap_hook
+from obuild.bases import ext4, mbr_grub, mmdebstrap_hook, root_files
 from obuild.bases.kind import File, Recipe
 from obuild.bases.scratch_options import Options
+from obuild.errors import ProcessError, UsageError
 from obuild.guests.profile import DEBIAN_ARCHES, INITRD, KERNEL
 from obuild.host import process
 
@@ -28,12 +27,15 @@ EPOCH = 1_672_531_200
 
 
 def run(recipe: Recipe, work: Path) -> Path:
-    """Unpack the packages and make a partition of them; returns the raw disk, not yet bootable."""
+    """Unpack the packages and make a partition of them; returns the raw disk, not yet bootable.
+
+    UsageError if what the recipe puts into the root does not fit what is there; ProcessError if mmdebstrap fails.
+    """
     _write_inputs(recipe, work)
     disk = work / "disk.raw"
     with disk.open("wb") as file:
         file.truncate(recipe.size)
-    for name in (disk.name, "epoch", "packages", "login-key", f"boot{KERNEL}", f"boot{INITRD}"):
+    for name in (disk.name, "epoch", "packages", "login-key", "complaint", f"boot{KERNEL}", f"boot{INITRD}"):
         (work / name).touch()
         (work / name).chmod(0o666)
     chroots = work / "tmp"
@@ -41,10 +43,15 @@ def run(recipe: Recipe, work: Path) -> Path:
     chroots.chmod(0o1777)
     (work / "bare").mkdir()
     (work / "bare").chmod(0o755)
-    process.run(
-        argv(recipe, work / "hook", root=os.geteuid() == 0),
-        env={"TMPDIR": str(chroots), "LC_ALL": "C.UTF-8", "TZ": "UTC", "SOURCE_DATE_EPOCH": str(EPOCH)},
-    )
+    try:
+        process.run(
+            argv(recipe, work / "hook", root=os.geteuid() == 0),
+            env={"TMPDIR": str(chroots), "LC_ALL": "C.UTF-8", "TZ": "UTC", "SOURCE_DATE_EPOCH": str(EPOCH)},
+        )
+    except ProcessError:
+        if complaint := (work / "complaint").read_text().strip():
+            raise UsageError(f"{recipe.name}: {complaint}") from None
+        raise
     epoch = int((work / "epoch").read_text())
     ext4.set_times(disk, start=mbr_grub.PARTITION_START, epoch=epoch)
     return disk
@@ -95,21 +102,18 @@ def _write_inputs(recipe: Recipe, work: Path) -> None:
     options: Options = recipe.options
     grub = recipe.card.firmware == "bios"
     cfg = [File("/boot/grub/grub.cfg", 0o644, mbr_grub.grub_cfg(recipe, options.cmdline))] if grub else []
-    (work / "files.tar").write_bytes(archive((*options.files, *cfg)))
-    (work / "files.tar").chmod(0o644)
-    texts = {**mmdebstrap_hook.inputs(), "script": options.script, "hook": mmdebstrap_hook.text(recipe, work)}
+    files = (*options.files, *cfg)
+    for number, tree in enumerate(options.trees):
+        root_files.write_tree(tree, work / f"tree-{number}.tar")
+    root_files.write_files(files, work / "files.tar")
+    for path in work.glob("*.tar"):
+        path.chmod(0o644)
+    texts = {
+        **mmdebstrap_hook.inputs(),
+        "folders": "".join(f"{folder}\n" for folder in root_files.folders_of(files, options.trees)),
+        "script": options.script,
+        "hook": mmdebstrap_hook.text(recipe, work),
+    }
     for name, text in texts.items():
         (work / name).write_text(text, encoding="utf-8")
         (work / name).chmod(0o755 if name == "hook" else 0o644)
-
-
-def archive(files: tuple[File, ...]) -> bytes:
-    """A tar of `files`, all root's. It brings no folders, so those that exist keep their modes."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for file in files:
-            data = file.text.encode()
-            entry = tarfile.TarInfo(file.path.lstrip("/"))
-            entry.mode, entry.size = file.mode, len(data)
-            tar.addfile(entry, io.BytesIO(data))
-    return buffer.getvalue()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import platform
 import shlex
 from pathlib import Path
 
-from obuild.bases import ext4, mbr_grub
+from obuild.bases import ext4, mbr_grub, root_files
 from obuild.bases.kind import Recipe
+from obuild.bases.scratch_options import Options
+from obuild.guests import profile
 from obuild.guests.profile import INITRD, KERNEL
 from obuild.host.qemu_img import KEY_BLOCK
 
@@ -35,6 +38,60 @@ rm -r "$root/vmlinuz" "$root/initrd.img" "$root"/boot/*
 """
 
 
+#: How the image gets its date: as old as its newest package, or as what the archive signed last.
+EPOCHS: dict[int | str, str] = {
+    "packages": """\
+newest=$(find "$root"/usr/share/doc/*/ -maxdepth 1 -name 'changelog*.gz' -printf '%T@\\n' | sort -n | tail -n 1)
+SOURCE_DATE_EPOCH=${newest%.*}""",
+    "release": """\
+dates=$(grep -h -m 1 '^Date: ' "$root"/var/lib/apt/lists/*Release)
+SOURCE_DATE_EPOCH=$(echo "$dates" | sed 's/^Date: //' | date -f - +%s | sort -n | tail -n 1)""",
+}
+
+#: A link out of the new root, such as /var/run, leads to a folder of this host while nothing runs in the root.
+CHECK_FOLDERS = """\
+inside=$(realpath "$root")
+while IFS= read -r folder; do
+    [ -L "$root/$folder" ] || continue
+    case $(realpath -m "$root/$folder") in
+    "$inside"/*) ;;
+    *)
+        target=$(readlink "$root/$folder")
+        echo "/$folder is a link to $target in the new root: name that folder instead" >{here}/complaint
+        exit 1
+        ;;
+    esac
+done <{here}/folders"""
+
+
+def _presets(recipe: Recipe) -> str:
+    """Have systemd's presets decide what starts at boot: by the root's own systemctl, if that can run here."""
+    if is_native(recipe):
+        return """\
+if ! chroot "$root" systemctl --quiet preset-all; then
+    echo "presets: systemctl preset-all fails in the new root; is the package systemd in it?" >{here}/complaint
+    exit 1
+fi"""
+    return 'systemctl --quiet --root="$root" preset-all'
+
+
+def is_native(recipe: Recipe) -> bool:
+    """Whether programs of the new root can run on this host."""
+    host = platform.machine()
+    return recipe.card.arch == profile.ARCH_ALIASES.get(host, host)
+
+
+def removal(globs: tuple[str, ...], here: str) -> str:
+    """Remove what matches one of `globs`. Links are not followed, so nothing outside the new root is reached."""
+    tests = " -o ".join(f"-regex {shlex.quote(f'.{root_files.regex(glob)}')}" for glob in globs)
+    if not tests:
+        return ""
+    return (
+        f"(cd {here}/bare && find -P . -xdev -mindepth 1 -regextype posix-extended '(' {tests} ')' -prune \\\n"
+        "    -exec rm -rf --one-file-system {} +)"
+    )
+
+
 def inputs() -> dict[str, str]:
     """The files that the script reads besides those of the recipe, by name."""
     return {"mke2fs.conf": ext4.CONFIG, "cpio": _CPIO, "blank": "\n" * KEY_BLOCK}
@@ -46,6 +103,7 @@ def text(recipe: Recipe, work: Path) -> str:
     It runs where owners are what the guest shall see, and finds its inputs in `work`. What it finds out for us it
     writes into files there: the time that the image is dated with, and the paths of the two files for keys.
     """
+    options: Options = recipe.options
     here = shlex.quote(str(work))
     start = mbr_grub.PARTITION_START
     make_fs = ext4.mke2fs_argv(work, mbr_grub.disk_id(recipe), start=start, size=recipe.size - start)
@@ -54,15 +112,22 @@ def text(recipe: Recipe, work: Path) -> str:
 set -eu
 umask 022
 root=$1
-# The image is as old as its newest package. Newer files were made just now.
-newest=$(find "$root"/usr/share/doc/*/ -maxdepth 1 -name 'changelog*.gz' -printf '%T@\\n' | sort -n | tail -n 1)
-SOURCE_DATE_EPOCH=${{newest%.*}}
+{EPOCHS.get(options.epoch, f"SOURCE_DATE_EPOCH={options.epoch}")}
 export SOURCE_DATE_EPOCH
-echo "${{SOURCE_DATE_EPOCH:?no package has a changelog that would date the image}}" >{here}/epoch
+echo "${{SOURCE_DATE_EPOCH:?nothing dates the image; write epoch into the recipe}}" >{here}/epoch
 
 (cd "$root/var/cache/apt/archives" && sha256sum *.deb) >{here}/packages
 
-tar --extract --same-permissions --keep-directory-symlink --file {here}/files.tar --directory "$root"
+# mmdebstrap's copies of this host's.
+rm -f "$root/etc/hostname" "$root/etc/resolv.conf"
+
+{CHECK_FOLDERS.format(here=here)}
+for archive in {here}/tree-*.tar {here}/files.tar; do
+    [ -e "$archive" ] || continue
+    tar --extract --same-permissions --touch --keep-directory-symlink --no-overwrite-dir \\
+        --file "$archive" --directory "$root"
+done
+{_presets(recipe).format(here=here) if options.presets else ""}
 cpio=$(ls -d "$root/usr/bin/cpio" "$root/bin/cpio" 2>/dev/null | head -n 1) || true
 if [ -n "$cpio" ]; then
     mv "$cpio" "$cpio.real"
@@ -103,9 +168,13 @@ cd /
 
 # The root without the /proc, /sys and /dev that are mounted on it while programs run in it.
 mount --bind "$root" {here}/bare
+{removal(options.remove, here)}
 mount -t tmpfs -o mode=755 dev {here}/bare/dev
 mkdir {here}/bare/dev/pts {here}/bare/dev/shm
-find {here}/bare -newermt "@$SOURCE_DATE_EPOCH" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {{}} +
+# What is newer than the image was made just now, and so was what is newer than this script: an epoch may be in the
+# future.
+find {here}/bare '(' -newermt "@$SOURCE_DATE_EPOCH" -o -newer {here}/hook ')' \\
+    -exec touch -h -d "@$SOURCE_DATE_EPOCH" {{}} +
 E2FSPROGS_FAKE_TIME=$SOURCE_DATE_EPOCH {shlex.join(map(str, make_fs))}
 umount {here}/bare/dev
 umount {here}/bare

@@ -104,8 +104,8 @@ def origin(record: Record) -> Path | None:
 
 
 def _stamp(path: Path) -> list[int]:
-    """Changes with a file's content, and with a folder's names; empty if there is nothing."""
+    """Changes with a file's content and mode, and with a folder's names; empty if there is nothing."""
     try:
-        return list(stamp.of(path))
+        return [*stamp.of(path), path.stat().st_ctime_ns]
     except OSError:
         return []

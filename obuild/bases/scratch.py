@@ -78,4 +78,6 @@ def _check_host(recipe: Recipe) -> None:
     mbr_grub.check_host(recipe)
     for program in ("mmdebstrap", "qemu-img", *ext4.PROGRAMS, *recipe.options.tools):
         process.require(program)
+    if recipe.options.presets and not mmdebstrap_hook.is_native(recipe):
+        process.require("systemctl")
     process.require_file(mmdebstrap.KEYRING, "debian-archive-keyring")

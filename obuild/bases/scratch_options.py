@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Literal
 
-from obuild.bases import kind
+from obuild.bases import kind, root_files
 from obuild.bases.kind import File
 from obuild.bases.sources import Sources
 from obuild.bases.table import Table
 from obuild.guests.profile import Card
+from obuild.plan.tree import Tree
 
 VARIANTS = ("extract", "custom", "essential", "apt", "minbase", "required", "important", "standard")
+
+#: The last second that an inode of our ext4 can say.
+_LAST_SECOND = (1 << 31) - 1
 
 _SUITE = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9.+-]+")
@@ -24,7 +29,10 @@ class Options:
     `suite` is any name of a Debian release; without `updates` the suites of updates and of security fixes are left
     out. `variant` is how mmdebstrap begins: "extract" unpacks and configures nothing. `packages` end with those of
     the kernel, `cmdline` is for it, besides root= and the console. `script` is run by /bin/sh on the host, calls
-    `tools`, and gets the new root as $1, with `files` in it, and its architecture as $2; nothing is booted.
+    `tools`, and gets the new root as $1, with `trees` and `files` in it, and its architecture as $2; nothing is
+    booted. With `presets`, systemd's presets have decided before it what starts at boot. What matches one of
+    `remove` is removed at last. `epoch` is the image's date: in seconds, or that of its newest package or of the
+    release.
     """
 
     suite: str
@@ -35,11 +43,18 @@ class Options:
     tools: tuple[str, ...]
     files: tuple[File, ...]
     script: str
+    trees: tuple[Tree, ...] = ()
+    presets: bool = False
+    remove: tuple[str, ...] = ()
+    epoch: int | Literal["packages", "release"] = "packages"
 
 
 def parse(table: Table, sources: Sources, card: Card) -> Options:
     """See `Kind.parse`."""
-    table.only("suite", "updates", "variant", "packages", "kernel", "cmdline", "tools", "file", "script")
+    table.only(
+        *("suite", "updates", "variant", "packages", "kernel", "cmdline", "tools", "file", "script"),
+        *("tree", "presets", "remove", "epoch"),
+    )
     return Options(
         suite=table.match("suite", _SUITE, hint='write it like "bookworm"'),
         updates=table.flag("updates", default=True),
@@ -47,9 +62,25 @@ def parse(table: Table, sources: Sources, card: Card) -> Options:
         packages=_packages(table, "packages") + _packages(table, "kernel"),
         cmdline=table.line("cmdline"),
         tools=_packages(table, "tools"),
-        files=kind.files(table),
+        files=(files := kind.files(table)),
         script=table.text("script", default=""),
+        trees=root_files.trees(table, sources, files),
+        presets=table.flag("presets", default=False),
+        remove=root_files.globs(table),
+        epoch=_epoch(table),
     )
+
+
+def _epoch(table: Table) -> int | Literal["packages", "release"]:
+    match table.get("epoch", "packages"):
+        case "packages":
+            return "packages"
+        case "release":
+            return "release"
+        case int(seconds) if not isinstance(seconds, bool) and 0 < seconds <= _LAST_SECOND:
+            return seconds
+    hint = 'write "packages", "release", or seconds since 1970 without quotes'
+    raise table.error("epoch", f"epoch is {table['epoch']!r}", hint=hint)
 
 
 def _packages(table: Table, key: str) -> tuple[str, ...]:

@@ -65,6 +65,19 @@ class Sources:
             raise table.error(key, f"{key}: there is no file {path}")
         return path
 
+    def folders(self, table: Table, key: str) -> tuple[Path, ...]:
+        """The folders that a key names, one or a list of them, each relative to where it is written.
+
+        UsageError for one that is not there.
+        """
+        named = (table.text(key),) if isinstance(table.get(key), str) else table.strings(key)
+        paths = [source.folder / name for source, name in zip(table.written_in(key), named, strict=True)]
+        for path in paths:
+            self.files.append(path)
+            if not path.is_dir():
+                raise table.error(key, f"{key}: there is no folder {path}")
+        return tuple(paths)
+
     def text(self, table: Table, key: str) -> str:
         """What is in such a file, with variables replaced. UsageError if it is not text."""
         path = self.beside(table, key)
@@ -200,7 +213,7 @@ def _typed(key: str, text: str, default: Variable) -> Variable:
 
 def _substituted(table: Table, known: Mapping[str, Variable]) -> Table:
     made = Table(table.where)
-    made.origin = table.origin
+    made.origin, made.sources = table.origin, table.sources
     for key, value in table.items():
         try:
             made[key] = _value(value, known)

@@ -38,6 +38,8 @@ class Table(dict[str, Any]):
         super().__init__()
         self.where = where
         self.origin: dict[str, tuple[Source, toml.KeyPath]] = {}
+        #: Where each item of a list was written, if the list was put together from several files.
+        self.sources: dict[str, list[Source]] = {}
 
     def error(self, key: str, message: str, *, hint: str = "") -> UsageError:
         """A UsageError about a key, or about its absence."""
@@ -45,6 +47,11 @@ class Table(dict[str, Any]):
             return UsageError(f"{self.where}: {message}", hint=hint)
         source, path = self.origin[key]
         return UsageError(f"{source.place(path)}: {message}", hint=hint)
+
+    def written_in(self, key: str) -> list[Source]:
+        """Where a key's value was written, or each item of it if it is a list."""
+        value = self.get(key, [])
+        return self.sources.get(key) or [self.origin[key][0] for _ in (value if isinstance(value, list) else [1])]
 
     def only(self, *known: str, what: str = "key") -> None:
         """UsageError, with the nearest known key, if there is any other."""
@@ -155,12 +162,14 @@ def merged(below: Table, above: Table, *, add: bool) -> Table:
     table = Table(above.where)
     table.update(below)
     table.origin = {**below.origin, **above.origin}
+    table.sources = {key: sources for key, sources in below.sources.items() if key not in above} | above.sources
     for key, value in above.items():
         old = below.get(key)
         if isinstance(old, Table) and isinstance(value, Table):
             table[key] = merged(old, value, add=add)
         elif isinstance(old, list) and isinstance(value, list) and (add or _are_tables(old + value)):
             table[key] = old + value
+            table.sources[key] = below.written_in(key) + above.written_in(key)
         elif add and key == "cmdline" and isinstance(old, str) and isinstance(value, str):
             table[key] = f"{old} {value}".strip()
         else:

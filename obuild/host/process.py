@@ -41,6 +41,7 @@ PACKAGES = {
     "mformat": "mtools",
     "mcopy": "mtools",
     "swtpm": "swtpm",
+    "systemctl": "systemd",
 }
 
 Arg = str | Path

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import struct
 import subprocess
-import tarfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +22,7 @@ from obuild.bases import (
     sources,
     work_folder,
 )
-from obuild.bases.kind import File, Making, Recipe
+from obuild.bases.kind import Making, Recipe
 from obuild.errors import ProcessError, UsageError
 from obuild.guests.profile import Card
 from obuild.host import process
@@ -200,19 +198,6 @@ def test_a_disk_gets_one_bootable_partition_and_grub(tmp_path: Path) -> None:
     assert written[510:512] == b"\x55\xaa"
     assert written[:3] == (mbr_grub.GRUB / "boot.img").read_bytes()[:3]
     assert any(written[512:4096])
-
-
-def test_files_are_roots_and_bring_no_folders() -> None:
-    data = mmdebstrap.archive((File("/etc/a", 0o600, "A"), File("/b", 0o755, "ä")))
-    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
-        entries = tar.getmembers()
-        assert [(e.name, e.mode, e.uid, e.isfile()) for e in entries] == [
-            ("etc/a", 0o600, 0, True),
-            ("b", 0o755, 0, True),
-        ]
-        last = tar.extractfile("b")
-        assert last is not None
-        assert last.read().decode() == "ä"
 
 
 def test_nothing_is_left_of_an_image_that_could_not_be_made(
