@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import typer
 
 from obuild.cli import text as ui
-from obuild.errors import ObuildError, OutputError, UsageError
+from obuild.errors import ObuildError, OutputError, UsageError, words
 from obuild.host import streams
 from obuild.host.regular import NotAFile
 
@@ -58,7 +58,8 @@ def guarded(command: Command) -> Command:
             ui.report(ObuildError(f"{error.filename}: {error.strerror}", hint=hint))
             raise typer.Exit(1) from error
         except OSError as error:
-            ui.report(ObuildError(_words(error)))
+            file = f"{error.filename}: " if error.strerror and error.filename is not None else ""
+            ui.report(ObuildError(file + words(error)))
             raise typer.Exit(2 if error.errno == errno.ENAMETOOLONG else 1) from error
         except KeyboardInterrupt as error:
             saved = "finished steps are kept; the next build continues from there"
@@ -73,13 +74,6 @@ def _spec_of(options: dict[str, Any]) -> str:
     if "spec" in options and "source" in options and not options["spec"]:
         return str(Path(options["source"]) / SPEC)
     return str(options.get("spec") or "")
-
-
-def _words(error: OSError) -> str:
-    """Return the message of a system error, without its errno."""
-    if error.strerror is None:
-        return str(error)
-    return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
 
 
 def log_commands() -> None:
