@@ -36,16 +36,18 @@ def install(
     ends: Ends = "poweroff",
     reboots: int = 0,
     press: int = 0,
+    tpm: bool = False,
     verify: bool = True,
 ) -> None:
     """Run an installer from the media `read`, or from `kernel`, and make the image at `out` from its disk.
 
-    UEFI's variables are laid beside `out`. With `verify`, the installed system must answer SSH. For the other
-    options, see `unattended.run`. MachineError or UsageError if the installation failed.
+    UEFI's variables are laid beside `out`. With `tpm`, the machine has a TPM, whose content is not kept. With
+    `verify`, the installed system must answer SSH. For the other options, see `unattended.run`. MachineError or
+    UsageError if the installation failed.
     """
     disk = work / "disk.qcow2"
     shape = unattended.shape_of(recipe.card, making, memory=memory, boot_time=PROOF_TIME)
-    shape = replace(shape, nvram=_new_nvram(shape, work))
+    shape = replace(shape, nvram=_new_nvram(shape, work), tpm=work / "tpm" if tpm else None)
     qemu_img.create_empty(disk, size=recipe.size)
     unattended.run(
         recipe.name,

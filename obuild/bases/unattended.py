@@ -42,9 +42,9 @@ def _as_told(running: Machine, problem: str) -> Verdict:
     return Verdict(problem)
 
 
-def check_host(card: Card) -> None:
-    """UsageError for what is missing on this host; called before anything is downloaded."""
-    require_host(Shape(arch=card.arch, firmware=card.firmware))
+def check_host(card: Card, *, tpm: bool = False) -> None:
+    """UsageError, naming the package, if this host lacks a program or a file. Call it before any download."""
+    require_host(Shape(arch=card.arch, firmware=card.firmware, tpm=Path() if tpm else None))
     process.require("qemu-img")
 
 

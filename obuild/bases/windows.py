@@ -58,6 +58,7 @@ class Options:
     locale: str
     driver: str
     bypass: bool
+    tpm: bool
     commands: tuple[str, ...]
     memory: int
     timeout: float
@@ -66,8 +67,8 @@ class Options:
 def parse(table: Table, sources: Sources, card: Card) -> Options:
     """See `Kind.parse`."""
     table.only(
-        *("iso", "drivers", "openssh", "index", "key", "locale", "driver-folder", "bypass", "commands"),
-        *("memory", "timeout"),
+        *("iso", "drivers", "openssh", "index", "key", "locale", "driver-folder", "bypass", "tpm"),
+        *("commands", "memory", "timeout"),
     )
     if card.os != "windows" or card.arch != "x86_64" or card.firmware == "kernel":
         hint = 'os = "windows", arch = "x86_64", firmware = "bios" or "uefi"'
@@ -85,6 +86,7 @@ def parse(table: Table, sources: Sources, card: Card) -> Options:
         locale=table.match("locale", _LOCALE, hint="write it like en-US", default="en-US"),
         driver=table.match("driver-folder", _FOLDER, hint="write it like 2k22 or w11", default="2k22"),
         bypass=table.flag("bypass", default=False),
+        tpm=table.flag("tpm", default=False),
         commands=table.strings("commands"),
         memory=table.size("memory", smallest=1 << 30, default=MEMORY),
         timeout=table.duration("timeout", default=TIMEOUT),
@@ -100,7 +102,7 @@ def unpinned(recipe: Recipe) -> str:
 def make(recipe: Recipe, out: Path, making: Making) -> Card:
     """See `Kind.make`."""
     options: Options = recipe.options
-    unattended.check_host(recipe.card)
+    unattended.check_host(recipe.card, tpm=options.tpm)
     with work_folder.folder_in(out.parent) as work:
         answers = work / "answers.iso"
         read: list[tuple[Path, Bus]] = [
@@ -122,6 +124,7 @@ def make(recipe: Recipe, out: Path, making: Making) -> Card:
             timeout=options.timeout,
             reboots=REBOOTS,
             press=PRESS if recipe.card.firmware == "uefi" else 0,
+            tpm=options.tpm,
             judge=judge,
         )
     return recipe.card

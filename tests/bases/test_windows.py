@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import base64
+import shutil
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
 
 from obuild.bases import answer_file, media, recipe, windows
-from obuild.bases.kind import Recipe, digest
+from obuild.bases.kind import Making, Recipe, digest
+from obuild.bases.remote import Remote
 from obuild.errors import UsageError
 from obuild.executors.qemu.machine import Machine
+from obuild.host import process
+from obuild.store.layers import Store
 from tests.support.recipes import recipe_of
 
 ROOT = Path(__file__).parents[2]
@@ -149,6 +153,22 @@ def test_the_machine_has_three_cds() -> None:
         "ide-cd,bus=ide.0,unit=1,drive=disk2",
         "ide-cd,bus=ide.1,unit=0,drive=disk3",
     ]
+
+
+def test_a_host_without_a_tpm_is_reported_before_any_download(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_download(remote: Remote) -> Path:
+        raise AssertionError("something was downloaded")
+
+    monkeypatch.setattr(process, "require_file", lambda path, package: None)
+    monkeypatch.setattr(shutil, "which", lambda program, path: None if program == "swtpm" else program)
+    making = Making(store, tmp_path / "key", "key", print, no_download)
+    with pytest.raises(UsageError, match="swtpm is not installed") as caught:
+        windows.make(ours("windows-11"), tmp_path / "out.qcow2", making)
+    assert caught.value.hint == "apt install swtpm"
+    with pytest.raises(AssertionError, match="something was downloaded"):
+        windows.make(ours("windows-server-2022"), tmp_path / "out.qcow2", making)
 
 
 class Said(Machine):

@@ -28,6 +28,8 @@ class Arch:
     firmware_package: str = ""
     #: The file of UEFI's code, that of its default variables, and Debian's package for them.
     uefi: tuple[str, str, str] | None = None
+    #: The device of a TPM 2.0, if the machine can have one.
+    tpm: str = ""
 
 
 ARCHES = {
@@ -43,6 +45,7 @@ ARCHES = {
         rng="virtio-rng-pci",
         genid="vmgenid,guid=auto",
         uefi=("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd", "ovmf"),
+        tpm="tpm-crb",
     ),
     # The button is a GPIO key if QEMU loads the kernel itself, and ACPI's under UEFI.
     "aarch64": Arch(
@@ -58,6 +61,7 @@ ARCHES = {
         firmware=("-bios", "/usr/share/qemu-efi-aarch64/QEMU_EFI.fd"),
         firmware_package="qemu-efi-aarch64",
         uefi=("/usr/share/AAVMF/AAVMF_CODE.fd", "/usr/share/AAVMF/AAVMF_VARS.fd", "qemu-efi-aarch64"),
+        tpm="tpm-tis-device",
     ),
     "riscv64": Arch(
         binary="qemu-system-riscv64",

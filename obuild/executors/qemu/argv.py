@@ -8,6 +8,7 @@ from pathlib import Path
 
 from obuild.executors.qemu.arches import ARCHES, Arch
 from obuild.executors.qemu.shape import Kernel, Nvram, Shape
+from obuild.executors.qemu.tpm import tpm_argv
 from obuild.guests.linux_agent import CONTROL_PORT, DATA_PORT
 from obuild.host.qemu_img import escaped
 
@@ -38,6 +39,7 @@ def qemu_argv(
     qmp: str,
     links: Links | None = None,
     memory: Memory | None = None,
+    tpm: str = "",
     extra: Sequence[str | Path] = (),
 ) -> Sequence[str | Path]:
     """Return QEMU's command line for a machine that boots `image` (a qcow2 file).
@@ -46,7 +48,8 @@ def qemu_argv(
     nothing else, and nothing else reaches it. `qmp` is the chardev backend of the control channel.
 
     With `memory`, which requires a shape that is `warm`, the machine starts paused and has both kinds of network:
-    QMP's set_link brings one of them up and the other down. `extra` comes last.
+    QMP's set_link brings one of them up and the other down. `tpm` is the chardev backend that leads to the TPM, if
+    there is one. `extra` comes last.
     """
     arch = ARCHES[shape.arch]
     cpu = arch.cpu_kvm if shape.accel == "kvm" else arch.cpu_tcg
@@ -80,6 +83,7 @@ def qemu_argv(
         *(_warm_argv(arch, links or Links("null", "null")) if shape.warm else ()),
         *(_memory_argv(memory, shape.ram) if memory else ()),
         *_firmware_argv(shape, arch),
+        *(tpm_argv(arch.tpm, tpm) if tpm else ()),
         *extra,
     ]  # fmt: skip
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from obuild.errors import MachineError
+from obuild.executors.qemu import tpm as swtpm
 from obuild.executors.qemu.argv import CLOSED, OPEN, Links, Memory, qemu_argv
 from obuild.executors.qemu.devices import REPORT, REPORT_SIZE
 from obuild.executors.qemu.qmp import Qmp, QmpLost
@@ -303,14 +304,22 @@ def start(
         stderr = stack.enter_context(in_memory("qemu-stderr"))
         pairs = [socket.socketpair() for _ in range(3 if memory else 1)]
         ours, *ports = [stack.enter_context(our) for our, _ in pairs]
+        tpm = stack.enter_context(swtpm.started(shape.tpm, scope, stderr)) if shape.tpm else None
         with ExitStack() as others:
-            qmp, *links = [f"socket,fd={others.enter_context(their).fileno()}" for _, their in pairs]
+            theirs = [others.enter_context(their) for _, their in pairs]
+            qmp, *links = [f"socket,fd={their.fileno()}" for their in theirs]
+            if tpm:
+                theirs.append(others.enter_context(tpm))
             argv = partial(qemu_argv, shape, image, network=network, memory=memory, extra=extra)
             spawned = scope.spawned(
-                argv(qmp=qmp, links=Links(*links) if links else None),
+                argv(
+                    qmp=qmp,
+                    links=Links(*links) if links else None,
+                    tpm=f"socket,fd={tpm.fileno()}" if tpm else "",
+                ),
                 shown=argv(qmp="stdio"),  # without the sockets, which a pasted command would lack
                 stderr=stderr,
-                pass_fds=[their.fileno() for _, their in pairs],
+                pass_fds=[their.fileno() for their in theirs],
             )
             child = stack.enter_context(spawned)
         for port in ports:

@@ -43,8 +43,8 @@ class Shape:
     """`memory` is in bytes; `boot_time` is in seconds, for booting and for powering off.
 
     Without a `kernel`, the machine's firmware boots from the disk; UEFI uses the variables in `nvram`, or else the
-    default ones. `warm` gives the machine the devices for saving and resuming. The guest sees the same devices
-    whether it is saved or not.
+    default ones. `tpm` is the folder with the state of a TPM 2.0. `warm` gives the machine the devices for saving
+    and resuming. The guest sees the same devices whether it is saved or not.
     """
 
     arch: str = "x86_64"
@@ -55,6 +55,7 @@ class Shape:
     boot_time: float = 180.0
     kernel: Kernel | None = None
     nvram: Nvram | None = None
+    tpm: Path | None = None
     warm: bool = False
 
     @property
@@ -64,9 +65,13 @@ class Shape:
 
 
 def require_host(shape: Shape) -> None:
-    """UsageError, naming the package, if this host lacks the QEMU or the firmware for such a machine."""
+    """UsageError, naming the package, if this host lacks QEMU, firmware or a TPM for such a machine."""
     row = ARCHES[shape.arch]
     process.require(row.binary)
+    if shape.tpm is not None:
+        if not row.tpm:
+            raise UsageError(f"a machine for {shape.arch} has no TPM")
+        process.require("swtpm")
     if shape.firmware == "uefi":
         *files, package = _uefi(shape.arch)
     elif shape.kernel is None:

@@ -200,6 +200,18 @@ def test_logging_in_to_a_lost_machine_fails(halted: Machine, tmp_path: Path) -> 
         ssh.wait_for_banner(halted, float("inf"))
 
 
+@pytest.mark.skipif(not shutil.which("swtpm"), reason="needs Debian's package swtpm")
+def test_a_machine_can_have_a_tpm_which_ends_with_it(boot: Boot, tmp_path: Path) -> None:
+    folder = tmp_path / "a,b"
+    with boot(HALT, shape=replace(SHAPE, tpm=folder)) as machine:
+        (device,) = machine.qmp.execute("query-tpm")
+        assert (device["model"], device["options"]["type"]) == ("tpm-crb", "emulator")
+        children = Path("/proc/thread-self/children").read_text().split()
+        (tpm,) = [child for child in children if Path(f"/proc/{child}/comm").read_text() == "swtpm\n"]
+    assert not Path(f"/proc/{tpm}").exists()
+    assert [path.name for path in folder.iterdir() if path.suffix == ".permall"] == ["tpm2-00.permall"]
+
+
 @pytest.mark.parametrize("error", [ValueError(), KeyboardInterrupt(), MachineError("no")])
 def test_leaving_the_block_always_ends_qemu(boot: Boot, error: BaseException) -> None:
     with boot(HALT) as first:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from obuild.executors.qemu import devices
 from obuild.executors.qemu.arches import ARCHES
 from obuild.executors.qemu.argv import Links, Memory, qemu_argv
 from obuild.executors.qemu.shape import DEFAULT_MEMORY, Accel, Kernel, Nvram, Shape, require_host, shape_for
+from obuild.executors.qemu.tpm import swtpm_argv
 from obuild.executors.settings import VM, Settings
 from obuild.guests import profile
 from obuild.guests.profile import OSES, Card, arch_named
@@ -135,6 +137,31 @@ def test_missing_firmware_is_an_error_that_names_the_package(monkeypatch: pytest
         require_host(Shape(arch="aarch64"))
     assert caught.value.hint == "apt install qemu-efi-aarch64"
     require_host(Shape(arch="aarch64", kernel=Kernel(Path("/k"), None, "")))
+
+
+@pytest.mark.parametrize(("arch", "device"), [("x86_64", "tpm-crb"), ("aarch64", "tpm-tis-device")])
+def test_a_tpm_is_reached_through_a_socket(arch: str, device: str) -> None:
+    line = qemu_argv(Shape(arch=arch), Path("/x"), network=False, qmp="stdio", tpm="socket,fd=9", extra=["-last"])
+    assert list(line[-7:]) == [
+        *("-chardev", "socket,fd=9,id=tpm"),
+        *("-tpmdev", "emulator,id=tpm0,chardev=tpm"),
+        *("-device", f"{device},tpmdev=tpm0"),
+        "-last",
+    ]
+    assert swtpm_argv(control=5, state=6) == [
+        *("swtpm", "socket", "--tpm2", "--terminate"),
+        *("--tpmstate", "dir=/proc/self/fd/6"),
+        *("--ctrl", "type=unixio,clientfd=5"),
+    ]
+
+
+def test_a_missing_tpm_is_an_error_that_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda program, path: None if program == "swtpm" else program)
+    with pytest.raises(UsageError, match="swtpm is not installed") as caught:
+        require_host(Shape(tpm=Path("/tpm")))
+    assert caught.value.hint == "apt install swtpm"
+    with pytest.raises(UsageError, match="a machine for s390x has no TPM"):
+        require_host(Shape(arch="s390x", tpm=Path("/tpm")))
 
 
 @pytest.mark.parametrize("accel", ["kvm", "tcg"])
