@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from obuild.bases import own_keys
 from obuild.builder.inflight import Follower, failure, failure_word
 from obuild.errors import ObuildError, StepFailed, StoreError
 from obuild.events import Hit, Output, Place, Saved, Started, Teller
-from obuild.executors.protocol import Executor, OnFailure
 from obuild.guests import profile
 from obuild.host import failpoints, qemu_img, stamp
 from obuild.host.mask import Mask
@@ -20,6 +19,9 @@ from obuild.host.process import CancelScope
 from obuild.plan.keys import LayerId
 from obuild.plan.steps import Base, Chain, Command, Graft, Import, Step, Transfer
 from obuild.store.layers import Draft, Store
+
+if TYPE_CHECKING:  # late: a cached build needs no executor
+    from obuild.executors.protocol import Executor, OnFailure
 
 #: How long a build waits for another process to finish writing to the index, in seconds.
 INDEX_WAIT = 5.0
@@ -138,6 +140,8 @@ class Builder:
         Its card is copied, too: it says how to boot the layers built on it, even after the base's own file is
         gone.
         """
+        from obuild.bases import own_keys  # late: seldom needed
+
         tell.note(f"importing {base.path}")
         qemu_img.import_image(qemu_img.inspect(base.path), draft.image)
         for offset, content in own_keys.blocks(self.store, base.card):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from obuild.builder import inside
@@ -100,7 +100,7 @@ class Debugger:
         found = self.machines.base_of(self.layer)
         command = inside.command(self.store, self.layer, found.card.os, argv, network=network)
         if user:
-            command = replace(command, user=_user(user))
+            command = command._replace(user=_user(user))
             rules.check_user(command.user, found.card)
         return found, command
 

@@ -12,13 +12,11 @@ from typing import TYPE_CHECKING
 
 from obuild.bases import making
 from obuild.builder.chain import Builder, located
-from obuild.builder.extract import Extractor
 from obuild.builder.listener import Guarded, ListenerFailed
 from obuild.builder.provision import Machines, as_os
 from obuild.builder.stages import PlannedStage, outline, plan_stages
 from obuild.errors import Cancelled, MachineError, ObuildError
 from obuild.events import Done, Event, Listener, Output, Teller
-from obuild.executors.protocol import Executor, OnFailure
 from obuild.executors.settings import Settings
 from obuild.guests import rules
 from obuild.host import process
@@ -32,7 +30,9 @@ from obuild.store.layers import Store
 from obuild.store.usage import storage_errors
 
 if TYPE_CHECKING:
+    from obuild.builder.extract import Extractor
     from obuild.builder.no_cache import Forgetter
+    from obuild.executors.protocol import Executor, OnFailure
 
 
 @dataclass
@@ -194,6 +194,8 @@ class Engine:
                         held.open_log().close()
 
     def _extractor(self, built: Built, stack: ExitStack, tell: Teller) -> Extractor:
+        from obuild.builder.extract import Extractor  # late: only for copies from builds
+
         pax = built.base.card.os in rules.PAX
         return Extractor(self.store, self._machines_of(built.base, stack, tell), built.layer, stack, pax)
 

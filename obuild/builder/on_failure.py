@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from obuild.errors import MachineError, UsageError
-from obuild.events import Teller
-from obuild.executors.protocol import OnFailure, Reachable, Session
-from obuild.plan.steps import Command
+
+if TYPE_CHECKING:
+    from obuild.events import Teller
+    from obuild.executors.protocol import OnFailure, Session
+    from obuild.plan.steps import Command
 
 WAYS = ("stop", "shell", "keep")
 
@@ -28,6 +31,8 @@ def chosen(way: str, *, jobs: int) -> OnFailure | None:
         session.interact(command)
 
     def keep(session: Session, command: Command, status: int, tell: Teller) -> None:
+        from obuild.executors.protocol import Reachable  # late: seldom needed
+
         if not isinstance(session, Reachable):
             tell.note(
                 f"the command failed with exit status {status}; its session allows no login, so it is not kept"

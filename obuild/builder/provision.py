@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from obuild.bases import catalog
 from obuild.errors import StoreError, UsageError
 from obuild.events import Teller
 from obuild.executors.all import EXECUTORS
-from obuild.executors.protocol import OpenExecutor, Setup
 from obuild.executors.settings import Settings
 from obuild.guests import profile
 from obuild.host import stamp
@@ -18,6 +18,9 @@ from obuild.plan import keys
 from obuild.plan.keys import LayerId
 from obuild.plan.steps import Base
 from obuild.store.layers import Layer, Store
+
+if TYPE_CHECKING:
+    from obuild.executors.protocol import OpenExecutor
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,8 @@ class Machines:
 
         `tell` gets notes about the choices made, when they are made.
         """
+        from obuild.executors.protocol import Setup  # late: a cached build needs no executor
+
         if base.name not in self._made:
             key = catalog.key_path(self.store, base.card)
             setup = Setup(self.store, base, key, self.settings, tell.note, self.scope)
@@ -52,7 +57,7 @@ class Machines:
 
 def as_os(found: Base, os: str) -> Base:
     """Return the base with the OS replaced, if `os` is given."""
-    return replace(found, card=replace(found.card, os=os), own_card=found.card) if os else found
+    return found._replace(card=replace(found.card, os=os), own_card=found.card) if os else found
 
 
 def base_below(store: Store, id: LayerId) -> Base:

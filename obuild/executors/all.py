@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from obuild.executors.protocol import Kind
+from typing import TYPE_CHECKING
+
 from obuild.executors.qemu import provision
+
+if TYPE_CHECKING:
+    from obuild.executors.protocol import Kind
 
 EXECUTORS: dict[str, Kind] = {"qemu": provision}

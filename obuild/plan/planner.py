@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -46,11 +46,10 @@ class Variable(NamedTuple):
     before: Variable | None
 
 
-@dataclass(frozen=True, slots=True)
-class Context:
+class Context(NamedTuple):
     """The state after the ops so far, for the ops that follow."""
 
-    card: Card = Card()  # noqa: RUF009  # frozen
+    card: Card = Card()  # frozen
     workdir: str = "/"
     user: UnixUser | WindowsUser = ROOT
     shell: tuple[str, ...] = ("bash", "-c")
@@ -71,8 +70,7 @@ def _no_files(extract: Extract) -> tuple[LayerId, tree.Manifest]:
     raise AssertionError(f"the files of {extract.origin!r} are not known")
 
 
-@dataclass(frozen=True, slots=True)
-class PendingGraft:
+class PendingGraft(NamedTuple):
     """A copy from a build that is not made yet: what is known of it. `op` is the op in the spec."""
 
     extract: Extract
@@ -80,8 +78,7 @@ class PendingGraft:
     op: Copy
 
 
-@dataclass(frozen=True, slots=True)
-class Planned:
+class Planned(NamedTuple):
     """The plan of one op. `headings` are those of its step."""
 
     action: Action | PendingGraft
@@ -165,8 +162,7 @@ def plan(
     return Plan(base, tuple(actions), tuple(headings))
 
 
-@dataclass(frozen=True, slots=True)
-class _Scope:
+class _Scope(NamedTuple):
     """The data that all ops of a stage share."""
 
     source: Path
@@ -191,16 +187,16 @@ def _action(op: Op, context: Context, scope: _Scope) -> Action | PendingGraft | 
 def _fold(op: Op, context: Context) -> Context:
     match op:
         case Workdir(path):
-            return replace(context, workdir=_join(context, _no_nul(path, "workdir")))
+            return context._replace(workdir=_join(context, _no_nul(path, "workdir")))
         case Env(name, value):
             _no_nul(value, f"value of {_env_name(name)}")
             rules.check_variable(context.card.os, name, value)
-            return replace(context, variables=Variable(name, value, context.variables))
+            return context._replace(variables=Variable(name, value, context.variables))
         case User(user):
             rules.check_user(user, context.card)
-            return replace(context, user=user)
+            return context._replace(user=user)
         case Shell(argv):
-            return replace(context, shell=_shell(argv))
+            return context._replace(shell=_shell(argv))
         case Run() | Copy() | Comment():
             return context
 
@@ -218,9 +214,9 @@ def _command(op: Run, context: Context, scope: _Scope) -> Command:
         user=context.user,
         network=op.network == ("host",),  # as in OBuilder: with any other list of networks, the network is closed
         caches=targets.outermost_first(
-            [replace(cache, target=_join(context, cache.target)) for cache in op.caches]
+            [cache._replace(target=_join(context, cache.target)) for cache in op.caches]
         ),
-        secrets=tuple(replace(secret, target=_join(context, secret.target)) for secret in op.secrets),
+        secrets=tuple(secret._replace(target=_join(context, secret.target)) for secret in op.secrets),
         executor=scope.executor,
     )
     paths = (command.cwd, *_targets(command.caches, command.secrets))

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 from obuild.guests.profile import Card
 from obuild.plan import keys, tree
@@ -15,8 +16,7 @@ from obuild.plan.keys import LayerId
 from obuild.spec import Cache, Secret, UnixUser, WindowsUser
 
 
-@dataclass(frozen=True, slots=True)
-class Beside:
+class Beside(NamedTuple):
     """A file that belongs to a base image, and its name in the base's layer."""
 
     name: str
@@ -24,8 +24,7 @@ class Beside:
     stamp: tuple[int, int, int]
 
 
-@dataclass(frozen=True, slots=True)
-class Base:
+class Base(NamedTuple):
     """A base image: its file, the sha256 of its disk's content, and its card.
 
     If a kernel lies beside it, the digest covers the content of all these files. `own_card` is the card as found,
@@ -41,23 +40,20 @@ class Base:
     own_card: Card | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Built:
+class Built(NamedTuple):
     """A built stage: its last layer, and the base of that."""
 
     layer: LayerId
     base: Base
 
 
-@dataclass(frozen=True, slots=True)
-class Import:
+class Import(NamedTuple):
     """Import a base image into the store as a first layer."""
 
     base: Base
 
 
-@dataclass(frozen=True, slots=True)
-class Command:
+class Command(NamedTuple):
     """Run `argv` in the guest. `network`: whether it may reach the outside; `executor`: where it runs."""
 
     argv: tuple[str, ...]
@@ -70,8 +66,7 @@ class Command:
     executor: str = "qemu"
 
 
-@dataclass(frozen=True, slots=True)
-class Transfer:
+class Transfer(NamedTuple):
     """Put `tree` into the guest's folder `dest`, owned by `user`."""
 
     tree: tree.Tree
@@ -79,8 +74,7 @@ class Transfer:
     user: UnixUser | WindowsUser
 
 
-@dataclass(frozen=True, slots=True)
-class Extract:
+class Extract(NamedTuple):
     """Files of another build: `src` are paths in its file system; a single one gets the name `rename`, if any."""
 
     origin: str
@@ -90,8 +84,7 @@ class Extract:
     user: UnixUser | WindowsUser
 
 
-@dataclass(frozen=True, slots=True)
-class Graft:
+class Graft(NamedTuple):
     """Put files from the layer `source` into the guest's folder `dest`."""
 
     extract: Extract
@@ -147,8 +140,7 @@ class Step:
         return keys.layer_id(self.key)
 
 
-@dataclass(frozen=True, slots=True)
-class Chain:
+class Chain(NamedTuple):
     """The steps of one stage, first to last; `tail` are the headings of ops after the last step."""
 
     steps: tuple[Step, ...]

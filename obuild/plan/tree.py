@@ -10,10 +10,9 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterable
-from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from obuild.errors import UsageError
 
@@ -23,8 +22,7 @@ Kind = Literal["file", "dir", "symlink", "link"]
 Manifest = tuple[tuple[str, ...], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One path of a tree.
 
     `path` is relative to the destination folder, `source` to the source folder. `content` is a file's
@@ -39,8 +37,7 @@ class Entry:
     content: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Tree:
+class Tree(NamedTuple):
     """Files below `root`, parents before children, siblings in byte order."""
 
     root: Path

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 Op: TypeAlias = "Run | Copy | Env | Workdir | User | Shell | Comment"
 
 
-@dataclass(frozen=True, slots=True)
-class Cache:
+class Cache(NamedTuple):
     """A volume that outlives the step, and its mount point."""
 
     name: str
@@ -17,8 +16,7 @@ class Cache:
     buildkit_options: tuple[tuple[str, str], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Secret:
+class Secret(NamedTuple):
     """A secret's name, and the file in which the step finds its value."""
 
     name: str
@@ -26,16 +24,14 @@ class Secret:
     buildkit_options: tuple[tuple[str, str], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class UnixUser:
+class UnixUser(NamedTuple):
     """A user and a group, by number."""
 
     uid: int
     gid: int
 
 
-@dataclass(frozen=True, slots=True)
-class WindowsUser:
+class WindowsUser(NamedTuple):
     """A user by name."""
 
     name: str
@@ -105,8 +101,7 @@ class Comment(_Placed):
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Stage:
+class Stage(NamedTuple):
     """A base image and the ops on it. `stages` are the builds that its copies may refer to, in order."""
 
     base: str

@@ -16,8 +16,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from obuild.errors import ObuildError, StoreError, UsageError
 from obuild.host import failpoints, locks, qemu_img, stamp
@@ -28,12 +29,14 @@ from obuild.plan.keys import LayerId
 from obuild.plan.steps import Step
 from obuild.store import format, mtree, parts
 from obuild.store.base_images import Places
-from obuild.store.caches import Caches
-from obuild.store.downloads import Downloads
-from obuild.store.flatten import Flats
 from obuild.store.saved import States
 from obuild.store.tags import Tags, checked, could_be_id
 from obuild.store.usage import storage_errors
+
+if TYPE_CHECKING:  # late: a cached build needs none of them
+    from obuild.store.caches import Caches
+    from obuild.store.downloads import Downloads
+    from obuild.store.flatten import Flats
 
 _ID_START = re.compile(r"[0-9a-f]+")
 
@@ -135,12 +138,27 @@ class Store:
         self.manifests = self.state / "manifests"
         self.ssh = self.state / "ssh"
         self.screens = self.state / "screens"
-        self.flats = Flats(root, root / "flat", self.result_tmp, self.locks)
-        self.caches = Caches(root, root / "cache", self.cache_tmp, self.locks)
-        self.downloads = Downloads(root / "downloads", self.locks)
         self.places = Places(self.base_image, self.ssh, self.locks)
         self.states = States(root / "warm", root / "warm-tmp")
         self.tags = Tags(root / "tags", self.locks / "tags.lock")
+
+    @cached_property
+    def flats(self) -> Flats:
+        from obuild.store.flatten import Flats
+
+        return Flats(self.root, self.root / "flat", self.result_tmp, self.locks)
+
+    @cached_property
+    def caches(self) -> Caches:
+        from obuild.store.caches import Caches
+
+        return Caches(self.root, self.root / "cache", self.cache_tmp, self.locks)
+
+    @cached_property
+    def downloads(self) -> Downloads:
+        from obuild.store.downloads import Downloads
+
+        return Downloads(self.root / "downloads", self.locks)
 
     # -- opening
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -33,7 +32,7 @@ def stages(*inner: str) -> PlannedStage:
 
     def one(stage: Stage, builds: Mapping[str, Stage]) -> Plan:
         names = {stage.base, *(build.base for build in builds.values())}
-        return plan(stage, source=Path(), bases={name: replace(BASE, name=name) for name in names}, builds=builds)
+        return plan(stage, source=Path(), bases={name: BASE._replace(name=name) for name in names}, builds=builds)
 
     return plan_stages(parse(f"({' '.join(inner)} (from top))".encode()), one)
 

@@ -126,7 +126,7 @@ def test_only_the_key_of_a_command_has_the_executor(tmp_path: Path) -> None:
     (tmp_path / "a").touch()
     imported, run, copy = make("(run (shell a)) (copy (src a) (dst /b))", tmp_path)
     assert isinstance(run.action, Command)
-    elsewhere = replace(run, action=replace(run.action, executor="native"))
+    elsewhere = replace(run, action=run.action._replace(executor="native"))
     assert elsewhere.id != run.id
     assert [("executor" in keys.fields(step.key)) for step in (imported, run, copy)] == [False, True, False]
     graft = Graft(Extract("dev", ("a",), (), None, UnixUser(0, 0)), PARENT, (), "/b")
