@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 from obuild.bases import disk_layout, media, unattended
@@ -47,11 +46,11 @@ def install(
     """
     disk = work / "disk.qcow2"
     shape = unattended.shape_of(recipe.card, making, memory=memory, boot_time=PROOF_TIME)
-    shape = replace(shape, nvram=_new_nvram(shape, work), tpm=work / "tpm" if tpm else None)
+    shape = shape._replace(nvram=_new_nvram(shape, work), tpm=work / "tpm" if tpm else None)
     qemu_img.create_empty(disk, size=recipe.size)
     unattended.run(
         recipe.name,
-        replace(shape, kernel=kernel),
+        shape._replace(kernel=kernel),
         disk,
         making,
         extra=media.argv(shape.arch, read),
@@ -64,7 +63,7 @@ def install(
     )
     disk_layout.check_installed(recipe, disk, work)
     if verify:
-        proof = replace(shape, nvram=replace(shape.nvram, kept=False) if shape.nvram else None)
+        proof = shape._replace(nvram=shape.nvram._replace(kept=False) if shape.nvram else None)
         _prove_ssh(recipe.name, proof, disk, making, login=recipe.card.login)
     if shape.nvram:
         shape.nvram.file.replace(out.with_suffix(NVRAM))

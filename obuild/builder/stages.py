@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
+from typing import NamedTuple
 
 from obuild import events
 from obuild.plan.planner import Plan, Planned
@@ -12,8 +12,7 @@ from obuild.plan.steps import Step
 from obuild.spec import Stage
 
 
-@dataclass(frozen=True, slots=True)
-class PlannedStage:
+class PlannedStage(NamedTuple):
     """A stage of a build, with the builds directly inside it, in the order of the spec.
 
     `path` identifies the stage in events; `name` is its name in the spec, "" for the outermost stage.

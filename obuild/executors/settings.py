@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from obuild.errors import UsageError
 from obuild.guests.profile import MOST_MEMORY, OSES, arch_named
@@ -16,8 +16,7 @@ LONGEST_BOOT = 86_400.0
 VM = ("auto", "boot", "warm")
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(NamedTuple):
     """Settings for machines. "" and 0 mean the value from the base image's card. `memory` is in bytes.
 
     `vm` is how steps get their machines: `boot` boots one for each step, `warm` continues in running and saved

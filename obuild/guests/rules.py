@@ -12,7 +12,7 @@ import ntpath
 import posixpath
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from obuild.errors import UsageError
 from obuild.guests.profile import OSES, Card
@@ -43,12 +43,11 @@ PAX = ("freebsd", "windows")
 _TOO_LONG = "put it into a file or a script, and copy that in"
 
 
-@dataclass(frozen=True, slots=True)
-class Start:
+class Start(NamedTuple):
     """The state before the first op of a stage."""
 
     workdir: str = "/"
-    user: UnixUser | WindowsUser = UnixUser(0, 0)  # noqa: RUF009  # frozen
+    user: UnixUser | WindowsUser = UnixUser(0, 0)  # frozen
     shell: tuple[str, ...] = ("bash", "-c")
 
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 import json
 import os
 import struct
-from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import BinaryIO, Literal, NamedTuple
 
 from obuild.errors import ProcessError, UsageError
 from obuild.host import process
@@ -42,8 +41,7 @@ _FOREIGN = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Image:
+class Image(NamedTuple):
     """An image file. `virtual_size` is the size of the disk that the guest sees, in bytes."""
 
     path: Path

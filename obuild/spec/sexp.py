@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import sexpdata
 
@@ -37,8 +37,7 @@ _MUST_ESCAPE = re.compile(rb'[^ -~]|["\\]')
 _ESCAPES = {b"\n": b"\\n", b"\r": b"\\r", b"\b": b"\\b", b"\t": b"\\t", b"\\": b"\\\\", b'"': b'\\"'}
 
 
-@dataclass(frozen=True, slots=True)
-class Atom:
+class Atom(NamedTuple):
     """A word and its position; lines and columns count from 1."""
 
     text: str
@@ -46,8 +45,7 @@ class Atom:
     column: int
 
 
-@dataclass(frozen=True, slots=True)
-class List:
+class List(NamedTuple):
     """A list and the position of its opening parenthesis."""
 
     items: tuple[Node, ...]

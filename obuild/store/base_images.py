@@ -11,8 +11,8 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from obuild.errors import StoreError
 from obuild.guests.profile import INITRD, KERNEL, NVRAM
@@ -31,8 +31,7 @@ SUFFIXES = (KERNEL, INITRD, NVRAM, ".key", ".toml", MADE, *IMAGES)
 _UNFINISHED = re.compile(r"\.[A-Za-z0-9][A-Za-z0-9._+:-]*\.(?:part|ready)")
 
 
-@dataclass(frozen=True, slots=True)
-class Places:
+class Places(NamedTuple):
     """The folder of base images, and their locks."""
 
     images: Path

@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from obuild.errors import ObuildError, StoreError, UsageError
 from obuild.host import failpoints, locks, qemu_img, stamp
@@ -44,8 +44,7 @@ _ID_START = re.compile(r"[0-9a-f]+")
 _FIRST = "log"
 
 
-@dataclass(frozen=True, slots=True)
-class Layer:
+class Layer(NamedTuple):
     """A finished step on disk, complete and immutable."""
 
     id: LayerId

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from obuild.host.fs import fsync
 from obuild.host.regular import NotAFile, is_file, open_file, read_text
@@ -16,8 +16,7 @@ from obuild.host.regular import NotAFile, is_file, open_file, read_text
 NAME = "mtree"
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One file. `size` is in bytes, `sha256` in hex."""
 
     size: int

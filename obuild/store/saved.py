@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import errno
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from obuild.host import locks
 from obuild.host.fs import discard
@@ -25,8 +25,7 @@ MODE = 0o700
 ABOUT = "about.json"
 
 
-@dataclass(frozen=True, slots=True)
-class States:
+class States(NamedTuple):
     """The saved machines of a store: `folder` has them by id, `running` has the files of running machines."""
 
     folder: Path

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from obuild.errors import UsageError
 from obuild.host import failpoints, locks
@@ -38,8 +39,7 @@ class Tag:
     set: float
 
 
-@dataclass(frozen=True, slots=True)
-class Tags:
+class Tags(NamedTuple):
     """The tags of a store: `folder` has a file for each; `lock` is held to change one."""
 
     folder: Path

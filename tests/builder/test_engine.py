@@ -7,7 +7,6 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +161,7 @@ def test_a_missing_qemu_is_reported_before_anything_is_built(
 def test_missing_firmware_is_reported_with_its_package_before_anything_is_built(
     store: Store, build: Build, arch: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    row = replace(ARCHES[arch], binary="true", firmware=("-bios", str(tmp_path / "none.fd")))
+    row = ARCHES[arch]._replace(binary="true", firmware=("-bios", str(tmp_path / "none.fd")))
     monkeypatch.setitem(ARCHES, arch, row)
     with pytest.raises(UsageError, match=r"none\.fd is missing") as caught:
         build("(run (shell a))", settings=Settings(arch=arch))

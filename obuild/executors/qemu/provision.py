@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, closing
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,11 +50,11 @@ def configure(setup: Setup) -> Config:
 
     card, settings, store = setup.base.card, setup.settings, setup.store
     shape = shape_for(settings, card, "tcg")
-    shape = replace(shape, kernel=kernel_of(store, setup.base), nvram=nvram_of(store, setup.base))
+    shape = shape._replace(kernel=kernel_of(store, setup.base), nvram=nvram_of(store, setup.base))
     require_host(shape)
     memo = store.state / "accel.json"
     chosen = kvm.choose(settings.accel, shape.arch, memo=memo, note=setup.say)
-    shape = replace(shape, accel=chosen)
+    shape = shape._replace(accel=chosen)
     binary, versions_memo = ARCHES[shape.arch].binary, store.state / "qemu.json"
     lasts = shape.warm and settings.vm != "boot" and _can_be_told(store, setup.say)
     if lasts and settings.vm == "auto" and (why := versions.untried(binary, memo=versions_memo)):

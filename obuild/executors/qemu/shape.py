@@ -5,9 +5,8 @@ A shape is never part of an id: a step gives the same result on a larger machine
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from obuild.errors import UsageError
 from obuild.executors.qemu.arches import ARCHES
@@ -21,8 +20,7 @@ Accel = Literal["kvm", "tcg"]
 DEFAULT_MEMORY = 2 << 30
 
 
-@dataclass(frozen=True, slots=True)
-class Kernel:
+class Kernel(NamedTuple):
     """A Linux kernel that QEMU itself loads. The machine's console is added to `cmdline`."""
 
     image: Path
@@ -30,16 +28,14 @@ class Kernel:
     cmdline: str
 
 
-@dataclass(frozen=True, slots=True)
-class Nvram:
+class Nvram(NamedTuple):
     """The file with UEFI's variables. Unless `kept`, the machine's changes to them are lost with it."""
 
     file: Path
     kept: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Shape:
+class Shape(NamedTuple):
     """`memory` is in bytes; `boot_time` is in seconds, for booting and for powering off.
 
     Without a `kernel`, the machine's firmware boots from the disk; UEFI uses the variables in `nvram`, or else the

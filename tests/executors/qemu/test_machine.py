@@ -13,7 +13,6 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from threading import Timer
 
@@ -203,7 +202,7 @@ def test_logging_in_to_a_lost_machine_fails(halted: Machine, tmp_path: Path) -> 
 @pytest.mark.skipif(not shutil.which("swtpm"), reason="needs Debian's package swtpm")
 def test_a_machine_can_have_a_tpm_which_ends_with_it(boot: Boot, tmp_path: Path) -> None:
     folder = tmp_path / "a,b"
-    with boot(HALT, shape=replace(SHAPE, tpm=folder)) as machine:
+    with boot(HALT, shape=SHAPE._replace(tpm=folder)) as machine:
         (device,) = machine.qmp.execute("query-tpm")
         assert (device["model"], device["options"]["type"]) == ("tpm-crb", "emulator")
         children = Path("/proc/thread-self/children").read_text().split()
@@ -279,7 +278,7 @@ def test_a_connection_to_qemu_is_not_one_to_the_guest(halted: Machine) -> None:
 
 # -- machines that can be saved
 
-WARM = replace(SHAPE, warm=True)
+WARM = SHAPE._replace(warm=True)
 
 
 def test_a_machine_that_can_be_saved_starts_paused(image: Callable[[str, bytes], Path]) -> None:

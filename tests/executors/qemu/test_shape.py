@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -236,9 +235,9 @@ def test_a_guest_that_cannot_be_kept_warm_boots_unless_vm_is_warm(
     settings: Settings, card: Card, why: str
 ) -> None:
     assert not shape_for(settings, card, "tcg").warm
-    assert not shape_for(replace(settings, vm="boot"), card, "tcg").warm
+    assert not shape_for(settings._replace(vm="boot"), card, "tcg").warm
     with pytest.raises(UsageError, match=why) as caught:
-        shape_for(replace(settings, vm="warm"), card, "tcg")
+        shape_for(settings._replace(vm="warm"), card, "tcg")
     assert caught.value.hint == "--vm auto, or --vm boot"
 
 

@@ -399,14 +399,14 @@ def identity(shape: Shape, home: FakeHome | None = None) -> str:
 @pytest.mark.parametrize(
     "other",
     [
-        replace(SHAPE, memory=64 << 20),
-        replace(SHAPE, cpus=2),
-        replace(SHAPE, accel="kvm"),
-        replace(SHAPE, kernel=Kernel(Path("/k"), None, "quiet")),
+        SHAPE._replace(memory=64 << 20),
+        SHAPE._replace(cpus=2),
+        SHAPE._replace(accel="kvm"),
+        SHAPE._replace(kernel=Kernel(Path("/k"), None, "quiet")),
     ],
 )
 def test_another_shape_has_another_identity(other: Shape) -> None:
-    assert identity(SHAPE) == identity(replace(SHAPE))
+    assert identity(SHAPE) == identity(SHAPE._replace())
     assert identity(other) != identity(SHAPE)
 
 
@@ -431,7 +431,7 @@ def test_another_qemu_has_another_identity(qemu: Path) -> None:
 
 @pytest.mark.usefixtures("qemu")
 def test_the_hosts_cpu_counts_only_if_the_guest_sees_it(cpu: Callable[..., None]) -> None:
-    kvm = replace(SHAPE, accel="kvm")
+    kvm = SHAPE._replace(accel="kvm")
     found = []
     for about in ({}, {"mhz": "2000.2"}, {"vendor": "w"}, {"flag": "svm"}):
         cpu(**about)
