@@ -14,15 +14,16 @@ from pathlib import Path
 
 from obuild.errors import UsageError
 from obuild.host.fs import replace_bytes
-from obuild.spec import Copy, Op, Run, Stage, format_op, parse, sexp, without_mark
+from obuild.spec import Copy, Op, Run, Stage, format_op, parse, without_mark
+from obuild.spec.annotate import Annotated, Remark, annotate
 from obuild.spec.formatter import format_fields, format_from, format_name, newline
-from obuild.spec.sexp import Annotated, Atom, List, Node, Remark
+from obuild.spec.sexp import Atom, List, Node
 
 
 def tidy(text: bytes) -> bytes:
     """Reformat the spec `text`. SpecError if it is not a spec."""
     stage = parse(text)
-    return _Printer(sexp.annotate(without_mark(text))).spec(stage).encode("utf-8", "surrogateescape")
+    return _Printer(annotate(without_mark(text))).spec(stage).encode("utf-8", "surrogateescape")
 
 
 def rewrite(path: Path, text: bytes) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
 import sexpdata
@@ -23,7 +22,6 @@ Node: TypeAlias = "Atom | List"
 
 #: What may separate two s-expressions, except `#;` and `#| |#`.
 _BLANK = re.compile(r"(?:[ \t\n\f]++|\r\n|;[^\r\n]*+)*+")
-_LINE_COMMENT = re.compile(r";[^\r\n]*")
 _ATOM_ENDS = ' \t\n\f\r"();'
 _ATOM_END = re.compile(r'[ \t\n\f\r"();]')
 _COMMENT_IN_ATOM = re.compile(r"#\||\|#")
@@ -53,29 +51,6 @@ class List(NamedTuple):
     column: int
 
 
-@dataclass(frozen=True, slots=True)
-class Remark:
-    """A comment as written, and its position: characters `start` up to `end`."""
-
-    text: str
-    start: int
-    end: int
-
-
-@dataclass(frozen=True, slots=True)
-class Annotated:
-    """A node with what `parse` leaves out: the comments, and where each node ends."""
-
-    text: str
-    node: Node
-    remarks: tuple[Remark, ...]
-    _spans: dict[tuple[int, int], tuple[int, int]]
-
-    def span(self, node: Node) -> tuple[int, int]:
-        """The range of `text` that a node occupies."""
-        return self._spans[node.line, node.column]
-
-
 def loads(text: str | bytes) -> Sexp:
     """The one s-expression in `text`. SpecError if there is none, or more, or it is malformed."""
     return plain(parse(text))
@@ -83,15 +58,8 @@ def loads(text: str | bytes) -> Sexp:
 
 def parse(text: str | bytes) -> Node:
     """Like `loads`, but every atom and list has its position."""
-    node: Node = _Reader(_decode(text)).parse()
+    node: Node = Reader(decoded(text)).parse()
     return node
-
-
-def annotate(text: str | bytes) -> Annotated:
-    """Like `parse`, for reformatting: it keeps the comments."""
-    reader = _Annotator(_decode(text))
-    node: Node = reader.parse()
-    return Annotated(reader.string, node, reader.outermost(), reader.spans)
 
 
 def plain(node: Node) -> Sexp:
@@ -150,7 +118,7 @@ def _escaped(match: re.Match[bytes]) -> bytes:
     return _ESCAPES.get(match[0]) or b"\\%03d" % ord(match[0])
 
 
-def _decode(text: str | bytes) -> str:
+def decoded(text: str | bytes) -> str:
     if isinstance(text, str):
         if text.isascii():
             return text
@@ -177,7 +145,7 @@ class _Frame:
         self.skips: list[int] = []
 
 
-class _Reader(sexpdata.Parser):  # type: ignore[misc]  # sexpdata is not typed
+class Reader(sexpdata.Parser):  # type: ignore[misc]  # sexpdata is not typed
     """Reads `string` once, from left to right. The stack is a list, so nesting has no limit."""
 
     string: str
@@ -322,7 +290,7 @@ class _Reader(sexpdata.Parser):  # type: ignore[misc]  # sexpdata is not typed
         body, start = found[1], found.start(1)
         if "\\" not in body:
             return body
-        return _decode(_ESCAPE.sub(lambda escape: self._unescaped(escape, start), body))
+        return decoded(_ESCAPE.sub(lambda escape: self._unescaped(escape, start), body))
 
     def _unescaped(self, escape: re.Match[str], start: int) -> str:
         code = escape[1]
@@ -346,39 +314,3 @@ class _Reader(sexpdata.Parser):  # type: ignore[misc]  # sexpdata is not typed
     def _error(self, offset: int, message: str, hint: str) -> SpecError:
         line, column = self._where(offset)
         return SpecError(message, line=line, column=column, hint=hint)
-
-
-class _Annotator(_Reader):
-    """Also records the comments, and where nodes begin and end."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self.remarks: list[tuple[int, int]] = []
-        self.spans: dict[tuple[int, int], tuple[int, int]] = {}
-
-    def outermost(self) -> tuple[Remark, ...]:
-        """The outermost comments, in order."""
-        found: list[Remark] = []
-        for start, end in sorted(self.remarks):
-            if not found or start >= found[-1].end:
-                found.append(Remark(self.string[start:end].rstrip(), start, end))
-        return tuple(found)
-
-    def _skip_blank(self) -> bool:
-        start = self.at
-        more = super()._skip_blank()
-        for found in _LINE_COMMENT.finditer(self.string, start, self.at):
-            self.remarks.append(found.span())
-        return more
-
-    def _skip_comment(self) -> None:
-        start = self.at
-        super()._skip_comment()
-        self.remarks.append((start, self.at))
-
-    def _add(self, node: Node) -> None:
-        skips = self.stack[-1].skips
-        if skips:  # `#;` and what it drops are one comment
-            self.remarks.append((skips[-1], self.at))
-        self.spans[node.line, node.column] = (self.lines[node.line - 1] + node.column - 1, self.at)
-        super()._add(node)

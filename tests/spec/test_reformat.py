@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from obuild import spec
 from obuild.errors import SpecError, UsageError
 from obuild.spec import reformat, sexp
+from obuild.spec.annotate import annotate
 from tests.support.manual import example
 
 HERE = Path(__file__).parents[1]
@@ -33,7 +34,7 @@ def test_a_spec_without_comments_is_printed_as_by_obuilder() -> None:
     wrong = [
         text
         for text in ACCEPTED
-        if not sexp.annotate(text).remarks and tidy(text) != spec.format(spec.parse(text)) + "\n"
+        if not annotate(text).remarks and tidy(text) != spec.format(spec.parse(text)) + "\n"
     ]
     assert wrong == []
 
@@ -177,7 +178,7 @@ trivia = st.lists(st.one_of(blanks, remarks), max_size=3).map("".join)
 def commented(draw: st.DrawFn) -> str:
     """A spec with comments between any two of its words and parentheses."""
     text = draw(stages)
-    node = sexp.annotate(text)
+    node = annotate(text)
     cuts = sorted({0, len(text), *(at for span in node._spans.values() for at in span)})
     pieces = [text[start:end] for start, end in pairwise(cuts)]
     return "".join(f" {draw(trivia)} {piece}" for piece in pieces) + f" {draw(trivia)}\n"
@@ -185,7 +186,7 @@ def commented(draw: st.DrawFn) -> str:
 
 def said(text: str) -> list[str]:
     """The text of each comment as printed."""
-    return sorted(remark.text.replace("\r\n", "\n") for remark in sexp.annotate(text).remarks)
+    return sorted(remark.text.replace("\r\n", "\n") for remark in annotate(text).remarks)
 
 
 @budget
