@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from obuild.bases import catalog, lockfile
 from obuild.bases.download import fetch
-from obuild.bases.kind import Making, Recipe, Say
+from obuild.bases.kind import Installed, Making, Recipe, Say
 from obuild.bases.remote import Remote
 from obuild.executors.qemu.ssh import make_key
 from obuild.host.process import CancelScope
@@ -17,9 +18,9 @@ from obuild.store.layers import Store
 
 @dataclass(frozen=True, slots=True)
 class Used:
-    """What an image was made from: digests of packages, and of downloads that had none in the recipe."""
+    """What an image was made from: tables of the lock file, and downloads with their new digests."""
 
-    packages: dict[str, str] = field(default_factory=dict)
+    pins: dict[str, Mapping[str, str]] = field(default_factory=dict)
     trusted: dict[str, str] = field(default_factory=dict)
 
 
@@ -29,15 +30,15 @@ def prepare(
     *,
     say: Say,
     trust: bool = False,
-    locked: bool = False,
+    pins: Literal["", "keep", "use"] = "",
     progress: Callable[[int, int], object] = lambda done, total: None,
     scope: CancelScope | None = None,
     watch: bool = False,
 ) -> tuple[Making, Used]:
     """Return what the recipe's kind needs, and a record of what it takes, which grows while it works.
 
-    With `trust`, a download without a digest is accepted, and its digest is written into the lock file. With
-    `locked`, packages must be those in the lock file. For `progress` and `watch`, see `making.make`.
+    With `trust`, a download without a digest is accepted, and its digest is written into the lock file. For `pins`
+    see `Making`; for `progress` and `watch`, `making.make`.
     """
     used = Used()
     lock = lockfile.path_of(plan.path)
@@ -49,10 +50,10 @@ def prepare(
             used.trusted[remote.urls[0]] = digest
         return found
 
-    def packages(found: Mapping[str, str]) -> None:
-        if locked:
-            lockfile.check(lock, plan.packages, found)
-        used.packages.update(found)
+    def installed(found: Installed) -> None:
+        if pins == "use":
+            lockfile.check(lock, plan.packages, found.packages)
+        used.pins.update({"packages": found.packages, "releases": found.releases, "archive": found.archive})
 
     key = catalog.store_key(store)
-    return Making(store, key, make_key(key), say, get, scope or CancelScope(), watch, packages), used
+    return Making(store, key, make_key(key), say, get, scope or CancelScope(), watch, pins, installed), used

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from obuild.bases.remote import Remote
 from obuild.bases.sources import Sources
@@ -27,8 +27,8 @@ class Recipe:
     """How to make the base image `name`. `size` is in bytes and a multiple of 1 MiB.
 
     `options` is the kind's own dataclass. `tried` says whether those who ship the recipe have made it. `table` is
-    what was read, merged, and `files` is all that it was read from. `packages` has digests by
-    NAME_VERSION_ARCH from the lock file; they are not among the inputs in `digest`.
+    what was read, merged, and `files` is all that it was read from. `packages`, digests by NAME_VERSION_ARCH, and
+    `archive`, where these were from, are from the lock file; they are not among the inputs in `digest`.
     """
 
     name: str
@@ -41,6 +41,16 @@ class Recipe:
     table: Table
     files: tuple[Path, ...]
     packages: Mapping[str, str] = field(default_factory=dict)
+    archive: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Installed:
+    """What was installed: tables of the lock file, see `lockfile`. Two may be empty."""
+
+    packages: Mapping[str, str]
+    releases: Mapping[str, str] = field(default_factory=dict)
+    archive: Mapping[str, str] = field(default_factory=dict)
 
 
 def digest(recipe: Recipe) -> str:
@@ -61,8 +71,11 @@ def _inputs(value: Any) -> Any:
         return None  # what is in a file counts, and not where it lies
     if is_dataclass(value):
         # An option that is left alone does not count, so a new one changes no recipe's digest.
-        told = {each.name: getattr(value, each.name) for each in fields(value)}
-        return {each.name: _inputs(told[each.name]) for each in fields(value) if told[each.name] != each.default}
+        told = {
+            each.name: getattr(value, each.name) for each in fields(value) if each.metadata.get("digest", True)
+        }
+        usual = {each.name: each.default for each in fields(value)}
+        return {name: _inputs(option) for name, option in told.items() if option != usual[name]}
     return value
 
 
@@ -71,7 +84,8 @@ class Making:
     """What a kind makes an image with: the store, the key that shall open the guest, whom to tell, downloads.
 
     `key` is the file of the private key. With `watch` a guest's screen can be seen while it runs.
-    `packages` is told the digests of what was installed, and raises UsageError if the lock file has others.
+    With `pins` "use", packages are those of the lock file; with "keep", all that pins them is kept in the store.
+    `installed` is told what was installed, and raises UsageError if the lock file has other packages.
     """
 
     store: Store
@@ -81,7 +95,8 @@ class Making:
     fetch: Callable[[Remote], Path]
     scope: CancelScope = field(default_factory=CancelScope)
     watch: bool = False
-    packages: Callable[[Mapping[str, str]], None] = lambda found: None
+    pins: Literal["", "keep", "use"] = ""
+    installed: Callable[[Installed], None] = lambda found: None
 
 
 class Kind(Protocol):

@@ -1,4 +1,11 @@
-"""NAME.lock beside a recipe: the digests of downloads and packages that the recipe itself does not know."""
+"""NAME.lock beside a recipe: what was used that the recipe itself does not pin.
+
+[digests]   of downloads, by address
+[packages]  their digests, by NAME_VERSION_ARCH
+[releases]  the digest of the signed file of each suite that these were from
+[archive]   date: of the newest of these files; index: the digest of what they said of the packages, which the
+            store keeps; mirror: if the recipe named one
+"""
 
 from __future__ import annotations
 
@@ -14,7 +21,13 @@ DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
 
 _HEAD = "# What was used: addresses and packages, each with its digest. Delete a line to accept another file.\n"
 
-TABLES = ("digests", "packages")
+TABLES = ("digests", "packages", "releases", "archive")
+
+_ARCHIVE = {
+    "date": re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:]{8}Z"),
+    "index": DIGEST,
+    "mirror": re.compile(r"\S+"),
+}
 
 
 def path_of(recipe: Path) -> Path:
@@ -23,16 +36,21 @@ def path_of(recipe: Path) -> Path:
 
 
 def read(path: Path, table: str = "digests") -> dict[str, str]:
-    """A table of digests: of downloads by URL, or of packages by NAME_VERSION_ARCH.
+    """One of TABLES.
 
     It is empty if there is no such file. UsageError if the file is damaged.
     """
     return _tables(path)[table]
 
 
-def write(path: Path, digests: Mapping[str, str], table: str = "digests") -> None:
-    """Replace a table of the lock file. UsageError if that is not allowed."""
-    tables = {**_tables(path), table: dict(sorted(digests.items()))}
+def write(path: Path, digests: Mapping[str, str]) -> None:
+    """Replace the digests of downloads. UsageError if that is not allowed."""
+    write_tables(path, {"digests": digests})
+
+
+def write_tables(path: Path, new: Mapping[str, Mapping[str, str]]) -> None:
+    """Replace some of TABLES. UsageError if that is not allowed."""
+    tables = _tables(path) | {name: dict(sorted(entries.items())) for name, entries in new.items()}
     try:
         replace_text(path, _HEAD + toml.dumps({name: entries for name, entries in tables.items() if entries}))
     except OSError as error:
@@ -54,8 +72,8 @@ def check(path: Path, locked: Mapping[str, str], found: Mapping[str, str]) -> No
     """UsageError, naming the first, if packages are not those that the lock file has."""
     if what := differences(locked, found):
         raise UsageError(
-            f"the archive no longer has the packages of {path}: {what}",
-            hint="obuild base make --lock accepts those that it has now",
+            f"the packages are not those of {path}: {what}",
+            hint="the recipe may ask for others than when it was locked: obuild base make --lock accepts that",
         )
 
 
@@ -67,9 +85,10 @@ def _tables(path: Path) -> dict[str, dict[str, str]]:
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read {path}: {words(error)}") from error
     if found.keys() - set(TABLES) or not all(isinstance(entries, dict) for entries in found.values()):
-        raise UsageError(f"{path}: it must have the tables [digests] and [packages] only")
-    for entries in found.values():
+        raise UsageError(f"{path}: it must have these tables only: {', '.join(TABLES)}")
+    for table, entries in found.items():
         for name, digest in entries.items():
-            if not isinstance(digest, str) or not DIGEST.fullmatch(digest):
-                raise UsageError(f"{path}: {digest!r} is not a digest", hint=f"delete the line of {name}")
+            pattern = _ARCHIVE.get(name) if table == "archive" else DIGEST
+            if pattern is None or not isinstance(digest, str) or not pattern.fullmatch(digest):
+                raise UsageError(f"{path}: {name} cannot be {digest!r}", hint=f"delete the line of {name}")
     return {name: found.get(name, {}) for name in TABLES}

@@ -68,9 +68,9 @@ def make(
     It is called `name`, or like its recipe. One that is there already stays, unless `again` says otherwise:
     "changed" makes it if its recipe would give another one now, with the last time's choices if there are none.
     With `trust`, downloads without a digest are taken as they come, and their digests kept in the recipe's lock
-    file; with `locked`, a recipe is refused that does not say the digest of every input, or whose packages are not
-    those in the lock file. With `lock` its packages are kept there. `progress` hears how many bytes of a download
-    are there, and how many there will be, or 0. With `watch` a guest's screen can be seen.
+    file; with `locked`, a recipe is refused that does not say the digest of every input, and packages are those of
+    the lock file. With `lock` its packages are written there, and kept in the store. `progress` hears how many
+    bytes of a download are there, and how many there will be, or 0. With `watch` a guest's screen can be seen.
     If two processes want the base, one makes it and the other waits. UsageError if there is no such recipe.
     """
     from obuild.bases import inputs, lockfile, recipe, sources
@@ -94,13 +94,14 @@ def make(
             return existing, False
         with storage_errors(store.root), store.places.staged(name) as folder:
             out = folder / f"{name}.qcow2"
+            pins: Literal["", "keep", "use"] = "keep" if lock else "use" if locked else ""
             making, used = inputs.prepare(
-                store, plan, say=say, trust=trust, locked=locked, progress=progress, scope=scope, watch=watch
+                store, plan, say=say, trust=trust, pins=pins, progress=progress, scope=scope, watch=watch
             )
             card = KINDS[plan.kind].make(plan, out, making)
             catalog.card_path(out).write_text(profile.dump(card))
             if lock:
-                lockfile.write(lockfile.path_of(path), used.packages, "packages")
+                lockfile.write_tables(lockfile.path_of(path), used.pins)
             if used.trusted or lock:  # the digest of all inputs is known only now
                 plan = recipe.load(path, choices, name=name)
             record.write(out, plan, choices, when=time.time())

@@ -7,62 +7,62 @@ a raw disk. So a plain user can make an image, and nothing is left behind when w
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import unquote
 
-from obuild.bases import ext4, mbr_grub, mmdebstrap_hook, root_files
-from obuild.bases.kind import File, Recipe
+from obuild.bases import apt, ext4, mbr_grub, mmdebstrap_hook, pins, root_files
+from obuild.bases.kind import File, Installed, Making, Recipe
 from obuild.bases.scratch_options import Options
 from obuild.errors import ProcessError, UsageError
 from obuild.guests.profile import DEBIAN_ARCHES, INITRD, KERNEL
 from obuild.host import process
 
-#: The archive itself: the name finds a mirror nearby.
-MIRROR = "http://deb.debian.org/debian"
-
-KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
-
 #: The date for programs that ask for one while packages are configured. The image's own is known only later.
 EPOCH = 1_672_531_200
 
 
-def run(recipe: Recipe, work: Path) -> Path:
+def run(recipe: Recipe, work: Path, making: Making) -> Path:
     """Unpack the packages and make a partition of them; returns the raw disk, not yet bootable.
 
     UsageError if what the recipe puts into the root does not fit what is there; ProcessError if mmdebstrap fails.
     """
-    _write_inputs(recipe, work)
+    options: Options = recipe.options
+    keep = making.pins == "keep"
+    sources = apt.lines(options.mirror or apt.MIRROR, options.suite, updates=options.updates)
+    if making.pins == "use":
+        sources = (pins.archive(recipe, work, making),)
+    _write_inputs(recipe, work, keep=keep)
     disk = work / "disk.raw"
     with disk.open("wb") as file:
         file.truncate(recipe.size)
     for name in (disk.name, "epoch", "packages", "login-key", "complaint", f"boot{KERNEL}", f"boot{INITRD}"):
         (work / name).touch()
         (work / name).chmod(0o666)
-    chroots = work / "tmp"
-    chroots.mkdir()
-    chroots.chmod(0o1777)
+    chroots, lists, debs = (work / name for name in ("tmp", "lists", "debs"))
+    for folder in (chroots, lists, debs):
+        folder.mkdir()
+        folder.chmod(0o1777)
     (work / "bare").mkdir()
     (work / "bare").chmod(0o755)
     try:
         process.run(
-            argv(recipe, work / "hook", root=os.geteuid() == 0),
+            argv(recipe, work / "hook", sources, root=os.geteuid() == 0),
             env={"TMPDIR": str(chroots), "LC_ALL": "C.UTF-8", "TZ": "UTC", "SOURCE_DATE_EPOCH": str(EPOCH)},
         )
     except ProcessError:
         if complaint := (work / "complaint").read_text().strip():
             raise UsageError(f"{recipe.name}: {complaint}") from None
         raise
+    found = packages_in(work)
+    making.installed(pins.keep(found, lists, debs, making, mirror=options.mirror) if keep else Installed(found))
     epoch = int((work / "epoch").read_text())
     ext4.set_times(disk, start=mbr_grub.PARTITION_START, epoch=epoch)
     return disk
 
 
-def argv(recipe: Recipe, hook: Path, *, root: bool) -> list[str | Path]:
-    """The command that unpacks the packages and has `hook` make a disk of them.
-
-    If no mirror is named, mmdebstrap takes Debian's own, with the suites of updates and of security fixes that
-    a stable release has; if one is, that alone. The guest's sources.list says the same.
-    """
+def argv(recipe: Recipe, hook: Path, sources: Sequence[str], *, root: bool) -> list[str | Path]:
+    """The command that takes packages from `sources`, lines of sources.list, and has `hook` make a disk."""
     options: Options = recipe.options
     # "extract" configures nothing, so it has no later hook to offer.
     when = "extract" if options.variant == "extract" else "customize"
@@ -76,18 +76,19 @@ def argv(recipe: Recipe, hook: Path, *, root: bool) -> list[str | Path]:
         "--format=null",
         # The hook cleans up, before the disk is made and not after. Who signed what needs no finding out.
         "--skip=cleanup,check/signed-by,essential/unlink",
-        f"--keyring={KEYRING}",
+        f"--keyring={apt.KEYRING}",
         f"--architectures={DEBIAN_ARCHES.get(recipe.card.arch, recipe.card.arch)}",
         '--aptopt=Acquire::Languages "none"',
         # The hook says which they were.
         '--aptopt=APT::Keep-Downloaded-Packages "true"',
+        *(f"--aptopt={line}" for line in apt.config(sources)),
         "--dpkgopt=force-unsafe-io",
         f"--include={','.join(options.packages)}",
         f"--setup-hook={mmdebstrap_hook.MERGE_USR}",
         f"--{when}-hook={hook}",
         options.suite,
         "-",
-        *(() if options.updates else (MIRROR,)),
+        *sources,
     ]
 
 
@@ -97,7 +98,7 @@ def packages_in(work: Path) -> dict[str, str]:
     return {unquote(name.removesuffix(".deb")): f"sha256:{digest}" for digest, name in found}
 
 
-def _write_inputs(recipe: Recipe, work: Path) -> None:
+def _write_inputs(recipe: Recipe, work: Path, *, keep: bool) -> None:
     """What the hook reads. It may be another user that reads, so nothing here is secret."""
     options: Options = recipe.options
     grub = recipe.card.firmware == "bios"
@@ -112,7 +113,9 @@ def _write_inputs(recipe: Recipe, work: Path) -> None:
         **mmdebstrap_hook.inputs(),
         "folders": "".join(f"{folder}\n" for folder in root_files.folders_of(files, options.trees)),
         "script": options.script,
-        "hook": mmdebstrap_hook.text(recipe, work),
+        # The guest's: it has Debian's own archive, wherever its packages come from.
+        "sources.list": "".join(f"{x}\n" for x in apt.lines(apt.MIRROR, options.suite, updates=options.updates)),
+        "hook": mmdebstrap_hook.text(recipe, work, keep=keep),
     }
     for name, text in texts.items():
         (work / name).write_text(text, encoding="utf-8")

@@ -48,6 +48,12 @@ dates=$(grep -h -m 1 '^Date: ' "$root"/var/lib/apt/lists/*Release)
 SOURCE_DATE_EPOCH=$(echo "$dates" | sed 's/^Date: //' | date -f - +%s | sort -n | tail -n 1)""",
 }
 
+#: The packages, and what the archive said of them: by other names, so that nothing is copied.
+LAY_ASIDE = """\
+ln "$root"/var/cache/apt/archives/*.deb {here}/debs
+ln "$root"/var/lib/apt/lists/*Release "$root"/var/lib/apt/lists/*_Packages {here}/lists
+"""
+
 #: A link out of the new root, such as /var/run, leads to a folder of this host while nothing runs in the root.
 CHECK_FOLDERS = """\
 inside=$(realpath "$root")
@@ -97,8 +103,8 @@ def inputs() -> dict[str, str]:
     return {"mke2fs.conf": ext4.CONFIG, "cpio": _CPIO, "blank": "\n" * KEY_BLOCK}
 
 
-def text(recipe: Recipe, work: Path) -> str:
-    """The script that mmdebstrap runs when the packages are in place.
+def text(recipe: Recipe, work: Path, *, keep: bool = False) -> str:
+    """The script that mmdebstrap runs when the packages are in place. With `keep` it lays them aside for us.
 
     It runs where owners are what the guest shall see, and finds its inputs in `work`. What it finds out for us it
     writes into files there: the time that the image is dated with, and the paths of the two files for keys.
@@ -117,7 +123,8 @@ export SOURCE_DATE_EPOCH
 echo "${{SOURCE_DATE_EPOCH:?nothing dates the image; write epoch into the recipe}}" >{here}/epoch
 
 (cd "$root/var/cache/apt/archives" && sha256sum *.deb) >{here}/packages
-
+{LAY_ASIDE.format(here=here) if keep else ""}
+cp {here}/sources.list "$root/etc/apt/sources.list"
 # mmdebstrap's copies of this host's.
 rm -f "$root/etc/hostname" "$root/etc/resolv.conf"
 

@@ -46,6 +46,7 @@ def load(path: Path, choices: Choices | None = None, *, name: str = "") -> Recip
         table=table,
         files=tuple(read.files),
         packages=read.packages,
+        archive=read.archive,
     )
 
 

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from obuild.bases import ext4, mbr_grub, mmdebstrap, mmdebstrap_hook, scratch_options, work_folder
+from obuild.bases import apt, ext4, mbr_grub, mmdebstrap, mmdebstrap_hook, scratch_options, work_folder
 from obuild.bases.kind import Making, Recipe
 from obuild.bases.scratch_options import Options
 from obuild.errors import UsageError
@@ -25,7 +25,8 @@ parse = scratch_options.parse
 
 def unpinned(recipe: Recipe) -> str:
     """See `Kind.unpinned`."""
-    return "" if recipe.packages else "nobody has pinned its packages; obuild base make --lock does"
+    pinned = recipe.packages and {"date", "index"} <= recipe.archive.keys()
+    return "" if pinned else "nobody has pinned its packages; obuild base make --lock does"
 
 
 def make(recipe: Recipe, out: Path, making: Making) -> Card:
@@ -40,8 +41,7 @@ def make(recipe: Recipe, out: Path, making: Making) -> Card:
         reached = os.geteuid() == 0 or all(above.stat().st_mode & 0o001 for above in beside.resolve().parents)
         work = beside if reached else stack.enter_context(work_folder.folder_in(work_folder.VAR_TMP.resolve()))
         making.say(f"{recipe.name}: installing {len(options.packages)} packages of Debian {options.suite}")
-        disk = mmdebstrap.run(recipe, work)
-        making.packages(mmdebstrap.packages_in(work))
+        disk = mmdebstrap.run(recipe, work, making)
         if recipe.card.firmware == "bios":
             making.say(f"{recipe.name}: adding the boot loader")
         mbr_grub.make_bootable(recipe, disk, work)
@@ -80,4 +80,4 @@ def _check_host(recipe: Recipe) -> None:
         process.require(program)
     if recipe.options.presets and not mmdebstrap_hook.is_native(recipe):
         process.require("systemctl")
-    process.require_file(mmdebstrap.KEYRING, "debian-archive-keyring")
+    process.require_file(apt.KEYRING, "debian-archive-keyring")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from obuild.bases import kind, root_files
@@ -18,6 +18,7 @@ VARIANTS = ("extract", "custom", "essential", "apt", "minbase", "required", "imp
 #: The last second that an inode of our ext4 can say.
 _LAST_SECOND = (1 << 31) - 1
 
+_MIRROR = re.compile(r"|(?:https?|file)://[^\s\[\]]+")
 _SUITE = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9.+-]+")
 
@@ -32,7 +33,7 @@ class Options:
     `tools`, and gets the new root as $1, with `trees` and `files` in it, and its architecture as $2; nothing is
     booted. With `presets`, systemd's presets have decided before it what starts at boot. What matches one of
     `remove` is removed at last. `epoch` is the image's date: in seconds, or that of its newest package or of the
-    release.
+    release. `mirror` is where packages are taken from.
     """
 
     suite: str
@@ -47,13 +48,14 @@ class Options:
     presets: bool = False
     remove: tuple[str, ...] = ()
     epoch: int | Literal["packages", "release"] = "packages"
+    mirror: str = field(default="", metadata={"digest": False})
 
 
 def parse(table: Table, sources: Sources, card: Card) -> Options:
     """See `Kind.parse`."""
     table.only(
         *("suite", "updates", "variant", "packages", "kernel", "cmdline", "tools", "file", "script"),
-        *("tree", "presets", "remove", "epoch"),
+        *("tree", "presets", "remove", "epoch", "mirror"),
     )
     return Options(
         suite=table.match("suite", _SUITE, hint='write it like "bookworm"'),
@@ -68,6 +70,7 @@ def parse(table: Table, sources: Sources, card: Card) -> Options:
         presets=table.flag("presets", default=False),
         remove=root_files.globs(table),
         epoch=_epoch(table),
+        mirror=table.match("mirror", _MIRROR, hint='write it like "http://deb.debian.org/debian"', default=""),
     )
 
 

@@ -48,7 +48,8 @@ class Choices:
 class Sources:
     """The merged table, the variables' values, and every file that was asked for, whether it is there or not.
 
-    `locked` has digests of downloads by URL, `packages` of packages, both from the recipe's lock file.
+    From the recipe's lock file are `locked`, the digests of downloads by URL, `packages`, those of packages, and
+    `archive`, where these were from.
     """
 
     table: Table
@@ -56,6 +57,7 @@ class Sources:
     files: list[Path]
     locked: Mapping[str, str]
     packages: Mapping[str, str] = field(default_factory=dict)
+    archive: Mapping[str, str] = field(default_factory=dict)
 
     def beside(self, table: Table, key: str) -> Path:
         """The file that a key names, relative to where the key is written. UsageError if it is not there."""
@@ -125,8 +127,8 @@ def read(path: Path, choices: Choices) -> Sources:
     table.pop("vars", None)
     lock = lockfile.path_of(path)
     files.append(lock)
-    digests, packages = (lockfile.read(lock, name) for name in lockfile.TABLES)
-    return Sources(_substituted(table, variables), variables, files, digests, packages)
+    digests, packages, archive = (lockfile.read(lock, name) for name in ("digests", "packages", "archive"))
+    return Sources(_substituted(table, variables), variables, files, digests, packages, archive)
 
 
 def _extended(path: Path, files: list[Path], above: tuple[Path, ...]) -> Table:

@@ -28,7 +28,7 @@ def again(store: Store, name: str, *, say: Say) -> tuple[str, str]:
         raise UsageError(f"base image {name!r} cannot be made again: {why}")
     plan = recipe.load(path, Choices(made.profile, made.values), name=name)
 
-    making, _ = inputs.prepare(store, plan, say=say, locked=bool(plan.packages))
+    making, _ = inputs.prepare(store, plan, say=say, pins="use" if plan.packages else "")
     with work_folder.folder_in(work_folder.VAR_TMP.resolve()) as folder:
         out = folder / f"{name}.qcow2"
         KINDS[plan.kind].make(plan, out, making)

@@ -19,6 +19,7 @@ from obuild.bases.remote import Remote
 from obuild.errors import ObuildError, UsageError
 from obuild.store import fsck, gc, quota
 from obuild.store.layers import Store
+from tests.support.gnupg import signed
 from tests.support.http_server import Site, serving
 
 DATA = Random(1).randbytes(300_000)
@@ -245,7 +246,7 @@ def test_a_lock_file_is_read_and_written(tmp_path: Path) -> None:
     assert lockfile.read(path) == {}
     lockfile.write(path, {"https://x/": DIGEST})
     assert lockfile.read(path) == {"https://x/": DIGEST}
-    lockfile.write(path, {"bash_5.2_amd64": DIGEST}, "packages")
+    lockfile.write_tables(path, {"packages": {"bash_5.2_amd64": DIGEST}})
     assert lockfile.read(path) == {"https://x/": DIGEST}
     assert lockfile.read(path, "packages") == {"bash_5.2_amd64": DIGEST}
     assert path.read_text().startswith("# What was used")
@@ -281,24 +282,6 @@ def test_a_lock_file_that_cannot_be_written_is_said(tmp_path: Path) -> None:
 
 
 # -- signed lists
-
-
-@pytest.fixture(scope="session")
-def keys(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A GnuPG home with one key, and keyring.gpg with its public half."""
-    home = tmp_path_factory.mktemp("gnupg")
-    home.chmod(0o700)
-    gpg = ["gpg", "--homedir", str(home), "--batch", "--quiet", "--passphrase", ""]
-    subprocess.run([*gpg, "--quick-generate-key", "me@example.org", "ed25519"], check=True, capture_output=True)
-    exported = subprocess.run([*gpg, "--export"], check=True, capture_output=True).stdout
-    (home / "keyring.gpg").write_bytes(exported)
-    yield home
-    subprocess.run(["gpgconf", "--homedir", home, "--kill", "gpg-agent"], check=True)
-
-
-def signed(keys: Path, text: bytes, how: str) -> bytes:
-    argv = ["gpg", "--homedir", str(keys), "--batch", "--quiet", "--passphrase", "", how, "--output", "-"]
-    return subprocess.run(argv, input=text, check=True, capture_output=True).stdout
 
 
 @pytest.mark.parametrize("style", ["gnu", "bsd"])

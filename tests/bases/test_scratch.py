@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from obuild.bases import (
+    apt,
     ext4,
     lockfile,
     making,
@@ -22,7 +23,7 @@ from obuild.bases import (
     sources,
     work_folder,
 )
-from obuild.bases.kind import Making, Recipe
+from obuild.bases.kind import Installed, Making, Recipe
 from obuild.errors import ProcessError, UsageError
 from obuild.guests.profile import Card
 from obuild.host import process
@@ -47,6 +48,10 @@ text = "here"
 """
 )
 
+DIGEST = f"sha256:{'a' * 64}"
+
+SOURCES = ("deb http://a/debian bookworm main", "deb http://b/debian bookworm-updates main")
+
 SMALLEST = 'kind="scratch"\nsize="64M"\n[scratch]\nsuite="bookworm"\n'
 
 EXTRACTED = recipe_of(f'{SMALLEST}variant="extract"\n')
@@ -67,28 +72,23 @@ def make(made: Recipe, folder: Path, say: Callable[[str], None] = print) -> None
     )
 
 
-def test_mmdebstrap_is_told_packages_and_suite_and_no_mirror() -> None:
-    argv = mmdebstrap.argv(RECIPE, Path("/w/hook"), root=False)
+def test_mmdebstrap_is_told_packages_suite_and_sources() -> None:
+    argv = mmdebstrap.argv(RECIPE, Path("/w/hook"), SOURCES, root=False)
     assert argv[0] == "mmdebstrap"
     assert {"--mode=unshare", "--variant=minbase", "--include=bash,sudo"} <= set(argv)
     assert "--customize-hook=/w/hook" in argv
-    assert argv[-2:] == ["bookworm", "-"]
-
-
-def test_a_recipe_may_take_its_packages_from_the_release_alone() -> None:
-    argv = mmdebstrap.argv(with_options(RECIPE, updates=False), Path("/w/hook"), root=False)
-    assert argv[-3:] == ["bookworm", "-", mmdebstrap.MIRROR]  # with a mirror named, mmdebstrap adds no other suite
+    assert argv[-4:] == ["bookworm", "-", *SOURCES]
 
 
 def test_nothing_that_root_starts_outlives_us() -> None:
-    argv = mmdebstrap.argv(RECIPE, Path("/w/hook"), root=True)
+    argv = mmdebstrap.argv(RECIPE, Path("/w/hook"), SOURCES, root=True)
     assert argv[:2] == ["unshare", "--mount"]
     assert "--kill-child" in argv[: argv.index("--")]
     assert "--mode=root" in argv
 
 
 def test_unpacked_packages_have_only_the_hook_after_unpacking() -> None:
-    assert "--extract-hook=/w/hook" in mmdebstrap.argv(EXTRACTED, Path("/w/hook"), root=False)
+    assert "--extract-hook=/w/hook" in mmdebstrap.argv(EXTRACTED, Path("/w/hook"), SOURCES, root=False)
 
 
 @pytest.mark.parametrize("work", [Path("/w"), Path("/a place/it's")])
@@ -120,8 +120,8 @@ def test_a_kernel_that_qemu_loads_is_taken_out_of_the_root() -> None:
 )
 def test_debian_has_its_own_names_for_architectures(arch: str, debians: str) -> None:
     made = replace(DIRECT, card=replace(DIRECT.card, arch=arch))
-    assert f"--architectures={debians}" in mmdebstrap.argv(made, Path("/w/hook"), root=False)
-    assert "--architectures=amd64" in mmdebstrap.argv(RECIPE, Path("/w/hook"), root=False)
+    assert f"--architectures={debians}" in mmdebstrap.argv(made, Path("/w/hook"), SOURCES, root=False)
+    assert "--architectures=amd64" in mmdebstrap.argv(RECIPE, Path("/w/hook"), SOURCES, root=False)
 
 
 def test_a_disk_whose_kernel_qemu_loads_has_a_partition_and_no_boot_loader(tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ def test_nothing_is_left_when_we_are_interrupted(tmp_path: Path, monkeypatch: py
 def test_a_host_without_debians_keys_is_told_before_anything_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mmdebstrap, "KEYRING", tmp_path / "none.gpg")
+    monkeypatch.setattr(apt, "KEYRING", tmp_path / "none.gpg")
     with pytest.raises(UsageError) as caught:
         make(RECIPE, tmp_path)
     assert caught.value.hint == "apt install debian-archive-keyring"
@@ -249,10 +249,10 @@ def test_where_a_killed_process_has_worked_the_next_one_cleans_up(tmp_path: Path
 def test_packages_are_pinned_by_a_lock_file(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, qcow2_disk: Path
 ) -> None:
-    installed = {"bash_5.2_amd64": f"sha256:{'a' * 64}"}
+    installed = {"bash_5.2_amd64": DIGEST}
 
     def make(plan: Recipe, out: Path, given: Making) -> Card:
-        given.packages(installed)
+        given.installed(Installed(installed, {}, {"date": "2026-07-11T10:16:37Z", "index": DIGEST}))
         out.write_bytes(qcow2_disk.read_bytes())
         return plan.card
 
@@ -267,7 +267,7 @@ def test_packages_are_pinned_by_a_lock_file(
     before = (store.base_image / "mine.qcow2").stat().st_ino
 
     installed["bash_5.2_amd64"] = f"sha256:{'b' * 64}"
-    with pytest.raises(UsageError, match=r"no longer has the packages of .*mine\.lock: bash_5\.2_amd64 has"):
+    with pytest.raises(UsageError, match=r"the packages are not those of .*mine\.lock: bash_5\.2_amd64 has"):
         making.make(store, str(path), say=print, locked=True, again="yes")
     assert (store.base_image / "mine.qcow2").stat().st_ino == before
     assert making.make(store, str(path), say=print, again="changed") == (store.base_image / "mine.qcow2", False)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from obuild.bases import lockfile, making, scratch, verify
-from obuild.bases.kind import Making, Recipe
+from obuild.bases.kind import Installed, Making, Recipe
 from obuild.errors import UsageError
 from obuild.guests.profile import Card
 from obuild.store.layers import Store
@@ -23,7 +23,7 @@ def packages(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> d
     found = {"bash_5.2_amd64": f"sha256:{'a' * 64}"}
 
     def make(plan: Recipe, out: Path, given: Making) -> Card:
-        given.packages(found)
+        given.installed(Installed(found))
         out.write_bytes(boot_disk(str(found), b""))
         return plan.card
 
@@ -54,8 +54,8 @@ def test_the_command_says_whether_they_are_the_same(store: Store, packages: dict
 
 
 def test_other_packages_than_locked_are_named(store: Store, packages: dict[str, str], tmp_path: Path) -> None:
-    lockfile.write(tmp_path / "mine.lock", {"bash_5.1_amd64": f"sha256:{'a' * 64}"}, "packages")
-    with pytest.raises(UsageError, match=r"no longer has the packages of .*mine\.lock: bash_5\.2_amd64"):
+    lockfile.write_tables(tmp_path / "mine.lock", {"packages": {"bash_5.1_amd64": f"sha256:{'a' * 64}"}})
+    with pytest.raises(UsageError, match=r"the packages are not those of .*mine\.lock: bash_5\.2_amd64"):
         verify.again(store, "mine", say=print)
 
 

@@ -50,11 +50,14 @@ def base_make(
         ),
     ] = False,
     locked: Annotated[
-        bool, typer.Option("--locked", help="Refuse a recipe that does not pin every input by digest.")
+        bool,
+        typer.Option(
+            "--locked", help="Use only pinned inputs, packages of NAME.lock among them; refuse a recipe without."
+        ),
     ] = False,
     lock: Annotated[
         bool,
-        typer.Option("--lock", help="Make the image (again), and record every package's digest in NAME.lock."),
+        typer.Option("--lock", help="Make the image (again), record its packages in NAME.lock, and keep them."),
     ] = False,
     print_: Annotated[
         bool, typer.Option("--print", help="Only print the merged recipe and the digest of all inputs.")
