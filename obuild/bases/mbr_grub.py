@@ -1,4 +1,4 @@
-"""The disk of a base image made from packages: an MBR, GRUB if it is to boot by itself, and one ext4 partition.
+"""The layout "mbr-grub": an MBR, GRUB if it is to boot by itself, and one ext4 partition.
 
 GRUB goes where the partition leaves room, so nothing is ever mounted or attached to a loop device. It is there for
 x86_64 only. Other machines have their kernel loaded by QEMU (firmware = "kernel" in the card).
@@ -11,15 +11,19 @@ x86_64 only. Other machines have their kernel loaded by QEMU (firmware = "kernel
 
 from __future__ import annotations
 
-import uuid
 from pathlib import Path
 
-from obuild.bases.kind import Recipe, digest
+from obuild.bases.kind import File, Recipe
+from obuild.bases.root_partition import SECTOR, START, disk_id
 from obuild.errors import UsageError
 from obuild.host import process
 
-SECTOR = 512
-PARTITION_START = 1 << 20
+#: With "kernel", QEMU loads the kernel, and the disk gets no boot loader.
+FIRMWARES: tuple[str, ...] = ("bios", "kernel")
+
+PACKAGES: tuple[str, ...] = ()
+
+TAKEN: tuple[str, ...] = ()
 
 #: The part of the MBR that is code; the disk's signature and the partition table follow.
 BOOT_CODE = 440
@@ -27,17 +31,9 @@ BOOT_CODE = 440
 GRUB = Path("/usr/lib/grub/i386-pc")
 GRUB_MODULES = ("biosdisk", "part_msdos", "ext2", "linux16", "normal")
 
-#: Ids of a disk are made from what it is made of, so that two runs differ in as little as possible.
-_NAMESPACE = uuid.UUID("5f0f4f0c-9d0b-4b43-8d1f-0b1d3e6d9a11")
-
-
-def disk_id(recipe: Recipe) -> uuid.UUID:
-    """The id of the root file system; its first 32 bits are also the disk's signature."""
-    return uuid.uuid5(_NAMESPACE, digest(recipe))
-
 
 def check_host(recipe: Recipe) -> None:
-    """UsageError if the disk cannot be made here, or what makes it is not installed."""
+    """See `Layout.check_host`."""
     grub = recipe.card.firmware == "bios"
     if grub and recipe.card.arch != "x86_64":
         raise UsageError(
@@ -50,9 +46,26 @@ def check_host(recipe: Recipe) -> None:
         process.require_file(GRUB / "boot.img", "grub-pc-bin")
 
 
+def root_size(size: int) -> int:
+    """See `Layout.root_size`."""
+    return size - START
+
+
+def files(recipe: Recipe) -> tuple[File, ...]:
+    """See `Layout.files`."""
+    if recipe.card.firmware != "bios":
+        return ()
+    return (File("/boot/grub/grub.cfg", 0o644, grub_cfg(recipe, recipe.options.cmdline)),)
+
+
+def script() -> str:
+    """See `Layout.script`."""
+    return ""
+
+
 def partition_script(*, signature: int, size: int) -> str:
     """What sfdisk reads: one bootable Linux partition up to the end of a disk of `size` bytes."""
-    start = PARTITION_START // SECTOR
+    start = START // SECTOR
     return (
         f"label: dos\nlabel-id: {signature:#010x}\nunit: sectors\n"
         f"start={start}, size={size // SECTOR - start}, type=83, bootable\n"
@@ -81,7 +94,7 @@ def install_grub(disk: Path, *, boot: bytes, core: bytes) -> None:
     Nothing in either image needs patching: boot.img loads sector 1 of the disk it was started from, and
     the first sector of core.img expects the rest behind itself.
     """
-    if SECTOR + len(core) > PARTITION_START:
+    if SECTOR + len(core) > START:
         raise UsageError(f"GRUB's core image has {len(core)} bytes and does not fit before the partition")
     with disk.open("r+b") as file:
         file.write(boot[:BOOT_CODE])
@@ -90,7 +103,7 @@ def install_grub(disk: Path, *, boot: bytes, core: bytes) -> None:
 
 
 def make_bootable(recipe: Recipe, disk: Path, work: Path) -> None:
-    """Give `disk` a partition table, and GRUB if it is to boot by itself; the partition stays as it is."""
+    """See `Layout.make_bootable`."""
     script = partition_script(signature=disk_id(recipe).fields[0], size=disk.stat().st_size)
     # Never wipe: sfdisk would take the file system for a leftover of an older disk.
     process.run(["sfdisk", "--quiet", "--wipe=never", "--wipe-partitions=never", disk], input=script.encode())

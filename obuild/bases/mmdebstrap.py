@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import unquote
 
-from obuild.bases import apt, ext4, mbr_grub, mmdebstrap_hook, pins, root_files
-from obuild.bases.kind import File, Installed, Making, Recipe
+from obuild.bases import apt, ext4, layouts, mmdebstrap_hook, pins, root_files
+from obuild.bases.kind import Installed, Making, Recipe
+from obuild.bases.root_partition import START
 from obuild.bases.scratch_options import Options
 from obuild.errors import ProcessError, UsageError
 from obuild.guests.profile import DEBIAN_ARCHES, INITRD, KERNEL
@@ -20,6 +21,9 @@ from obuild.host import process
 
 #: The date for programs that ask for one while packages are configured. The image's own is known only later.
 EPOCH = 1_672_531_200
+
+#: The kernel and its initial RAM disk, if the hook takes them out of the root.
+BOOT = (f"boot{KERNEL}", f"boot{INITRD}")
 
 
 def run(recipe: Recipe, work: Path, making: Making) -> Path:
@@ -36,7 +40,8 @@ def run(recipe: Recipe, work: Path, making: Making) -> Path:
     disk = work / "disk.raw"
     with disk.open("wb") as file:
         file.truncate(recipe.size)
-    for name in (disk.name, "epoch", "packages", "login-key", "complaint", f"boot{KERNEL}", f"boot{INITRD}"):
+    taken = (*BOOT, *layouts.of(recipe).TAKEN)
+    for name in (disk.name, "epoch", "packages", "login-key", "complaint", *taken):
         (work / name).touch()
         (work / name).chmod(0o666)
     chroots, lists, debs = (work / name for name in ("tmp", "lists", "debs"))
@@ -57,7 +62,7 @@ def run(recipe: Recipe, work: Path, making: Making) -> Path:
     found = packages_in(work)
     making.installed(pins.keep(found, lists, debs, making, mirror=options.mirror) if keep else Installed(found))
     epoch = int((work / "epoch").read_text())
-    ext4.set_times(disk, start=mbr_grub.PARTITION_START, epoch=epoch)
+    ext4.set_times(disk, start=START, epoch=epoch)
     return disk
 
 
@@ -101,9 +106,7 @@ def packages_in(work: Path) -> dict[str, str]:
 def _write_inputs(recipe: Recipe, work: Path, *, keep: bool) -> None:
     """What the hook reads. It may be another user that reads, so nothing here is secret."""
     options: Options = recipe.options
-    grub = recipe.card.firmware == "bios"
-    cfg = [File("/boot/grub/grub.cfg", 0o644, mbr_grub.grub_cfg(recipe, options.cmdline))] if grub else []
-    files = (*options.files, *cfg)
+    files = (*options.files, *layouts.of(recipe).files(recipe))
     for number, tree in enumerate(options.trees):
         root_files.write_tree(tree, work / f"tree-{number}.tar")
     root_files.write_files(files, work / "files.tar")

@@ -6,8 +6,9 @@ import platform
 import shlex
 from pathlib import Path
 
-from obuild.bases import ext4, mbr_grub, root_files
+from obuild.bases import ext4, layouts, root_files
 from obuild.bases.kind import Recipe
+from obuild.bases.root_partition import START, disk_id
 from obuild.bases.scratch_options import Options
 from obuild.guests import profile
 from obuild.guests.profile import INITRD, KERNEL
@@ -30,7 +31,7 @@ find . -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
 tr '\\n' '\\0' | LC_ALL=C sort -z | exec cpio.real --null --reproducible "$@"
 """
 
-#: /vmlinuz and /initrd.img are links to the kernel. What the guest is booted from, it need not hold as well.
+#: /vmlinuz and /initrd.img are links to the kernel. Only GRUB looks for them in the root.
 TAKE_KERNEL = f"""\
 cat "$root/vmlinuz" >{{here}}/boot{KERNEL}
 cat "$root/initrd.img" >{{here}}/boot{INITRD}
@@ -111,8 +112,8 @@ def text(recipe: Recipe, work: Path, *, keep: bool = False) -> str:
     """
     options: Options = recipe.options
     here = shlex.quote(str(work))
-    start = mbr_grub.PARTITION_START
-    make_fs = ext4.mke2fs_argv(work, mbr_grub.disk_id(recipe), start=start, size=recipe.size - start)
+    layout = layouts.of(recipe)
+    make_fs = ext4.mke2fs_argv(work, disk_id(recipe), start=START, size=layout.root_size(recipe.size))
     return f"""\
 #!/bin/sh
 set -eu
@@ -141,9 +142,10 @@ if [ -n "$cpio" ]; then
     cp {here}/cpio "$cpio"
     chmod 755 "$cpio"
 fi
+{layout.script().format(here=here)}
 sh -eu {here}/script "$root" {recipe.card.arch}
 if [ -n "$cpio" ] && [ -e "$cpio.real" ]; then mv "$cpio.real" "$cpio"; fi
-{TAKE_KERNEL.format(here=here) if recipe.card.firmware == "kernel" else ""}
+{TAKE_KERNEL.format(here=here) if recipe.card.firmware != "bios" else ""}
 # Room for keys, which each store fills in its own copy.
 entry=$(grep '^{recipe.card.login}:' "$root/etc/passwd")
 IFS=: read -r _ _ uid gid _ home _ <<END

@@ -7,7 +7,16 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from obuild.bases import apt, ext4, mbr_grub, mmdebstrap, mmdebstrap_hook, scratch_options, work_folder
+from obuild.bases import (
+    apt,
+    ext4,
+    layouts,
+    mmdebstrap,
+    mmdebstrap_hook,
+    root_partition,
+    scratch_options,
+    work_folder,
+)
 from obuild.bases.kind import Making, Recipe
 from obuild.bases.scratch_options import Options
 from obuild.errors import UsageError
@@ -15,9 +24,6 @@ from obuild.guests.profile import INITRD, KERNEL, Card
 from obuild.host import process
 from obuild.host.fs import fsync
 from obuild.host.qemu_img import copy, pack
-
-#: The partition that is the root, as the guest's kernel names it.
-ROOT = "/dev/vda1"
 
 #: See `Kind.parse`.
 parse = scratch_options.parse
@@ -42,16 +48,15 @@ def make(recipe: Recipe, out: Path, making: Making) -> Card:
         work = beside if reached else stack.enter_context(work_folder.folder_in(work_folder.VAR_TMP.resolve()))
         making.say(f"{recipe.name}: installing {len(options.packages)} packages of Debian {options.suite}")
         disk = mmdebstrap.run(recipe, work, making)
-        if recipe.card.firmware == "bios":
-            making.say(f"{recipe.name}: adding the boot loader")
-        mbr_grub.make_bootable(recipe, disk, work)
+        making.say(f"{recipe.name}: making the disk bootable")
+        layouts.of(recipe).make_bootable(recipe, disk, work)
         making.say(f"{recipe.name}: packing the image")
         packed = beside / "packed.qcow2"
         pack(disk, packed)
         fsync(packed)
         card = _with_key_blocks(recipe.card, work)
         if card.firmware == "kernel":
-            card = replace(card, cmdline=f"root={ROOT} rw {options.cmdline}".strip())
+            card = replace(card, cmdline=f"root={root_partition.DEVICE} rw {options.cmdline}".strip())
             for suffix in (KERNEL, INITRD):
                 copy(work / f"boot{suffix}", beside / suffix)
                 (beside / suffix).chmod(0o644)
@@ -67,7 +72,7 @@ def _with_key_blocks(card: Card, work: Path) -> Card:
     if not login_key:
         return card
     where = [
-        ext4.key_block(work / "disk.raw", path, start=mbr_grub.PARTITION_START)
+        ext4.key_block(work / "disk.raw", path, start=root_partition.START)
         for path in (login_key, mmdebstrap_hook.HOST_KEY)
     ]
     return replace(card, authorized_keys=where[0], host_key=where[1])
@@ -75,7 +80,7 @@ def _with_key_blocks(card: Card, work: Path) -> Card:
 
 def _check_host(recipe: Recipe) -> None:
     """Complain about all that is missing before anything is downloaded."""
-    mbr_grub.check_host(recipe)
+    layouts.of(recipe).check_host(recipe)
     for program in ("mmdebstrap", "qemu-img", *ext4.PROGRAMS, *recipe.options.tools):
         process.require(program)
     if recipe.options.presets and not mmdebstrap_hook.is_native(recipe):

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from obuild.bases import kind, root_files
+from obuild.bases import kind, layouts, root_files
 from obuild.bases.kind import File
 from obuild.bases.sources import Sources
 from obuild.bases.table import Table
@@ -27,15 +27,17 @@ _PACKAGE = re.compile(r"[a-z0-9][a-z0-9.+-]+")
 class Options:
     """What [scratch] says.
 
+    `layout` is a row of `layouts`.
     `suite` is any name of a Debian release; without `updates` the suites of updates and of security fixes are left
     out. `variant` is how mmdebstrap begins: "extract" unpacks and configures nothing. `packages` end with those of
-    the kernel, `cmdline` is for it, besides root= and the console. `script` is run by /bin/sh on the host, calls
-    `tools`, and gets the new root as $1, with `trees` and `files` in it, and its architecture as $2; nothing is
-    booted. With `presets`, systemd's presets have decided before it what starts at boot. What matches one of
+    the kernel and of the layout. `cmdline` is for it, besides root= and the console. `script` is run by /bin/sh
+    on the host, calls `tools`, and gets the new root as $1, with `trees` and `files` in it, and its architecture
+    as $2. With `presets`, systemd's presets have decided before it what starts at boot. What matches one of
     `remove` is removed at last. `epoch` is the image's date: in seconds, or that of its newest package or of the
     release. `mirror` is where packages are taken from.
     """
 
+    layout: str
     suite: str
     updates: bool
     variant: str
@@ -54,14 +56,23 @@ class Options:
 def parse(table: Table, sources: Sources, card: Card) -> Options:
     """See `Kind.parse`."""
     table.only(
-        *("suite", "updates", "variant", "packages", "kernel", "cmdline", "tools", "file", "script"),
+        *("layout", "suite", "updates", "variant", "packages", "kernel", "cmdline", "tools", "file", "script"),
         *("tree", "presets", "remove", "epoch", "mirror"),
     )
+    layout = table.choice("layout", layouts.LAYOUTS, default="mbr-grub")
+    firmwares = layouts.LAYOUTS[layout].FIRMWARES
+    if card.firmware not in firmwares:
+        raise table.error(
+            "layout",
+            f"layout {layout!r} is not for firmware = {card.firmware!r}",
+            hint=f'write firmware = "{firmwares[0]}" under [card], or {_layouts_for(card.firmware)}',
+        )
     return Options(
+        layout=layout,
         suite=table.match("suite", _SUITE, hint='write it like "bookworm"'),
         updates=table.flag("updates", default=True),
         variant=table.choice("variant", VARIANTS, default="minbase"),
-        packages=_packages(table, "packages") + _packages(table, "kernel"),
+        packages=_packages(table, "packages") + _packages(table, "kernel") + layouts.LAYOUTS[layout].PACKAGES,
         cmdline=table.line("cmdline"),
         tools=_packages(table, "tools"),
         files=(files := kind.files(table)),
@@ -84,6 +95,11 @@ def _epoch(table: Table) -> int | Literal["packages", "release"]:
             return seconds
     hint = 'write "packages", "release", or seconds since 1970 without quotes'
     raise table.error("epoch", f"epoch is {table['epoch']!r}", hint=hint)
+
+
+def _layouts_for(firmware: str) -> str:
+    fitting = [f'"{name}"' for name, layout in layouts.LAYOUTS.items() if firmware in layout.FIRMWARES]
+    return f"layout = {' or '.join(fitting)}"
 
 
 def _packages(table: Table, key: str) -> tuple[str, ...]:

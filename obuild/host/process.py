@@ -39,6 +39,7 @@ PACKAGES = {
     "xz": "xz-utils",
     "gpgv": "gpgv",
     "mformat": "mtools",
+    "mmd": "mtools",
     "mcopy": "mtools",
     "swtpm": "swtpm",
     "systemctl": "systemd",

@@ -58,6 +58,7 @@ def test_every_key_is_read() -> None:
     assert (made.name, made.kind, made.size, made.tried) == ("mine", "scratch", 1 << 30, False)
     assert made.card == Card(login="builder", memory=512 << 20, arch="x86_64")
     assert made.options == Options(
+        layout="mbr-grub",
         suite="bookworm",
         updates=False,
         variant="extract",

@@ -19,6 +19,7 @@ from obuild.bases import (
     mmdebstrap,
     mmdebstrap_hook,
     recipe,
+    root_partition,
     scratch,
     sources,
     work_folder,
@@ -155,14 +156,15 @@ def test_the_partition_reaches_to_the_end_of_the_disk() -> None:
 
 def test_grub_loads_the_newest_kernel_from_the_root_by_its_id() -> None:
     assert mbr_grub.grub_cfg(RECIPE, "quiet") == (
-        f"linux16 /vmlinuz root=UUID={mbr_grub.disk_id(RECIPE)} rw console=ttyS0 quiet\n"
+        f"linux16 /vmlinuz root=UUID={root_partition.disk_id(RECIPE)} rw console=ttyS0 quiet\n"
         "initrd16 /initrd.img\nboot\n"
     )
 
 
 def test_the_file_system_has_the_id_that_grub_looks_for() -> None:
-    argv = list(map(str, ext4.mke2fs_argv(Path("/w"), mbr_grub.disk_id(RECIPE), start=1 << 20, size=63 << 20)))
-    assert argv[argv.index("-U") + 1] == str(mbr_grub.disk_id(RECIPE))
+    identity = root_partition.disk_id(RECIPE)
+    argv = list(map(str, ext4.mke2fs_argv(Path("/w"), identity, start=1 << 20, size=63 << 20)))
+    assert argv[argv.index("-U") + 1] == str(root_partition.disk_id(RECIPE))
     assert argv[-2:] == ["/w/disk.raw", "64512k"]
 
 
@@ -191,7 +193,7 @@ def test_a_disk_gets_one_bootable_partition_and_grub(tmp_path: Path) -> None:
         file.truncate(64 << 20)
     mbr_grub.make_bootable(RECIPE, disk, tmp_path)
     written = disk.read_bytes()[: 1 << 20]
-    assert struct.unpack("<I", written[440:444]) == (mbr_grub.disk_id(RECIPE).fields[0],)
+    assert struct.unpack("<I", written[440:444]) == (root_partition.disk_id(RECIPE).fields[0],)
     active, kind = written[446], written[450]
     start, length = struct.unpack("<II", written[454:462])
     assert (active, kind, start, length) == (0x80, 0x83, 2048, 129024)

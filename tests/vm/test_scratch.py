@@ -12,8 +12,11 @@ from pathlib import Path
 import pytest
 
 from obuild.host import disk_content, qemu_img
+from tests.support.program import ROOT, Program, base_images, layers, new_store
 
 pytestmark = pytest.mark.vm
+
+RECIPES = ROOT / "tests/recipes"
 
 #: Another time zone, language, umask, host name, and one CPU. $2 is "day": tomorrow's clock, or "user": for root,
 #: another user, if that one can run our Python. Not both: a user's other uids cannot share the fake clock.
@@ -60,6 +63,7 @@ def content(store: Path, name: str) -> str:
     [
         pytest.param("micro", "day", marks=pytest.mark.skipif(os.geteuid() != 0, reason="see ELSEWHERE")),
         pytest.param("debian-12", "user", marks=pytest.mark.long),
+        pytest.param(str(RECIPES / "uki.toml"), "user", marks=pytest.mark.long),
     ],
 )
 def test_an_image_is_the_same_for_everybody(name: str, what: str, tmp_path: Path, elsewhere: Path) -> None:
@@ -68,4 +72,17 @@ def test_an_image_is_the_same_for_everybody(name: str, what: str, tmp_path: Path
     there = [] if os.geteuid() else ["unshare", "--uts", "--mount"]
     script = [*there, "sh", "-c", ELSEWHERE, "sh", str(elsewhere), what]
     subprocess.run([*script, *make, f"--store=qemu:{elsewhere}/a/store"], check=True)
-    assert content(elsewhere / "a/store", name) == content(tmp_path / "store", name)
+    image = Path(name).stem if name.endswith(".toml") else name
+    assert content(elsewhere / "a/store", image) == content(tmp_path / "store", image)
+
+
+def test_a_machine_that_uefi_starts_builds_and_is_kept_warm(tmp_path: Path) -> None:
+    program = Program(new_store(tmp_path / "store", base_images(str(RECIPES / "uki.toml"))))
+    spec = tmp_path / "test.spec"
+    spec.write_text("""((from uki)
+ (run (shell "ls /sys/firmware/efi; cat /proc/cmdline"))
+ (run (shell "cat /proc/sys/kernel/random/boot_id")))""")
+    first = program.build(spec, tmp_path)
+    assert "runtime-map" in first.stdout
+    assert " rw console=ttyS0 quiet " in first.stdout
+    assert layers(first.stdout)[-1] in {path.name for path in (program.store / "warm").iterdir()}

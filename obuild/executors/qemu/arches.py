@@ -29,6 +29,8 @@ class Arch(NamedTuple):
     uefi: tuple[str, str, str] | None = None
     #: The device of a TPM 2.0, if the machine can have one.
     tpm: str = ""
+    #: UEFI as one file, from the same package, for machines that keep no variables: those are in memory then.
+    uefi_rom: str = ""
 
 
 ARCHES = {
@@ -45,6 +47,7 @@ ARCHES = {
         genid="vmgenid,guid=auto",
         uefi=("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd", "ovmf"),
         tpm="tpm-crb",
+        uefi_rom="/usr/share/ovmf/OVMF.fd",
     ),
     # The button is a GPIO key if QEMU loads the kernel itself, and ACPI's under UEFI.
     "aarch64": Arch(
@@ -61,6 +64,7 @@ ARCHES = {
         firmware_package="qemu-efi-aarch64",
         uefi=("/usr/share/AAVMF/AAVMF_CODE.fd", "/usr/share/AAVMF/AAVMF_VARS.fd", "qemu-efi-aarch64"),
         tpm="tpm-tis-device",
+        uefi_rom="/usr/share/qemu-efi-aarch64/QEMU_EFI.fd",
     ),
     "riscv64": Arch(
         binary="qemu-system-riscv64",

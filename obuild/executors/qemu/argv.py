@@ -137,16 +137,18 @@ def _firmware_argv(shape: Shape, arch: Arch) -> list[str | Path]:
     """Return options for what boots the machine: a kernel that QEMU loads, with or without UEFI, or firmware."""
     uefi: list[str | Path] = []
     if shape.firmware == "uefi" and arch.uefi is not None:
-        code, defaults, _ = arch.uefi
-        nvram = shape.nvram or Nvram(Path(defaults))
-        snapshot = "off" if nvram.kept else "on"  # a snapshot is a nameless temporary file
-        uefi = [
-            *("-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={code}"),
-            *("-drive", f"if=pflash,unit=1,format=raw,snapshot={snapshot},file={escaped(nvram.file)}"),
-        ]
+        uefi = _flash_argv(arch.uefi[0], shape.nvram) if shape.nvram else ["-bios", arch.uefi_rom]
     if shape.kernel is not None:
         return [*uefi, *_kernel_argv(shape.kernel, arch.tty)]
     return uefi or list(arch.firmware)
+
+
+def _flash_argv(code: str, nvram: Nvram) -> list[str | Path]:
+    snapshot = "off" if nvram.kept else "on"  # a snapshot is a nameless temporary file
+    return [
+        *("-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={code}"),
+        *("-drive", f"if=pflash,unit=1,format=raw,snapshot={snapshot},file={escaped(nvram.file)}"),
+    ]
 
 
 def _kernel_argv(kernel: Kernel, tty: str) -> list[str | Path]:

@@ -49,8 +49,8 @@ def configure(setup: Setup) -> Config:
     from obuild.store.warm import Warm
 
     card, settings, store = setup.base.card, setup.settings, setup.store
-    shape = shape_for(settings, card, "tcg")
-    shape = shape._replace(kernel=kernel_of(store, setup.base), nvram=nvram_of(store, setup.base))
+    shape = shape_for(settings, card, "tcg", nvram_of(store, setup.base))
+    shape = shape._replace(kernel=kernel_of(store, setup.base))
     require_host(shape)
     memo = store.state / "accel.json"
     chosen = kvm.choose(settings.accel, shape.arch, memo=memo, note=setup.say)
@@ -85,7 +85,7 @@ def kernel_of(store: Store, base: Base) -> Kernel | None:
 
 
 def nvram_of(store: Store, base: Base) -> Nvram | None:
-    """Return the UEFI variables for machines of a base; None for the default ones."""
+    """Return the UEFI variables that a base keeps for its machines, if any."""
     if base.card.firmware != "uefi":
         return None
     return next((Nvram(file) for file in _beside(store, base)), None)

@@ -38,9 +38,9 @@ class Nvram(NamedTuple):
 class Shape(NamedTuple):
     """`memory` is in bytes; `boot_time` is in seconds, for booting and for powering off.
 
-    Without a `kernel`, the machine's firmware boots from the disk; UEFI uses the variables in `nvram`, or else the
-    default ones. `tpm` is the folder with the state of a TPM 2.0. `warm` gives the machine the devices for saving
-    and resuming. The guest sees the same devices whether it is saved or not.
+    Without a `kernel`, the machine's firmware boots from the disk. UEFI uses the variables in `nvram`; without
+    it, it begins with none and keeps them in memory. `tpm` is the folder with the state of a TPM 2.0. `warm` gives
+    the machine the devices for saving and resuming. The guest sees the same devices whether it is saved or not.
     """
 
     arch: str = "x86_64"
@@ -69,7 +69,8 @@ def require_host(shape: Shape) -> None:
             raise UsageError(f"a machine for {shape.arch} has no TPM")
         process.require("swtpm")
     if shape.firmware == "uefi":
-        *files, package = _uefi(shape.arch)
+        *flash, package = _uefi(shape.arch)
+        files = flash if shape.nvram else [row.uefi_rom]
     elif shape.kernel is None:
         files, package = list(row.firmware[-1:]), row.firmware_package
     else:
@@ -86,12 +87,12 @@ def _uefi(arch: str) -> tuple[str, str, str]:
     return uefi
 
 
-def shape_for(settings: Settings, card: Card, accel: Accel) -> Shape:
+def shape_for(settings: Settings, card: Card, accel: Accel, nvram: Nvram | None = None) -> Shape:
     """Return the machine for a base image with this card. UsageError if its guest cannot run like that."""
     arch = arch_named(settings.arch or card.arch)
     if card.firmware == "uefi":
         _uefi(arch)
-    why_not = _why_not_warm(arch, settings.os or card.os, card)
+    why_not = _why_not_warm(arch, settings.os or card.os, card, nvram)
     if why_not and settings.vm == "warm":
         raise UsageError(f"this guest cannot be kept warm: {why_not}", hint="--vm auto, or --vm boot")
     return Shape(
@@ -101,15 +102,16 @@ def shape_for(settings: Settings, card: Card, accel: Accel) -> Shape:
         memory=settings.memory or max(DEFAULT_MEMORY, card.memory),
         firmware=card.firmware,
         boot_time=settings.boot_time,
+        nvram=nvram,
         warm=not why_not,
     )
 
 
-def _why_not_warm(arch: str, os: str, card: Card) -> str:
+def _why_not_warm(arch: str, os: str, card: Card, nvram: Nvram | None) -> str:
     if os != "linux":
         return "it does not run Linux"
-    if card.firmware == "uefi":
-        return "UEFI has its own memory, which is not saved"
+    if nvram is not None:
+        return "its UEFI has a memory of its own for variables, which is not saved"
     if card.warm == "no":
         return "its base image's card says so"
     if not ARCHES[arch].genid:

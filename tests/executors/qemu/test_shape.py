@@ -111,17 +111,22 @@ def test_there_are_no_default_devices_and_no_user_configuration() -> None:
 
 
 def test_uefi_keeps_its_variables_only_if_asked_to() -> None:
-    code, defaults = option(argv(Shape(firmware="uefi")), "-drive")
+    assert option(argv(Shape(firmware="uefi")), "-bios") == ["/usr/share/ovmf/OVMF.fd"]
+    assert option(argv(Shape(firmware="uefi")), "-drive") == []
+    code, copy = option(argv(Shape(firmware="uefi", nvram=Nvram(Path("/a")))), "-drive")
     assert code == "if=pflash,unit=0,format=raw,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd"
-    assert defaults == "if=pflash,unit=1,format=raw,snapshot=on,file=/usr/share/OVMF/OVMF_VARS_4M.fd"
+    assert copy == "if=pflash,unit=1,format=raw,snapshot=on,file=/a"
     own = option(argv(Shape(firmware="uefi", nvram=Nvram(Path("/a,b"), kept=True))), "-drive")[1]
     assert own == "if=pflash,unit=1,format=raw,snapshot=off,file=/a,,b"
 
 
-def test_a_machine_with_uefi_is_not_kept_warm() -> None:
-    assert not shape_for(Settings(), Card(firmware="uefi"), "kvm").warm
-    with pytest.raises(UsageError, match="UEFI has its own memory"):
-        shape_for(Settings(vm="warm"), Card(firmware="uefi"), "kvm")
+def test_a_machine_whose_uefi_keeps_variables_is_not_kept_warm() -> None:
+    card, nvram = Card(firmware="uefi"), Nvram(Path("/a"))
+    assert shape_for(Settings(), card, "kvm").warm
+    assert shape_for(Settings(), card, "kvm", nvram).nvram == nvram
+    assert not shape_for(Settings(), card, "kvm", nvram).warm
+    with pytest.raises(UsageError, match="its UEFI has a memory of its own"):
+        shape_for(Settings(vm="warm"), card, "kvm", nvram)
     with pytest.raises(UsageError, match="cannot boot s390x machines by UEFI"):
         shape_for(Settings(), Card(arch="s390x", firmware="uefi"), "kvm")
 
@@ -129,9 +134,10 @@ def test_a_machine_with_uefi_is_not_kept_warm() -> None:
 def test_missing_firmware_is_an_error_that_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "require", lambda program: program)
     monkeypatch.setattr(Path, "exists", lambda path: False)
-    with pytest.raises(UsageError, match=r"OVMF_CODE_4M\.fd is missing") as caught:
-        require_host(Shape(firmware="uefi"))
-    assert caught.value.hint == "apt install ovmf"
+    for nvram, file in ((None, "OVMF"), (Nvram(Path("/a")), "OVMF_CODE_4M")):
+        with pytest.raises(UsageError, match=rf"/{file}\.fd is missing") as caught:
+            require_host(Shape(firmware="uefi", nvram=nvram))
+        assert caught.value.hint == "apt install ovmf"
     with pytest.raises(UsageError) as caught:
         require_host(Shape(arch="aarch64"))
     assert caught.value.hint == "apt install qemu-efi-aarch64"

@@ -1,0 +1,58 @@
+"""A GUID partition table, written by sfdisk: the same bytes for the same input.
+
+Types of partitions are those of the Discoverable Partitions Specification:
+https://uapi-group.org/specifications/specs/discoverable_partitions_specification/
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import UUID
+
+from obuild.bases.root_partition import SECTOR
+from obuild.host import process
+
+#: The backup table at the end of the disk takes 33 sectors; partitions end at a whole MiB.
+END = 1 << 20
+
+ESP_TYPE = "c12a7328-f81f-11d2-ba4b-00a0c93ec93b"
+
+ROOT_TYPES = {
+    "x86_64": "4f68bce3-e8cd-4db1-96e7-fbcaf984b709",
+    "aarch64": "b921b045-1df0-41c3-af44-4c6f280d3fae",
+}
+
+VERITY_TYPES = {
+    "x86_64": "2c7357ed-ebd2-46d9-aec1-23d437ec2bf5",
+    "aarch64": "df3300ce-d69f-4c92-978c-9bfb0f38d820",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """`start` and `size` are in bytes, in whole sectors."""
+
+    name: str
+    start: int
+    size: int
+    type: str
+    id: UUID
+
+
+def script(identity: UUID, partitions: tuple[Partition, ...]) -> str:
+    """What sfdisk reads."""
+    lines = ["label: gpt", f"label-id: {identity}", "unit: sectors"]
+    lines += [
+        f"start={each.start // SECTOR}, size={each.size // SECTOR}, "
+        f"type={each.type}, uuid={each.id}, name={each.name}"
+        for each in partitions
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def write(disk: Path, identity: UUID, partitions: tuple[Partition, ...]) -> None:
+    """Write the table to a raw disk; what is in the partitions stays."""
+    # Never wipe: sfdisk would take the file systems for leftovers of an older disk.
+    argv: list[str | Path] = ["sfdisk", "--quiet", "--wipe=never", "--wipe-partitions=never", disk]
+    process.run(argv, input=script(identity, partitions).encode())
