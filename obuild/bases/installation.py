@@ -17,7 +17,7 @@ from obuild.executors.qemu.shape import Kernel, Nvram, Shape
 from obuild.guests.profile import NVRAM
 from obuild.host import qemu_img
 
-#: How long the installed system may take to answer SSH, in seconds; it has first-boot work to do.
+#: How long the installed system may take to answer SSH, in seconds. The first boot is slow.
 PROOF_TIME = 900.0
 
 
@@ -48,12 +48,13 @@ def install(
     shape = unattended.shape_of(recipe.card, making, memory=memory, boot_time=PROOF_TIME)
     shape = shape._replace(nvram=_new_nvram(shape, work), tpm=work / "tpm" if tpm else None)
     qemu_img.create_empty(disk, size=recipe.size)
+    installer = shape._replace(kernel=kernel)
     unattended.run(
         recipe.name,
-        shape._replace(kernel=kernel),
+        installer,
         disk,
         making,
-        extra=media.argv(shape.arch, read),
+        extra=media.argv(installer, read),
         timeout=timeout,
         ends=ends,
         reboots=reboots,

@@ -15,6 +15,7 @@ from obuild.bases.table import Table
 from obuild.errors import UsageError, words
 from obuild.executors.qemu import devices
 from obuild.executors.qemu.devices import Bus
+from obuild.executors.qemu.shape import Shape
 
 #: Stands for the store's login key in every text that a recipe gives to an installer.
 KEY = "@public_key@"
@@ -121,15 +122,17 @@ def write(seeds: tuple[Seed, ...], public_key: str, work: Path) -> list[tuple[Pa
     return made
 
 
-def argv(arch: str, media: list[tuple[Path, Bus]]) -> devices.Argv:
+def argv(shape: Shape, media: list[tuple[Path, Bus]]) -> devices.Argv:
     """Return QEMU's options for the media of a machine. It may boot the first of them, if that is a CD.
 
-    CDs come first: the number of a CD is its place.
+    CDs come first: the number of a CD is its place. OVMF enables IDE only on its way to a boot loader, so a kernel
+    that QEMU loads under UEFI finds no IDE drives (PIIX's IDETIM is 0).
     """
+    ide = shape.firmware != "uefi" or shape.kernel is None
     ordered = sorted(media, key=lambda each: each[1] != "cdrom")
-    line: devices.Argv = [*devices.GIVE_UP] if arch == "x86_64" else []
+    line: devices.Argv = [*devices.GIVE_UP] if shape.arch == "x86_64" else []
     for number, (path, bus) in enumerate(ordered, 1):
-        line += devices.medium(arch, number, path, bus, boot=bus == "cdrom" and path == media[0][0])
+        line += devices.medium(shape.arch, number, path, bus, boot=bus == "cdrom" and path == media[0][0], ide=ide)
     return line
 
 

@@ -17,7 +17,7 @@ from obuild.bases.media import Seed
 from obuild.bases.remote import Remote
 from obuild.errors import MachineError, UsageError
 from obuild.executors.qemu.machine import Machine
-from obuild.executors.qemu.shape import Shape
+from obuild.executors.qemu.shape import Kernel, Shape
 from obuild.host import process
 from obuild.store.layers import Store
 from tests.support.recipes import recipe_of
@@ -209,13 +209,22 @@ def test_files_are_laid_over_an_initrd_by_a_second_archive(tmp_path: Path) -> No
 
 def test_the_iso_is_booted_after_the_disk_and_seeds_come_behind_it() -> None:
     read = [(Path("/iso"), "cdrom"), (Path("/a"), "disk"), (Path("/b"), "cdrom"), (Path("/c"), "floppy")]
-    line = [str(word) for word in media.argv("x86_64", read)]  # type: ignore[arg-type]
+    line = [str(word) for word in media.argv(Shape(), read)]  # type: ignore[arg-type]
     assert line[:2] == ["-boot", "strict=on,reboot-timeout=1"]
     assert [word for before, word in itertools.pairwise(line) if before == "-device"] == [
         "ide-cd,bus=ide.0,unit=0,drive=disk1,bootindex=1",
         "ide-cd,bus=ide.0,unit=1,drive=disk2",
         "virtio-blk-pci,drive=disk3",
         "floppy,drive-type=144,drive=disk4",
+    ]
+
+
+def test_a_kernel_under_uefi_gets_cd_drives_that_the_firmware_does_not_have_to_enable() -> None:
+    shape = Shape(firmware="uefi", kernel=Kernel(Path("/k"), None, ""))
+    line = [str(word) for word in media.argv(shape, [(Path("/iso"), "cdrom")])]
+    assert line[-4:] == [
+        *("-device", "virtio-scsi-pci,id=scsi1"),
+        *("-device", "scsi-cd,bus=scsi1.0,drive=disk1,bootindex=1"),
     ]
 
 

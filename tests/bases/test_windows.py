@@ -14,6 +14,7 @@ from obuild.bases.kind import Making, Recipe, digest
 from obuild.bases.remote import Remote
 from obuild.errors import UsageError
 from obuild.executors.qemu.machine import Machine
+from obuild.executors.qemu.shape import Shape
 from obuild.host import process
 from obuild.store.layers import Store
 from tests.support.recipes import recipe_of
@@ -147,7 +148,7 @@ def test_the_script_is_found_on_any_cd_and_can_be_read_by_powershell() -> None:
 
 def test_the_machine_has_three_cds() -> None:
     read = [(Path(f"/{name}"), "cdrom") for name in ("windows", "drivers", "answers")]
-    line = [str(word) for word in media.argv("x86_64", read)]  # type: ignore[arg-type]
+    line = [str(word) for word in media.argv(Shape(), read)]  # type: ignore[arg-type]
     assert [word for word in line if word.startswith("ide-cd")] == [
         "ide-cd,bus=ide.0,unit=0,drive=disk1,bootindex=1",
         "ide-cd,bus=ide.0,unit=1,drive=disk2",

@@ -19,36 +19,32 @@ MOST_CDROMS = 4
 Argv = list[str | Path]
 
 
-def medium(arch: str, number: int, path: Path, bus: Bus, *, boot: bool = False) -> Argv:
+def medium(arch: str, number: int, path: Path, bus: Bus, *, boot: bool = False, ide: bool = True) -> Argv:
     """Return options for a read-only medium with a unique `number`. With `boot`, it is tried after the disk.
 
-    A "disk" is virtio: kernels for clouds have no other drivers.
+    A "disk" is virtio: kernels for clouds have no other drivers. Without `ide`, CD drives are virtio SCSI on every
+    architecture, else they are IDE on x86_64.
     """
-    device = f"{_device(arch, number, bus)},drive=disk{number}" + (",bootindex=1" if boot else "")
+    ide = ide and arch == "x86_64"
+    device = f"{_device(arch, number, bus, ide)},drive=disk{number}" + (",bootindex=1" if boot else "")
     return [
         *("-blockdev", f"driver=file,filename={escaped(path)},node-name=file{number},read-only=on"),
         *("-blockdev", f"driver=raw,file=file{number},node-name=disk{number},read-only=on"),
-        *(_controller(arch, number) if bus == "cdrom" else ()),
+        *(("-device", f"virtio-scsi{_suffix(arch)},id=scsi{number}") if bus == "cdrom" and not ide else ()),
         *("-device", device),
     ]
 
 
-def _device(arch: str, number: int, bus: Bus) -> str:
+def _device(arch: str, number: int, bus: Bus, ide: bool) -> str:
     match bus:
         case "disk":
             return ARCHES[arch].disk
         case "floppy":
             return "floppy,drive-type=144"
-        case "cdrom" if arch == "x86_64":
+        case "cdrom" if ide:
             return f"ide-cd,bus=ide.{(number - 1) // 2 % 2},unit={(number - 1) % 2}"
         case "cdrom":
             return f"scsi-cd,bus=scsi{number}.0"
-
-
-def _controller(arch: str, number: int) -> Argv:
-    if arch == "x86_64":
-        return []
-    return ["-device", f"virtio-scsi{_suffix(arch)},id=scsi{number}"]
 
 
 def floppy_drive(arch: str) -> str:
