@@ -1,1 +1,1 @@
-"""Base images: find, make and add them. `all` has the ways to make one."""
+"""Base images: find, make and add them. `all` lists the kinds of recipes."""

@@ -1,4 +1,4 @@
-"""The kinds of recipes: a new one is a module with `parse` and `make`, and a row here."""
+"""The kinds of recipes. To add one, write a module with `parse`, `unpinned` and `make`, and add a row here."""
 
 from obuild.bases import cloud, installer, scratch, windows
 from obuild.bases.kind import Kind

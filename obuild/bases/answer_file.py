@@ -1,4 +1,4 @@
-"""autounattend.xml: what Windows Setup does instead of asking, pass by pass.
+"""Write autounattend.xml, the answer file of Windows Setup.
 
 Elements: https://learn.microsoft.com/windows-hardware/customize/desktop/unattend/
 """
@@ -13,19 +13,19 @@ from xml.etree import ElementTree as ET
 _NAMESPACE = "urn:schemas-microsoft-com:unattend"
 _WCM = "http://schemas.microsoft.com/WMIConfig/2002/State"
 
-#: Where Setup and Windows may see a CD: the letters depend on the machine.
+#: The letters that a CD may have in Setup and in Windows: they depend on the machine.
 LETTERS = ("D", "E", "F", "G")
 
-#: What Windows 11 wants of a machine, and does without if it is told to.
+#: The requirements of Windows 11 that Setup can be told to skip.
 _CHECKS = ("BypassTPMCheck", "BypassSecureBootCheck", "BypassRAMCheck")
 
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What the file says. `index` is of the image in install.wim; without a `key` Setup asks for none, or has one.
+    """What the recipe decides. `index` is that of the image in install.wim; `key` is "" for evaluation media.
 
-    `drivers` are folders on a CD. With `bypass` Setup does not ask what the machine has; `command` is run at the
-    first logon, which is `user`'s, an administrator with this `password`.
+    `drivers` are folders on a CD. With `bypass`, Setup does not check the machine. Windows runs `command` at the
+    first logon, as `user`, an administrator.
     """
 
     index: int
@@ -41,7 +41,7 @@ class Answers:
 
 
 def render(answers: Answers) -> bytes:
-    """The file, in UTF-8."""
+    """Return the file, in UTF-8."""
     ET.register_namespace("", _NAMESPACE)
     ET.register_namespace("wcm", _WCM)
     root = ET.Element(f"{{{_NAMESPACE}}}unattend")
@@ -61,7 +61,7 @@ def render(answers: Answers) -> bytes:
     return f'<?xml version="1.0" encoding="utf-8"?>\n{text}\n'.encode()
 
 
-#: Text, what an element holds, or several elements of one name, which Setup wants to be marked as added.
+#: Text, child elements, or several elements of one name, which need the attribute wcm:action="add".
 _Content = str | dict[str, "_Content"] | list[dict[str, "_Content"]]
 
 
@@ -93,7 +93,7 @@ def _passes(answers: Answers) -> dict[str, dict[str, dict[str, _Content]]]:
             "PnpCustomizationsWinPE": {"DriverPaths": {"PathAndCredentials": _paths(answers.drivers)}},
             "Setup": _setup(answers),
         },
-        # disks of all buses are online
+        # 1: bring disks on all buses online
         "offlineServicing": {"PartitionManager": {"SanPolicy": "1"}},
         "specialize": {"Shell-Setup": {"ComputerName": answers.computer, "TimeZone": "UTC"}},
         "oobeSystem": {"International-Core": locale, "Shell-Setup": _shell(answers)},
@@ -141,7 +141,7 @@ def _setup(answers: Answers) -> dict[str, _Content]:
 
 _Layout = tuple[list[dict[str, _Content]], list[dict[str, _Content]], int]
 
-#: A system partition and Windows; which of them Windows is.
+#: The partitions to create, how to format them, and the number of the one with Windows.
 _BIOS: _Layout = (
     [{"Order": "1", "Type": "Primary", "Size": "500"}, {"Order": "2", "Type": "Primary", "Extend": "true"}],
     [
@@ -189,5 +189,5 @@ def _shell(answers: Answers) -> dict[str, _Content]:
 
 
 def hidden(password: str, element: str) -> str:
-    """A password as Setup writes it into answer files. It is not secret so, only not legible."""
+    """Return a password as answer files hold it: encoded, which does not protect it."""
     return base64.b64encode((password + element).encode("utf-16-le")).decode()

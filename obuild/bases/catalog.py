@@ -1,4 +1,4 @@
-"""Base images of a store: look one up by name, check its pin, list them, take one from elsewhere."""
+"""The base images of a store: look one up, check its pin, list them, add and remove one."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Found:
 
 
 def stale(image: Path) -> str:
-    """Why a base image is not what its recipe would make now, and what to do; "" if it is."""
+    """Return why a base image is out of date, and what to do; "" if its recipe would make the same image."""
     made = record.read(image)
     why = record.changed(made) if made else ""
     return f"base image {image.stem!r} is stale: {why} (obuild base make {image.stem} --if-changed)" if why else ""
@@ -62,14 +62,14 @@ def look(store: Store, reference: str) -> Base | None:
 
 
 def read(store: Store, path: Path, reference: str) -> Base:
-    """The base in the file `path`. UsageError if it is not the one that `reference` pins."""
+    """Return the base in the file `path`. UsageError if `reference` pins another one."""
     name, pin = split(reference)
     about = profile.read(card_path(path))
     seen = stamp.of(path)
     files = beside(path, about)
     digest = digests.of_file(store, path, seen)
     if files:
-        # The machine boots from these files and not from the disk: what they are changes what is built.
+        # The machine boots from these files, so they affect every result.
         parts = (digest, *(digests.of_file(store, file.path, file.stamp) for file in files), about.cmdline)
         digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
     if pin and pin != digest:
@@ -81,9 +81,9 @@ def read(store: Store, path: Path, reference: str) -> Base:
 
 
 def beside(image: Path, about: Card) -> tuple[Beside, ...]:
-    """The files that a machine needs besides the disk: a kernel and its initial RAM disk, or UEFI's variables.
+    """Return the files that a machine needs besides the disk: a kernel and its initrd, or UEFI's variables.
 
-    UsageError if a kernel is needed and not there; all else may lack.
+    Only the kernel is required: UsageError if it is missing.
     """
     suffixes = {"kernel": (KERNEL, INITRD), "uefi": (NVRAM,)}.get(about.firmware, ())
     paths = [image.with_suffix(suffix) for suffix in suffixes]
@@ -93,7 +93,7 @@ def beside(image: Path, about: Card) -> tuple[Beside, ...]:
 
 
 def listing(store: Store) -> list[Found]:
-    """The base images in the store, by name."""
+    """Return the base images in the store, sorted by name."""
     paths = [path for name in _names(store) if (path := image_path(store, name))]
     return [
         Found(path.stem, path, profile.read(card_path(path)), path.stat().st_blocks * 512, record.read(path))
@@ -102,13 +102,13 @@ def listing(store: Store) -> list[Found]:
 
 
 def _names(store: Store) -> list[str]:
-    """What the base images in the store are called; their cards may be unreadable."""
+    """Return the names of the base images in the store, even if their cards cannot be read."""
     names = {path.stem for path in store.base_image.iterdir() if not path.name.startswith(".")}
     return [name for name in sorted(names) if image_path(store, name)]
 
 
 def image_path(store: Store, name: str) -> Path | None:
-    """The file of a base image, if the store has it."""
+    """Return the file of a base image, or None if the store does not have it."""
     candidates = (store.base_image / f"{name}{suffix}" for suffix in IMAGES)
     return next((path for path in candidates if path.is_file()), None)
 
@@ -123,7 +123,7 @@ def add(
     boot: Sequence[Path] = (),
     force: bool = False,
 ) -> Path:
-    """Take an image made elsewhere as the base `name`, with the private key that opens it.
+    """Add an image made elsewhere as the base `name`, with the private key for its login.
 
     `boot` are the kernel and the initial RAM disk, if the card says that QEMU loads them. UsageError if the file
     is no disk, or if the name is taken and not `force`.
@@ -151,7 +151,7 @@ def add(
 
 
 def remove(store: Store, name: str) -> None:
-    """Remove a base image; layers that were built on it stay. UsageError if there is none."""
+    """Remove a base image, but not the layers built on it. UsageError if there is none."""
     with locks.file_lock(store.places.lock(checked(name))):
         if image_path(store, name) is None:
             raise unknown(store, name)
@@ -159,12 +159,12 @@ def remove(store: Store, name: str) -> None:
 
 
 def key_path(store: Store, about: Card) -> Path:
-    """The private key that opens guests of this card."""
+    """Return the private key for guests with this card."""
     return store.root / about.key if about.key else store_key(store)
 
 
 def store_key(store: Store) -> Path:
-    """The login key of this store."""
+    """Return the private key of this store."""
     return store.ssh / "id_ed25519"
 
 

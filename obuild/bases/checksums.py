@@ -1,4 +1,4 @@
-"""Lists of digests that a distribution signs, such as SHA256SUMS."""
+"""Signed lists of digests, such as SHA256SUMS: check the signature, find a digest."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from obuild.errors import ObuildError, ProcessError
 from obuild.host import process
 from obuild.host.fs import in_memory
 
-#: As sha256sum writes a line: `HEX *NAME`; and as BSD's tools do: `SHA256 (NAME) = HEX`.
+#: The formats of sha256sum, `HEX *NAME`, and of BSD's tools, `SHA256 (NAME) = HEX`.
 _GNU = re.compile(r"(?P<digest>[0-9a-f]{64}|[0-9a-f]{128}) [ *](?:\./)?(?P<name>\S+)")
 _BSD = re.compile(r"SHA(?:256|512) \((?P<name>\S+)\) = (?P<digest>[0-9a-f]{64}|[0-9a-f]{128})")
 
 
 def verified(listed: bytes, signature: bytes, keyring: Path) -> str:
-    """The text of a list that a key in `keyring` has signed; without a signature of its own, it is clear-signed.
+    """Check that a key in `keyring` signed a list, and return its text. It is clear-signed without `signature`.
 
-    ObuildError if nobody there has signed it.
+    ObuildError if no such key signed it.
     """
     process.require("gpgv")
     process.require_file(keyring, "the keyring of the distribution")
@@ -35,7 +35,7 @@ def verified(listed: bytes, signature: bytes, keyring: Path) -> str:
 
 
 def find(listed: str, name: str) -> str:
-    """The digest of a file in a list, as sha256:HEX or sha512:HEX; "" if the file is not in it."""
+    """Return the digest of a file in a list, as sha256:HEX or sha512:HEX; "" if the list does not have it."""
     for line in listed.splitlines():
         found = _GNU.fullmatch(line.strip()) or _BSD.fullmatch(line.strip())
         if found and found["name"] == name:

@@ -1,7 +1,7 @@
-"""A base image from a distribution's cloud image: it boots once, and cloud-init does what the user says.
+"""Make a base image from a distribution's cloud image: boot it once, so that cloud-init sets it up.
 
-The image is never written to: the guest works on an overlay that is as large as the recipe says, and the base is
-what it shows in the end. docs/recipes.md says what is left in it.
+The guest writes to an overlay, which has the size from the recipe; the result is packed into the base image.
+docs/recipes.md says what is left in it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from obuild.executors.qemu import devices, machine
 from obuild.guests.profile import Card
 from obuild.host import qemu_img
 
-#: The guest's card finds its address wherever it is, and whatever its MAC is later.
+#: DHCP for every network card: the MAC address and the slot may differ in later machines.
 NETWORK = """\
 version: 2
 ethernets:
@@ -29,19 +29,19 @@ ethernets:
     dhcp4: true
 """
 
-#: How long a guest may take, unless the recipe says: packages are installed by an emulated CPU.
+#: The default of `timeout`. An emulated CPU needs hours to install many packages.
 TIMEOUT = "4h"
 
-#: In bytes; the least that a machine gets while it is made.
+#: The least memory of a machine while the image is made, in bytes.
 _MEMORY = 2 << 30
 
-#: How many of the last lines of cloud-init's output an error shows.
+#: How many lines of cloud-init's output an error shows.
 _LINES = 30
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What [cloud] says. Texts are as cloud-init reads them; `timeout` is in seconds."""
+    """The table [cloud]. `timeout` is in seconds."""
 
     image: Remote
     user_data: str
@@ -55,7 +55,7 @@ def parse(table: Table, sources: Sources, card: Card) -> Options:
     texts = ("user-data", "meta-data", "network-config")
     table.only("image", *texts, *(f"{key}-file" for key in texts), "timeout")
     if card.os != "linux" or card.firmware != "bios":
-        raise UsageError(f"{table.where}: a cloud image runs Linux and boots by itself", hint='firmware = "bios"')
+        raise UsageError(f"{table.where}: a cloud image runs Linux and boots by BIOS", hint='firmware = "bios"')
     user, meta, network = (_text(table, sources, key) for key in texts)
     if user:
         cloud_config.check_user_data(table, *user)
@@ -72,10 +72,10 @@ def parse(table: Table, sources: Sources, card: Card) -> Options:
 
 
 def _text(table: Table, sources: Sources, key: str) -> tuple[str, str] | None:
-    """A text that is in the recipe or in a file, with the key that says so."""
+    """Return a text from the recipe or from a file, with its key; None if there is neither."""
     file = f"{key}-file"
     if key in table and file in table:
-        raise table.error(file, f"there are {key} and {file}: one is enough")
+        raise table.error(file, f"there are both {key} and {file}; remove one")
     if file in table:
         return file, sources.text(table, file)
     return (key, table.text(key)) if key in table else None
@@ -103,7 +103,7 @@ def make(recipe: Recipe, out: Path, making: Making) -> Card:
 
 
 def seed_files(recipe: Recipe, public_key: str) -> dict[str, bytes]:
-    """What is on the seed: the user's texts, byte for byte, and our own."""
+    """Return the files on the seed: the user's texts, byte for byte, and our vendor-data."""
     options: Options = recipe.options
     meta = options.meta_data or f"instance-id: obuild-{digest(recipe)[:16]}\nlocal-hostname: {recipe.name}\n"
     texts = {
@@ -116,7 +116,7 @@ def seed_files(recipe: Recipe, public_key: str) -> dict[str, bytes]:
 
 
 def _boot(recipe: Recipe, disk: Path, medium: Path, making: Making) -> None:
-    """Run the guest until it has powered off by itself. MachineError unless cloud-init says that all went well."""
+    """Run the guest until it powers off by itself. MachineError unless cloud-init reports success."""
     options: Options = recipe.options
     arch = recipe.card.arch
     notes: tuple[str, ...] = ()
@@ -131,7 +131,7 @@ def _boot(recipe: Recipe, disk: Path, medium: Path, making: Making) -> None:
         lines = [machine.printable(line) for line in told.output.splitlines() if line.strip()][-_LINES:]
         return Verdict(why, ["cloud-init's output ends with:", *lines] if lines else [])
 
-    making.say(f"{recipe.name}: booting; cloud-init does the rest in the guest")
+    making.say(f"{recipe.name}: booting; cloud-init sets the guest up")
     unattended.run(
         recipe.name,
         unattended.shape_of(recipe.card, making, memory=_MEMORY, boot_time=options.timeout),

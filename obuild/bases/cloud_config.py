@@ -1,7 +1,7 @@
-"""What a user gives to cloud-init, looked at before anything is downloaded.
+"""Check what a user gives to cloud-init, before anything is downloaded.
 
-If cloud-init is on this host, it checks user-data with its own schema. If not, the text must at least be YAML of
-the right form: a slip there makes cloud-init skip a part in silence.
+If cloud-init is installed on this host, its schema is used. Otherwise the text must at least be YAML of the right
+form: cloud-init silently skips a part with a mistake.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from obuild.bases.table import Table
 from obuild.errors import ProcessError
 from obuild.host import process
 
-#: How user-data may begin besides `#cloud-config`: cloud-init takes these as they are.
+#: How user-data of other formats than cloud-config may begin; they are not checked.
 _OTHER = re.compile(
     r"#!|#cloud-boothook|#cloud-config-archive|#include|## template: *jinja|#part-handler"
     r"|Content-Type: multipart/|MIME-Version: "
@@ -24,12 +24,12 @@ _OTHER = re.compile(
 
 
 def check_user_data(table: Table, key: str, text: str) -> None:
-    """UsageError, with the place of `key`, for user-data that cloud-init would not understand."""
+    """UsageError, with the place of `key`, for user-data that cloud-init would reject or partly skip."""
     head = text.split("\n", 1)[0].rstrip()
     if head != "#cloud-config":
         if _OTHER.match(text):
             return
-        hint = "its first line must be #cloud-config, or that of a script or another format of cloud-init"
+        hint = "begin with the line #cloud-config, or with that of a script or another cloud-init format"
         raise table.error(key, f"{key} begins with {head[:60]!r}", hint=hint)
     config = _yaml(table, key, text)
     if not isinstance(config, dict | None):
@@ -41,7 +41,7 @@ def check_user_data(table: Table, key: str, text: str) -> None:
 
 
 def check_mapping(table: Table, key: str, text: str) -> dict[str, Any]:
-    """The keys and values in a text. UsageError if it is no YAML with keys and values."""
+    """Return the mapping in a YAML text. UsageError if it is not one."""
     mapping = _yaml(table, key, text)
     if not isinstance(mapping, dict | None):
         raise table.error(key, f"{key} must have keys and values at its top")
@@ -49,7 +49,7 @@ def check_mapping(table: Table, key: str, text: str) -> dict[str, Any]:
 
 
 def _yaml(table: Table, key: str, text: str) -> Any:
-    import yaml  # late: seldom needed
+    import yaml  # late: few commands need it
 
     try:
         return yaml.safe_load(text)
@@ -58,7 +58,7 @@ def _yaml(table: Table, key: str, text: str) -> Any:
 
 
 def _check_commands(table: Table, key: str, name: str, commands: object) -> None:
-    """One command that is no text makes cloud-init run none of them."""
+    """UsageError for a command that is not text: cloud-init would then run none of them."""
     if not isinstance(commands, list):
         raise table.error(key, f"{key}: {name} must be a list of commands")
     for command in commands:

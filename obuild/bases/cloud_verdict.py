@@ -1,9 +1,9 @@
-"""How a cloud image tells us what cloud-init did: our part of the seed, and what comes back of it.
+"""Our part of the seed, which has the guest report cloud-init's result, and the reader of that report.
 
-That a guest has powered off says nothing: cloud-init does so after it has failed, too. So vendor-data, which
-leaves the user's own user-data as it is, brings a unit that is stopped after cloud-init's last stage, however the
-shutdown was begun. It lets the store's key in, switches cloud-init off for later boots, and sends what cloud-init
-says of itself through a port of the machine. Where there is no systemd, a process waits for the last stage to end.
+A power-off proves nothing: cloud-init also powers off after it has failed. So our vendor-data, which leaves the
+user's user-data alone, installs a unit that systemd stops after cloud-init's last stage, whatever began the
+shutdown. The unit authorizes the store's key, switches cloud-init off for later boots, and sends cloud-init's own
+result through a port of the machine. Without systemd, a process waits for the last stage to end.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import shlex
 from dataclasses import dataclass
 from typing import Any
 
-#: The name of the port, to the guest.
+#: The name of the port in the guest.
 PORT = "org.obuild.verdict"
 
 #: How much of cloud-init's output is sent, in bytes.
@@ -91,7 +91,7 @@ else
 fi
 """
 
-#: What a first boot needs not do, and that it powers off: the user's own words win over these.
+#: Skip slow, useless work at the first boot, and power off. The user's own settings take precedence.
 _CONFIG = """\
 #cloud-config
 ssh_genkeytypes: [ed25519]
@@ -104,7 +104,7 @@ _BOUNDARY = "==obuild=="
 
 
 def vendor_data(login: str, public_key: str) -> str:
-    """Our part of the seed: a multipart message, for a user that must be there in the end."""
+    """Return our part of the seed, a multipart message. It authorizes the key for `login` and checks that user."""
     script = _SCRIPT.format(
         login=shlex.quote(login), key=shlex.quote(public_key.strip()), port=PORT, output=_OUTPUT
     )
@@ -117,7 +117,7 @@ def vendor_data(login: str, public_key: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """`told` is whether the guest said anything; `problems` are in words; `notes` are no reason to fail."""
+    """The guest's report: `told` is whether it is complete; `notes` are warnings, not reasons to fail."""
 
     told: bool
     problems: tuple[str, ...]
@@ -126,15 +126,15 @@ class Verdict:
 
 
 def read(text: str, login: str) -> Verdict:
-    """What came through the port, from a guest that may say anything."""
+    """Read what came through the port. The guest may have sent anything."""
     found = {name: body.strip("\n") for name, body in re.findall(r"^== (\w+)\n(.*?)(?=^== )", text, re.M | re.S)}
     if not re.search(r"^== end$", text, re.M):
         return Verdict(False, (), (), found.get("output", ""))
     result, status = _version_1(found.get("result", "")), _version_1(found.get("status", ""))
-    problems = [f"there is no user {login!r}, as the recipe's card says"] if not found.get("login") else []
+    problems = [] if found.get("login") else [f"there is no user {login!r}, the login of the recipe's card"]
     if result:
         problems += _texts(result.get("errors"))
-    else:  # powered off by one of its own commands: the last stage did not end, but what it did has a record
+    else:  # a command powered the guest off before the last stage ended, so only the stages' own results exist
         stages = [each for each in status.values() if isinstance(each, dict)]
         problems += [problem for each in stages for problem in _texts(each.get("errors"))]
         final = status.get("modules-final")

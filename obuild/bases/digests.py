@@ -1,4 +1,4 @@
-"""The digests of base image files, which are remembered: an image of gigabytes is read once."""
+"""The digests of base image files. They are remembered, so that each image is read only once."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from obuild.store.layers import Store
 
 
 def of_file(store: Store, path: Path, seen: Stamp) -> str:
-    """sha256 of the disk in an image, or of another file; read once for each name, inode, size and mtime.
+    """Return the sha256 of the disk in an image, or of another file. It is computed once for each stamp.
 
-    An image that is read for the first time is checked to be a sound disk, so that a bad one is found early.
+    UsageError if an image is not a sound disk.
     """
     memo = store.state / "digests.json"
     kept = read_memo(memo)
@@ -40,12 +40,12 @@ def of_file(store: Store, path: Path, seen: Stamp) -> str:
 
 
 def is_sha256(rest: list[object]) -> bool:
-    """Whether this is one digest, and nothing else; a damaged memo may hold anything."""
+    """Return whether this is one digest and nothing else. A damaged memo may hold anything."""
     return len(rest) == 1 and re.fullmatch(SHA256, str(rest[0])) is not None
 
 
 def read_memo(memo: Path) -> dict[str, object]:
-    """What is remembered; nothing if the file is not there or damaged, for it only saves time."""
+    """Return what is remembered; nothing if the file is missing or damaged, since it only saves time."""
     try:
         kept = json.loads(read_text(memo))
     except (OSError, ValueError, RecursionError):

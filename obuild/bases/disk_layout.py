@@ -1,4 +1,4 @@
-"""What the first sectors of a disk image say: whether it can be what a recipe takes it for."""
+"""Check the first sectors of a disk image: partition table, architecture, boot code."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ SECTOR = 512
 #: Enough for the MBR and the GPT with its usual 128 entries.
 _HEAD = 34 * SECTOR
 
-#: The code in an MBR; the disk's signature and the partition table follow.
+#: The size of the boot code in an MBR; the disk's signature and the partition table follow.
 _BOOT_CODE = 440
 
-#: Types of partitions that only one architecture has: its root (Discoverable Partitions), BIOS boot, PReP boot.
+#: Partition types of one architecture: its root (Discoverable Partitions), BIOS boot, PReP boot.
 _ARCH_TYPES = {
     "4f68bce3-e8cd-4db1-96e7-fbcaf984b709": "x86_64",
     "21686148-6449-6e6f-744e-656564454649": "x86_64",
@@ -63,14 +63,14 @@ def check_installed(recipe: Recipe, disk: Path, work: Path) -> None:
 
 
 def head(image: Image, work: Path) -> bytes:
-    """The first sectors of a disk; `work` is a folder to work in."""
+    """Return the first sectors of a disk; `work` is a folder for a temporary file."""
     path = work / "head"
     qemu_img.extract_head(image, path, _HEAD)
     return path.read_bytes()
 
 
 def partition_types(head: bytes) -> list[str]:
-    """The types of a disk's partitions: GUIDs of a GPT, or two hex digits of an MBR. None if there is no table."""
+    """Return the types of a disk's partitions: GUIDs of a GPT, or two hex digits of an MBR."""
     if head[510:512] != b"\x55\xaa":
         return []
     if head[SECTOR : SECTOR + 8] == b"EFI PART":

@@ -1,6 +1,6 @@
-"""Files that recipes name by URL: downloaded once, resumed whatever happened, and verified while they are written.
+"""Download the files that recipes name: once, resumed after any interruption, verified while they are written.
 
-The standard library does it: http, https and file, redirects, and the proxies that the environment names.
+The standard library provides http, https and file, redirects, and proxies from the environment.
 """
 
 from __future__ import annotations
@@ -21,36 +21,36 @@ from obuild.host import units
 from obuild.host.fs import touch
 from obuild.store.downloads import Downloads, name_of
 
-#: How long a server may say nothing, in seconds.
+#: How long a server may send nothing, in seconds.
 TIMEOUT = 60.0
 
-#: How often a server is asked again that has ended a download early, and sent nothing new.
+#: How many times to try again in a row when a server ends a download early without sending anything new.
 RETRIES = 2
 
-#: Read in pieces of this size: what has come before a time-out is kept.
+#: How much to read at once, in bytes. What was read before a time-out is kept.
 _PIECE = 1 << 16
 
-#: The most that is read of a list of digests, or of a signature.
+#: The largest list of digests, or signature, in bytes; the rest is ignored.
 _LARGEST_LIST = 1 << 20
 
 Say = Callable[[str], None]
 
-#: Called with the bytes that are there, and with all that there will be, or 0 if nobody says.
+#: Called with the number of bytes so far, and the total, or 0 if it is unknown.
 Progress = Callable[[int, int], object]
 
 
 def fetch(remote: Remote, downloads: Downloads, *, trust: bool, say: Say, progress: Progress) -> tuple[Path, str]:
-    """The file, downloaded now if it is not there yet, and its digest. The caller makes a link to it, or is quick.
+    """Return the file and its digest; download it if it is not in the store yet. The caller links it soon.
 
-    With `trust` a file whose digest nobody knows is taken: as the signed list says, or else as it comes. Two who
-    want the same download it once. ObuildError if no server gives it, or not as it should be; OSError if there is
-    no room. What came before an interruption stays, and the next one goes on there.
+    With `trust`, a file without a digest is accepted: by the signed list if there is one, else as it comes. Two
+    processes that want the same file download it once. ObuildError if no server has it, or the digest is wrong;
+    OSError if there is no space. After an interruption, the next download resumes.
     """
     digest = remote.digest
     if not digest and not trust:
         raise UsageError(
-            f"nobody knows the digest of {remote.urls[0]}",
-            hint='write digest = "sha256:…" into the recipe, or let --trust-first take what comes and remember it',
+            f"the digest of {remote.urls[0]} is not known",
+            hint='write digest = "sha256:…" into the recipe, or use --trust-first to accept and record it',
         )
     if not digest and remote.sums:
         digest = _signed_digest(remote)
@@ -68,7 +68,7 @@ def fetch(remote: Remote, downloads: Downloads, *, trust: bool, say: Say, progre
                 return downloads.keep(part, digest), digest
             except _Failed as error:
                 problems.append(f"{url}: {error}")
-            except OSError:  # there is no room: what has come is only in the way
+            except OSError:  # no space: remove what takes it up
                 part.unlink(missing_ok=True)
                 raise
         if not _size(part):
@@ -78,15 +78,15 @@ def fetch(remote: Remote, downloads: Downloads, *, trust: bool, say: Say, progre
 
 
 class _Failed(Exception):
-    """A server cannot be used, in words."""
+    """Why a server cannot be used."""
 
 
 class _Broken(_Failed):
-    """A download that has ended early, and may go on where it ended."""
+    """Why a download ended early. It can be resumed."""
 
 
 def _download(url: str, part: Path, digest: str, say: Say, progress: Progress) -> str:
-    """Have all of a file in `part`; returns its digest. _Failed if the server does not give it."""
+    """Download a file to `part` and return its digest. _Failed if the server does not have it."""
     begun = time.monotonic()
     furthest, failures = _size(part), 0
     while True:
@@ -105,11 +105,11 @@ def _download(url: str, part: Path, digest: str, say: Say, progress: Progress) -
             return found
         part.unlink()
         if not resumed:
-            raise _Failed(f"what it sends is not what the recipe pins: {found}, and not {digest}")
+            raise _Failed(f"the file is not what the recipe pins: it has {found}, not {digest}")
 
 
 def _read(url: str, part: Path, digest: str, progress: Progress) -> str:
-    """Read a file to its end, from where `part` ends; returns the digest of all of it."""
+    """Append the rest of a file to `part`, and return the digest of the whole file."""
     hashed = hashlib.new(digest.partition(":")[0] or "sha256")
     with part.open("a+b") as file:
         file.seek(0)
@@ -117,7 +117,7 @@ def _read(url: str, part: Path, digest: str, progress: Progress) -> str:
             hashed.update(piece)
         done = file.tell()
         if done and digest == f"{hashed.name}:{hashed.hexdigest()}":
-            return digest  # a process was killed before it gave the file its name
+            return digest  # it is complete: a process was killed before it renamed it
         try:
             with _open(url, done) as reply:
                 if done and not _continues(reply, done):
@@ -134,12 +134,12 @@ def _read(url: str, part: Path, digest: str, progress: Progress) -> str:
         finally:
             file.flush()
     if done < total:
-        raise _Broken(f"it ends after {done} of {total} bytes")
+        raise _Broken(f"the download ended after {done} of {total} bytes")
     return f"{hashed.name}:{hashed.hexdigest()}"
 
 
 def _open(url: str, offset: int = 0) -> Any:
-    """Ask a server for a file, from `offset` on. _Failed if it says no."""
+    """Request a file from `offset` on. _Failed if the server refuses."""
     headers = {"Accept-Encoding": "identity", "User-Agent": "obuild"}
     if offset:
         headers["Range"] = f"bytes={offset}-"
@@ -147,7 +147,7 @@ def _open(url: str, offset: int = 0) -> Any:
         return build_opener().open(Request(url, headers=headers), timeout=TIMEOUT)
     except HTTPError as error:
         error.close()
-        if error.code == 416:  # there is nothing behind what we have, so that is not this file's beginning
+        if error.code == 416:  # the file is not longer than what we have, so we have something else
             return _open(url)
         raise _Failed(f"the server says {error.code} {error.reason}") from None
     except (OSError, HTTPException, ValueError) as error:
@@ -155,14 +155,14 @@ def _open(url: str, offset: int = 0) -> Any:
 
 
 def _continues(reply: Any, offset: int) -> bool:
-    """Whether a server sends what was asked for, and not the file from its start."""
+    """Return whether a server sends the requested range, not the whole file."""
     where = str(reply.headers.get("Content-Range", ""))
     return reply.status == 206 and where.startswith(f"bytes {offset}-")
 
 
 def _piece(reply: Any) -> bytes:
     try:
-        # what is there, and no more: a larger read would lose it at a time-out
+        # read1 returns what has arrived; a time-out during a longer read would lose it
         return bytes(reply.read1(_PIECE) if hasattr(reply, "read1") else reply.read(_PIECE))
     except (OSError, HTTPException) as error:
         raise _Broken(_reason(error)) from error
@@ -171,7 +171,7 @@ def _piece(reply: Any) -> bytes:
 def _reason(error: Exception) -> str:
     inner = getattr(error, "reason", error)
     if isinstance(inner, TimeoutError):
-        return f"it has said nothing for {TIMEOUT:g} s"
+        return f"the server sent nothing for {TIMEOUT:g} s"
     return words(inner) if isinstance(inner, Exception) else str(inner)
 
 
@@ -180,7 +180,7 @@ def _size(path: Path) -> int:
 
 
 def _signed_digest(remote: Remote) -> str:
-    """What the signed list says of a file. ObuildError if nobody known has signed it, or the file is not in it."""
+    """Return the digest from the signed list. ObuildError if the signature is wrong or the file is not listed."""
     try:
         listed = _small(remote.sums)
         signature = _small(remote.signature) if remote.signature else b""

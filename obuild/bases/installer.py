@@ -1,7 +1,7 @@
-"""A base image from an installer, which boots from its ISO or kernel and installs onto an empty disk by itself.
+"""Make a base image with a system's own installer, which boots from its ISO or kernel and needs no input.
 
-That it powered off says little, so the disk must have a partition then, and a first boot must answer SSH with the
-login of the card, unless the recipe says that nobody logs in there.
+A power-off proves little, so the disk must then have a partition, and the installed system must answer SSH with
+the card's login, unless the recipe says `verify = "none"`.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ MEMORY = "2G"
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What [installer] says. Of `iso` and `kernel` there is one at least; `initrd`, `cmdline` and `files` are the
-    kernel's. `memory` is in bytes, for the time of the installation; `timeout` is in seconds.
+    """The table [installer]. There is an `iso`, a `kernel`, or both; `initrd`, `cmdline`, `files` need a kernel.
+
+    `memory`, in bytes, is that of the machine during the installation; `timeout` is in seconds.
     """
 
     iso: Remote | None
@@ -53,14 +54,16 @@ def parse(table: Table, sources: Sources, card: Card) -> Options:
     kernels = ("initrd", "cmdline", "file")
     table.only("iso", "kernel", *kernels, "seed", "memory", "ends", "verify", "timeout")
     if card.firmware == "kernel":
-        raise UsageError(f"{table.where}: what is installed boots by itself", hint='firmware = "bios" or "uefi"')
+        raise UsageError(
+            f"{table.where}: the installed system boots by itself", hint='firmware = "bios" or "uefi"'
+        )
     if "iso" not in table and "kernel" not in table:
         raise UsageError(f"{table.where}: there is nothing to boot", hint="[installer.iso] or [installer.kernel]")
     for key in kernels:
         if key in table and "kernel" not in table:
-            raise table.error(key, f"{key} is of use only with [installer.kernel]")
+            raise table.error(key, f"{key} needs [installer.kernel]")
     if "file" in table and "initrd" not in table:
-        raise table.error("file", "files are added to an initrd, and there is none")
+        raise table.error("file", "file needs [installer.initrd], to which the files are added")
     reboots = table.choice("ends", ("poweroff", "reboot"), default="poweroff") == "reboot"
     ends: Ends = "reboot" if reboots else "poweroff"
     options = Options(
@@ -115,7 +118,7 @@ def make(recipe: Recipe, out: Path, making: Making) -> Card:
 
 
 def gather(options: Options, making: Making, work: Path) -> tuple[Kernel | None, list[tuple[Path, Bus]]]:
-    """Fetch what is booted, and make the seeds. The ISO is the first of the media, if there is one."""
+    """Fetch the kernel and the ISO, and make the seeds. The ISO, if there is one, is the first of the media."""
     read: list[tuple[Path, Bus]] = []
     if options.iso:
         read.append((unattended.fetched(options.iso, work / "installer.iso", making), "cdrom"))
@@ -135,10 +138,10 @@ def gather(options: Options, making: Making, work: Path) -> tuple[Kernel | None,
 
 
 def judge(problem: str) -> Verdict:
-    """What to add if a guest did not end as it should."""
+    """Add advice if the guest rebooted."""
     if "rebooted" not in problem:
         return Verdict(problem)
     advice = (
-        'it found nothing to boot, or it reboots when it is done: then write ends = "reboot" under [installer]'
+        'either it found nothing to boot, or it reboots at its end: then write ends = "reboot" under [installer]'
     )
     return Verdict(problem, [advice])

@@ -1,4 +1,4 @@
-"""What the kinds of recipes share: a recipe as they get it, and what they are given to make an image with."""
+"""What the kinds of recipes share: the recipe, what they get to make an image with, and the protocol `Kind`."""
 
 from __future__ import annotations
 
@@ -54,13 +54,13 @@ class Installed:
 
 
 def digest(recipe: Recipe) -> str:
-    """sha256 of all that the image is made from. The name does not count, nor does the day's package archive."""
+    """Return the sha256 of all inputs, without the recipe's name and the state of the package archive."""
     inputs = [recipe.kind, recipe.size, _inputs(recipe.card), _inputs(recipe.options)]
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
 def _inputs(value: Any) -> Any:
-    """What counts of an option: of a download its digest, wherever it comes from."""
+    """Return what the digest covers of an option: of a download its digest, not its address."""
     if isinstance(value, Remote):
         return value.digest or list(value.urls)
     if isinstance(value, bytes):
@@ -68,9 +68,9 @@ def _inputs(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_inputs(item) for item in value]
     if isinstance(value, Path):
-        return None  # what is in a file counts, and not where it lies
+        return None  # the content of a file counts, not its path
     if is_dataclass(value):
-        # An option that is left alone does not count, so a new one changes no recipe's digest.
+        # Options with their default values are left out, so a new option does not change any digest.
         told = {
             each.name: getattr(value, each.name) for each in fields(value) if each.metadata.get("digest", True)
         }
@@ -81,9 +81,9 @@ def _inputs(value: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Making:
-    """What a kind makes an image with: the store, the key that shall open the guest, whom to tell, downloads.
+    """What a kind gets to make an image: the store, the login key, a function for messages, and one for downloads.
 
-    `key` is the file of the private key. With `watch` a guest's screen can be seen while it runs.
+    `key` is the file of the private key. With `watch`, a guest's screen is shown by VNC.
     With `pins` "use", packages are those of the lock file; with "keep", all that pins them is kept in the store.
     `installed` is told what was installed, and raises UsageError if the lock file has other packages.
     """
@@ -103,18 +103,18 @@ class Kind(Protocol):
     """A module that makes base images of one kind."""
 
     def parse(self, table: Table, sources: Sources, card: Card) -> Any:
-        """The kind's options, a frozen dataclass, from its table. UsageError for anything it does not know."""
+        """Read the kind's table into its options, a frozen dataclass. UsageError for a mistake."""
         ...
 
     def unpinned(self, recipe: Recipe) -> str:
-        """What of the inputs has no digest, in words; "" if all has."""
+        """Return which input has no digest, as a message; "" if all have one."""
         ...
 
     def make(self, recipe: Recipe, out: Path, making: Making) -> Card:
-        """Make the image at `out`, a qcow2 that `making.public_key`'s owner can log in to, and say what it is.
+        """Make the image at `out`, a qcow2 that the owner of `making.public_key` can log in to. Return its card.
 
-        What belongs to it is laid beside, with other suffixes. `out` appears complete or not at all; whatever else
-        was written is gone afterwards, however it ends.
+        Files that belong to it go beside it, with other suffixes. `out` appears complete or not at all, and
+        temporary files are removed in any case.
         """
         ...
 
@@ -129,7 +129,7 @@ class File:
 
 
 def files(table: Table) -> tuple[File, ...]:
-    """The files that a kind's table says: [[KIND.file]]."""
+    """Read [[KIND.file]] of a kind's table."""
     return tuple(map(_file, table.tables("file")))
 
 
@@ -137,6 +137,6 @@ def _file(entry: Table) -> File:
     entry.only("path", "mode", "text")
     path = entry.text("path")
     if not path.startswith("/") or path.endswith("/") or ".." in path.split("/"):
-        raise entry.error("path", f"path {path!r} is not a file's absolute path")
+        raise entry.error("path", f"path {path!r} is not the absolute path of a file")
     mode = entry.match("mode", _MODE, hint='write it like "644" or "755"', default="644")
     return File(path, int(mode, 8), entry.text("text"))

@@ -1,4 +1,4 @@
-"""Make base images from recipes: when they are asked for by name, or when a spec needs one that is not there."""
+"""Make base images from recipes: on request, or when a spec needs one that the store does not have."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def make(
     scope: CancelScope | None = None,
     watch: bool = False,
 ) -> tuple[Path, bool]:
-    """Make a base image from a recipe, named or in a file. Returns where it is, and whether it was made now.
+    """Make a base image from a recipe, given by name or as a file. Return its path, and whether it was made now.
 
     It is called `name`, or like its recipe. One that is there already stays, unless `again` says otherwise:
     "changed" makes it if its recipe would give another one now, with the last time's choices if there are none.
@@ -86,7 +86,7 @@ def make(
             last = made if again == "changed" else None
             choices = sources.Choices(last.profile, last.values) if last else sources.Choices()
         if existing and (again == "no" or (again == "changed" and made is None)):
-            return existing, False  # one that was added has no recipe: it is the user's
+            return existing, False  # an added image has no recipe and belongs to the user
         plan = recipe.load(path, choices, name=name)
         if locked and (what := KINDS[plan.kind].unpinned(plan)):
             raise UsageError(f"{path.stem} cannot be made with --locked: {what}")
@@ -102,14 +102,14 @@ def make(
             catalog.card_path(out).write_text(profile.dump(card))
             if lock:
                 lockfile.write_tables(lockfile.path_of(path), used.pins)
-            if used.trusted or lock:  # the digest of all inputs is known only now
+            if used.trusted or lock:  # only now is the digest of all inputs known
                 plan = recipe.load(path, choices, name=name)
             record.write(out, plan, choices, when=time.time())
         return store.base_image / out.name, True
 
 
 def recipe_path(reference: str) -> Path:
-    """The file of a recipe: one that comes with obuild, by its name, or any file that ends in .toml."""
+    """Return the file of a recipe: a name means one that comes with obuild, and FILE.toml means that file."""
     from obuild.bases import sources
     from obuild.bases.table import nearest
 
@@ -123,7 +123,7 @@ def recipe_path(reference: str) -> Path:
 
 
 def _advancing(phase: Phase | str) -> Callable[[int, int], object]:
-    """What tells a phase of the bytes of downloads."""
+    """Return a function that reports the bytes of downloads to a phase."""
     last = 0
 
     def progress(done: int, total: int) -> None:

@@ -1,4 +1,4 @@
-"""What an installer is given to read: answer files on a CD, a disk or a floppy, or in its initrd."""
+"""Give an installer its answer files: on a CD, a disk or a floppy, or in its initrd."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from obuild.executors.qemu.shape import Shape
 #: Stands for the store's login key in every text that a recipe gives to an installer.
 KEY = "@public_key@"
 
-#: The most that a seed may hold, in bytes: it is kept in memory.
+#: The most that the files of a seed may have in all, in bytes: they are kept in memory.
 MOST = 64 << 20
 
 _LABEL = re.compile(r"[A-Za-z0-9_-]{1,16}")
@@ -29,7 +29,7 @@ _BUSES: tuple[Bus, ...] = ("disk", "cdrom", "floppy")
 
 @dataclass(frozen=True, slots=True)
 class Seed:
-    """A medium with files on it, by their paths, sorted. A floppy is FAT, all others are ISO 9660."""
+    """A medium, with its files sorted by path. A floppy is FAT, a CD and a disk are ISO 9660."""
 
     label: str
     bus: Bus
@@ -37,7 +37,7 @@ class Seed:
 
 
 def parse(table: Table, sources: Sources, arch: str, *, ends: str) -> Seed:
-    """What [[KIND.seed]] says. UsageError for anything it does not know."""
+    """Read one [[KIND.seed]]. UsageError for a mistake."""
     table.only("label", "as", "folder", "files")
     label = table.match("label", _LABEL, hint="letters, digits, - and _; 16 at most", default=seed.LABEL)
     bus = next(bus for bus in _BUSES if bus == table.choice("as", _BUSES, default="disk"))
@@ -63,7 +63,7 @@ def parse(table: Table, sources: Sources, arch: str, *, ends: str) -> Seed:
 
 
 def _folder(table: Table, sources: Sources) -> list[tuple[str, bytes]]:
-    """All files in a folder beside the recipe; variables are replaced in those that are text."""
+    """Read all files in a folder beside the recipe; variables are replaced in text files."""
     root = table.origin["folder"][0].folder / table.text("folder")
     if not root.is_dir():
         raise table.error("folder", f"folder: there is no folder {root}")
@@ -88,7 +88,7 @@ def _folder(table: Table, sources: Sources) -> list[tuple[str, bytes]]:
 
 
 def _check_user_data(table: Table, key: str, files: Mapping[str, bytes], ends: str) -> None:
-    """UsageError for a cloud-config that keeps an installer from ending as the recipe says."""
+    """UsageError for a cloud-config with which the installer would not end as the recipe says."""
     text = files.get("user-data", b"").decode(errors="replace").replace(KEY, "key")
     if not text.startswith("#cloud-config"):
         return
@@ -98,7 +98,9 @@ def _check_user_data(table: Table, key: str, files: Mapping[str, bytes], ends: s
     flag, other = ("poweroff", "reboot") if ends == "poweroff" else ("reboot", "poweroff")
     if install.get(flag, True) is not True:
         hint = f"write {flag}: true, or leave it out"
-        raise table.error(key, f"user-data: install.{flag} is {install[flag]!r}: it would never end", hint=hint)
+        raise table.error(
+            key, f"user-data: install.{flag} is {install[flag]!r}: the installer would never end", hint=hint
+        )
     if install.get(other, False) is not False:
         hint = f'leave it out, or write ends = "{other}" under [installer]'
         raise table.error(
@@ -107,7 +109,7 @@ def _check_user_data(table: Table, key: str, files: Mapping[str, bytes], ends: s
 
 
 def write(seeds: tuple[Seed, ...], public_key: str, work: Path) -> list[tuple[Path, Bus]]:
-    """Make the media in the folder `work`."""
+    """Write the media into the folder `work`."""
     made: list[tuple[Path, Bus]] = []
     for number, each in enumerate(seeds, 1):
         path = work / f"seed{number}.{'img' if each.bus == 'floppy' else 'iso'}"
@@ -137,12 +139,12 @@ def argv(shape: Shape, media: list[tuple[Path, Bus]]) -> devices.Argv:
 
 
 def with_key(data: bytes, public_key: str) -> bytes:
-    """With the store's key where the recipe wants it."""
+    """Put the store's key in the place of @public_key@."""
     return data.replace(KEY.encode(), public_key.strip().encode())
 
 
 def add_to_initrd(initrd: Path, files: tuple[File, ...], public_key: str) -> None:
-    """Add files to an initial RAM disk: a second archive behind the first, whose files the kernel lays over it."""
+    """Append an archive with files to an initrd. The kernel unpacks it over the first one."""
     data = gzip.compress(cpio(files, public_key), mtime=0)
     with initrd.open("r+b") as file:
         end = file.seek(0, 2)
@@ -150,7 +152,10 @@ def add_to_initrd(initrd: Path, files: tuple[File, ...], public_key: str) -> Non
 
 
 def cpio(files: tuple[File, ...], public_key: str) -> bytes:
-    """An archive as the kernel reads it ("newc"), with the folders that the files need; all is root's."""
+    """Return a cpio archive in the format "newc", with the folders that the files need; root owns all.
+
+    Format: https://docs.kernel.org/driver-api/early-userspace/buffer-format.html
+    """
     entries: dict[str, tuple[int, bytes]] = {}
     for file in files:
         path = PurePosixPath(file.path.lstrip("/"))
@@ -171,4 +176,6 @@ def _entry(inode: int, name: str, mode: int, data: bytes) -> bytes:
 def check_cdroms(table: Table, number: int) -> None:
     """UsageError if there are more CDs than drives."""
     if number > devices.MOST_CDROMS:
-        raise UsageError(f"{table.where}: a machine has {devices.MOST_CDROMS} CD drives, and {number} are wanted")
+        raise UsageError(
+            f"{table.where}: a machine has {devices.MOST_CDROMS} CD drives, and the recipe needs {number}"
+        )

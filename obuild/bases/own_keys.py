@@ -1,7 +1,7 @@
-"""The keys of a store, which its copy of a base image gets: the base itself is the same for everybody.
+"""Write a store's own keys into its copy of a base image. The base image itself is the same for everybody.
 
-An image that is made from packages has two files of one block each, full of newlines, and its card says where on
-the disk these are. So nothing is mounted, and no guest has to be told anything when it boots.
+An image made from packages has two files of one block each, filled with newlines, and its card says where they are
+on the disk. So nothing has to be mounted, and a guest needs no configuration when it boots.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from obuild.store.layers import Store
 
 
 def blocks(store: Store, card: Card) -> list[tuple[int, bytes]]:
-    """Offsets on the disk, and what the copy of the base in this store has there; none if its keys came with it.
+    """Return the blocks to write, by their offsets on the disk; none if the image brought its keys along.
 
-    All guests of a store have one host key, so that a first layer that is made again is the same.
+    All guests of a store have the same host key, so that a first layer is the same when it is made again.
     """
     from obuild.executors.qemu.ssh import make_key
 

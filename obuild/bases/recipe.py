@@ -1,7 +1,4 @@
-"""How a base image is made: read a recipe, check all of it, digest what goes into the image.
-
-docs/recipes.md describes the language.
-"""
+"""Read and check a recipe. docs/recipes.md describes the language."""
 
 from __future__ import annotations
 
@@ -17,14 +14,14 @@ from obuild.guests import profile
 from obuild.guests.profile import Card
 from obuild.host import toml
 
-#: Room for the partition table, the boot loader, and a file system worth the name.
+#: Room for a partition table, a boot loader and a useful file system, in bytes.
 SMALLEST_DISK = 64 << 20
 
 _COMMON = ("kind", "arch", "size", "tried", "card")
 
 
 def load(path: Path, choices: Choices | None = None, *, name: str = "") -> Recipe:
-    """The recipe in `path`, called `name` or like its file. UsageError with the place of what is wrong in it."""
+    """Read the recipe in `path`, called `name` or like its file. UsageError, with the place, for a mistake."""
     if not sources.NAME.fullmatch(path.stem):
         raise UsageError(f"{path}: {path.stem!r} is not a name for a recipe", hint="use a-z, 0-9, dot, dash")
     read = sources.read(path, choices or Choices())
@@ -32,7 +29,9 @@ def load(path: Path, choices: Choices | None = None, *, name: str = "") -> Recip
     kind = table.choice("kind", KINDS)
     for other in KINDS:
         if other in table and other != kind:
-            raise table.error(other, f"a recipe has one kind: this is {kind}, and [{other}] is for another")
+            raise table.error(
+                other, f"a recipe has one kind: this one is {kind}, so it cannot have a table [{other}]"
+            )
     table.only(*_COMMON, kind)
     card = _card(table)
     return Recipe(
@@ -51,13 +50,13 @@ def load(path: Path, choices: Choices | None = None, *, name: str = "") -> Recip
 
 
 def show(recipe: Recipe) -> str:
-    """The merged recipe as TOML."""
+    """Return the merged recipe as TOML."""
     return toml.dumps(recipe.table)
 
 
 def _card(table: Table) -> Card:
     entries = table.table("card")
-    # The key belongs to the store an image is made in, so a recipe cannot name one.
+    # `key` is missing: the login key is that of the store.
     entries.only("os", "login", "firmware", "memory", "warm")
     fields = {key: entries.text(key) for key in entries}
     arch = table.choice("arch", (*profile.ARCHES, *profile.ARCH_ALIASES), default="x86_64")

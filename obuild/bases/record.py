@@ -1,6 +1,6 @@
-"""What a base image was made of, kept beside it as NAME.made, and whether that has changed since.
+"""The record NAME.made beside a base image: what it was made from. It shows whether the recipe has changed.
 
-Looking is cheap while the files of the recipe are the same: nothing is parsed then.
+While the stamps of the recipe's files are the same, nothing is parsed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """`digest` is that of all inputs, `when` is in seconds since the epoch, `inputs` are files with their stamps.
+    """`digest` is that of all inputs, `when` is in seconds since the epoch, `inputs` are files and their stamps.
 
     `profile` and `values` are what the user chose, `toml` is the merged recipe.
     """
@@ -40,7 +40,7 @@ class Record:
 
 
 def write(path: Path, recipe: Recipe, choices: Choices, *, when: float) -> None:
-    """Keep what the image in `path` was made of."""
+    """Write the record of the image in `path`."""
     from obuild.bases.kind import digest
     from obuild.host import toml
 
@@ -60,7 +60,7 @@ def write(path: Path, recipe: Recipe, choices: Choices, *, when: float) -> None:
 
 
 def read(image: Path) -> Record | None:
-    """What the base image in a file was made of; None if it was added, or if what was kept is damaged."""
+    """Return the record of a base image; None if the image was added, or if the record is damaged."""
     try:
         kept: dict[str, Any] = json.loads(read_text(image.with_suffix(MADE)))
         record = Record(**kept)
@@ -73,9 +73,9 @@ def read(image: Path) -> Record | None:
 
 
 def changed(record: Record) -> str:
-    """What has happened to the recipe since a base was made from it, in words; "" if nothing that matters.
+    """Return how the recipe has changed since the base was made, as a message; "" if it would make the same.
 
-    A recipe that is gone says nothing: the base stays good without it.
+    A base without its recipe does not count as changed.
     """
     try:
         if all(_stamp(Path(file)) == stamp for file, stamp in record.inputs):
@@ -96,7 +96,7 @@ def changed(record: Record) -> str:
 
 
 def origin(record: Record) -> Path | None:
-    """Where the recipe of a base is now: its file, or the one of that name that comes with obuild."""
+    """Return the recipe of a base: its file, or the recipe of that name that comes with obuild."""
     from obuild.bases import sources
 
     path = Path(record.path)
@@ -104,7 +104,7 @@ def origin(record: Record) -> Path | None:
 
 
 def _stamp(path: Path) -> list[int]:
-    """Changes with a file's content and mode, and with a folder's names; empty if there is nothing."""
+    """Return a stamp that changes with a file's content and mode, or a folder's names; empty if it is missing."""
     try:
         return [*stamp.of(path), path.stat().st_ctime_ns]
     except OSError:

@@ -1,4 +1,4 @@
-"""What a recipe says of a file from elsewhere: where it is, and its digest. docs/recipes.md, Downloads."""
+"""A file that a recipe names by its addresses and digest. See Downloads in docs/recipes.md."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _URL = re.compile(r"(?:https?|file)://\S+")
 
 @dataclass(frozen=True, slots=True)
 class Remote:
-    """A file that is the same at each of `urls`; `digest` is sha256:HEX or sha512:HEX, or "" if nobody knows it.
+    """A file, the same at each of `urls`. `digest` is sha256:HEX or sha512:HEX, or "" if it is not known.
 
-    Then it may be found in the list of digests at `sums`, which `signature` signs, or which is clear-signed; the
-    signer's key is in the file `keyring`.
+    An unknown digest may be in the list at `sums`, signed by `signature` or clear-signed with a key in the file
+    `keyring`.
     """
 
     urls: tuple[str, ...]
@@ -28,13 +28,13 @@ class Remote:
 
 
 def unpinned(*remotes: Remote | None) -> str:
-    """Say which of these files has no digest; "" if each has one."""
+    """Return which of these files has no digest, as a message; "" if all have one."""
     unknown = [each.urls[0] for each in remotes if each and not each.digest]
     return f"the digest of {unknown[0]} is not known" if unknown else ""
 
 
 def parse(table: Table, sources: Sources) -> Remote:
-    """What a recipe says of a file. UsageError for anything it does not know."""
+    """Read a table for a file. UsageError for a mistake."""
     table.only("url", "path", "digest", "sums", "signature", "keyring")
     if "path" in table:
         return _local(table, sources)
@@ -46,7 +46,7 @@ def parse(table: Table, sources: Sources) -> Remote:
         if not isinstance(url, str) or not _URL.fullmatch(url):
             raise table.error(key, f"{key} {url!r} is not a URL", hint="https://…, http://… or file:///…")
     if not urls:
-        raise table.error("url", "url must have one address at least")
+        raise table.error("url", "url must have at least one address")
     digest = _digest(table, urls[0], sources)
     if ("sums" in table) != ("keyring" in table) or ("signature" in table and "sums" not in table):
         raise table.error("sums", "sums needs a keyring, and a signature needs sums")
@@ -57,7 +57,7 @@ def parse(table: Table, sources: Sources) -> Remote:
 
 
 def _local(table: Table, sources: Sources) -> Remote:
-    """A file of the user's own, named by its path, or all the same by an address."""
+    """Read a table that names a local file by its path; an address is accepted, too."""
     table.only("path", "digest")
     path = table.line("path")
     url = path if _URL.fullmatch(path) else (table.origin["path"][0].folder / path).absolute().as_uri()
@@ -65,7 +65,7 @@ def _local(table: Table, sources: Sources) -> Remote:
 
 
 def _digest(table: Table, url: str, sources: Sources) -> str:
-    """What the recipe says, or else its lock file; "" if neither does."""
+    """Return the digest from the recipe, or else from its lock file; "" if neither has it."""
     if not table.get("digest"):
         return sources.locked.get(url, "")
     return table.match("digest", DIGEST, hint='write it like "sha256:" and 64 hex digits, or "sha512:" and 128')

@@ -1,6 +1,6 @@
-"""Small ISO images and floppies that give a guest its configuration. The same files give the same bytes.
+"""Write small ISO images and floppies for a guest's configuration. The same files give the same bytes.
 
-pycdlib writes them. It dates everything by the clock, so it gets a clock here that stands still.
+pycdlib takes all dates from the clock, so it gets one that stands still.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from typing import Any
 from obuild.errors import ProcessError, UsageError
 from obuild.host import process
 
-#: What cloud-init and its kin look for: a disk with this label.
+#: The label of the disk that cloud-init, kairos and others look for.
 LABEL = "cidata"
 
-#: Zeros behind the last file: firmware that reads ahead must not meet the end of the disk.
+#: Zeros after the last file: firmware that reads ahead must not reach the end of the disk.
 _PADDING = bytes(150 * 2048)
 
 
 def iso(files: Mapping[str, bytes], *, label: str = LABEL) -> bytes:
-    """An ISO 9660 image with these files, FOLDER/NAME for one in a folder, with Joliet and Rock Ridge names."""
+    """Return an ISO 9660 image with files, given by their paths. It has Joliet and Rock Ridge names."""
     image: Any = _pycdlib().PyCdlib()
     image.new(interchange_level=3, joliet=3, rock_ridge="1.09", vol_ident=label)
     folders = {PurePosixPath("."): ""}
@@ -44,7 +44,7 @@ def iso(files: Mapping[str, bytes], *, label: str = LABEL) -> bytes:
 
 
 def floppy(path: Path, files: Mapping[str, bytes], *, label: str, work: Path) -> None:
-    """A floppy disk of 1.44 MB with these files at `path`; it needs mtools. UsageError if they do not fit."""
+    """Write a floppy disk image of 1.44 MB with files, using mtools. UsageError if they do not fit."""
     tree = work / "floppy"
     for name, data in files.items():
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
@@ -62,8 +62,8 @@ def _pycdlib() -> Any:
     from pycdlib import dates, headervd
     from pycdlib import pycdlib as main
 
-    # 1980, in UTC: the modules' own names for `time`, so nobody else's clock stops
+    # 1980, in UTC; only these modules' `time` is replaced, so other threads keep the real clock
     still = SimpleNamespace(**{**vars(time), "time": lambda: 315532800.0, "localtime": time.gmtime})
     for module in (dates, headervd, main):
-        setattr(module, "time", still)  # noqa: B010  # mypy knows that they have none
+        setattr(module, "time", still)  # noqa: B010  # mypy does not see the attribute
     return pycdlib

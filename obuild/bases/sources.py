@@ -1,8 +1,8 @@
-"""The files that a recipe is made of, merged into one table.
+"""Read the files of a recipe and merge them into one table.
 
-The order, where what comes later wins: what it extends (with that one's drop-ins), the recipe itself, its drop-ins
-NAME.d/*.toml sorted by name, its profile, and at last the variables. `extend` replaces lists; a drop-in and a
-profile add to them.
+They are merged in this order, and later ones win: the extended recipe with its drop-ins, the recipe itself, its
+drop-ins NAME.d/*.toml sorted by name, the profile. Variables are replaced last. `extend` replaces lists; drop-ins
+and profiles add to them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from obuild.errors import UsageError, words
 from obuild.host import toml
 from obuild.host.regular import read_text
 
-#: The recipes that come with obuild: in a checkout at its root, in an installed copy inside the package.
+#: Where obuild's own recipes are: at the root of a checkout, or inside an installed package.
 FOLDERS = (
     Path(__file__).parent.parent.parent / "base-images",
     Path(__file__).parent.parent / "base-images",
@@ -27,10 +27,10 @@ FOLDERS = (
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
-#: What a file says of the recipe as a whole; everything else in a profile belongs to the table of the kind.
+#: The common keys that a profile may have; all its other keys belong to the table of the kind.
 _COMMON = ("card", "size")
 
-#: What a variable can be.
+#: The types of variables.
 Variable = str | int | bool
 
 _VARIABLE = re.compile(r"@([A-Za-z][A-Za-z0-9_]*)@")
@@ -38,7 +38,7 @@ _VARIABLE = re.compile(r"@([A-Za-z][A-Za-z0-9_]*)@")
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """What a user picks when a recipe is made: a profile, or "", and values of variables as text."""
+    """What the user chose: a profile, or "", and values of variables as text."""
 
     profile: str = ""
     values: Mapping[str, str] = field(default_factory=dict)
@@ -46,7 +46,7 @@ class Choices:
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """The merged table, the variables' values, and every file that was asked for, whether it is there or not.
+    """The merged table, the variables' values, and all files that were looked for, even missing ones.
 
     From the recipe's lock file are `locked`, the digests of downloads by URL, `packages`, those of packages, and
     `archive`, where these were from.
@@ -60,7 +60,7 @@ class Sources:
     archive: Mapping[str, str] = field(default_factory=dict)
 
     def beside(self, table: Table, key: str) -> Path:
-        """The file that a key names, relative to where the key is written. UsageError if it is not there."""
+        """Return the file that a key names, relative to the file with the key. UsageError if it is missing."""
         path = table.origin[key][0].folder / table.text(key)
         self.files.append(path)
         if not path.is_file():
@@ -68,9 +68,9 @@ class Sources:
         return path
 
     def folders(self, table: Table, key: str) -> tuple[Path, ...]:
-        """The folders that a key names, one or a list of them, each relative to where it is written.
+        """Return the folders that a key names, one or a list, each relative to the file that names it.
 
-        UsageError for one that is not there.
+        UsageError if one is missing.
         """
         named = (table.text(key),) if isinstance(table.get(key), str) else table.strings(key)
         paths = [source.folder / name for source, name in zip(table.written_in(key), named, strict=True)]
@@ -81,7 +81,7 @@ class Sources:
         return tuple(paths)
 
     def text(self, table: Table, key: str) -> str:
-        """What is in such a file, with variables replaced. UsageError if it is not text."""
+        """Return the text of such a file, with variables replaced. UsageError if it is not text."""
         path = self.beside(table, key)
         try:
             return substitute(read_text(path, follow=True), self.variables)
@@ -92,12 +92,12 @@ class Sources:
 
 
 def names() -> tuple[str, ...]:
-    """Every recipe that comes with obuild, sorted."""
+    """Return the names of obuild's own recipes, sorted."""
     return tuple(sorted({path.stem for folder in FOLDERS for path in folder.glob("*.toml")}))
 
 
 def find(name: str) -> Path | None:
-    """The file of the recipe called `name`, if obuild comes with it. UsageError for drop-ins without a recipe."""
+    """Return the file of obuild's own recipe `name`, if there is one. UsageError for drop-ins without a recipe."""
     return _find(name, FOLDERS)
 
 
@@ -109,17 +109,17 @@ def _find(name: str, folders: tuple[Path, ...]) -> Path | None:
     for folder in folders:
         if found is None and (folder / f"{name}.d").is_dir():
             raise UsageError(
-                f"{folder / name}.d has drop-ins, but there is no recipe {name!r} for them",
-                hint=f"{folder / name}.toml would be it; known: {', '.join(names())}",
+                f"{folder / name}.d has drop-ins for a recipe {name!r} that does not exist",
+                hint=f"write {folder / name}.toml; known: {', '.join(names())}",
             )
     return found
 
 
 def read(path: Path, choices: Choices) -> Sources:
-    """Everything that makes up the recipe in `path`, with the profile and the variables that were chosen.
+    """Read the recipe in `path` and everything that belongs to it, with the chosen profile and variables.
 
-    UsageError for a file that cannot be read, a circle of `extend`, an unknown profile, and a variable that the
-    recipe does not declare or whose value has another type.
+    UsageError for a file that cannot be read, a cycle of `extend`, an unknown profile, and a variable that is not
+    declared or whose value has the wrong type.
     """
     files: list[Path] = []
     table = _with_profile(_extended(path, files, ()), choices.profile)
@@ -132,7 +132,7 @@ def read(path: Path, choices: Choices) -> Sources:
 
 
 def _extended(path: Path, files: list[Path], above: tuple[Path, ...]) -> Table:
-    """A recipe on top of those that it extends, with the drop-ins of each."""
+    """Return a recipe merged onto those that it extends, with the drop-ins of each."""
     table = _read(path, files)
     if "extend" in table:
         name = table.text("extend")
@@ -146,11 +146,11 @@ def _extended(path: Path, files: list[Path], above: tuple[Path, ...]) -> Table:
         table = merged(_extended(below, files, chain), table, add=False)
         del table["extend"]
     folder = path.with_suffix(".d")
-    files.append(folder)  # its time changes when a drop-in comes or goes
+    files.append(folder)  # its mtime changes when a drop-in is added or removed
     for drop_in in sorted(folder.glob("*.toml")):
         extra = _read(drop_in, files)
         if "extend" in extra:
-            raise extra.error("extend", "a drop-in cannot extend a recipe, it adds to one")
+            raise extra.error("extend", "a drop-in cannot extend a recipe")
         table = merged(table, extra, add=True)
     return table
 
@@ -165,7 +165,7 @@ def _read(path: Path, files: list[Path]) -> Table:
 
 
 def _with_profile(table: Table, name: str) -> Table:
-    """Without [profile.*], but with what one of them says: of the card and the size, else of the recipe's kind."""
+    """Merge one profile and remove [profile.*]. `card` and `size` are common; other keys belong to the kind."""
     profiles = table.table("profile")
     if name and name not in profiles:
         there = f"the recipe has {', '.join(profiles)}" if profiles else "the recipe has no profiles"
@@ -183,7 +183,7 @@ def _with_profile(table: Table, name: str) -> Table:
 
 
 def _variables(table: Table, values: Mapping[str, str]) -> dict[str, Variable]:
-    """The variables that [vars] declares, with the values that were chosen."""
+    """Return the variables under [vars], with their defaults or the chosen values."""
     declared = table.table("vars")
     known: dict[str, Variable] = {}
     for key in declared:
@@ -201,7 +201,7 @@ def _variables(table: Table, values: Mapping[str, str]) -> dict[str, Variable]:
 
 
 def _typed(key: str, text: str, default: Variable) -> Variable:
-    """A value from the command line, as what the default is. UsageError if it cannot be that."""
+    """Convert a value from the command line to the type of the default. UsageError if that fails."""
     if isinstance(default, bool):
         if text not in ("true", "false"):
             raise UsageError(f"--set {key}={text}: it can be true or false")
@@ -236,13 +236,13 @@ def _value(value: Any, known: Mapping[str, Variable]) -> Any:
     if isinstance(value, str):
         alone = _VARIABLE.fullmatch(value)
         if alone and alone[1] in known:
-            return known[alone[1]]  # alone it keeps its type
+            return known[alone[1]]  # without other text, it keeps its type
         return substitute(value, known)
     return value
 
 
 def substitute(text: str, known: Mapping[str, Variable]) -> str:
-    """`text` with the variables in it replaced. KeyError for what is nearly the name of one."""
+    """Replace the variables in a text. KeyError for a word that is nearly the name of one."""
 
     def replace(found: re.Match[str]) -> str:
         if found[1] in known:

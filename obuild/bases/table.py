@@ -1,4 +1,4 @@
-"""A TOML table that remembers where each key was written, so that every complaint names file, line and column."""
+"""A TOML table that knows where each key was written, so that every error names file, line and column."""
 
 from __future__ import annotations
 
@@ -16,45 +16,45 @@ from obuild.host import toml, units
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A file that was read. `shown` is what messages call it."""
+    """A file that was read. Messages call it `shown`."""
 
     shown: str
     text: str
     folder: Path
 
     def place(self, path: toml.KeyPath) -> str:
-        """FILE:LINE:COLUMN of a key."""
+        """Return FILE:LINE:COLUMN of a key."""
         found = toml.position(self.text, path)
         return f"{self.shown}:{found[0]}:{found[1]}" if found else self.shown
 
 
 class Table(dict[str, Any]):
-    """A table, or several that were merged. `where` is how messages about what is missing begin.
+    """A table, or several merged ones. Messages about a missing key begin with `where`.
 
-    The readers below take a key and raise UsageError, with the key's place, if its value is not what it must be.
+    The readers below take a key, and raise UsageError, with its place, if the value has the wrong type or form.
     """
 
     def __init__(self, where: str) -> None:
         super().__init__()
         self.where = where
         self.origin: dict[str, tuple[Source, toml.KeyPath]] = {}
-        #: Where each item of a list was written, if the list was put together from several files.
+        #: Where each item of a list was written, for lists merged from several files.
         self.sources: dict[str, list[Source]] = {}
 
     def error(self, key: str, message: str, *, hint: str = "") -> UsageError:
-        """A UsageError about a key, or about its absence."""
+        """Return a UsageError about a key, or about its absence."""
         if key not in self.origin:
             return UsageError(f"{self.where}: {message}", hint=hint)
         source, path = self.origin[key]
         return UsageError(f"{source.place(path)}: {message}", hint=hint)
 
     def written_in(self, key: str) -> list[Source]:
-        """Where a key's value was written, or each item of it if it is a list."""
+        """Return where a key's value was written; for a list, where each item was."""
         value = self.get(key, [])
         return self.sources.get(key) or [self.origin[key][0] for _ in (value if isinstance(value, list) else [1])]
 
     def only(self, *known: str, what: str = "key") -> None:
-        """UsageError, with the nearest known key, if there is any other."""
+        """UsageError, with the nearest known key, for any other key."""
         for key in self:
             if key not in known:
                 raise self.error(key, f"unknown {what} {key!r}", hint=nearest(key, known))
@@ -68,7 +68,7 @@ class Table(dict[str, Any]):
         return value
 
     def line(self, key: str) -> str:
-        """One line of text, "" if there is none."""
+        """Read one line of text, "" if the key is missing."""
         text = self.text(key, default="").strip()
         if not text.isprintable():
             raise self.error(key, f"{key} must be one line of printable text")
@@ -93,7 +93,7 @@ class Table(dict[str, Any]):
         return value
 
     def size(self, key: str, *, smallest: int, default: str | None = None) -> int:
-        """A number of bytes, in whole MiB."""
+        """Read a size in whole MiB, as a number of bytes."""
         hint = "write it like 4G or 512M"
         try:
             size = profile.parse_size(self.text(key, default=default))
@@ -104,7 +104,7 @@ class Table(dict[str, Any]):
         return size
 
     def duration(self, key: str, *, default: str) -> float:
-        """A span of time in seconds."""
+        """Read a duration, as a number of seconds."""
         try:
             return units.duration(self.text(key, default=default))
         except ValueError as error:
@@ -130,14 +130,14 @@ class Table(dict[str, Any]):
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """A hint: the known word that was probably meant, or all of them."""
+    """Return a hint: the known word that was probably meant, or all of them."""
     names = tuple(known)
     close = difflib.get_close_matches(word, names, n=1)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names)}"
 
 
 def placed(source: Source, values: Mapping[str, Any], path: toml.KeyPath = ()) -> Table:
-    """What was read from `source`, with the origin of each key."""
+    """Return values read from `source` as a table with the origin of each key."""
     keys = [str(key) for key in path if isinstance(key, str)]
     table = Table(f"{source.place(path)}: [{'.'.join(keys)}]" if keys else source.shown)
     for key, value in values.items():
@@ -155,9 +155,9 @@ def _placed_value(source: Source, value: Any, path: toml.KeyPath) -> Any:
 
 
 def merged(below: Table, above: Table, *, add: bool) -> Table:
-    """One table on top of another: a key replaces a key, tables are merged, lists of tables are added.
+    """Merge a table onto another: keys are replaced, tables merged, lists of tables joined.
 
-    With `add`, all lists are added, and so is a kernel's `cmdline`.
+    With `add`, all lists are joined, and so is a kernel's `cmdline`.
     """
     table = Table(above.where)
     table.update(below)

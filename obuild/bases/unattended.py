@@ -20,10 +20,10 @@ from obuild.guests.profile import Card
 from obuild.host import failpoints, process, qemu_img
 from obuild.host.fs import fsync
 
-#: What OVMF shows when it found nothing to boot; it waits there for ever.
+#: OVMF shows this when it finds nothing to boot; it then waits forever.
 _SHELL = "UEFI Interactive Shell"
 
-#: How often the console is looked at for that, in seconds.
+#: How often to look for it on the console, in seconds.
 _LOOK = 5.0
 
 Ends = Literal["poweroff", "reboot"]
@@ -64,7 +64,7 @@ def pack(name: str, disk: Path, out: Path, making: Making) -> None:
 
 
 def shape_of(card: Card, making: Making, *, memory: int, boot_time: float) -> Shape:
-    """The machine for a guest with this card; it gets `memory` bytes at least."""
+    """Return the machine for a guest with this card, with at least `memory` bytes."""
     return Shape(
         arch=card.arch,
         accel=kvm.choose("auto", card.arch, memo=making.store.state / "accel.json", note=making.say),
@@ -90,9 +90,9 @@ def run(
 ) -> None:
     """Boot a guest on `disk` and wait at most `timeout` seconds until it `ends` by itself.
 
-    It may reboot `reboots` times before. In the first `press` seconds Enter is pressed once in each. `judge` gets
-    the machine, and what was wrong with its end, or "".
-    MachineError with the end of the console, and the path of a picture of the screen, unless all went well.
+    It may reboot `reboots` times before. Enter is pressed once a second for `press` seconds. `judge` gets the
+    machine, and why it ended wrongly or "", and decides whether the guest has failed. MachineError if it has, with
+    the end of the console and the path of a picture of the screen.
     """
     arch = shape.arch
     more = [*extra, *(devices.screen(arch) if screen or making.watch else ())]
@@ -111,7 +111,7 @@ def run(
 
 
 def wait(running: Machine, timeout: float, ends: Ends, reboots: int = 0, press: int = 0) -> str:
-    """What the guest has done instead of ending as it should, in words; "" if it has."""
+    """Wait for the end of a guest. Return why it did not end as it should, or "" if it did."""
     deadline = time.monotonic() + timeout
     uefi = running.shape.firmware == "uefi" or bool(ARCHES[running.shape.arch].firmware)
     while (left := deadline - time.monotonic()) > 0:

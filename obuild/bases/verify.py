@@ -1,4 +1,4 @@
-"""Make a base image again, and see whether it is the same."""
+"""Make a base image again and compare the two."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from obuild.store.layers import Store
 
 
 def again(store: Store, name: str, *, say: Say) -> tuple[str, str]:
-    """The digests of the disk of a base image, and of one that is made as it was and thrown away.
+    """Make a base image again, and return the digests of its disk and of the new one, which is thrown away.
 
     UsageError if the image was not made here, if its recipe is gone or has changed since, or if the archive no
     longer has the packages of the lock file. The image and its record stay as they are.

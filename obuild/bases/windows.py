@@ -1,6 +1,6 @@
-"""A base image from Windows' own installer: an answer file, the drivers' CD, and a script at the first logon.
+"""Make a base image with Windows Setup: an answer file, a CD with drivers, and a script at the first logon.
 
-Nobody has tried this with a real Windows. docs/recipes.md says what was tried.
+This was never tested with a real Windows. docs/recipes.md says what was tested.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from obuild.guests.profile import Card
 TIMEOUT = "4h"
 MEMORY = "4G"
 
-#: Setup reboots two or three times, and updates of drivers may add some. Ten is a loop.
+#: Setup reboots two or three times, and driver updates may cause a few more. More than ten are a loop.
 REBOOTS = 10
 
-#: For how many seconds Enter is pressed: with UEFI the ISO asks for a key before it boots.
+#: How long to press Enter, in seconds: with UEFI, the ISO waits for a key before it boots.
 PRESS = 15
 
-#: What is on the seed besides the answer file.
+#: The files on our CD besides the answer file.
 SCRIPT, OPENSSH = "obuild/setup.ps1", "obuild/OpenSSH.msi"
 
-#: What the script says on COM1.
+#: The script's report on COM1.
 OK, FAILED = "obuild: ok", "obuild: failed: "
 
 _KEY = re.compile(r"([A-Z0-9]{5}-){4}[A-Z0-9]{5}")
@@ -44,10 +44,10 @@ _FOLDER = re.compile(r"[A-Za-z0-9._-]+")
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What [windows] says.
+    """The table [windows].
 
-    `index` is of the image in install.wim, `key` is "" where the ISO needs none. `driver` is the folder of this
-    Windows in those of the drivers. `commands` are run by cmd.exe at the end; the first that fails is a failure.
+    `index` is that of the image in install.wim; `key` is "" if the ISO needs none. `driver` is the name of this
+    Windows in the drivers' folders. cmd.exe runs `commands` at the end; all must succeed.
     """
 
     iso: Remote
@@ -72,7 +72,7 @@ def parse(table: Table, sources: Sources, card: Card) -> Options:
     )
     if card.os != "windows" or card.arch != "x86_64" or card.firmware == "kernel":
         hint = 'os = "windows", arch = "x86_64", firmware = "bios" or "uefi"'
-        raise UsageError(f"{table.where}: the recipe's card is not one of Windows", hint=hint)
+        raise UsageError(f"{table.where}: the card does not fit Windows", hint=hint)
     index = table.get("index", 1)
     if not isinstance(index, int) or isinstance(index, bool) or index < 1:
         raise table.error("index", "index must be a whole number, from 1", hint="DISM /Get-WimInfo lists them")
@@ -131,7 +131,7 @@ def make(recipe: Recipe, out: Path, making: Making) -> Card:
 
 
 def judge(running: Machine, problem: str) -> Verdict:
-    """Success is what the script at the first logon says on COM1, not that the machine is off."""
+    """The installation succeeded if the script at the first logon says so on COM1; a power-off is not enough."""
     said = running.console().splitlines()
     failed = [line.partition(FAILED)[2] for line in said if FAILED in line]
     if failed:
@@ -142,7 +142,7 @@ def judge(running: Machine, problem: str) -> Verdict:
 
 
 def seed_files(recipe: Recipe, public_key: str, openssh: bytes, password: str) -> dict[str, bytes]:
-    """What is on the CD that Setup looks for its answers on."""
+    """Return the files on the CD where Setup finds its answer file."""
     options: Options = recipe.options
     answers = answer_file.Answers(
         index=options.index,
@@ -159,21 +159,21 @@ def seed_files(recipe: Recipe, public_key: str, openssh: bytes, password: str) -
     script = setup_script(options.commands, public_key)
     return {
         "autounattend.xml": answer_file.render(answers),
-        # without the mark PowerShell 5 takes it for text in the code page
+        # without a byte order mark, PowerShell 5 reads it as text in the code page
         SCRIPT: script.replace("\n", "\r\n").encode("utf-8-sig"),
         OPENSSH: openssh,
     }
 
 
 def first_logon() -> str:
-    """Find the CD, whatever its letter is, and run the script on it."""
+    """Return the command that finds the CD, whatever its letter is, and runs the script on it."""
     path = SCRIPT.replace("/", "\\")
     run = f"powershell -NoProfile -ExecutionPolicy Bypass -File %d:\\{path}"
     return f"cmd /c for %d in ({' '.join(answer_file.LETTERS)}) do if exist %d:\\{path} {run}"
 
 
 def setup_script(commands: tuple[str, ...], public_key: str) -> str:
-    """What is done at the first logon; at the end it says how it went, and powers off."""
+    """Return the script for the first logon. At its end it reports the result and powers off."""
     key = public_key.strip()
     own = [f"    run cmd.exe '/c', {_quoted(command.replace(media.KEY, key))}" for command in commands]
     msi = OPENSSH.rpartition("/")[2]

@@ -46,7 +46,7 @@ def test_a_base_is_known_by_the_digest_of_its_content(store: Store, tiny: Path) 
     assert (found.name, found.path, found.digest, found.card) == ("tiny", tiny, digest(tiny), Card())
 
 
-def test_a_base_comes_with_its_card(store: Store, tiny: Path) -> None:
+def test_a_base_has_its_card(store: Store, tiny: Path) -> None:
     tiny.with_suffix(".toml").write_text('login = "debian"\n')
     assert find(store, "tiny").card == Card(login="debian")
 
@@ -85,13 +85,13 @@ def test_an_image_is_read_once_and_again_when_it_changed(
 
 
 @pytest.mark.parametrize("memo", ["", "[]", "{", '{"tiny.qcow2": "x"}', '{"tiny.qcow2": []}'])
-def test_a_damaged_memo_of_digests_is_made_again(store: Store, tiny: Path, memo: str) -> None:
+def test_a_damaged_memo_of_digests_is_rewritten(store: Store, tiny: Path, memo: str) -> None:
     (store.state / "digests.json").write_text(memo)
     assert find(store, "tiny").digest == digest(tiny)
     assert json.loads((store.state / "digests.json").read_text())["tiny.qcow2"][-1] == digest(tiny)
 
 
-def test_a_pin_holds_the_content(store: Store, tiny: Path) -> None:
+def test_a_pin_must_match_the_content(store: Store, tiny: Path) -> None:
     assert find(store, f"tiny@sha256:{digest(tiny)}").name == "tiny"
     with pytest.raises(UsageError, match="not the one that the spec pins") as caught:
         find(store, f"tiny@sha256:{'0' * 64}")
@@ -104,7 +104,7 @@ def test_a_malformed_pin_is_refused(store: Store, tiny: Path, pin: str) -> None:
         find(store, f"tiny{pin}")
 
 
-def test_an_unknown_base_is_told_with_those_that_are_known(
+def test_the_error_for_an_unknown_base_lists_the_known_ones(
     store: Store, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sources, "names", lambda: ("one", "tiny"))
@@ -121,7 +121,7 @@ def test_a_name_that_could_leave_the_folder_is_refused(store: Store, name: str) 
         catalog.remove(store, name)
 
 
-def test_a_broken_image_is_refused_when_it_is_found(store: Store, tiny: Path) -> None:
+def test_a_broken_image_is_refused_when_it_is_looked_up(store: Store, tiny: Path) -> None:
     os.truncate(tiny, tiny.stat().st_size - 65536)
     with pytest.raises(UsageError, match="damaged or truncated"):
         find(store, "tiny")
@@ -148,7 +148,9 @@ def direct(store: Store, tiny: Path) -> Path:
         (".toml", 'firmware = "kernel"\ncmdline = "noisy"\n'),
     ],
 )
-def test_what_it_boots_from_is_part_of_a_base(store: Store, direct: Path, suffix: str, text: str) -> None:
+def test_the_files_that_a_base_boots_from_are_part_of_its_digest(
+    store: Store, direct: Path, suffix: str, text: str
+) -> None:
     first = find(store, "tiny").digest
     assert first != digest(direct)
     direct.with_suffix(suffix).write_text(text)
@@ -161,7 +163,7 @@ def test_a_base_without_its_kernel_is_refused(store: Store, direct: Path) -> Non
         find(store, "tiny")
 
 
-def test_the_variables_of_uefi_are_part_of_a_base_and_may_lack(store: Store, tiny: Path) -> None:
+def test_uefis_variables_are_an_optional_part_of_a_base(store: Store, tiny: Path) -> None:
     tiny.with_suffix(".toml").write_text('firmware = "uefi"\n')
     plain = find(store, "tiny")
     assert nvram_of(store, plain) is None
@@ -186,7 +188,7 @@ def test_a_machine_is_started_with_the_layers_own_kernel(store: Store, direct: P
     assert kernel_of(store, find(store, "tiny")) is None
 
 
-def test_a_kernel_can_be_added_with_an_image_and_goes_with_it(
+def test_a_kernel_can_be_added_with_an_image_and_is_removed_with_it(
     store: Store, qcow2_disk: Path, tmp_path: Path
 ) -> None:
     boot = [tmp_path / "k", tmp_path / "i"]
@@ -219,7 +221,7 @@ def made(tmp_path: Path, qcow2_disk: Path, monkeypatch: pytest.MonkeyPatch) -> l
     return keys
 
 
-def test_a_base_that_has_only_a_recipe_is_made_and_said_so(store: Store, made: list[str]) -> None:
+def test_a_base_with_only_a_recipe_is_made_with_a_note(store: Store, made: list[str]) -> None:
     said: list[str] = []
     found = making.find(store, "new", say=said.append)
     assert found.path == store.base_image / "new.qcow2"
@@ -236,7 +238,7 @@ def test_a_base_is_made_for_the_stores_own_key_and_once(store: Store, made: list
     assert len(made) == 2
 
 
-def test_what_has_no_recipe_cannot_be_made(store: Store, made: list[str]) -> None:
+def test_a_base_without_a_recipe_cannot_be_made(store: Store, made: list[str]) -> None:
     with pytest.raises(UsageError, match="there is no recipe 'other'") as caught:
         making.make(store, "other", say=lambda text: None)
     assert "new" in caught.value.hint
@@ -248,7 +250,7 @@ def made_of(store: Store, name: str = "new") -> Record:
     return found
 
 
-def test_a_base_says_what_it_was_made_of(store: Store, made: list[str], tmp_path: Path) -> None:
+def test_a_base_has_a_record_of_what_it_was_made_from(store: Store, made: list[str], tmp_path: Path) -> None:
     choices = Choices("", {})
     before = time.time()
     making.make(store, "new", say=print, choices=choices)
@@ -260,7 +262,7 @@ def test_a_base_says_what_it_was_made_of(store: Store, made: list[str], tmp_path
     assert [found.made for found in catalog.listing(store)] == [kept]
 
 
-def test_a_base_whose_recipe_changed_is_stale_and_used_all_the_same(
+def test_a_base_whose_recipe_changed_is_stale_and_still_used(
     store: Store, made: list[str], tmp_path: Path
 ) -> None:
     making.make(store, "new", say=print)
@@ -311,7 +313,7 @@ def test_a_base_without_its_recipe_is_not_stale_and_with_a_broken_one_it_is(
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"kind": 1}'])
-def test_a_damaged_record_is_none(store: Store, made: list[str], text: str) -> None:
+def test_a_damaged_record_is_ignored(store: Store, made: list[str], text: str) -> None:
     path, _ = making.make(store, "new", say=print)
     path.with_suffix(".made").write_text(text)
     assert record.read(path) is None
@@ -329,15 +331,13 @@ def test_a_base_is_made_again_if_its_recipe_changed(store: Store, made: list[str
     assert len(made) == 2
 
 
-def test_an_image_that_was_added_is_replaced_by_force_alone(
-    store: Store, made: list[str], qcow2_disk: Path
-) -> None:
+def test_making_replaces_an_added_image_only_with_force(store: Store, made: list[str], qcow2_disk: Path) -> None:
     catalog.add(store, qcow2_disk, "new", about=Card(), key=None)
     assert making.make(store, "new", say=print, again="changed")[1] is False
     assert making.make(store, "new", say=print, again="yes")[1] is True
 
 
-def test_who_builds_hears_of_what_is_downloaded_for_a_base(
+def test_a_build_reports_the_downloads_of_a_base(
     store: Store, made: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, qcow2_disk: Path
 ) -> None:
     (tmp_path / "file").write_bytes(bytes(300_000))
@@ -357,7 +357,7 @@ def test_who_builds_hears_of_what_is_downloaded_for_a_base(
     ]
 
 
-def test_what_was_chosen_is_kept_and_chosen_again(store: Store, made: list[str], tmp_path: Path) -> None:
+def test_profile_and_variables_are_kept_and_used_again(store: Store, made: list[str], tmp_path: Path) -> None:
     text = RECIPE + '[vars]\nrelease = "a"\n[profile.debug]\npackages = ["strace"]\n'
     (tmp_path / "new.toml").write_text(text)
     making.make(store, "new", say=print, choices=Choices("debug", {"release": "b"}))
@@ -393,7 +393,7 @@ def test_an_added_image_has_no_record_of_the_one_it_replaces(
 
 
 @pytest.mark.parametrize(("kind", "suffix"), [("raw", ".img"), ("qcow2", ".qcow2")])
-def test_an_added_image_is_named_by_its_content_and_has_a_card(
+def test_the_suffix_of_an_added_image_follows_its_content_and_it_has_a_card(
     store: Store, raw_disk: Path, qcow2_disk: Path, kind: str, suffix: str
 ) -> None:
     file = raw_disk if kind == "raw" else qcow2_disk
@@ -405,7 +405,7 @@ def test_an_added_image_is_named_by_its_content_and_has_a_card(
     assert find(store, "debian-12.5").card == about
 
 
-def test_an_image_that_is_there_is_replaced_only_by_force(store: Store, tiny: Path, raw_disk: Path) -> None:
+def test_an_existing_image_is_replaced_only_with_force(store: Store, tiny: Path, raw_disk: Path) -> None:
     with pytest.raises(UsageError, match="already") as caught:
         catalog.add(store, raw_disk, "tiny", about=Card(), key=None)
     assert "--force" in caught.value.hint
@@ -414,7 +414,7 @@ def test_an_image_that_is_there_is_replaced_only_by_force(store: Store, tiny: Pa
     assert not tiny.exists()
 
 
-def test_what_is_no_disk_is_not_added(store: Store, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_disk_is_not_added(store: Store, tmp_path: Path) -> None:
     (tmp_path / "text").write_text("no disk")
     for file in (tmp_path / "text", tmp_path / "none", tmp_path):
         with pytest.raises(UsageError):
@@ -433,7 +433,7 @@ def test_the_key_of_an_added_image_is_kept_for_its_owner_only(
     assert stat.S_IMODE(kept.stat().st_mode) == 0o600
 
 
-def test_a_file_that_is_no_key_is_not_taken_as_one(store: Store, qcow2_disk: Path) -> None:
+def test_a_file_that_is_not_a_key_is_refused(store: Store, qcow2_disk: Path) -> None:
     with pytest.raises(UsageError, match="key"):
         catalog.add(store, qcow2_disk, "x", about=Card(), key=qcow2_disk)
     assert catalog.listing(store) == []
@@ -446,7 +446,7 @@ def test_a_card_without_a_key_means_the_stores_own(store: Store, key: str, path:
     assert catalog.key_path(store, Card(key=key)) == store.root / path
 
 
-def test_a_removed_base_is_gone_with_its_card(store: Store, tiny: Path) -> None:
+def test_removing_a_base_removes_its_card(store: Store, tiny: Path) -> None:
     tiny.with_suffix(".toml").write_text("")
     catalog.remove(store, "tiny")
     assert list(store.base_image.iterdir()) == []
@@ -454,12 +454,12 @@ def test_a_removed_base_is_gone_with_its_card(store: Store, tiny: Path) -> None:
         catalog.remove(store, "tiny")
 
 
-def test_the_list_has_each_image_once_by_name(store: Store, tiny: Path, raw_disk: Path) -> None:
+def test_the_list_has_each_image_once_sorted_by_name(store: Store, tiny: Path, raw_disk: Path) -> None:
     for name in ("b.img", "a.img", "tiny.img", ".c.img", "b.toml", "notes.txt"):
         (store.base_image / name).write_bytes(b"" if name.endswith("toml") else raw_disk.read_bytes())
     assert [found.name for found in catalog.listing(store)] == ["a", "b", "tiny"]
 
 
-def test_the_list_shows_the_image_that_a_build_takes(store: Store, tiny: Path, raw_disk: Path) -> None:
+def test_the_list_shows_the_image_that_a_build_uses(store: Store, tiny: Path, raw_disk: Path) -> None:
     (store.base_image / "tiny.img").write_bytes(raw_disk.read_bytes())
     assert [found.path for found in catalog.listing(store)] == [find(store, "tiny").path]

@@ -1,4 +1,4 @@
-"""The file of a base image changes after layers were built on it: they stay right, and the next build sees it."""
+"""The file of a base image changes after layers were built on it: they stay correct, the next build notices."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def overwrite(tiny: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [replace, overwrite])
-def test_layers_stay_and_the_next_build_takes_the_new_base(
+def test_layers_stay_and_the_next_build_uses_the_new_base(
     store: Store, chain: ChainMaker, tiny: Path, tmp_path: Path, change: Callable[[Path, Path], None]
 ) -> None:
     old = build(store, chain(OPS))
@@ -77,7 +77,7 @@ def test_a_truncated_base_is_refused_and_layers_stay(store: Store, chain: ChainM
     assert [content(store, id) for id in old] == seen
 
 
-def test_a_base_that_is_gone_is_said_and_layers_stay(store: Store, chain: ChainMaker, tiny: Path) -> None:
+def test_a_missing_base_is_reported_and_layers_stay(store: Store, chain: ChainMaker, tiny: Path) -> None:
     made = chain(OPS)
     old = build(store, made)
     tiny.unlink()

@@ -1,4 +1,4 @@
-"""Cloud images as far as it goes without a guest: what is refused, what is on the seed, what a verdict means."""
+"""Cloud images, without a guest: mistakes in recipes, the seed, the guest's report, and the image."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_texts_can_be_files_with_variables(tmp_path: Path) -> None:
         recipe.load(tmp_path / "mine.toml")
 
 
-def test_the_digest_is_of_the_image_and_not_of_where_it_is() -> None:
+def test_the_digest_covers_the_image_and_not_its_address() -> None:
     made = recipe_of(RECIPE)
     moved = recipe_of(RECIPE.replace("example.org", "mirror.example.org"))
     other = recipe_of(RECIPE.replace(DIGEST, "sha256:" + "1" * 64))
@@ -116,7 +116,9 @@ def test_other_formats_of_user_data_are_left_alone(text: str) -> None:
     assert options(with_user_data(text)).user_data == text
 
 
-def test_cloud_inits_own_schema_is_asked_if_it_is_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cloud_inits_own_schema_is_used_if_it_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     program = tmp_path / "cloud-init"
     program.write_text(
         '#!/bin/sh\necho "$@" >"$0.args"; grep -q rsync "$3" && { echo "Error: bad" >&2; exit 1; }; true\n'
@@ -134,7 +136,7 @@ def test_cloud_inits_own_schema_is_asked_if_it_is_here(tmp_path: Path, monkeypat
     [
         ("meta-data = '- a'", "meta-data must have keys and values"),
         ("network-config = ': :'", "network-config is not YAML"),
-        ("user-data-file = 'x'", "there are user-data and user-data-file"),
+        ("user-data-file = 'x'", "there are both user-data and user-data-file"),
         ("timeout = 'long'", "timeout: 'long' is not a duration"),
         ("user-date = ''", "unknown key 'user-date'"),
     ],
@@ -150,7 +152,7 @@ def test_a_mistake_is_named_with_its_place(line: str, message: str) -> None:
     ("lines", "message"),
     [
         ("url = 1", "url must be a string"),
-        ("url = []", "url must have one address"),
+        ("url = []", "url must have at least one address"),
         ("url = 'ftp://x/y'", "url 'ftp://x/y' is not a URL"),
         ("url = ['https://x/y', 'relative']", "url 'relative' is not a URL"),
         ("url = 'https://x/y'\ndigest = 'md5:1'", "digest is 'md5:1'"),
@@ -175,7 +177,7 @@ OURS = [made for name in sources.names() if (path := sources.find(name)) and (ma
 
 
 @pytest.mark.parametrize("made", [made for made in OURS if made.kind == "cloud"], ids=lambda made: made.name)
-def test_our_recipes_hear_of_a_command_that_fails(made: Recipe) -> None:
+def test_our_recipes_notice_a_command_that_fails(made: Recipe) -> None:
     config = yaml.safe_load(made.options.user_data) or {}
     files = {file["path"]: file["content"] for file in config.get("write_files", [])}
     for shell, flags, script in config.get("runcmd", []):
@@ -189,7 +191,7 @@ def test_our_recipes_hear_of_a_command_that_fails(made: Recipe) -> None:
 # -- the seed
 
 
-def test_the_users_texts_are_on_the_seed_byte_for_byte() -> None:
+def test_the_seed_has_the_users_texts_byte_for_byte() -> None:
     made = recipe_of(RECIPE)
     files = cloud.seed_files(made, "ssh-ed25519 AAAA")
     assert files["user-data"] == b"#cloud-config\npackages: [rsync]\n"
@@ -258,12 +260,12 @@ def told(*, login: str = "found", result: object = None, status: object = None, 
 GOOD = {"v1": {"datasource": "NoCloud", "errors": []}}
 
 
-def test_all_went_well_if_cloud_init_says_so() -> None:
+def test_success_is_what_cloud_init_reports() -> None:
     verdict = cloud_verdict.read(told(result=GOOD), "me")
     assert verdict == cloud_verdict.Verdict(True, (), (), "last words")
 
 
-def test_errors_and_warnings_are_said() -> None:
+def test_errors_are_problems_and_warnings_are_notes() -> None:
     status = {"v1": {"recoverable_errors": {"WARNING": ["careful"]}}}
     verdict = cloud_verdict.read(told(result={"v1": {"errors": ["one", "two"]}}, status=status), "me")
     assert (verdict.problems, verdict.notes) == (("one", "two"), ("careful",))
@@ -282,17 +284,17 @@ def test_a_guest_that_powered_itself_off_is_judged_by_its_stages() -> None:
 
 def test_a_user_that_is_not_there_is_a_problem() -> None:
     assert cloud_verdict.read(told(login="", result=GOOD), "me").problems == (
-        "there is no user 'me', as the recipe's card says",
+        "there is no user 'me', the login of the recipe's card",
     )
 
 
 @pytest.mark.parametrize("text", ["", "nonsense", "== login\nfound\n== result\n", told(result=GOOD, end="")])
-def test_a_guest_that_did_not_say_all_has_said_nothing(text: str) -> None:
+def test_an_incomplete_report_does_not_count(text: str) -> None:
     assert not cloud_verdict.read(text, "me").told
 
 
 @pytest.mark.parametrize("result", [[], {}, {"v1": 1}, {"v1": {"errors": "no list"}}, {"v1": []}])
-def test_a_verdict_may_be_anything(result: object) -> None:
+def test_a_malformed_report_is_no_crash(result: object) -> None:
     assert cloud_verdict.read(told(result=result, status=result), "me").told
 
 
@@ -331,7 +333,7 @@ def looked_at(tmp_path: Path, head: bytes, *, arch: str = "x86_64", size: int = 
         (b"\xeb".ljust(450, b"\0") + b"\x83".ljust(60, b"\0") + b"\x55\xaa", "x86_64"),
     ],
 )
-def test_a_disk_with_partitions_for_the_architecture_is_taken(tmp_path: Path, head: bytes, arch: str) -> None:
+def test_a_disk_with_partitions_for_the_architecture_is_accepted(tmp_path: Path, head: bytes, arch: str) -> None:
     looked_at(tmp_path, head, arch=arch)
 
 
@@ -346,7 +348,7 @@ def test_a_disk_with_partitions_for_the_architecture_is_taken(tmp_path: Path, he
         (gpt(LINUX, boot_code=b""), "x86_64", "cannot be started by a BIOS"),
     ],
 )
-def test_a_disk_that_is_not_what_the_recipe_says_is_refused(
+def test_a_disk_that_does_not_fit_the_recipe_is_refused(
     tmp_path: Path, head: bytes, arch: str, message: str
 ) -> None:
     with pytest.raises(UsageError, match=r"mine: the image https://example\.org/image\.img ") as caught:
@@ -354,7 +356,7 @@ def test_a_disk_that_is_not_what_the_recipe_says_is_refused(
     assert message in caught.value.message
 
 
-def test_a_disk_that_is_larger_than_the_recipe_says_is_refused(tmp_path: Path) -> None:
+def test_a_disk_larger_than_the_recipes_size_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"is a disk of 2.0 GiB, and size is 1.0 GiB"):
         looked_at(tmp_path, gpt(LINUX), size=2 << 30)
 
@@ -389,7 +391,7 @@ def make(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Calla
         (b"\xeb".ljust(510, b"\0") + b"\x55\xaa" + b"\0" * 100_000, "has no partition"),
     ],
 )
-def test_an_image_that_is_no_disk_is_refused_and_nothing_is_left(
+def test_an_image_that_is_not_a_disk_is_refused_and_nothing_is_left(
     store: Store, make: Callable[[bytes], None], content: bytes, message: str
 ) -> None:
     with pytest.raises(UsageError) as caught:
@@ -399,7 +401,7 @@ def test_an_image_that_is_no_disk_is_refused_and_nothing_is_left(
     assert list(store.downloads.names()) == [f"sha256-{hashlib.sha256(content).hexdigest()}"]
 
 
-def test_a_host_without_qemu_is_told_before_anything_is_downloaded(
+def test_missing_qemu_is_reported_before_any_download(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def missing(program: str) -> str:
@@ -416,12 +418,12 @@ def test_a_host_without_qemu_is_told_before_anything_is_downloaded(
     assert list(tmp_path.glob(f"*{work_folder.MAKING}")) == []
 
 
-def test_a_recipe_without_a_digest_needs_trust_once(store: Store, tmp_path: Path) -> None:
+def test_a_recipe_without_a_digest_needs_trust_first_once(store: Store, tmp_path: Path) -> None:
     (tmp_path / "image").write_bytes(b"no disk")
     url = (tmp_path / "image").as_uri()
     path = tmp_path / "mine.toml"
     path.write_text(RECIPE.replace("https://example.org/image.img", url).replace(f'digest = "{DIGEST}"\n', ""))
-    with pytest.raises(UsageError, match="nobody knows the digest"):
+    with pytest.raises(UsageError, match=r"the digest of .* is not known"):
         making.make(store, str(path), say=print)
     with pytest.raises(UsageError, match=f"mine cannot be made with --locked: the digest of {url} is not known"):
         making.make(store, str(path), say=print, locked=True)
@@ -438,7 +440,7 @@ def test_a_recipe_without_a_digest_needs_trust_once(store: Store, tmp_path: Path
         making.make(store, str(path), say=print)
 
 
-def test_what_is_kept_of_a_recipe_says_what_its_image_is() -> None:
+def test_only_a_download_without_a_digest_is_unpinned() -> None:
     made: Recipe = recipe_of(RECIPE)
     assert cloud.unpinned(made) == ""
     assert cloud.unpinned(replace(made, options=replace(made.options, image=Remote(("https://x/y",), "")))) != ""

@@ -1,4 +1,4 @@
-"""Downloads, from a real HTTP server that misbehaves in every way that servers do."""
+"""Downloads from a real HTTP server that misbehaves in many ways."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_a_file_is_kept_once_under_its_digest(store: Store, site: Site, digest: 
     assert list(fsck.check(store, read_data=True)) == []
 
 
-def test_progress_is_told(store: Store, site: Site) -> None:
+def test_progress_is_reported(store: Store, site: Site) -> None:
     told: list[tuple[int, int]] = []
     said: list[str] = []
     download.fetch(
@@ -80,19 +80,19 @@ def test_progress_is_told(store: Store, site: Site) -> None:
 
 
 @pytest.mark.parametrize("fault", ["cut", "stall"])
-def test_a_download_that_ends_early_goes_on_there(store: Store, site: Site, fault: str) -> None:
+def test_a_download_that_ends_early_is_resumed(store: Store, site: Site, fault: str) -> None:
     site.faults += [fault, fault]
     fetch(store, site.url("image"))
     assert site.asked == ["", "bytes=150000-", "bytes=225000-"]
 
 
-def test_a_server_that_refuses_a_range_sends_the_file_anew(store: Store, site: Site) -> None:
+def test_without_support_for_ranges_the_download_starts_again(store: Store, site: Site) -> None:
     site.faults += ["cut", "whole"]
     fetch(store, site.url("image"))
     assert site.asked == ["", "bytes=150000-"]
 
 
-def test_a_server_that_finds_nothing_behind_the_beginning_sends_the_file_anew(store: Store, site: Site) -> None:
+def test_if_the_range_is_beyond_the_end_the_download_starts_again(store: Store, site: Site) -> None:
     site.faults += ["cut", "416"]
     fetch(store, site.url("image"))
     assert site.asked == ["", "bytes=150000-", ""]
@@ -108,9 +108,9 @@ def test_a_server_that_sends_more_than_it_said_changes_nothing(store: Store, sit
     fetch(store, site.url("image"))
 
 
-def test_a_server_that_gives_up_again_and_again_is_given_up(store: Store, site: Site) -> None:
+def test_a_server_that_keeps_breaking_off_is_abandoned(store: Store, site: Site) -> None:
     site.faults += ["cut"] * 100  # each time it sends half of what is left, and in the end nothing
-    with pytest.raises(ObuildError, match="image: it ends after 299999 of 300000 bytes"):
+    with pytest.raises(ObuildError, match="image: the download ended after 299999 of 300000 bytes"):
         fetch(store, site.url("image"))
     assert left(store) == [f"{DIGEST.replace(':', '-')}.part"]
     site.faults.clear()
@@ -124,26 +124,25 @@ def test_wrong_content_is_refused_and_removed(store: Store, site: Site) -> None:
         fetch(store, site.url("image"))
     found = hashlib.sha256(site.files["image"]).hexdigest()
     assert (
-        f"image: what it sends is not what the recipe pins: sha256:{found}, and not {DIGEST}"
-        in caught.value.message
+        f"image: the file is not what the recipe pins: it has sha256:{found}, not {DIGEST}" in caught.value.message
     )
     assert caught.value.exit_code == 1
     assert left(store) == []
 
 
-def test_a_beginning_that_belongs_to_another_file_is_thrown_away(store: Store, site: Site) -> None:
+def test_a_partial_download_of_another_file_is_thrown_away(store: Store, site: Site) -> None:
     store.downloads.begin(DIGEST.replace(":", "-")).write_bytes(b"x" * 1000)
     fetch(store, site.url("image"))
     assert site.asked == ["bytes=1000-", ""]
 
 
-def test_a_complete_file_without_its_name_is_not_asked_for(store: Store, site: Site) -> None:
+def test_a_complete_download_that_was_not_renamed_is_not_requested_again(store: Store, site: Site) -> None:
     store.downloads.begin(DIGEST.replace(":", "-")).write_bytes(DATA)
     fetch(store, site.url("image"))
     assert site.asked == []
 
 
-def test_each_mirror_is_tried_and_each_failure_said(store: Store, site: Site) -> None:
+def test_each_mirror_is_tried_and_each_failure_reported(store: Store, site: Site) -> None:
     (store.root / "image").write_bytes(DATA)
     nobody = "http://127.0.0.1:1/image"
     fetch(store, nobody, site.url("none"), (store.root / "image").as_uri())
@@ -156,7 +155,7 @@ def test_each_mirror_is_tried_and_each_failure_said(store: Store, site: Site) ->
     assert left(store) == [DIGEST.replace(":", "-")]
 
 
-def test_a_second_mirror_goes_on_where_the_first_ended(store: Store, site: Site) -> None:
+def test_a_second_mirror_resumes_the_download_of_the_first(store: Store, site: Site) -> None:
     with serving({"image": DATA[:150_000]}) as first:
         first.faults += ["cut", "404"]
         with pytest.raises(ObuildError):
@@ -170,7 +169,7 @@ def test_redirects_are_followed(store: Store, site: Site) -> None:
     fetch(store, site.url("old"))
 
 
-def test_the_proxy_of_the_environment_is_asked(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_proxy_of_the_environment_is_used(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     with serving({"http://far.example/image": DATA}) as proxy:
         monkeypatch.setenv("http_proxy", proxy.address)
         monkeypatch.setenv("no_proxy", "")
@@ -178,7 +177,7 @@ def test_the_proxy_of_the_environment_is_asked(store: Store, monkeypatch: pytest
         assert len(proxy.asked) == 1
 
 
-def test_two_who_want_a_file_download_it_once(store: Store, site: Site) -> None:
+def test_two_processes_that_want_a_file_download_it_once(store: Store, site: Site) -> None:
     site.faults += ["cut"]
     threads = [threading.Thread(target=fetch, args=(store, site.url("image"))) for _ in range(3)]
     for thread in threads:
@@ -189,7 +188,7 @@ def test_two_who_want_a_file_download_it_once(store: Store, site: Site) -> None:
     assert left(store) == [DIGEST.replace(":", "-")]
 
 
-def test_a_killed_download_goes_on_in_the_next_process(store: Store, site: Site) -> None:
+def test_a_killed_download_is_resumed_by_the_next_process(store: Store, site: Site) -> None:
     site.faults += ["stall"]
     code = (
         "import sys; from pathlib import Path; from obuild.store.layers import Store\n"
@@ -233,8 +232,8 @@ def test_a_full_disk_keeps_nothing(store: Store, site: Site) -> None:
 # -- without a digest
 
 
-def test_a_file_without_a_digest_is_taken_only_on_trust(store: Store, site: Site) -> None:
-    with pytest.raises(UsageError, match="nobody knows the digest") as caught:
+def test_a_file_without_a_digest_needs_trust_first(store: Store, site: Site) -> None:
+    with pytest.raises(UsageError, match=r"the digest of .* is not known") as caught:
         fetch(store, site.url("image"), digest="")
     assert "--trust-first" in caught.value.hint
     assert site.asked == []
@@ -275,7 +274,7 @@ def test_a_damaged_lock_file_is_refused(tmp_path: Path, text: str) -> None:
         lockfile.read(tmp_path / "mine.lock")
 
 
-def test_a_lock_file_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+def test_a_lock_file_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot write") as caught:
         lockfile.write(tmp_path / "none" / "mine.lock", {})
     assert "copy the recipe" in caught.value.hint
@@ -299,7 +298,7 @@ def test_a_digest_is_taken_from_a_signed_list(store: Store, site: Site, keys: Pa
     assert digest == (DIGEST if style == "gnu" else DIGEST_512)
 
 
-def test_a_list_that_somebody_else_signed_is_refused(store: Store, site: Site, keys: Path) -> None:
+def test_a_list_signed_by_somebody_else_is_refused(store: Store, site: Site, keys: Path) -> None:
     site.files["SUMS"] = f"{DIGEST[7:]} *image\n".encode()
     site.files["SUMS.gpg"] = signed(keys, b"another list", "--detach-sign")
     remote = Remote((site.url("image"),), "", site.url("SUMS"), site.url("SUMS.gpg"), str(keys / "keyring.gpg"))

@@ -1,4 +1,4 @@
-"""Installers as far as it goes without a guest: what is refused, what is on the media, how one may end."""
+"""Installers, without a guest: mistakes in recipes, the media, and how an installation may end."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_the_users_own_iso_is_named_by_its_path_or_by_an_address(tmp_path: Path)
     assert installer.unpinned(recipe_of(text.replace(DIGEST, ""))).startswith("the digest of file:///")
 
 
-def test_a_seed_can_be_a_folder_and_what_is_in_it_counts(tmp_path: Path) -> None:
+def test_a_seed_can_be_a_folder_whose_files_are_part_of_the_digest(tmp_path: Path) -> None:
     (tmp_path / "answers" / "deep").mkdir(parents=True)
     (tmp_path / "answers" / "ks.cfg").write_text("for @name@")
     (tmp_path / "answers" / "deep" / "blob").write_bytes(b"\xff@name@")
@@ -101,14 +101,14 @@ def test_a_seed_can_be_a_folder_and_what_is_in_it_counts(tmp_path: Path) -> None
         ('timeout = "90m"', 'ends = "never"', "ends is 'never'"),
         ('timeout = "90m"', 'verify = "maybe"', "verify is 'maybe'"),
         ('timeout = "90m"', 'memory = "1M"', "memory must be whole MiB, and at least 32M"),
-        ('timeout = "90m"', 'cmdline = "x"', "cmdline is of use only with [installer.kernel]"),
-        ('login = "me"', 'firmware = "kernel"', "what is installed boots by itself"),
+        ('timeout = "90m"', 'cmdline = "x"', "cmdline needs [installer.kernel]"),
+        ('login = "me"', 'firmware = "kernel"', "the installed system boots by itself"),
         ('as = "cdrom"', 'as = "tape"', "as is 'tape'"),
         ('as = "cdrom"', 'label = "a b"', "label is 'a b'"),
         ('as = "cdrom"', 'as = "floppy"\nlabel = "twelve-chars"', "label is 'twelve-chars'"),
         ('as = "cdrom"', 'folder = "nowhere"', "there is no folder"),
         ("user-data =", '"../x" = ""\nuser-data =', "'../x' is not the path of a file"),
-        ("auto: true", "poweroff: false", "install.poweroff is False: it would never end"),
+        ("auto: true", "poweroff: false", "install.poweroff is False: the installer would never end"),
         ("auto: true", "reboot: true", "install.reboot is True, and ends is 'poweroff'"),
         ("{auto: true}", "[", "user-data is not YAML"),
         ('timeout = "90m"', 'ends = "reboot"', ""),
@@ -129,23 +129,23 @@ def test_a_mistake_is_named_with_its_place(old: str, new: str, message: str) -> 
 def test_there_must_be_something_to_boot_and_room_for_all_cds() -> None:
     with pytest.raises(UsageError, match="there is nothing to boot"):
         options('kind = "installer"\nsize = "1G"\n[installer]\n')
-    with pytest.raises(UsageError, match="files are added to an initrd, and there is none"):
+    with pytest.raises(UsageError, match=r"file needs \[installer.initrd\], to which the files are added"):
         options(KERNEL + '[[installer.file]]\npath = "/x"\ntext = ""\n')
     cds = '[[installer.seed]]\nas = "cdrom"\nfiles = {x = ""}\n' * 3
-    with pytest.raises(UsageError, match="4 CD drives, and 5 are wanted"):
+    with pytest.raises(UsageError, match="4 CD drives, and the recipe needs 5"):
         options(RECIPE + cds)
     with pytest.raises(UsageError, match="aarch64 has no floppy drive"):
         options('arch = "arm64"\n' + RECIPE.replace('"cdrom"', '"floppy"'))
 
 
 @pytest.mark.parametrize("name", ["debian-12-installer", "edge-installer"])
-def test_our_recipes_are_sound_and_said_to_be_untried(name: str) -> None:
+def test_our_recipes_are_sound_and_marked_as_untried(name: str) -> None:
     made = recipe.load(Path(__file__).parents[2] / "base-images" / f"{name}.toml")
     assert made.kind == "installer"
     assert not made.tried
 
 
-def test_the_edge_installer_gets_what_it_registers_with() -> None:
+def test_the_edge_installer_gets_its_registration_data() -> None:
     path = Path(__file__).parents[2] / "base-images" / "edge-installer.toml"
     text = path.read_text()
     made = recipe_of(text, iso="/x.iso", endpoint="https://e", token="T", url="https://r")
@@ -179,7 +179,7 @@ def test_seeds_are_made_with_the_stores_key(tmp_path: Path) -> None:
     assert b"ANSWERS" in floppy.read_bytes()
 
 
-def test_a_floppy_is_the_same_for_the_same_files_and_holds_so_much(tmp_path: Path) -> None:
+def test_the_same_files_give_the_same_floppy_and_must_fit_on_it(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         seed.floppy(tmp_path / f"{name}.img", {"x": b"1", "y/z": b"2"}, label="L", work=tmp_path / name)
@@ -189,7 +189,7 @@ def test_a_floppy_is_the_same_for_the_same_files_and_holds_so_much(tmp_path: Pat
         seed.floppy(tmp_path / "c.img", {"x": bytes(2 << 20)}, label="L", work=tmp_path / "c")
 
 
-def test_files_are_laid_over_an_initrd_by_a_second_archive(tmp_path: Path) -> None:
+def test_files_are_added_to_an_initrd_as_a_second_archive(tmp_path: Path) -> None:
     initrd = tmp_path / "initrd"
     initrd.write_bytes(b"first")
     media.add_to_initrd(initrd, (File("/etc/deep/x", 0o600, "key @public_key@"), File("/etc/y", 0o644, "")), "K\n")
@@ -207,7 +207,7 @@ def test_files_are_laid_over_an_initrd_by_a_second_archive(tmp_path: Path) -> No
     assert b"key K" in unpacked
 
 
-def test_the_iso_is_booted_after_the_disk_and_seeds_come_behind_it() -> None:
+def test_the_machine_boots_from_the_iso_after_the_disk_and_never_from_seeds() -> None:
     read = [(Path("/iso"), "cdrom"), (Path("/a"), "disk"), (Path("/b"), "cdrom"), (Path("/c"), "floppy")]
     line = [str(word) for word in media.argv(Shape(), read)]  # type: ignore[arg-type]
     assert line[:2] == ["-boot", "strict=on,reboot-timeout=1"]
@@ -219,7 +219,7 @@ def test_the_iso_is_booted_after_the_disk_and_seeds_come_behind_it() -> None:
     ]
 
 
-def test_a_kernel_under_uefi_gets_cd_drives_that_the_firmware_does_not_have_to_enable() -> None:
+def test_a_kernel_under_uefi_gets_scsi_cd_drives() -> None:
     shape = Shape(firmware="uefi", kernel=Kernel(Path("/k"), None, ""))
     line = [str(word) for word in media.argv(shape, [(Path("/iso"), "cdrom")])]
     assert line[-4:] == [
@@ -234,7 +234,7 @@ def test_a_kernel_under_uefi_gets_cd_drives_that_the_firmware_does_not_have_to_e
 @pytest.mark.parametrize(
     ("text", "lacking"), [(RECIPE, "qemu-img"), (RECIPE.replace('"cdrom"', '"floppy"'), "mformat")]
 )
-def test_what_the_host_lacks_is_said_before_anything_is_downloaded(
+def test_a_missing_program_is_reported_before_any_download(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, lacking: str
 ) -> None:
     def require(program: str) -> str:
@@ -252,7 +252,7 @@ def test_what_the_host_lacks_is_said_before_anything_is_downloaded(
     assert list(tmp_path.glob(f"*{work_folder.MAKING}")) == []
 
 
-def test_a_disk_with_nothing_on_it_is_a_failure(tmp_path: Path) -> None:
+def test_an_empty_disk_is_a_failure(tmp_path: Path) -> None:
     made: Recipe = recipe_of(RECIPE)
     disk = tmp_path / "disk.qcow2"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", disk, "1G"], check=True)

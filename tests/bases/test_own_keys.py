@@ -1,4 +1,4 @@
-"""A store's keys come into its own copy of a base image, and the base stays as it is."""
+"""A store writes its keys into its own copy of a base image; the base does not change."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def blank(tmp_path: Path) -> Path:
     return path
 
 
-def test_each_store_puts_its_own_keys_into_its_copy(tmp_path: Path, blank: Path) -> None:
+def test_each_store_writes_its_own_keys_into_its_copy(tmp_path: Path, blank: Path) -> None:
     one, first, store = taken_in(tmp_path / "one", blank)
     two, second, _ = taken_in(tmp_path / "two", blank)
     assert one == two  # the base is the same
@@ -57,13 +57,13 @@ def test_each_store_puts_its_own_keys_into_its_copy(tmp_path: Path, blank: Path)
     ]  # the same again, if the layer has to be made again
 
 
-def test_a_base_that_brought_its_keys_gets_none(store: Store) -> None:
+def test_a_base_with_its_own_keys_gets_none(store: Store) -> None:
     assert own_keys.blocks(store, Card()) == []
     assert not store.ssh.exists() or not list(store.ssh.iterdir())
 
 
 @pytest.mark.parametrize("value", ["x", "-512", "513", "", "9" * 20])
-def test_a_card_with_a_place_for_keys_that_is_none_is_refused(store: Store, tiny: Path, value: str) -> None:
+def test_an_invalid_place_for_keys_is_refused(store: Store, tiny: Path, value: str) -> None:
     tiny.with_suffix(".toml").write_text(f'host_key = "{value}"\n')
     with pytest.raises(UsageError, match="host_key is"):
         making.find(store, "tiny", say=print)

@@ -1,4 +1,4 @@
-"""Recipes: what they read as, and that every mistake names its file, line and column."""
+"""Reading recipes: every key, and mistakes, which are reported with file, line and column."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_every_key_is_read() -> None:
     )
 
 
-def test_little_must_be_said() -> None:
+def test_most_keys_have_defaults() -> None:
     made = recipe_of(SMALLEST)
     options: Options = made.options
     assert (options.variant, options.packages, options.files, options.script) == ("minbase", (), (), "")
@@ -146,7 +146,7 @@ def test_a_mistake_in_a_table_is_named_with_its_place(table: str, message: str) 
 
 
 @pytest.mark.parametrize("missing", ["kind", "suite", "size"])
-def test_what_is_missing_is_said(missing: str) -> None:
+def test_a_missing_key_is_reported(missing: str) -> None:
     lines = [line for line in SMALLEST.splitlines() if not line.startswith(missing)]
     with pytest.raises(UsageError, match=rf"mine.toml.*: {missing} is missing"):
         recipe_of("\n".join(lines))
@@ -154,7 +154,10 @@ def test_what_is_missing_is_said(missing: str) -> None:
 
 def test_a_recipe_has_one_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(KINDS, "other", KINDS["scratch"])
-    with pytest.raises(UsageError, match=r"mine.toml:6:2: a recipe has one kind: this is scratch, and \[other\]"):
+    with pytest.raises(
+        UsageError,
+        match=r"mine.toml:6:2: a recipe has one kind: this one is scratch, so it cannot have a table \[other\]",
+    ):
         recipe_of(SMALLEST + "[other]\n")
 
 
@@ -167,7 +170,7 @@ def changed(made: Recipe, **changes: object) -> Recipe:
     return replace(made, options=replace(made.options, **changes))
 
 
-def test_the_digest_follows_every_input_but_the_name() -> None:
+def test_the_digest_covers_every_input_but_the_name() -> None:
     made = recipe_of(WHOLE)
     assert digest(replace(made, name="other", tried=True)) == digest(made)
     changes = (

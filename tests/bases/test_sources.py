@@ -78,14 +78,14 @@ def test_a_recipe_extends_its_neighbour_before_one_that_comes_with_obuild(folder
     assert load(mine, 'extend = "base"').size == 3 << 30
 
 
-def test_what_is_extended_must_be_there(folder: Path) -> None:
+def test_the_extended_recipe_must_exist(folder: Path) -> None:
     error = mistake(folder, '\nextend = "bsae"')
     assert "mine.toml:2:1: there is no recipe 'bsae'" in error.message
     assert error.hint == "did you mean 'base'?"
 
 
 @pytest.mark.parametrize("name", ["mine", "other"])
-def test_a_circle_of_recipes_is_refused(folder: Path, name: str) -> None:
+def test_a_cycle_of_recipes_is_refused(folder: Path, name: str) -> None:
     (folder / "other.toml").write_text('extend = "mine"')
     assert "a recipe cannot extend itself: mine extends" in mistake(folder, f'extend = "{name}"').message
 
@@ -115,7 +115,7 @@ def test_drop_ins_add_to_lists_and_replace_the_rest_in_the_order_of_their_names(
     assert [file.path for file in made.options.files] == ["/etc/motd", "/x"]
 
 
-def test_drop_ins_of_a_recipe_count_where_it_is_extended(folder: Path, drop_ins: Path) -> None:
+def test_drop_ins_also_apply_where_their_recipe_is_extended(folder: Path, drop_ins: Path) -> None:
     (drop_ins / "1.toml").write_text('[scratch]\npackages = ["vim"]\n')
     assert load(folder, 'extend = "base"').options.packages == ("bash", "vim", "linux-image-amd64")
 
@@ -129,9 +129,9 @@ def test_a_mistake_in_a_drop_in_names_the_drop_in(folder: Path, drop_ins: Path) 
     assert "1.toml:1:1: a drop-in cannot extend" in mistake(folder).message
 
 
-def test_drop_ins_without_a_recipe_are_named(folder: Path) -> None:
+def test_drop_ins_without_a_recipe_are_an_error(folder: Path) -> None:
     (folder / "other.d").mkdir()
-    with pytest.raises(UsageError, match=r"other.d has drop-ins, but there is no recipe 'other'"):
+    with pytest.raises(UsageError, match=r"other.d has drop-ins for a recipe 'other' that does not exist"):
         sources.find("other")
 
 
@@ -159,7 +159,7 @@ def test_a_profile_adds_to_the_table_of_the_kind(folder: Path) -> None:
     assert (made.card.memory, made.size) == (1 << 30, 2 << 30)
 
 
-def test_a_profile_counts_only_if_it_is_chosen(folder: Path) -> None:
+def test_a_profile_applies_only_if_it_is_chosen(folder: Path) -> None:
     assert load(folder, PROFILES).options == load(folder).options
 
 
@@ -201,7 +201,7 @@ def test_variables_can_be_set(folder: Path) -> None:
     assert options.script == "echo ${release} trixie--7 false me@example.org @other@"
 
 
-def test_what_a_variable_is_set_to_is_not_looked_into(folder: Path) -> None:
+def test_values_of_variables_are_not_expanded(folder: Path) -> None:
     text = 'extend = "base"\n[vars]\na = ""\nb = ""\n[scratch]\nscript = "@a@ and @b@"\n'
     assert load(folder, text, a="@b@", b="x").options.script == "@b@ and x"
 
@@ -241,7 +241,7 @@ def test_a_mistake_with_variables_is_named_with_its_place(folder: Path, text: st
 # -- finding
 
 
-def test_only_a_name_is_looked_up(folder: Path) -> None:
+def test_a_path_is_not_looked_up_as_a_name(folder: Path) -> None:
     assert sources.find("no-such-recipe") is None
     assert sources.find("../base") is None
 

@@ -1,4 +1,4 @@
-"""A base image that is made again is the same, or is said not to be."""
+"""Make a base image again and compare: the same, different, or impossible."""
 
 from __future__ import annotations
 
@@ -53,7 +53,9 @@ def test_the_command_says_whether_they_are_the_same(store: Store, packages: dict
     assert (status, "but made again it is sha256:" in err) == (1, True)
 
 
-def test_other_packages_than_locked_are_named(store: Store, packages: dict[str, str], tmp_path: Path) -> None:
+def test_packages_that_differ_from_the_lock_file_are_named(
+    store: Store, packages: dict[str, str], tmp_path: Path
+) -> None:
     lockfile.write_tables(tmp_path / "mine.lock", {"packages": {"bash_5.1_amd64": f"sha256:{'a' * 64}"}})
     with pytest.raises(UsageError, match=r"the packages are not those of .*mine\.lock: bash_5\.2_amd64"):
         verify.again(store, "mine", say=print)

@@ -1,4 +1,4 @@
-"""What Windows Setup is told, compared with what is documented: nobody has tried it with a real Windows."""
+"""The answer file, script and media for Windows Setup, compared with Microsoft's documentation. No Windows ran."""
 
 from __future__ import annotations
 
@@ -107,14 +107,14 @@ def check(element: ET.Element, name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("file", ["autounattend.xml", "setup.ps1"])
-def test_the_answers_are_what_they_were(name: str, file: str) -> None:
+def test_the_answers_match_the_golden_files(name: str, file: str) -> None:
     path = "obuild/setup.ps1" if file == "setup.ps1" else file
     text = seed(ours(name))[path].decode("utf-8-sig").replace("\r\n", "\n")
     assert text == (GOLDEN / f"{name}-{file}").read_text()
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_our_recipes_are_pinned_and_said_to_be_untried(name: str) -> None:
+def test_our_recipes_are_pinned_and_marked_as_untried(name: str) -> None:
     made = ours(name)
     assert not made.tried
     assert windows.unpinned(made) == ""
@@ -125,14 +125,14 @@ def test_a_password_is_written_as_setup_writes_it() -> None:
     assert base64.b64decode(hidden).decode("utf-16-le") == "geheimPassword"
 
 
-def test_the_password_is_no_input() -> None:
+def test_the_password_is_not_part_of_the_digest() -> None:
     made = ours("windows-server-2022")
     first, second = (windows.seed_files(made, "K", b"", each)["autounattend.xml"] for each in ("one", "two"))
     assert first != second
     assert digest(made) == digest(ours("windows-server-2022"))
 
 
-def test_a_key_is_given_to_setup_only_if_there_is_one() -> None:
+def test_setup_gets_a_product_key_only_if_the_recipe_has_one() -> None:
     assert b"ProductKey" not in seed(recipe_of(RECIPE))["autounattend.xml"]
     key = "AAAAA-BBBBB-CCCCC-DDDDD-11111"
     text = RECIPE.replace("[windows]\n", f'[windows]\nkey = "{key}"\n')
@@ -192,14 +192,14 @@ class Said(Machine):
         ("", "it has not powered off", "it has not powered off"),
     ],
 )
-def test_what_counts_is_what_the_script_says(console: str, ended: str, problem: str) -> None:
+def test_the_script_reports_whether_the_installation_succeeded(console: str, ended: str, problem: str) -> None:
     assert windows.judge(Said(console), ended).problem == problem
 
 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('os = "windows"', 'os = "linux"', "the recipe's card is not one of Windows"),
+        ('os = "windows"', 'os = "linux"', "the card does not fit Windows"),
         ("index = 1", "index = 0", "index must be a whole number"),
         ("index = 1", "index = true", "index must be a whole number"),
         ("index = 1", 'key = "12345"', "key is '12345'"),
