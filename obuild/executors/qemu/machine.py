@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from obuild.errors import MachineError
 from obuild.executors.qemu import tpm as swtpm
@@ -137,8 +137,8 @@ class Machine:
         for event in self.qmp.events:
             data = event.get("data", {})
             match event["event"]:
-                case "SHUTDOWN":
-                    raise self.error(f"the guest {what_it_did(str(data.get('reason')))} before the step was done")
+                case "SHUTDOWN" | "GUEST_PANICKED":
+                    raise self.error(f"the guest {what_it_did(_reason(event))} before the step was done")
                 case "BLOCK_IO_ERROR":
                     raise OSError(errno.ENOSPC, f"the guest's disk cannot be written: {data.get('reason')}")
 
@@ -184,7 +184,7 @@ class Machine:
         try:
             if ask:
                 self.qmp.execute("system_powerdown")
-            event = self.qmp.wait_event("SHUTDOWN", "BLOCK_IO_ERROR", timeout=self.shape.boot_time)
+            event = self.qmp.wait_event(*_ENDS, "BLOCK_IO_ERROR", timeout=self.shape.boot_time)
         except QmpLost:
             # Unmounting flushes, and what the guest has flushed is in the image, with qcow2's tables.
             if not ask and self._switched_off():
@@ -198,9 +198,8 @@ class Machine:
             )
         if event["event"] == "BLOCK_IO_ERROR":
             raise OSError(errno.ENOSPC, f"the guest's disk cannot be written: {event['data'].get('reason')}")
-        reason = event["data"].get("reason")
-        if reason != "guest-shutdown":
-            raise self.error(f"the guest {what_it_did(str(reason))} instead of powering off")
+        if (reason := _reason(event)) != "guest-shutdown":
+            raise self.error(f"the guest {what_it_did(reason)} instead of powering off")
         self.quit()
 
     def ended(self, seconds: float) -> str | None:
@@ -210,14 +209,14 @@ class Machine:
         cannot be written.
         """
         try:
-            event = self.qmp.wait_event("SHUTDOWN", "RESET", "BLOCK_IO_ERROR", timeout=seconds)
+            event = self.qmp.wait_event(*_ENDS, "RESET", "BLOCK_IO_ERROR", timeout=seconds)
         except QmpLost:
             raise self._gone() from None
         if event is None:
             return None
         if event["event"] == "BLOCK_IO_ERROR":
             raise OSError(errno.ENOSPC, f"the guest's disk cannot be written: {event['data'].get('reason')}")
-        return "reset" if event["event"] == "RESET" else str(event["data"].get("reason"))
+        return "reset" if event["event"] == "RESET" else _reason(event)
 
     def press(self, key: str) -> None:
         """Press a key of the keyboard, by QEMU's name for it, unless the guest has stopped."""
@@ -347,6 +346,15 @@ def _greet(
             f"QEMU did not start, it {process.ending(status)}: {_tail(stderr)}",
             hint="see --qemu-memory, --qemu-cpus and --qemu-accel",
         ) from None
+
+
+#: The events of a guest that has ended. With our `-action shutdown=pause`, QEMU sends no SHUTDOWN for a panic.
+_ENDS = ("SHUTDOWN", "GUEST_PANICKED")
+
+
+def _reason(event: dict[str, Any]) -> str:
+    """Return why a guest has ended, as SHUTDOWN gives it, from one of these events."""
+    return "guest-panic" if event["event"] == "GUEST_PANICKED" else str(event["data"].get("reason"))
 
 
 def what_it_did(reason: str) -> str:

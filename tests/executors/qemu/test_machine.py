@@ -37,6 +37,9 @@ IMPATIENT = Shape(accel="tcg", cpus=1, memory=32 << 20, boot_time=0.01)
 #: Halts in the boot sector, after its output.
 AT_REST = re.compile(r"EIP=00007c.*HLT=1")
 
+#: out 0x505, 1: tells the device that the guest has panicked.
+PANIC, PVPANIC = bytes.fromhex("ba0505 b001 ee"), ["-device", "pvpanic"]
+
 #: For riscv64, loaded as a kernel: counts, so that QEMU has time to greet us, and then calls the firmware for
 #: SBI's system reset, of type shutdown.  lui t0, 0x4000; 1: addi t0, t0, -1; bnez t0, 1b li a7, 0x53525354; li a6,
 #: 0; li a0, 0; li a1, 0; ecall; 2: j 2b
@@ -135,6 +138,16 @@ def test_a_guest_that_stops_by_itself_ends_a_wait(boot: Boot, then: bytes, what:
         pytest.raises(MachineError, match=rf"(?s){what} before the step was done.*bye"),
     ):
         guest.pause(60.0)
+
+
+@pytest.mark.parametrize("wait", ["ended", "pause", "power_off"])
+def test_a_panic_ends_every_wait(image: Callable[[str, bytes], Path], wait: str) -> None:
+    with machine.start(SHAPE, image("bye", PANIC), CancelScope(), network=False, extra=PVPANIC) as guest:
+        if wait == "ended":
+            assert guest.ended(60.0) == "guest-panic"
+            return
+        with pytest.raises(MachineError, match=r"(?s)the guest panicked .*bye"):
+            guest.pause(60.0) if wait == "pause" else guest.power_off(ask=False)
 
 
 def test_a_stop_during_another_command_is_noticed(boot: Boot) -> None:
