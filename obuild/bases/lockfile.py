@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from obuild.errors import UsageError, words
-from obuild.host import toml
+from obuild.host import locks, toml
 from obuild.host.fs import replace_text
 
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
@@ -52,7 +52,11 @@ def write_tables(path: Path, new: Mapping[str, Mapping[str, str]]) -> None:
     """Replace some of TABLES. UsageError if that is not allowed."""
     tables = _tables(path) | {name: dict(sorted(entries.items())) for name, entries in new.items()}
     try:
-        replace_text(path, _HEAD + toml.dumps({name: entries for name, entries in tables.items() if entries}))
+        text = _HEAD + toml.dumps({name: entries for name, entries in tables.items() if entries})
+        with locks.folder_lock(path.parent):
+            for left in path.parent.glob(f".{path.name}.*"):  # by a process that was killed
+                left.unlink()
+            replace_text(path, text, point="make.locking")
     except OSError as error:
         hint = "copy the recipe to a folder of yours, or write the digest into it"
         raise UsageError(f"cannot write {path}: {words(error)}", hint=hint) from error

@@ -17,7 +17,7 @@ from obuild.bases.root_partition import START
 from obuild.bases.scratch_options import Options
 from obuild.errors import ProcessError, UsageError
 from obuild.guests.profile import DEBIAN_ARCHES, INITRD, KERNEL
-from obuild.host import process
+from obuild.host import failpoints, process
 
 #: The date for programs that ask for one while packages are configured. The image's own is known only later.
 EPOCH = 1_672_531_200
@@ -58,7 +58,10 @@ def run(recipe: Recipe, work: Path, making: Making) -> Path:
     except ProcessError:
         if complaint := (work / "complaint").read_text().strip():
             raise UsageError(f"{recipe.name}: {complaint}") from None
+        if making.pins == "use":
+            pins.see_all_are_locked(recipe)
         raise
+    failpoints.reach("make.filled")
     found = packages_in(work)
     making.installed(pins.keep(found, lists, debs, making, mirror=options.mirror) if keep else Installed(found))
     epoch = int((work / "epoch").read_text())
@@ -71,10 +74,12 @@ def argv(recipe: Recipe, hook: Path, sources: Sequence[str], *, root: bool) -> l
     options: Options = recipe.options
     # "extract" configures nothing, so it has no later hook to offer.
     when = "extract" if options.variant == "extract" else "customize"
-    # Root's mounts and processes must not outlive us: they end with this namespace, which ends with `unshare`.
-    shell = ["unshare", "--mount", "--pid", "--mount-proc", "--fork", "--kill-child", "--"] if root else []
+    # Root's mounts and processes must not outlive us: they end with this namespace, that with `unshare`, and that
+    # with us. Those of a plain user may go on for a while; see `work_folder`.
+    ends = ["setpriv", "--pdeathsig", "KILL", "--"]
+    shell = ["unshare", "--mount", "--pid", "--mount-proc", "--fork", "--kill-child", "--"]
     return [
-        *shell,
+        *((*ends, *shell) if root else ()),
         "mmdebstrap",
         f"--mode={'root' if root else 'unshare'}",
         f"--variant={options.variant}",

@@ -130,6 +130,16 @@ def _see_all_are_there(recipe: Recipe, missing: Mapping[str, str]) -> None:
         )
 
 
+def see_all_are_locked(recipe: Recipe) -> None:
+    """UsageError if the recipe asks for packages that its lock file does not have."""
+    locked = {name.partition("_")[0] for name in recipe.packages}
+    if new := sorted(set(recipe.options.packages) - locked):
+        raise UsageError(
+            f"{lockfile.path_of(recipe.path)} does not have {', '.join(new)}",
+            hint="a lock file is for one profile; obuild base make --lock makes a new one",
+        )
+
+
 def _place(folder: Path, stanzas: Mapping[str, str], downloads: Downloads) -> set[str]:
     """Copy packages from the store to their places in an archive; returns the digests of those that are there."""
     there = set()

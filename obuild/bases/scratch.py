@@ -21,7 +21,7 @@ from obuild.bases.kind import Making, Recipe
 from obuild.bases.scratch_options import Options
 from obuild.errors import UsageError
 from obuild.guests.profile import INITRD, KERNEL, Card
-from obuild.host import process
+from obuild.host import failpoints, process
 from obuild.host.fs import fsync
 from obuild.host.qemu_img import copy, pack
 
@@ -62,6 +62,7 @@ def make(recipe: Recipe, out: Path, making: Making) -> Card:
                 (beside / suffix).chmod(0o644)
                 fsync(beside / suffix)
                 (beside / suffix).replace(out.with_suffix(suffix))
+        failpoints.reach("make.packed")
         packed.replace(out)
     return card
 

@@ -8,10 +8,15 @@ from __future__ import annotations
 import os
 import signal
 
-#: All points, in the order in which an uncached build passes them.
+#: All points, in the order in which an uncached build that makes its base passes them.
 POINTS = (
     "store.making",
     "store.formatting",
+    "make.filled",
+    "download.keeping",
+    "download.kept",
+    "make.packed",
+    "make.locking",
     "base.placing",
     "base.placed",
     "draft.made",

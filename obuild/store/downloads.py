@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from obuild.host import locks
+from obuild.host import failpoints, locks
 from obuild.host.fs import fsync
 from obuild.host.regular import is_file
 from obuild.store import parts
@@ -45,8 +45,10 @@ class Downloads:
         """Give a complete download its final name. The caller has verified its digest, and holds the lock."""
         path = self.folder / name_of(digest)
         fsync(part)
+        failpoints.reach("download.keeping")
         part.replace(path)
         fsync(self.folder)
+        failpoints.reach("download.kept")
         return path
 
     def names(self) -> Iterator[str]:

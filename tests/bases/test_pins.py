@@ -13,34 +13,7 @@ from obuild.errors import ObuildError, UsageError
 from obuild.host import disk_content, qemu_img
 from obuild.store import fsck
 from obuild.store.layers import Store
-from tests.support.debian_archive import SUITE, DebianArchive
-
-FILES = {"etc/passwd": "root:x:0:0:root:/root:/bin/sh\n", "usr/share/doc/one/changelog": "one\n"}
-
-RECIPE = f"""
-kind = "scratch"
-size = "64M"
-[scratch]
-suite = "{SUITE}"
-updates = false
-variant = "extract"
-epoch = "release"
-packages = ["one", "two"]
-mirror = "URL"
-"""
-
-
-@pytest.fixture
-def archive(tmp_path: Path, keys: Path, monkeypatch: pytest.MonkeyPatch) -> DebianArchive:
-    """An archive with two packages, and a recipe for an image of them. Its path has to be quoted."""
-    tmp_path.chmod(0o755)
-    monkeypatch.setattr(apt, "KEYRING", keys / "keyring.gpg")
-    archive = DebianArchive(tmp_path / "an archive", keys)
-    archive.add("one", "1:1.0-1", FILES)
-    archive.add("two", "2.0", {"usr/bin/two": "two\n"})
-    archive.publish()
-    (tmp_path / "mine.toml").write_text(RECIPE.replace("URL", archive.url))
-    return archive
+from tests.support.debian_archive import FILES, RECIPE, SUITE, DebianArchive
 
 
 def make(store: Store, folder: Path, *, locked: bool = True) -> str:
@@ -109,6 +82,16 @@ def test_what_the_store_no_longer_has_is_taken_from_the_archive_again(
         make(store, tmp_path)
     assert image.stat().st_ino == inode
     assert not [path.name for path in store.base_image.iterdir() if path.name.startswith(".")]
+
+
+def test_a_lock_file_without_a_package_of_the_recipe_is_refused(
+    store: Store, tmp_path: Path, archive: DebianArchive
+) -> None:
+    make(store, tmp_path, locked=False)
+    path = tmp_path / "mine.toml"
+    path.write_text(path.read_text().replace('"two"]', '"two", "three"]'))
+    with pytest.raises(UsageError, match=r"mine\.lock does not have three"):
+        make(store, tmp_path)
 
 
 # -- sources

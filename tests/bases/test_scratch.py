@@ -83,8 +83,8 @@ def test_mmdebstrap_is_told_packages_suite_and_sources() -> None:
 
 def test_nothing_that_root_starts_outlives_us() -> None:
     argv = mmdebstrap.argv(RECIPE, Path("/w/hook"), SOURCES, root=True)
-    assert argv[:2] == ["unshare", "--mount"]
-    assert "--kill-child" in argv[: argv.index("--")]
+    assert argv[:5] == ["setpriv", "--pdeathsig", "KILL", "--", "unshare"]
+    assert "--kill-child" in argv[: argv.index("mmdebstrap")]
     assert "--mode=root" in argv
 
 

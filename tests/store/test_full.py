@@ -5,6 +5,7 @@ Real ext4 on a loop device; only the guests are scripted. tests/vm/test_failures
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -96,6 +97,33 @@ def test_a_full_disk_at_any_point_is_reported_and_damages_nothing(program: Progr
     assert done.returncode == 0, done.stderr
     assert program.run("ls").returncode == 0
     assert list(fsck.check(store, read_data=True)) == []
+
+
+def test_a_download_that_fills_the_disk_leaves_nothing_and_damages_nothing(
+    program: Program, tmp_path: Path
+) -> None:
+    """The disk has no room for a cloud image. Once it has, the image is downloaded, and found to be no disk."""
+    data = bytes(range(256)) * (6 << 12)
+    (tmp_path / "image").write_bytes(data)
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text(
+        'kind = "cloud"\nsize = "64M"\n[card]\nlogin = "me"\n[cloud]\nuser-data = "#cloud-config"\n[cloud.image]\n'
+        f'url = "{(tmp_path / "image").as_uri()}"\ndigest = "sha256:{hashlib.sha256(data).hexdigest()}"\n'
+    )
+    filler = program.fill(2 << 20)
+    done = program.run("base", "make", recipe)
+    assert done.returncode == 1, done.stderr
+    assert "No space left on device" in done.stderr
+    assert "obuild prune" in done.stderr
+    store = Store(program.root)
+    assert list(store.downloads.names()) == []
+    assert [path.name for path in store.base_image.iterdir() if "mine" in path.name] == []
+    assert list(fsck.check(store, read_data=True)) == []
+    filler.unlink()
+    done = program.run("base", "make", recipe)
+    assert done.returncode == 2, done.stderr
+    assert "no boot sector" in done.stderr
+    assert len(list(store.downloads.names())) == 1
 
 
 def test_a_store_on_a_full_disk_can_be_read_and_cleaned(program: Program) -> None:

@@ -10,6 +10,22 @@ from tests.support.gnupg import signed
 
 SUITE = "testsuite"
 
+#: What the package `one` has: enough to be somebody's root.
+FILES = {"etc/passwd": "root:x:0:0:root:/root:/bin/sh\n", "usr/share/doc/one/changelog": "one\n"}
+
+#: A recipe for an image of the packages `one` and `two`; URL stands for the address of the archive.
+RECIPE = f"""
+kind = "scratch"
+size = "64M"
+[scratch]
+suite = "{SUITE}"
+updates = false
+variant = "extract"
+epoch = "release"
+packages = ["one", "two"]
+mirror = "URL"
+"""
+
 
 class DebianArchive:
     """In `folder`; signed by the key of the GnuPG home `keys`."""

@@ -27,8 +27,11 @@ SPEC = """
 #: One step, for tests with a single kill.
 SHORT = '((from micro) (run (cache (c (target /c))) (shell "echo {word} >>/c/words; cat /c/words")))'
 
+#: The failpoints of other commands, and of making a base.
+MADE = ("base", "flat", "remove", "make", "download")
+
 #: The failpoints that a build with one cache and no deep chain passes, once the cache has content.
-POINTS = [point for point in failpoints.POINTS if point.partition(".")[0] not in ("base", "flat", "remove")]
+POINTS = [point for point in failpoints.POINTS if point.partition(".")[0] not in MADE]
 
 #: Which of these a machine passes that is booted, and which one that is saved and resumed.
 BOOTED = ("machine.started", "machine.ready")
