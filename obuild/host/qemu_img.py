@@ -228,7 +228,8 @@ def write_at(image: Path, offset: int, content: bytes) -> None:
 
 def copy(source: Path, dest: Path) -> None:
     """Copy a file; blocks are shared where the file system can, and holes stay holes."""
-    process.run(["cp", "--reflink=auto", "--sparse=auto", "--", source, dest])
+    # in English, so that a full disk can be recognized by the message
+    process.run(["cp", "--reflink=auto", "--sparse=auto", "--", source, dest], env={"LC_ALL": "C.UTF-8"})
 
 
 def pack(raw: Path, path: Path) -> None:

@@ -7,6 +7,8 @@ layers have keys of format 1, and everything else in it is as in format 1.
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 from pathlib import Path
 
@@ -19,6 +21,9 @@ from obuild.host.regular import open_file
 FORMAT = 1
 
 NAME = "format"
+
+#: The errors of a file system that cannot make hard links or change modes.
+_UNSUITABLE = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP)
 
 _NUMBER = re.compile(rb"([1-9][0-9]{0,8})\n?")
 
@@ -45,7 +50,8 @@ def check(root: Path) -> None:
 def mark(root: Path, lock: Path) -> None:
     """Write the format of this version into a store that has none. Errors as for `check`.
 
-    `lock` keeps two versions from writing at once: the older could otherwise replace the newer one's format.
+    UsageError also if the file system cannot hold a store. `lock` keeps two versions from writing at once: the
+    older could otherwise replace the newer one's format.
     """
     path = root / NAME
     if path.exists():
@@ -53,7 +59,31 @@ def mark(root: Path, lock: Path) -> None:
     with locks.file_lock(lock):
         check(root)
         if not path.exists():
+            _see_suitable(root, lock)
             replace_text(path, f"{FORMAT}\n", durable=True, point="store.formatting")
+
+
+def _see_suitable(root: Path, lock: Path) -> None:
+    """UsageError if the file system lacks hard links or cannot change modes, as vfat and exFAT.
+
+    A new base image could not be put in place, and finished layers could not be made read-only. The caller holds
+    `lock`. After a crash the link is a lock file that nobody holds, which is harmless.
+    """
+    link = lock.with_stem(f"{lock.stem}-link")
+    try:
+        link.unlink(missing_ok=True)
+        os.link(lock, link)
+        link.chmod(0o400)
+    except OSError as error:
+        if error.errno not in _UNSUITABLE:
+            raise
+        why = f"it lacks hard links or permissions ({error.strerror})"
+        raise UsageError(
+            f"the file system of {root} cannot hold a store: {why}",
+            hint="name a folder on ext4, xfs, btrfs or tmpfs, for example: --store=qemu:FOLDER",
+        ) from error
+    finally:
+        link.unlink(missing_ok=True)
 
 
 def _unknown(path: Path, why: str) -> UsageError:

@@ -63,7 +63,7 @@ def in_words(root: Path) -> str:
 
 @contextmanager
 def storage_errors(root: Path) -> Iterator[None]:
-    """Turn the errors of a full or failing disk into a StoreError."""
+    """Turn the errors of a full or failing disk, or of a used-up quota, into a StoreError."""
     try:
         yield
     except OSError as error:
@@ -71,10 +71,10 @@ def storage_errors(root: Path) -> Iterator[None]:
             raise
         raise no_space(root, error.strerror or "") from error
     except ProcessError as error:
-        full = os.strerror(errno.ENOSPC)
-        if full not in error.message:
+        full = [why for why in map(os.strerror, (errno.ENOSPC, errno.EDQUOT)) if why in error.message]
+        if not full:
             raise
-        raise no_space(root, full) from error
+        raise no_space(root, full[0]) from error
 
 
 def no_space(root: Path, why: str) -> StoreError:
@@ -83,6 +83,8 @@ def no_space(root: Path, why: str) -> StoreError:
     free = f"{status.f_bavail * status.f_frsize >> 20} MiB are free"
     if status.f_files and not status.f_favail:
         free += ", but its file system cannot hold more files"
+    if why == os.strerror(errno.EDQUOT):
+        free += ", but not for this user or folder: a disk quota is used up"
     hint = (
         f"{free}; in the store: {in_words(root)}; "
         "`obuild prune --keep-bytes SIZE` removes what is least recently used"

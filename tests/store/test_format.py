@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tarfile
 import time
@@ -245,3 +246,22 @@ def test_commands_work_on_an_old_store_and_refuse_a_newer_one(
     assert "has format 7" in said
     assert "Traceback" not in said
     assert looks(store.root) == before
+
+
+@pytest.mark.parametrize("call", ["link", "chmod"])
+@pytest.mark.parametrize("code", [errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_links_or_permissions_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, code: int
+) -> None:
+    def refuse(*args: object, **options: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, refuse)
+        with pytest.raises(UsageError, match="lacks hard links or permissions") as refused:
+            Store.open(tmp_path / "store")
+    assert "ext4" in refused.value.hint
+    assert os.listdir(tmp_path / "store" / "state" / "locks") == []
+    store = Store.open(tmp_path / "store")  # it was moved to a better file system
+    assert (store.root / "format").read_text() == f"{format.FORMAT}\n"
+    assert list(fsck.check(store)) == []

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
+from obuild.errors import ProcessError, StoreError
 from obuild.store import usage
 from obuild.store.layers import Store
 
@@ -48,3 +50,20 @@ def test_the_largest_item_comes_first(store: Store) -> None:
     (store.result / "layer").write_bytes(os.urandom(2 << 20))
     (store.caches.folder / "cache").write_bytes(os.urandom(5 << 20))
     assert usage.in_words(store.root) == "caches 5.0 MiB, layers 2.0 MiB"
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_program_stopped_by_a_full_disk_or_a_quota_is_reported_as_a_store_without_space(
+    store: Store, code: int
+) -> None:
+    why = os.strerror(code)
+    with pytest.raises(StoreError, match=why) as full, usage.storage_errors(store.root):
+        raise ProcessError(f"qemu-img create failed with exit status 1:\nqemu-img: a.qcow2: {why}")
+    assert full.value.message == f"cannot write to the store {store.root}: {why}"
+    assert "obuild prune" in full.value.hint
+    assert ("a disk quota is used up" in full.value.hint) == (code == errno.EDQUOT)
+
+
+def test_other_errors_of_a_program_are_not_those_of_a_full_disk(store: Store) -> None:
+    with pytest.raises(ProcessError, match="Invalid argument"), usage.storage_errors(store.root):
+        raise ProcessError("qemu-img: Invalid argument")
