@@ -15,7 +15,7 @@ from obuild.errors import MachineError
 from obuild.executors.qemu import devices, kvm, machine
 from obuild.executors.qemu.arches import ARCHES
 from obuild.executors.qemu.machine import Machine
-from obuild.executors.qemu.shape import Shape, require_host
+from obuild.executors.qemu.shape import Nvram, Shape, require_host
 from obuild.guests.profile import Card
 from obuild.host import failpoints, process, qemu_img
 from obuild.host.fs import fsync
@@ -44,7 +44,8 @@ def _as_told(running: Machine, problem: str) -> Verdict:
 
 def check_host(card: Card, *, tpm: bool = False) -> None:
     """UsageError, naming the package, if this host lacks a program or a file. Call it before any download."""
-    require_host(Shape(arch=card.arch, firmware=card.firmware, tpm=Path() if tpm else None))
+    shape = Shape(arch=card.arch, firmware=card.firmware, nvram=Nvram(Path()), tpm=Path() if tpm else None)
+    require_host(shape)
     process.require("qemu-img")
 
 
