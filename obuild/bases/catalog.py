@@ -126,7 +126,7 @@ def add(
     """Add an image made elsewhere as the base `name`, with the private key for its login.
 
     `boot` are the kernel and the initial RAM disk, if the card says that QEMU loads them. UsageError if the file
-    is no disk, or if the name is taken and not `force`.
+    is not a disk, or if the name is taken and not `force`.
     """
     from obuild.executors.qemu.ssh import load_key
 

@@ -352,7 +352,7 @@ def _flat_used(store: Store, item: Item) -> float | None:
 
 
 def _remove_flat(store: Store, item: Item, parents: Parents) -> bool:
-    """As for a layer: making a child holds the layer, so under our lock one more look sees every child."""
+    """As with a layer, making a child holds the layer, so under our lock one more look sees every child."""
     layer = store.result / item.name
     with locks.folder_lock(layer, wait=False) as free:
         store.add_parents(parents)
