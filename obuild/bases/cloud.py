@@ -9,7 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from obuild.bases import cloud_config, cloud_verdict, disk_layout, remote, seed, unattended, work_folder
+from obuild.bases import (
+    cloud_config,
+    cloud_verdict,
+    disk_layout,
+    first_boot,
+    remote,
+    seed,
+    unattended,
+    work_folder,
+)
 from obuild.bases.kind import Making, Recipe, digest
 from obuild.bases.remote import Remote
 from obuild.bases.sources import Sources
@@ -35,6 +44,9 @@ TIMEOUT = "4h"
 #: The least memory of a machine while the image is made, in bytes.
 _MEMORY = 2 << 30
 
+#: How many lines of the console may follow a report there: a system says more when it powers off.
+_REPORT_LINES = 500
+
 #: How many lines of cloud-init's output an error shows.
 _LINES = 30
 
@@ -54,21 +66,33 @@ def parse(table: Table, sources: Sources, card: Card) -> Options:
     """See `Kind.parse`."""
     texts = ("user-data", "meta-data", "network-config")
     table.only("image", *texts, *(f"{key}-file" for key in texts), "timeout")
-    if card.os != "linux" or card.firmware != "bios":
-        raise UsageError(f"{table.where}: a cloud image runs Linux and boots by BIOS", hint='firmware = "bios"')
+    if card.os not in ("linux", *first_boot.LINES) or card.firmware != "bios":
+        raise UsageError(
+            f"{table.where}: a cloud image runs Linux, FreeBSD or OpenBSD, and boots by BIOS",
+            hint='firmware = "bios"',
+        )
     user, meta, network = (_text(table, sources, key) for key in texts)
-    if user:
+    if user and card.os != "linux":
+        _check_script(table, *user)
+    elif user:
         cloud_config.check_user_data(table, *user)
     for named in (meta, network):
         if named:
             cloud_config.check_mapping(table, *named)
     return Options(
         image=remote.parse(table.table("image"), sources),
-        user_data=user[1] if user else "#cloud-config\n",
+        user_data=user[1] if user else "#cloud-config\n" if card.os == "linux" else "#!/bin/sh\n",
         meta_data=meta[1] if meta else "",
-        network_config=network[1] if network else NETWORK,
+        network_config=network[1] if network else NETWORK if card.os == "linux" else "",
         timeout=table.duration("timeout", default=TIMEOUT),
     )
+
+
+def _check_script(table: Table, key: str, text: str) -> None:
+    if not text.startswith("#!"):
+        raise table.error(
+            key, f"{key} must be a script for this system", hint="begin it with #!/bin/sh; see docs/recipes.md"
+        )
 
 
 def _text(table: Table, sources: Sources, key: str) -> tuple[str, str] | None:
@@ -103,16 +127,16 @@ def make(recipe: Recipe, out: Path, making: Making) -> Card:
 
 
 def seed_files(recipe: Recipe, public_key: str) -> dict[str, bytes]:
-    """Return the files on the seed: the user's texts, byte for byte, and our vendor-data."""
+    """Return the files on the seed: the user's texts, byte for byte, and our vendor-data; or our own user-data."""
     options: Options = recipe.options
     meta = options.meta_data or f"instance-id: obuild-{digest(recipe)[:16]}\nlocal-hostname: {recipe.name}\n"
-    texts = {
-        "user-data": options.user_data,
-        "meta-data": meta,
-        "network-config": options.network_config,
-        "vendor-data": cloud_verdict.vendor_data(recipe.card.login, public_key),
-    }
-    return {name: text.encode() for name, text in texts.items()}
+    card = recipe.card
+    texts = {"user-data": options.user_data, "meta-data": meta, "network-config": options.network_config}
+    if card.os == "linux":
+        texts["vendor-data"] = cloud_verdict.vendor_data(card.login, public_key)
+    else:
+        texts["user-data"] = first_boot.user_data(card.os, card.login, public_key, options.user_data)
+    return {name: text.encode() for name, text in texts.items() if text}
 
 
 def _boot(recipe: Recipe, disk: Path, medium: Path, making: Making) -> None:
@@ -123,6 +147,8 @@ def _boot(recipe: Recipe, disk: Path, medium: Path, making: Making) -> None:
 
     def judge(running: machine.Machine, problem: str) -> Verdict:
         nonlocal notes
+        if recipe.card.os != "linux":
+            return Verdict(problem or first_boot.problem(running.console(_REPORT_LINES)))
         told = cloud_verdict.read(running.reported(), recipe.card.login)
         notes = told.notes
         why = problem or "; ".join(told.problems)

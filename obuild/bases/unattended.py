@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -11,7 +12,7 @@ from typing import Literal
 
 from obuild.bases.kind import Making
 from obuild.bases.remote import Remote
-from obuild.errors import MachineError
+from obuild.errors import MachineError, UsageError
 from obuild.executors.qemu import devices, kvm, machine
 from obuild.executors.qemu.arches import ARCHES
 from obuild.executors.qemu.machine import Machine
@@ -50,8 +51,23 @@ def check_host(card: Card, *, tpm: bool = False) -> None:
 
 
 def fetched(wanted: Remote, path: Path, making: Making) -> Path:
-    """Fetch a file that a recipe names and link it to `path`, so that a concurrent `prune` cannot take it away."""
+    """Fetch a file that a recipe names and link it to `path`, so that a concurrent `prune` cannot take it away.
+
+    One whose address ends in .xz is unpacked; UsageError if it cannot be.
+    """
     path.hardlink_to(making.fetch(wanted))
+    return _unpacked(path, wanted.urls[0]) if wanted.urls[0].endswith(".xz") else path
+
+
+def _unpacked(packed: Path, url: str) -> Path:
+    import lzma  # late: few images are packed
+
+    path = packed.with_name(f"{packed.name}.unpacked")
+    try:
+        with lzma.open(packed) as source, path.open("wb") as target:
+            shutil.copyfileobj(source, target, 1 << 20)
+    except (lzma.LZMAError, EOFError) as error:
+        raise UsageError(f"{url} is not an xz file: {error}") from error
     return path
 
 

@@ -269,7 +269,7 @@ class Guest(Machine):
     def ended(self, seconds: float) -> str | None:
         return self.reasons.pop(0) if self.reasons else None
 
-    def console(self) -> str:
+    def console(self, lines: int = 0) -> str:
         return self.said
 
     def take_picture(self, path: Path) -> None:

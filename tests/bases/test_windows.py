@@ -178,7 +178,7 @@ class Said(Machine):
     def __init__(self, console: str) -> None:
         self.said = console
 
-    def console(self) -> str:
+    def console(self, lines: int = 0) -> str:
         return self.said
 
 

@@ -235,13 +235,13 @@ class Machine:
         """Return what the guest has sent through the port of `reporting`, as far as it was kept."""
         return str(self.qmp.execute("ringbuf-read", {"device": REPORT, "size": REPORT_SIZE}, timeout=5.0))
 
-    def console(self) -> str:
-        """Return the last lines of the guest's serial console."""
+    def console(self, lines: int = CONSOLE_LINES) -> str:
+        """Return the last `lines` of the guest's serial console, or as many as are kept."""
         with contextlib.suppress(MachineError):  # reading empties QEMU's buffer, so keep what was read
             text = self.qmp.execute("ringbuf-read", {"device": "console", "size": CONSOLE_SIZE}, timeout=5.0)
             self._console = (self._console + str(text))[-CONSOLE_SIZE:]
-        lines = [printable(line) for line in self._console.splitlines()]
-        return "\n".join([line for line in lines if line.strip()][-CONSOLE_LINES:])
+        kept = [printable(line) for line in self._console.splitlines()]
+        return "\n".join([line for line in kept if line.strip()][-lines:])
 
     def error(self, message: str, *, hint: str = "") -> MachineError:
         """Return a MachineError that shows the last lines of the console."""
