@@ -1,9 +1,9 @@
 """User-data for the BSDs: one script sets the guest up, and reports the result on the serial line.
 
 FreeBSD's nuageinit and cloud-init on OpenBSD run user-data that begins with #! as root, at the end of the first
-boot: https://man.freebsd.org/cgi/man.cgi?query=nuageinit. nuageinit reads no vendor-data and reports no result. So
-our script runs the user's, authorizes the store's key, keeps later boots from doing this again, reports, and powers
-off.
+boot: https://man.freebsd.org/cgi/man.cgi?query=nuageinit. nuageinit reads no vendor-data and reports no result.
+So our script runs the user's, authorizes the store's key, keeps later boots from doing this again, reports the
+result, and powers off.
 """
 
 from __future__ import annotations
