@@ -13,7 +13,7 @@ ARCHES ?= aarch64 s390x ppc64le riscv64
 ARCH_PACKAGES := qemu-system-arm qemu-system-misc qemu-system-ppc cpio kmod xz-utils
 
 # What the tests need: the tar of FreeBSD and Windows, another clock, another shell, an assembler, shellcheck, floppies, UEFI and TPMs.
-TEST_PACKAGES := libarchive-tools faketime gpg gpg-agent gpgv busybox binutils shellcheck mtools ovmf swtpm
+TEST_PACKAGES := libarchive-tools faketime gpg gpg-agent gpgv busybox binutils shellcheck mtools ovmf squashfs-tools swtpm
 
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,10 +15,10 @@ from obuild.errors import UsageError
 from obuild.guests import profile
 from obuild.guests.profile import INITRD, KERNEL, NVRAM, Card
 from obuild.host import locks, qemu_img, stamp
-from obuild.host.regular import read_bytes
+from obuild.host.regular import read_bytes, read_text
 from obuild.plan.keys import SHA256
 from obuild.plan.steps import Base, Beside
-from obuild.store.base_images import IMAGES
+from obuild.store.base_images import IMAGES, PCRS, SEALED
 from obuild.store.layers import Store
 from obuild.store.usage import storage_errors
 
@@ -99,6 +100,16 @@ def listing(store: Store) -> list[Found]:
         Found(path.stem, path, profile.read(card_path(path)), path.stat().st_blocks * 512, record.read(path))
         for path in paths
     ]
+
+
+def measured(image: Path) -> list[str]:
+    """The sealed form of a base image, its root hash, and what a TPM holds then; nothing if it has none."""
+    about = image.with_suffix(PCRS)
+    if not about.is_file():
+        return []
+    known = json.loads(read_text(about))
+    pcrs = [f"PCR {number}: {value}" for number, value in known["pcrs"]["sha256"].items()]
+    return [f"sealed {image.with_suffix(SEALED)}", f"root hash: {known['root_hash']}", *pcrs]
 
 
 def _names(store: Store) -> list[str]:

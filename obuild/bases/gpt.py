@@ -39,6 +39,10 @@ class Partition:
     type: str
     id: UUID
 
+    @property
+    def end(self) -> int:
+        return self.start + self.size
+
 
 def script(identity: UUID, partitions: tuple[Partition, ...]) -> str:
     """What sfdisk reads."""

@@ -12,6 +12,7 @@ depend on this host's version.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from obuild.bases import esp, gpt, uki
@@ -56,12 +57,17 @@ def files(recipe: Recipe) -> tuple[File, ...]:
     return ()
 
 
-def script() -> str:
-    """See `Layout.script`."""
+def take(recipe: Recipe) -> str:
+    """See `Layout.take`."""
     return f"""\
 cat "$root"/usr/lib/systemd/boot/efi/linux*.efi.stub >{{here}}/{STUB}
 cat "$root/usr/lib/os-release" >{{here}}/{OS_RELEASE}
 """
+
+
+def finish(recipe: Recipe) -> str:
+    """See `Layout.finish`."""
+    return ""
 
 
 def make_bootable(recipe: Recipe, disk: Path, work: Path) -> None:
@@ -73,10 +79,15 @@ def make_bootable(recipe: Recipe, disk: Path, work: Path) -> None:
     image.write_bytes(uki.build((work / STUB).read_bytes(), sections(work, cmdline, initrd)))
     size = disk.stat().st_size
     root = Partition("root", START, root_size(size), gpt.ROOT_TYPES[recipe.card.arch], part_id(recipe, "root"))
-    system = Partition("esp", root.start + root.size, esp.SIZE, gpt.ESP_TYPE, part_id(recipe, "esp"))
+    system = Partition("esp", root.end, esp.SIZE, gpt.ESP_TYPE, part_id(recipe, "esp"))
     gpt.write(disk, disk_id(recipe), (root, system))
     epoch = int((work / "epoch").read_text())
     esp.write(disk, start=system.start, arch=recipe.card.arch, program=image, identity=system.id, epoch=epoch)
+
+
+def beside(recipe: Recipe, work: Path) -> Mapping[str, Path]:
+    """See `Layout.beside`."""
+    return {}
 
 
 def sections(work: Path, cmdline: str, initrd: bytes) -> dict[str, bytes]:

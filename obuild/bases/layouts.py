@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
-from obuild.bases import gpt_uki, mbr_grub
+from obuild.bases import gpt_uki, gpt_uki_verity, mbr_grub
 from obuild.bases.kind import File, Recipe
 
 
@@ -18,7 +19,7 @@ class Layout(Protocol):
     #: Packages that the image needs besides those of the recipe.
     PACKAGES: tuple[str, ...]
 
-    #: The files that `script` writes, in the folder where the image is made.
+    #: The files that `take` and `finish` write, in the folder where the image is made.
     TAKEN: tuple[str, ...]
 
     def check_host(self, recipe: Recipe) -> None:
@@ -33,8 +34,12 @@ class Layout(Protocol):
         """Files that the boot loader needs in the root."""
         ...
 
-    def script(self) -> str:
+    def take(self, recipe: Recipe) -> str:
         """Lines of shell that take files out of "$root" into {here}. They run before the recipe's script."""
+        ...
+
+    def finish(self, recipe: Recipe) -> str:
+        """Lines of shell that run when the root is complete: {here}/bare, without what is mounted on it."""
         ...
 
     def make_bootable(self, recipe: Recipe, disk: Path, work: Path) -> None:
@@ -44,8 +49,16 @@ class Layout(Protocol):
         """
         ...
 
+    def beside(self, recipe: Recipe, work: Path) -> Mapping[str, Path]:
+        """Files that belong beside the image, by suffix. They are made in `work`, after `make_bootable`."""
+        ...
 
-LAYOUTS: dict[str, Layout] = {"mbr-grub": mbr_grub, "gpt-uki": gpt_uki}
+
+LAYOUTS: dict[str, Layout] = {
+    "mbr-grub": mbr_grub,
+    "gpt-uki": gpt_uki,
+    "gpt-uki-verity": gpt_uki_verity,
+}
 
 
 def of(recipe: Recipe) -> Layout:

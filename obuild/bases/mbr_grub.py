@@ -11,11 +11,13 @@ x86_64 only. Other machines have their kernel loaded by QEMU (firmware = "kernel
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from obuild.bases.kind import File, Recipe
 from obuild.bases.root_partition import SECTOR, START, disk_id
 from obuild.errors import UsageError
+from obuild.guests.profile import INITRD, KERNEL
 from obuild.host import process
 
 #: With "kernel", QEMU loads the kernel, and the disk gets no boot loader.
@@ -58,9 +60,21 @@ def files(recipe: Recipe) -> tuple[File, ...]:
     return (File("/boot/grub/grub.cfg", 0o644, grub_cfg(recipe, recipe.options.cmdline)),)
 
 
-def script() -> str:
-    """See `Layout.script`."""
+def take(recipe: Recipe) -> str:
+    """See `Layout.take`."""
     return ""
+
+
+def finish(recipe: Recipe) -> str:
+    """See `Layout.finish`."""
+    return ""
+
+
+def beside(recipe: Recipe, work: Path) -> Mapping[str, Path]:
+    """See `Layout.beside`."""
+    if recipe.card.firmware == "bios":
+        return {}
+    return {suffix: work / f"boot{suffix}" for suffix in (KERNEL, INITRD)}
 
 
 def partition_script(*, signature: int, size: int) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from obuild.bases import cloud_config, seed
+from obuild.bases import cloud_config, cpio, seed
 from obuild.bases.kind import File
 from obuild.bases.sources import Sources, substitute
 from obuild.bases.table import Table
@@ -145,32 +145,11 @@ def with_key(data: bytes, public_key: str) -> bytes:
 
 def add_to_initrd(initrd: Path, files: tuple[File, ...], public_key: str) -> None:
     """Append an archive with files to an initrd. The kernel unpacks it over the first one."""
-    data = gzip.compress(cpio(files, public_key), mtime=0)
+    read = {file.path: (file.mode, with_key(file.text.encode(), public_key)) for file in files}
+    data = gzip.compress(cpio.archive(read), mtime=0)
     with initrd.open("r+b") as file:
         end = file.seek(0, 2)
         file.write(bytes(-end % 4) + data)
-
-
-def cpio(files: tuple[File, ...], public_key: str) -> bytes:
-    """Return a cpio archive in the format "newc", with the folders that the files need; root owns all.
-
-    Format: https://docs.kernel.org/driver-api/early-userspace/buffer-format.html
-    """
-    entries: dict[str, tuple[int, bytes]] = {}
-    for file in files:
-        path = PurePosixPath(file.path.lstrip("/"))
-        for folder in [*reversed(path.parents)][1:]:
-            entries.setdefault(str(folder), (0o40755, b""))
-        entries[str(path)] = (0o100000 | file.mode, with_key(file.text.encode(), public_key))
-    out = b"".join(_entry(number, name, *entry) for number, (name, entry) in enumerate(entries.items(), 1))
-    return out + _entry(0, "TRAILER!!!", 0, b"")
-
-
-def _entry(inode: int, name: str, mode: int, data: bytes) -> bytes:
-    encoded = name.encode() + b"\0"
-    fields = (inode, mode, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(encoded), 0)
-    head = b"070701" + b"".join(b"%08x" % field for field in fields) + encoded
-    return head + bytes(-len(head) % 4) + data + bytes(-len(data) % 4)
 
 
 def check_cdroms(table: Table, number: int) -> None:

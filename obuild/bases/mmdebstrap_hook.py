@@ -17,9 +17,6 @@ from obuild.host.qemu_img import KEY_BLOCK
 #: Packages for a merged /usr do not bring the links themselves.
 MERGE_USR = 'for dir in bin sbin lib lib64; do mkdir -p "$1/usr/$dir" && ln -sT "usr/$dir" "$1/$dir"; done'
 
-#: Where sshd finds the guest's own key; it is in no image.
-HOST_KEY = "/etc/ssh/ssh_host_ed25519_key"
-
 #: While the recipe's script runs, cpio in the new root takes no times, inodes or order from this host.
 _CPIO = """\
 #!/bin/sh
@@ -142,7 +139,7 @@ if [ -n "$cpio" ]; then
     cp {here}/cpio "$cpio"
     chmod 755 "$cpio"
 fi
-{layout.script().format(here=here)}
+{layout.take(recipe).format(here=here)}
 sh -eu {here}/script "$root" {recipe.card.arch}
 if [ -n "$cpio" ] && [ -e "$cpio.real" ]; then mv "$cpio.real" "$cpio"; fi
 {TAKE_KERNEL.format(here=here) if recipe.card.firmware != "bios" else ""}
@@ -158,8 +155,8 @@ if [ -d "$root/etc/ssh" ]; then
     chmod 700 "$root$home/.ssh"
     chmod 600 "$root$home/.ssh/authorized_keys"
     chown -R "$uid:$gid" "$root$home/.ssh"
-    cp {here}/blank "$root{HOST_KEY}"
-    chmod 600 "$root{HOST_KEY}"
+    cp {here}/blank "$root{root_files.HOST_KEY}"
+    chmod 600 "$root{root_files.HOST_KEY}"
     echo "$home/.ssh/authorized_keys" >{here}/login-key
 fi
 
@@ -185,6 +182,7 @@ mkdir {here}/bare/dev/pts {here}/bare/dev/shm
 find {here}/bare '(' -newermt "@$SOURCE_DATE_EPOCH" -o -newer {here}/hook ')' \\
     -exec touch -h -d "@$SOURCE_DATE_EPOCH" {{}} +
 E2FSPROGS_FAKE_TIME=$SOURCE_DATE_EPOCH {shlex.join(map(str, make_fs))}
+{layout.finish(recipe).format(here=here)}
 umount {here}/bare/dev
 umount {here}/bare
 """

@@ -18,6 +18,9 @@ from obuild.errors import UsageError
 from obuild.plan import archive, tree
 from obuild.plan.tree import Entry, Tree
 
+#: Where sshd finds the guest's own key. It is in no image: a store writes it into its copy.
+HOST_KEY = "/etc/ssh/ssh_host_ed25519_key"
+
 #: Folders of the root that a machine mounts something on, or that are emptied before the disk is made.
 NOT_KEPT = ("dev", "proc", "run", "sys", "tmp")
 

@@ -13,6 +13,7 @@ from obuild.bases import (
     layouts,
     mmdebstrap,
     mmdebstrap_hook,
+    root_files,
     root_partition,
     scratch_options,
     work_folder,
@@ -20,7 +21,7 @@ from obuild.bases import (
 from obuild.bases.kind import Making, Recipe
 from obuild.bases.scratch_options import Options
 from obuild.errors import UsageError
-from obuild.guests.profile import INITRD, KERNEL, Card
+from obuild.guests.profile import Card
 from obuild.host import failpoints, process
 from obuild.host.fs import fsync
 from obuild.host.qemu_img import copy, pack
@@ -57,11 +58,11 @@ def make(recipe: Recipe, out: Path, making: Making) -> Card:
         card = _with_key_blocks(recipe.card, work)
         if card.firmware == "kernel":
             card = replace(card, cmdline=f"root={root_partition.DEVICE} rw {options.cmdline}".strip())
-            for suffix in (KERNEL, INITRD):
-                copy(work / f"boot{suffix}", beside / suffix)
-                (beside / suffix).chmod(0o644)
-                fsync(beside / suffix)
-                (beside / suffix).replace(out.with_suffix(suffix))
+        for suffix, path in layouts.of(recipe).beside(recipe, work).items():
+            copy(path, beside / suffix)
+            (beside / suffix).chmod(0o644)
+            fsync(beside / suffix)
+            (beside / suffix).replace(out.with_suffix(suffix))
         failpoints.reach("make.packed")
         packed.replace(out)
     return card
@@ -74,7 +75,7 @@ def _with_key_blocks(card: Card, work: Path) -> Card:
         return card
     where = [
         ext4.key_block(work / "disk.raw", path, start=root_partition.START)
-        for path in (login_key, mmdebstrap_hook.HOST_KEY)
+        for path in (login_key, root_files.HOST_KEY)
     ]
     return replace(card, authorized_keys=where[0], host_key=where[1])
 

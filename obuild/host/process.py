@@ -40,6 +40,7 @@ PACKAGES = {
     "gpgv": "gpgv",
     "mformat": "mtools",
     "mmd": "mtools",
+    "mksquashfs": "squashfs-tools",
     "mcopy": "mtools",
     "swtpm": "swtpm",
     "systemctl": "systemd",

@@ -24,9 +24,12 @@ from obuild.store import parts
 #: The suffix of the file that says what a base image was made of, if it was made here.
 MADE = ".made"
 
+#: The suffixes of the sealed form of an image, and of what a TPM holds when that has booted.
+SEALED, PCRS = ".verity.raw", ".pcrs.json"
+
 #: The suffixes of a base image's files. The image is last: without it, there is no such base.
 IMAGES = (".qcow2", ".img")
-SUFFIXES = (KERNEL, INITRD, NVRAM, ".key", ".toml", MADE, *IMAGES)
+SUFFIXES = (KERNEL, INITRD, NVRAM, SEALED, PCRS, ".key", ".toml", MADE, *IMAGES)
 
 _UNFINISHED = re.compile(r"\.[A-Za-z0-9][A-Za-z0-9._+:-]*\.(?:part|ready)")
 

@@ -69,7 +69,7 @@ def base_make(
     verbose: VerboseOption = False,
 ) -> None:
     """Make a base image from its recipe, unattended."""
-    from obuild.bases import making, record
+    from obuild.bases import catalog, making, record
     from obuild.bases.sources import Choices
 
     values = dict(_assignment(each) for each in set_ or ())
@@ -101,6 +101,8 @@ def base_make(
         )
     if made:
         put(f"made {path}")
+        for line in catalog.measured(path):
+            put(line)
     elif if_changed:
         same = "and its recipe has not changed" if record.read(path) else "and was not made here; see --force"
         put(f"{path.stem} exists already, {same}")

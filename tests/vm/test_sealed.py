@@ -1,0 +1,85 @@
+"""The sealed form of an image: what is changed on its disk does not boot, and a TPM measures what was computed."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from obuild.errors import MachineError
+from obuild.executors.qemu import machine, ssh
+from obuild.executors.qemu.machine import Machine
+from obuild.executors.qemu.shape import Shape
+from obuild.host import qemu_img
+from obuild.host.process import CancelScope
+from tests.support.program import ROOT, Program
+
+pytestmark = [pytest.mark.vm, pytest.mark.long]
+
+
+@pytest.fixture(scope="module")
+def sealed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with the base `sealed`, whose sealed form the store's key opens."""
+    store = tmp_path_factory.mktemp("sealed") / "store"
+    key = ssh.make_key(store.with_name("key"))
+    done = Program(store)("base", "make", ROOT / "tests/recipes/sealed.toml", "--set", f"key={key}")
+    about = json.loads((store / "base-image/sealed.pcrs.json").read_text())
+    assert f"root hash: {about['root_hash']}" in done.stdout
+    for number, value in about["pcrs"]["sha256"].items():
+        assert f"PCR {number}: {value}" in done.stdout
+    return store
+
+
+@contextmanager
+def booted(store: Path, folder: Path, *, flipped: int = 0, tpm: bool = False) -> Iterator[Machine]:
+    """A machine on the sealed disk, with another byte at the offset `flipped`."""
+    raw = store / "base-image/sealed.verity.raw"
+    overlay = folder / "overlay.qcow2"
+    qemu_img.create_grown(overlay, qemu_img.inspect(raw), size=raw.stat().st_size)
+    if flipped:
+        sector = flipped // 512 * 512
+        with raw.open("rb") as file:
+            file.seek(sector)
+            content = bytearray(file.read(512))
+        content[flipped - sector] ^= 1
+        qemu_img.write_at(overlay, sector, bytes(content))
+    shape = Shape(firmware="uefi", memory=512 << 20, boot_time=300, tpm=folder / "tpm" if tpm else None)
+    with machine.start(shape, overlay, CancelScope(), network=False) as running:
+        yield running
+
+
+def told(running: Machine, key: Path, script: str) -> str:
+    output = io.BytesIO()
+    with ssh.connect(running, login="root", key=key) as connection:
+        connection.fetch("sh", script.encode(), output, what="the script")
+    return output.getvalue().decode()
+
+
+@pytest.mark.skipif(not shutil.which("swtpm"), reason="needs swtpm")
+def test_a_tpm_measures_what_was_computed_and_the_root_cannot_be_written(sealed: Path, tmp_path: Path) -> None:
+    numbers = json.loads((sealed / "base-image/sealed.pcrs.json").read_text())["pcrs"]["sha256"]
+    read = " ".join(f"/sys/class/tpm/tpm0/pcr-sha256/{number}" for number in numbers)
+    with booted(sealed, tmp_path, tpm=True) as running:
+        found = told(
+            running,
+            sealed.with_name("key"),
+            f"cat {read}; for folder in etc var root usr; do touch /$folder/new 2>&1 && echo $folder; done; true",
+        ).splitlines()
+        running.quit()
+    assert [value.lower() for value in found[: len(numbers)]] == list(numbers.values())
+    assert found[len(numbers) :] == ["etc", "var", "root", "touch: cannot touch '/usr/new': Read-only file system"]
+
+
+def test_a_flipped_bit_of_the_root_does_not_boot(sealed: Path, tmp_path: Path) -> None:
+    """The first block of squashfs, which every boot reads."""
+    with (
+        booted(sealed, tmp_path, flipped=(1 << 20) + 100) as running,
+        pytest.raises(MachineError, match="dm-verity device corrupted"),
+        ssh.connect(running, login="root", key=sealed.with_name("key")),
+    ):
+        pass
