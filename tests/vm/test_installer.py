@@ -42,6 +42,9 @@ name = "tiny"
 """
 
 
+MEDIA = ("iso", "drivers", "openssh")
+
+
 def digest_of(path: Path) -> str:
     return f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
 
@@ -149,6 +152,30 @@ def test_a_kernel_can_install_on_a_machine_with_uefi(program: Program, recipe: C
     path.write_text(text)
     program("base", "make", path)
     assert (program.store / "base-image" / "mine.nvram").stat().st_size == 540672
+
+
+WINDOWS = """
+kind = "windows"
+size = "96M"
+[card]
+os = "windows"
+login = "root"
+memory = "128M"
+[windows]
+memory = "1G"
+timeout = "10m"
+"""
+
+
+@pytest.mark.long
+def test_windows_setup_reboots_reports_and_leaves_ssh(program: Program, tiny: Path, tmp_path: Path) -> None:
+    """The tiny installer plays Windows Setup: it needs the answer file and the script on the third CD."""
+    path = tmp_path / "mine.toml"
+    tables = (f'[windows.{key}]\npath = "{tiny}"\ndigest = "{digest_of(tiny)}"\n' for key in MEDIA)
+    path.write_text(WINDOWS + "".join(tables))
+    said = program("base", "make", path).stdout
+    assert "mine: booting the installed system to check that SSH answers" in said
+    assert (program.store / "base-image" / "mine.qcow2").is_file()
 
 
 @pytest.mark.parametrize("point", ["machine.started"])
