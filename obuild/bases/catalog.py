@@ -190,7 +190,7 @@ def checked(name: str) -> str:
     if not _NAME.fullmatch(name) or ".." in name:
         raise UsageError(
             f"{name!r} cannot be the name of a base image",
-            hint="letters, digits and . _ - + : only, for it names a file in the store's base-image/",
+            hint="only letters, digits and . _ - + : because it names a file in the store's base-image/",
         )
     return name
 
