@@ -12,8 +12,10 @@ PACKAGES := python3-venv qemu-system-x86 qemu-utils mmdebstrap debian-archive-ke
 ARCHES ?= aarch64 s390x ppc64le riscv64
 ARCH_PACKAGES := qemu-system-arm qemu-system-misc qemu-system-ppc cpio kmod xz-utils
 
-# What the tests need: the tar of FreeBSD and Windows, another clock, another shell, an assembler, shellcheck, floppies, UEFI and TPMs.
-TEST_PACKAGES := libarchive-tools faketime gpg gpg-agent gpgv busybox binutils shellcheck mtools ovmf squashfs-tools swtpm
+# What the tests need: the tar of FreeBSD and Windows, another clock, another shell, an assembler, shellcheck, compressors,
+# floppies, UEFI, TPMs, and what reads container images.
+TEST_PACKAGES := libarchive-tools faketime gpg gpg-agent gpgv busybox binutils shellcheck xz-utils zstd mtools ovmf \
+	squashfs-tools swtpm skopeo
 
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 

@@ -47,6 +47,8 @@ POINTS = (
     "flat.removed",
     "remove.renamed",
     "remove.done",
+    "export.made",
+    "export.placed",
 )
 
 # What is killed is the process, so this state is the process's. Only tests and OBUILD_KILL_AT set it.

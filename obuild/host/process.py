@@ -37,6 +37,7 @@ PACKAGES = {
     "depmod": "kmod",
     "modprobe": "kmod",
     "xz": "xz-utils",
+    "dumpe2fs": "e2fsprogs",
     "gpgv": "gpgv",
     "mformat": "mtools",
     "mmd": "mtools",

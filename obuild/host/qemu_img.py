@@ -232,10 +232,21 @@ def copy(source: Path, dest: Path) -> None:
     process.run(["cp", "--reflink=auto", "--sparse=auto", "--", source, dest], env={"LC_ALL": "C.UTF-8"})
 
 
-def pack(raw: Path, path: Path) -> None:
-    """Copy a raw disk to a compressed qcow2; zstd costs nothing measurable when a guest boots from it."""
-    compress = ["-c", "-o", "compression_type=zstd"]
+def pack(raw: Path, path: Path, *, compression: str = "zstd") -> None:
+    """Copy a raw disk to a qcow2 image, compressed by zstd, which costs nothing measurable when a guest boots from
+    it, by zlib, or not at all ("none")."""
+    compress = [] if compression == "none" else ["-c", "-o", f"compression_type={compression}"]
     process.run(["qemu-img", "convert", "-q", "-f", "raw", "-O", "qcow2", *compress, raw, path])
+
+
+def convert_raw(raw: Path, path: Path, format: str) -> None:
+    """Copy a raw disk to an image of a foreign format; in order, so that the same disk gives the same layout."""
+    process.run(["qemu-img", "convert", "-q", "-f", "raw", "-O", format, raw, path])
+
+
+def unpack(image: Path, raw: Path) -> None:
+    """Write the disk in a qcow2 image, and in all images below it, to a raw file with holes."""
+    process.run(["qemu-img", "convert", "-q", "-f", "qcow2", "-O", "raw", image, raw])
 
 
 def _refuse_references(path: Path, info: dict[str, object]) -> None:

@@ -49,9 +49,10 @@ TAG = ("build", "--qemu-accel=tcg", "-t", "web", "-f", "SPEC", "SOURCE")
 BASE = ("base", "add", "DISK", "--name=tiny", "--force")
 CLEAN = ("clean",)
 UNTAG = ("tag", "rm", "web")
+EXPORT = ("export", "web", "--type=raw", "-o", "OUT", "--force")
 
 #: The command for each kind of point; a build passes all others.
-COMMANDS = {"base": BASE, "store": BASE, "remove": CLEAN, "tag": TAG, "untag": UNTAG}
+COMMANDS = {"base": BASE, "store": BASE, "remove": CLEAN, "tag": TAG, "untag": UNTAG, "export": EXPORT}
 
 
 @pytest.fixture
@@ -59,7 +60,12 @@ def victim(tmp_path: Path, qcow2_disk: Path) -> Victim:
     (tmp_path / "source").mkdir()
     (tmp_path / "test.spec").write_text(SPEC)
     Store.open(tmp_path / "store")
-    words = {"SPEC": tmp_path / "test.spec", "SOURCE": tmp_path / "source", "DISK": qcow2_disk}
+    words = {
+        "SPEC": tmp_path / "test.spec",
+        "SOURCE": tmp_path / "source",
+        "DISK": qcow2_disk,
+        "OUT": tmp_path / "out",
+    }
     return Victim(tmp_path / "store", words)
 
 
@@ -83,14 +89,14 @@ def test_killed_at_a_point(victim: Victim, point: str) -> None:
         assert victim.run(*CLEAN) == 0
     if command == CLEAN or point == "cache.copied":
         victim.saved.clear()
-    if command == UNTAG:
+    if command in (UNTAG, EXPORT):
         assert victim.run(*TAG) == 0
     assert victim.run(*command, kill_at=point) == -signal.SIGKILL, f"{point} is never reached"
     if kind != "store":  # else there is no store yet
         victim.check()
     if point in ("tag.writing", "tag.set"):
         assert bool(Store(victim.root).tags.all()) == (point == "tag.set")
-    others = {CLEAN: (CLEAN,), UNTAG: (TAG, UNTAG)}
+    others = {CLEAN: (CLEAN,), UNTAG: (TAG, UNTAG), EXPORT: (EXPORT,)}
     for again in others.get(command, (BASE, command)):
         assert victim.run(*again) == 0
     if command == CLEAN:

@@ -16,6 +16,7 @@ import pytest
 
 from obuild.store import fsck
 from obuild.store.layers import Store
+from tests.support.disks import small_file_system
 from tests.support.fake_obuild import fill
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
@@ -28,18 +29,8 @@ SPEC = """((from tiny)
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Path]:
     """The folder of an ext4 file system of 24 MiB."""
-    image, mount = tmp_path / "small.img", tmp_path / "small"
-    mount.mkdir()
-    with image.open("wb") as file:
-        file.truncate(24 << 20)
-    subprocess.run(["mke2fs", "-q", "-F", "-t", "ext4", "-m", "0", image], check=True)
-    done = subprocess.run(["mount", "-o", "loop", image, mount], capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"no loop device: {done.stderr}")
-    try:
+    with small_file_system(tmp_path / "small.img", tmp_path / "small", 24 << 20) as mount:
         yield mount
-    finally:
-        subprocess.run(["umount", mount], check=True)
 
 
 class Program:

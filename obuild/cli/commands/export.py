@@ -1,0 +1,58 @@
+"""Export a layer as images for other programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from obuild.cli.console import guarded, note, open_store, put
+from obuild.cli.options import IdArgument, StoreOption, VerboseOption
+
+app = typer.Typer()
+
+
+@app.command("export")
+@guarded
+def export_layer(
+    id: IdArgument,
+    types: Annotated[
+        list[str],
+        typer.Option(
+            "--type",
+            metavar="TYPE",
+            help="raw, raw.gz, raw.xz, raw.zst, qcow2, vmdk, vhd, vhdx, vdi, containerdisk or oci-archive. "
+            "May be repeated.",
+        ),
+    ],
+    store: StoreOption = "",
+    out: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FOLDER", help="The folder for the images; made if needed.")
+    ] = Path(),
+    name: Annotated[
+        str, typer.Option(metavar="NAME", help="What the images are called. [default: the tag, or the short id]")
+    ] = "",
+    version: Annotated[str, typer.Option(metavar="VERSION", help="Put after the name: NAME-VERSION.qcow2.")] = "",
+    compression: Annotated[
+        str, typer.Option(metavar="zstd|zlib|none", help="How qcow2 images are compressed, also in containers.")
+    ] = "zstd",
+    force: Annotated[bool, typer.Option("--force", help="Replace images that exist already.")] = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Write the disk of a layer as images that other programs boot.
+
+    The same layer gives the same bytes. Their checksums are in FOLDER/SHA256SUMS.
+
+    Example: obuild export pg16 --type qcow2 --type vmdk -o images
+    """
+    from obuild.builder.provision import base_below
+    from obuild.exports.export import Wanted, export
+    from obuild.store.index import resolve
+
+    opened = open_store(store)
+    layer = resolve(opened, id)
+    stem = name or (layer[:12] if layer.startswith(id) else id.replace("/", "-").replace(":", "-"))
+    stem = f"{stem}-{version}" if version else stem
+    arch = base_below(opened, layer).card.arch
+    put(*map(str, export(opened, layer, Wanted(types, out, stem, arch, compression, force), say=note)))

@@ -1,0 +1,1 @@
+"""A layer as what people deploy: disk images of many formats, and container images."""

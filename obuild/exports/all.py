@@ -1,0 +1,43 @@
+"""The formats of `obuild export --type`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from obuild.exports.disk import Disk
+from obuild.exports.formats import containerdisk, qcow2, raw, vdi, vhd, vhdx, vmdk
+
+
+def _any_size(size: int) -> None:
+    return None
+
+
+class Format(NamedTuple):
+    """A format of images: what its files end in, what writes one, and what refuses disks that are too large.
+
+    `write` makes the file `out`, which is not there yet. The same disk gives the same bytes. It may fail with an
+    ObuildError or an OSError, and leave a part of the file. `programs` are what it calls besides qemu-img.
+    """
+
+    suffix: str
+    what: str
+    write: Callable[[Disk, Path], None]
+    check: Callable[[int], None] = _any_size
+    programs: tuple[str, ...] = ()
+
+
+FORMATS = {
+    "raw": Format("raw", "the disk as it is, with holes", raw.write),
+    "raw.gz": Format("raw.gz", "the disk, compressed by gzip", raw.write_gz, programs=("gzip",)),
+    "raw.xz": Format("raw.xz", "the disk, compressed by xz", raw.write_xz, programs=("xz",)),
+    "raw.zst": Format("raw.zst", "the disk, compressed by zstd", raw.write_zst, programs=("zstd",)),
+    "qcow2": Format("qcow2", "QEMU, libvirt, OpenStack, Proxmox", qcow2.write),
+    "vmdk": Format("vmdk", "VMware: stream-optimized, for vSphere and clouds", vmdk.write),
+    "vhd": Format("vhd", "Azure: fixed, in whole MiB", vhd.write, vhd.check),
+    "vhdx": Format("vhdx", "Hyper-V", vhdx.write),
+    "vdi": Format("vdi", "VirtualBox", vdi.write),
+    "containerdisk": Format("oci", "KubeVirt: a container image, as an OCI image layout", containerdisk.write),
+    "oci-archive": Format("oci.tar", "the same in one file", containerdisk.write_archive),
+}

@@ -1,0 +1,35 @@
+"""The disk of a layer, unpacked once for all formats."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+from typing import NamedTuple
+
+from obuild.host import qemu_img
+from obuild.plan.keys import LayerId
+
+_NAMESPACE = uuid.UUID("0c6c7a52-4f0b-4f6e-9a4d-4c0a4d0f2d7b")
+
+
+class Disk(NamedTuple):
+    """A raw disk with holes, and what an image of it must say. `size` is in bytes, `arch` as in a card.
+
+    `compression` is that of qcow2 images. Files that belong to one export are made in the folder of `path`.
+    """
+
+    path: Path
+    size: int
+    layer: LayerId
+    arch: str
+    compression: str = "zstd"
+
+    def id(self, what: str) -> uuid.UUID:
+        """The id that a format wants for `what`: the same for the same layer."""
+        return uuid.uuid5(_NAMESPACE, f"{self.layer} {what}")
+
+
+def unpack(image: Path, out: Path) -> int:
+    """Write the disk of a layer's image, and of all images below it, to a raw file. Returns its size in bytes."""
+    qemu_img.unpack(image, out)
+    return out.stat().st_size

@@ -1,0 +1,162 @@
+"""Export a layer: unpack its disk once, write each format from it, and place the files when they are whole."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from obuild.bases import work_folder
+from obuild.bases.table import nearest
+from obuild.errors import ObuildError, ProcessError, StoreError, UsageError, words
+from obuild.exports import free_space
+from obuild.exports.all import FORMATS
+from obuild.exports.disk import Disk, unpack
+from obuild.host import failpoints, locks, process, qemu_img, units
+from obuild.host.fs import discard, fsync, replace_text
+from obuild.plan.keys import LayerId
+from obuild.store.layers import Layer, Store
+
+#: The list of checksums in the folder of the exports, as sha256sum(1) reads it.
+SUMS = "SHA256SUMS"
+
+COMPRESSIONS = ("zstd", "zlib", "none")
+
+_STEM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+_SUM = re.compile(r"([0-9a-f]{64}) [ *](.+)")
+
+
+class Wanted(NamedTuple):
+    """What to export: the types, where to, what the files are called before their suffix, and for whom.
+
+    `arch` is the guest's. With `force`, files that are there are replaced.
+    """
+
+    types: Sequence[str]
+    out: Path
+    stem: str
+    arch: str
+    compression: str = "zstd"
+    force: bool = False
+
+
+def export(store: Store, id: LayerId, wanted: Wanted, *, say: Callable[[str], object]) -> list[Path]:
+    """Write the images; returns their paths in the order of the types. Each appears whole or not at all.
+
+    UsageError, before anything is written, for an unknown type, a file that is there already, a disk that is too
+    large for a format, or a missing program. The layer does not change, and cannot be removed meanwhile.
+    """
+    places = _checked(wanted)
+    with store.use(id) as layer:
+        if layer is None:
+            raise StoreError(f"layer {id} was removed from the store", hint="build again")
+        _see_size(layer, wanted)
+        with _no_room(wanted.out):
+            return _export(layer, wanted, places, say)
+
+
+@contextmanager
+def _no_room(out: Path) -> Iterator[None]:
+    """Turn the errors of a folder that cannot be written to into an ObuildError that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise ObuildError(f"cannot write to {out}: {words(error)}") from error
+    except ProcessError as error:
+        full = os.strerror(errno.ENOSPC)
+        if full not in error.message:
+            raise
+        free = units.size(shutil.disk_usage(out).free)
+        hint = f"{free} are free; the disk is unpacked there before it is converted"
+        raise ObuildError(f"cannot write to {out}: {full}", hint=hint) from error
+
+
+def _export(layer: Layer, wanted: Wanted, places: Sequence[Path], say: Callable[[str], object]) -> list[Path]:
+    wanted.out.mkdir(parents=True, exist_ok=True)
+    with work_folder.folder_in(wanted.out) as work:
+        disk = Disk(work / "disk.raw", 0, layer.id, wanted.arch, wanted.compression)
+        say(f"unpacking the disk of {layer.id[:12]}")
+        disk = disk._replace(size=unpack(layer.image, disk.path))
+        cleared = free_space.clear(disk.path)
+        for number, why in cleared.skipped.items():
+            say(f"the free space of partition {number} is not cleared: {why}" if number else f"not cleared: {why}")
+        if cleared.size:
+            say(f"cleared {units.size(cleared.size)} of free space")
+        for type, place in zip(wanted.types, places, strict=True):
+            say(f"writing {place}")
+            made = work / place.name
+            FORMATS[type].write(disk, made)
+            _place(made, place)
+    return list(places)
+
+
+def _place(made: Path, place: Path) -> None:
+    """Move a finished image to its place, and note its checksum."""
+    digest = None if made.is_dir() else _digest(made)
+    for path in (*made.rglob("*"), made):
+        fsync(path)
+    failpoints.reach("export.made")
+    if place.is_dir():  # it cannot be replaced as a whole
+        discard(place)
+    made.replace(place)
+    fsync(place.parent)
+    failpoints.reach("export.placed")
+    _note_sum(place, digest)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _note_sum(place: Path, digest: str | None) -> None:
+    """Put the checksum of a file into the list in its folder. A folder's content has digests of its own."""
+    sums = place.with_name(SUMS)
+    with locks.folder_lock(place.parent):  # another export may do the same
+        _replace_sum(sums, place.name, digest)
+
+
+def _replace_sum(sums: Path, name: str, digest: str | None) -> None:
+    lines = sums.read_text(encoding="utf-8").splitlines() if sums.is_file() else []
+    kept = [line for line in lines if not (found := _SUM.fullmatch(line)) or found[2] != name]
+    if digest is not None:
+        kept.append(f"{digest}  {name}")
+    if kept != lines:
+        replace_text(sums, "".join(f"{line}\n" for line in kept))
+
+
+def _checked(wanted: Wanted) -> list[Path]:
+    """The paths of the images. UsageError if one cannot be made, or is there already."""
+    if not wanted.types:
+        raise UsageError("export needs a --type", hint=f"one or more of {', '.join(FORMATS)}")
+    for type in wanted.types:
+        if type not in FORMATS:
+            raise UsageError(f"unknown type {type!r}", hint=nearest(type, FORMATS))
+    if wanted.compression not in COMPRESSIONS:
+        raise UsageError(f"--compression {wanted.compression}: it can be {', '.join(COMPRESSIONS)}")
+    if not _STEM.fullmatch(wanted.stem):
+        hint = "letters, digits and . _ + - only: --name and --version choose it"
+        raise UsageError(f"{wanted.stem!r} cannot be the name of an image", hint=hint)
+    if wanted.out.exists() and not wanted.out.is_dir():
+        raise UsageError(f"{wanted.out} is not a folder")
+    for program in (*free_space.PROGRAMS, *(each for type in wanted.types for each in FORMATS[type].programs)):
+        process.require(program)
+    places = [wanted.out / f"{wanted.stem}.{FORMATS[type].suffix}" for type in wanted.types]
+    if len(set(places)) < len(places):
+        raise UsageError("each --type can be given once")
+    there = [str(place) for place in places if place.exists() or place.is_symlink()]
+    if there and not wanted.force:
+        raise UsageError(f"{', '.join(there)} exists already", hint="--force replaces it")
+    return places
+
+
+def _see_size(layer: Layer, wanted: Wanted) -> None:
+    size = qemu_img.virtual_size(layer.image)
+    for type in wanted.types:
+        FORMATS[type].check(size)

@@ -1,0 +1,1 @@
+"""One module for each format, listed in `exports.all`."""

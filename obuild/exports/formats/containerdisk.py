@@ -1,0 +1,124 @@
+"""A container image that KubeVirt runs as a machine: one qcow2 disk, and nothing else.
+
+The disk is /disk/disk.img, owned by 107, which is QEMU's user in KubeVirt. The result is an OCI image layout
+(https://github.com/opencontainers/image-spec 1.1): a folder, or one tar file, called oci-archive by skopeo.
+Nothing in it tells when or where it was made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tarfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from obuild.exports.disk import Disk
+from obuild.exports.formats import qcow2
+
+#: The user and group of the disk.
+QEMU_USER = 107
+
+#: What Go, and so every container tool, calls an architecture.
+ARCHES = {"x86_64": "amd64", "aarch64": "arm64"}
+
+_TYPE = "application/vnd.oci.image"
+_CHUNK = 1 << 20
+_EPOCH = "1970-01-01T00:00:00Z"
+
+
+def write(disk: Disk, out: Path) -> None:
+    """See `Format.write`. `out` becomes a folder."""
+    image = disk.path.with_name("disk.img")
+    qcow2.write(disk, image)
+    blobs = out / "blobs" / "sha256"
+    blobs.mkdir(parents=True)
+    diff_id, layer = _put_layer(image, blobs)
+    image.unlink()
+    arch = ARCHES.get(disk.arch, disk.arch)
+    config = {
+        "architecture": arch,
+        "os": "linux",
+        "created": _EPOCH,
+        "config": {"Labels": {"org.opencontainers.image.title": disk.layer[:12]}},
+        "rootfs": {"type": "layers", "diff_ids": [diff_id]},
+        "history": [{"created": _EPOCH, "created_by": "obuild export"}],
+    }
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": f"{_TYPE}.manifest.v1+json",
+        "config": _put(config, f"{_TYPE}.config.v1+json", blobs),
+        "layers": [layer],
+    }
+    described = _put(manifest, f"{_TYPE}.manifest.v1+json", blobs)
+    index = {
+        "schemaVersion": 2,
+        "mediaType": f"{_TYPE}.index.v1+json",
+        "manifests": [{**described, "platform": {"architecture": arch, "os": "linux"}}],
+    }
+    (out / "index.json").write_bytes(_json(index))
+    (out / "oci-layout").write_bytes(_json({"imageLayoutVersion": "1.0.0"}))
+
+
+def write_archive(disk: Disk, out: Path) -> None:
+    """As `write`, but `out` becomes a tar file."""
+    layout = out.with_name(f"{out.name}.layout")
+    write(disk, layout)
+    with tarfile.open(out, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for path in sorted(layout.rglob("*")):
+            entry = tarfile.TarInfo(str(path.relative_to(layout)))
+            if path.is_dir():
+                entry.type, entry.mode = tarfile.DIRTYPE, 0o755
+                tar.addfile(entry)
+            else:
+                entry.size = path.stat().st_size
+                with path.open("rb") as file:
+                    tar.addfile(entry, file)
+
+
+def _put_layer(image: Path, blobs: Path) -> tuple[str, dict[str, Any]]:
+    """Write the only layer; returns the digest of its tar, and its descriptor."""
+    plain, packed = hashlib.sha256(), hashlib.sha256()
+    written = blobs / "layer"
+    # The disk is compressed already: more than the least effort gains 3 %.
+    deflate = zlib.compressobj(1, zlib.DEFLATED, 16 + zlib.MAX_WBITS)
+    with image.open("rb") as source, written.open("wb") as file:
+        for data in (*_tar(source, image.stat().st_size), None):
+            if data is not None:
+                plain.update(data)
+            out = deflate.flush() if data is None else deflate.compress(data)
+            packed.update(out)
+            file.write(out)
+    digest = packed.hexdigest()
+    size = written.stat().st_size
+    written.rename(blobs / digest)
+    descriptor = {"mediaType": f"{_TYPE}.layer.v1.tar+gzip", "digest": f"sha256:{digest}", "size": size}
+    return f"sha256:{plain.hexdigest()}", descriptor
+
+
+def _tar(source: BinaryIO, size: int) -> Iterator[bytes]:
+    """The layer's tar in pieces: the folder and the disk."""
+    folder = tarfile.TarInfo("disk")
+    folder.type, folder.mode = tarfile.DIRTYPE, 0o555
+    file = tarfile.TarInfo("disk/disk.img")
+    file.mode, file.size = 0o444, size
+    for entry in (folder, file):
+        entry.uid = entry.gid = QEMU_USER
+        yield entry.tobuf(tarfile.GNU_FORMAT)
+    while data := source.read(_CHUNK):
+        yield data
+    yield bytes(-size % tarfile.BLOCKSIZE + 2 * tarfile.BLOCKSIZE)
+
+
+def _put(value: dict[str, Any], kind: str, blobs: Path) -> dict[str, Any]:
+    """Write a JSON blob; returns its descriptor."""
+    data = _json(value)
+    digest = hashlib.sha256(data).hexdigest()
+    (blobs / digest).write_bytes(data)
+    return {"mediaType": kind, "digest": f"sha256:{digest}", "size": len(data)}
+
+
+def _json(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()

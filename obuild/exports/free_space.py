@@ -1,0 +1,92 @@
+"""Clear the free space of the file systems on a disk: what was deleted there must not travel with the image.
+
+A guest's rm and fstrim are not enough: blocks that are smaller than a cluster of its overlay keep what they held.
+Only ext2, ext3 and ext4 are known. Names of deleted files may stay in folders and in the journal.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from obuild.errors import ProcessError
+from obuild.host import process
+
+PROGRAMS = ("sfdisk", "dumpe2fs")
+
+#: Where the superblock of an ext file system has its magic number, and that.
+_MAGIC_AT, _MAGIC = 1024 + 56, b"\x53\xef"
+
+_CHUNK = 1 << 20
+
+
+class Cleared(NamedTuple):
+    """`size` bytes of free space were cleared; for each number of a partition that was not, `skipped` says why."""
+
+    size: int
+    skipped: dict[int, str]
+
+
+def clear(disk: Path) -> Cleared:
+    """Write zeros over all free blocks of the raw disk that are not holes."""
+    size, skipped = 0, {}
+    with disk.open("r+b") as file:
+        for number, start in _partitions(disk):
+            file.seek(start + _MAGIC_AT)
+            if file.read(2) != _MAGIC:
+                skipped[number] = "its file system is not ext2, ext3 or ext4"
+                continue
+            told = _dumpe2fs(disk, start)
+            if "needs_recovery" in told.partition("\n\n")[0]:
+                skipped[number] = "its file system was not unmounted"
+                continue
+            size += sum(_zero(file, at, length) for at, length in _free(told, start))
+    return Cleared(size, skipped)
+
+
+def _partitions(disk: Path) -> list[tuple[int, int]]:
+    """The number and the start in bytes of each partition; the disk itself, as 0, if it has no table."""
+    try:
+        table = json.loads(process.run(["sfdisk", "--json", disk]))["partitiontable"]
+    except ProcessError:  # no table
+        return [(0, 0)]
+    unit = int(table.get("sectorsize", 512))
+    parts = table.get("partitions", [])
+    return [(number, int(part["start"]) * unit) for number, part in enumerate(parts, 1)]
+
+
+def _dumpe2fs(disk: Path, start: int) -> str:
+    # In the folder of the disk: after a question mark in a path, e2fsprogs reads options.
+    told = process.run(["dumpe2fs", f"{disk.name}?offset={start}"], env={"LC_ALL": "C"}, cwd=disk.parent)
+    return told.decode(errors="replace")
+
+
+def _free(told: str, start: int) -> Iterator[tuple[int, int]]:
+    """The free runs of blocks on the disk, as offset and length in bytes."""
+    found = re.search(r"^Block size:\s+([0-9]+)$", told, re.MULTILINE)
+    block = int(found[1]) if found else 4096
+    for runs in re.findall(r"^  Free blocks: (.*)$", told, re.MULTILINE):
+        for first, last in re.findall(r"([0-9]+)(?:-([0-9]+))?", runs):
+            yield start + int(first) * block, (int(last or first) - int(first) + 1) * block
+
+
+def _zero(file: BinaryIO, at: int, length: int) -> int:
+    """Write zeros over a part of the disk where it holds anything; returns how many bytes."""
+    end, done = at + length, 0
+    while at < end:
+        try:
+            at = max(at, os.lseek(file.fileno(), at, os.SEEK_DATA))
+        except OSError:  # ENXIO: only a hole is left
+            break
+        stop = min(end, os.lseek(file.fileno(), at, os.SEEK_HOLE))
+        while at < stop:
+            piece = min(_CHUNK, stop - at)
+            if os.pread(file.fileno(), piece, at).strip(b"\0"):
+                os.pwrite(file.fileno(), bytes(piece), at)
+                done += piece
+            at += piece
+    return done
