@@ -111,6 +111,13 @@ def unpinned(recipe: Recipe) -> str:
     return remote.unpinned(options.image)
 
 
+def seeds(recipe: Recipe, public_key: str, folder: Path) -> tuple[Path, ...]:
+    """See `Kind.seeds`."""
+    path = folder / "seed.iso"
+    path.write_bytes(seed.iso(seed_files(recipe, public_key)))
+    return (path,)
+
+
 def make(recipe: Recipe, out: Path, making: Making) -> Card:
     """See `Kind.make`."""
     options: Options = recipe.options
@@ -118,9 +125,9 @@ def make(recipe: Recipe, out: Path, making: Making) -> Card:
     with work_folder.folder_in(out.parent) as work:
         source = qemu_img.inspect(unattended.fetched(options.image, work / "image", making))
         disk_layout.check(source, recipe, work)
-        disk, medium = work / "disk.qcow2", work / "seed.iso"
+        disk = work / "disk.qcow2"
         qemu_img.create_grown(disk, source, size=recipe.size)
-        medium.write_bytes(seed.iso(seed_files(recipe, making.public_key)))
+        (medium,) = seeds(recipe, making.public_key, work)
         _boot(recipe, disk, medium, making)
         unattended.pack(recipe.name, disk, out, making)
     return recipe.card

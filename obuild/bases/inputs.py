@@ -7,13 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from obuild.bases import catalog, lockfile
+from obuild.bases import catalog, lockfile, work_folder
+from obuild.bases.all import KINDS
 from obuild.bases.download import fetch
 from obuild.bases.kind import Installed, Making, Recipe, Say
 from obuild.bases.remote import Remote
+from obuild.errors import UsageError
 from obuild.executors.qemu.ssh import make_key
 from obuild.host.process import CancelScope
 from obuild.store.layers import Store
+from obuild.store.usage import storage_errors
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,3 +60,17 @@ def prepare(
 
     key = catalog.store_key(store)
     return Making(store, key, make_key(key), say, get, scope or CancelScope(), watch, pins, installed), used
+
+
+def write_seeds(store: Store, plan: Recipe, folder: Path) -> list[Path]:
+    """Write the media that the recipe's guest would get into a folder, as NAME-seed….
+
+    They have the store's login key. UsageError if there are none, or no such folder.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"there is no folder {folder}")
+    with storage_errors(folder), work_folder.folder_in(folder) as work:
+        made = KINDS[plan.kind].seeds(plan, make_key(catalog.store_key(store)), work)
+        if not made:
+            raise UsageError(f"recipe {plan.name!r} of kind {plan.kind} has no seed to write")
+        return [path.replace(folder / f"{plan.name}-{path.name}") for path in made]

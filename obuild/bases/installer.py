@@ -92,6 +92,11 @@ def unpinned(recipe: Recipe) -> str:
     return remote.unpinned(options.iso, options.kernel, options.initrd)
 
 
+def seeds(recipe: Recipe, public_key: str, folder: Path) -> tuple[Path, ...]:
+    """See `Kind.seeds`."""
+    return tuple(path for path, _ in media.write(recipe.options.seeds, public_key, folder))
+
+
 def make(recipe: Recipe, out: Path, making: Making) -> Card:
     """See `Kind.make`."""
     options: Options = recipe.options

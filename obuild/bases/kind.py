@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -108,6 +108,10 @@ class Kind(Protocol):
 
     def unpinned(self, recipe: Recipe) -> str:
         """Return which input has no digest, as a message; "" if all have one."""
+        ...
+
+    def seeds(self, recipe: Recipe, public_key: str, folder: Path) -> Sequence[Path]:
+        """Write the media that tell the guest what to do into a folder, if it gets any that need no downloads."""
         ...
 
     def make(self, recipe: Recipe, out: Path, making: Making) -> Card:

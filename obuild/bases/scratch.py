@@ -36,6 +36,11 @@ def unpinned(recipe: Recipe) -> str:
     return "" if pinned else "nobody has pinned its packages; obuild base make --lock does"
 
 
+def seeds(recipe: Recipe, public_key: str, folder: Path) -> tuple[Path, ...]:
+    """See `Kind.seeds`. No guest is booted."""
+    return ()
+
+
 def make(recipe: Recipe, out: Path, making: Making) -> Card:
     """See `Kind.make`."""
     options: Options = recipe.options

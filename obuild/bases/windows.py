@@ -99,6 +99,11 @@ def unpinned(recipe: Recipe) -> str:
     return remote.unpinned(options.iso, options.drivers, options.openssh)
 
 
+def seeds(recipe: Recipe, public_key: str, folder: Path) -> tuple[Path, ...]:
+    """See `Kind.seeds`. The only one has a file to download."""
+    return ()
+
+
 def make(recipe: Recipe, out: Path, making: Making) -> Card:
     """See `Kind.make`."""
     options: Options = recipe.options

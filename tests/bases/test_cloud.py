@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from obuild.bases import cloud, cloud_verdict, disk_layout, making, recipe, seed, sources, work_folder
+from obuild.bases import cloud, cloud_verdict, disk_layout, inputs, making, recipe, seed, sources, work_folder
 from obuild.bases.cloud import Options
 from obuild.bases.kind import Making, Recipe, digest
 from obuild.bases.remote import Remote
@@ -24,6 +24,7 @@ from obuild.executors.qemu import machine
 from obuild.host import process, toml
 from obuild.host.qemu_img import Image
 from obuild.store.layers import Store
+from tests.support import odd
 from tests.support.recipes import recipe_of
 
 DIGEST = "sha256:" + "0" * 64
@@ -448,3 +449,26 @@ def test_only_a_download_without_a_digest_is_unpinned() -> None:
     made: Recipe = recipe_of(RECIPE)
     assert cloud.unpinned(made) == ""
     assert cloud.unpinned(replace(made, options=replace(made.options, image=Remote(("https://x/y",), "")))) != ""
+
+
+# -- the seed alone
+
+
+def test_the_seed_can_be_written_alone(store: Store, tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(RECIPE)
+    written = tmp_path / "mine-seed.iso"
+    status, out, _ = odd.run(["base", "make", str(path), f"--seed={tmp_path}", f"--store=qemu:{store.root}"])
+    assert (status, out) == (0, f"wrote {written}\n")
+    assert b"packages: [rsync]" in written.read_bytes()
+    assert sorted(each.name for each in tmp_path.iterdir() if "seed" in each.name) == ["mine-seed.iso"]
+    assert list(store.base_image.iterdir()) == []
+
+
+def test_a_recipe_without_a_seed_has_none_to_write(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"recipe 'micro' of kind scratch has no seed to write"):
+        inputs.write_seeds(store, recipe.load(making.recipe_path("micro")), tmp_path)
+    path = tmp_path / "mine.toml"
+    path.write_text(RECIPE)
+    with pytest.raises(UsageError, match="there is no folder"):
+        inputs.write_seeds(store, recipe.load(path), tmp_path / "none")

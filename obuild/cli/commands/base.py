@@ -17,6 +17,9 @@ from obuild.errors import ObuildError, UsageError
 if TYPE_CHECKING:
     from obuild.bases.catalog import Found
 
+#: What `base ls` says of recipes that none of obuild's developers has made.
+UNTRIED = "; not tested yet"
+
 app = typer.Typer(
     help="Make, add, list and remove base images, which `(from NAME)` starts from.", no_args_is_help=True
 )
@@ -62,6 +65,12 @@ def base_make(
     print_: Annotated[
         bool, typer.Option("--print", help="Only print the merged recipe and the digest of all inputs.")
     ] = False,
+    seed: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Only write the seed that the guest would get, as FOLDER/NAME-seed.iso."
+        ),
+    ] = None,
     watch: Annotated[
         bool,
         typer.Option("--watch", help="Show the guest's screen by VNC on 127.0.0.1 while it runs."),
@@ -74,12 +83,15 @@ def base_make(
 
     values = dict(_assignment(each) for each in set_ or ())
     choices = Choices(profile, values) if profile or values else None
-    if print_:
-        from obuild.bases import kind
+    if print_ or seed:
+        from obuild.bases import inputs, kind
         from obuild.bases import recipe as recipes
 
         merged = recipes.load(making.recipe_path(recipe), choices)
-        put(f"{recipes.show(merged)}\n# sha256:{kind.digest(merged)}")
+        if print_:
+            put(f"{recipes.show(merged)}\n# sha256:{kind.digest(merged)}")
+        for path in inputs.write_seeds(open_store(store, create=True), merged, seed) if seed else ():
+            put(f"wrote {path}")
         return
     if trust_first and locked:
         raise UsageError("--trust-first and --locked exclude each other")
@@ -196,6 +208,7 @@ def _made_row(found: Found) -> tuple[str, ...]:
         chosen = [f"--profile {made.profile}"] if made.profile else []
         chosen += [f"--set {key}={value}" for key, value in made.values.items()]
         note = " ".join([f"from {made.recipe}", *chosen])
+        note += "" if made.tried else UNTRIED
         if catalog.stale(found.path):
             note += "; stale: --if-changed makes it again"
     return found.name, kind, found.card.arch, text.size(found.size), when, note
@@ -208,8 +221,7 @@ def _recipe_row(name: str) -> tuple[str, ...]:
         plan = recipe.load(making.recipe_path(name))
     except UsageError as error:
         return name, "?", "?", "-", "-", f"cannot read its recipe: {error.message}"
-    untried = "" if plan.tried else "; not tested yet"
-    return name, plan.kind, plan.card.arch, "-", "-", f"can be made{untried}"
+    return name, plan.kind, plan.card.arch, "-", "-", f"can be made{'' if plan.tried else UNTRIED}"
 
 
 @app.command("verify")
