@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple
 
 from obuild.errors import ProcessError, UsageError
-from obuild.host import process
+from obuild.host import process, shortage
 from obuild.host.fs import in_memory
 from obuild.host.regular import NotAFile, open_file
 
@@ -98,12 +98,16 @@ def detect(path: Path) -> Format:
 
 
 def check(path: Path) -> None:
-    """UsageError unless the qcow2 image's tables are consistent with each other and with the file's length."""
+    """UsageError unless the qcow2 image's tables are consistent with each other and with the file's length.
+
+    ProcessError, OSError if this host has too little memory or too many open files to see that.
+    """
     _see_files(path)
     try:
         # 3: leaked clusters only, which waste space but do no harm
         process.run(["qemu-img", "check", "-q", "-f", "qcow2", path], ok=(0, 3))
     except ProcessError as error:
+        shortage.see(error)
         raise UsageError(f"{path} is damaged or truncated: {_last_line(error)}") from error
 
 

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from obuild.errors import ObuildError, UsageError
+from obuild.errors import ObuildError, ProcessError, UsageError
 from obuild.guests import profile
-from obuild.host import locks, qemu_img
+from obuild.host import locks, qemu_img, shortage
 from obuild.host.fs import discard
 from obuild.host.regular import is_file, is_folder, kind, open_file, read_bytes
 from obuild.plan.keys import LayerId
@@ -130,6 +130,7 @@ def _layer(layer: Layer, there: set[LayerId], *, read_data: bool) -> Iterator[st
     try:
         key = read_bytes(layer.path / "key")
     except OSError as error:
+        shortage.see(error)
         yield f"its key cannot be read: {error.strerror}"
         return
     if hashlib.sha256(key).hexdigest() != layer.id:
@@ -155,6 +156,7 @@ def _image(layer: Layer, parent: LayerId | None) -> Iterator[str]:
         else:
             qemu_img.check(layer.image)
     except (UsageError, ValueError, OSError) as error:
+        shortage.see(error)
         yield f"its image is damaged: {error}"
 
 
@@ -178,6 +180,8 @@ def _flat_image(store: Store, id: LayerId) -> Iterator[str]:
     try:
         store.flats.check(id)
         qemu_img.check(store.root / parts.flat_image(id))
+    except ProcessError:
+        raise  # qemu-img had no memory, for example
     except ObuildError as error:
         yield error.message
 

@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from obuild.host import shortage
 from obuild.host.fs import fsync
 from obuild.host.regular import NotAFile, is_file, open_file, read_text
 
@@ -44,10 +45,14 @@ def seal(folder: Path) -> None:
 
 
 def read(folder: Path) -> dict[str, Entry]:
-    """The entries of a mtree file. ValueError if it cannot be read, or is not from `write`."""
+    """The entries of a mtree file. ValueError if it cannot be read, or is not from `write`.
+
+    OSError if this host has too little memory or too many open files to read it; so does `damage`.
+    """
     try:
         text = read_text(folder / NAME)
     except OSError as error:
+        shortage.see(error)
         raise ValueError(f"its {NAME} cannot be read: {error.strerror}") from error
     entries = {}
     for line in text.splitlines()[1:]:
@@ -82,6 +87,7 @@ def damage(folder: Path, *, read_data: bool = False) -> list[str]:
         except FileNotFoundError:
             found.append(f"its {name} is missing")
         except OSError as error:
+            shortage.see(error)
             found.append(f"its {name} cannot be read: {error.strerror}")
     return found
 

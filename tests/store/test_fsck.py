@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from obuild.builder.chain import Builder
+from obuild.errors import ProcessError
 from obuild.host import locks, stamp
 from obuild.plan.keys import LayerId
 from obuild.plan.steps import Chain
@@ -387,3 +389,40 @@ def test_the_command_prints_its_findings_and_exits_with_1_until_all_are_repaired
     assert "1 of 2 findings" in done.stderr
     (store.base_image / "gone.toml").unlink()
     assert run().stdout == "clean: 6 layers\n"
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+@pytest.mark.parametrize("name", ["key", "mtree", "image.qcow2"])
+def test_a_lack_of_descriptors_or_memory_is_not_taken_for_damage(
+    store: Store, made: list[Layer], monkeypatch: pytest.MonkeyPatch, name: str, code: int
+) -> None:
+    """A repair would otherwise remove layers that are whole."""
+    real = os.open
+
+    def lacking(path: str | Path, *args: int, **options: int) -> int:
+        if str(path).startswith(str(store.result)) and str(path).endswith(name):
+            raise OSError(code, os.strerror(code), str(path))
+        return real(path, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", lacking)
+        with pytest.raises(OSError, match=os.strerror(code)):
+            found(store, read_data=True)
+    assert found(store, read_data=True) == []
+    assert all(layer.path.exists() for layer in made)
+
+
+@pytest.mark.parametrize(
+    "ends", ["kill -9 $$", "echo 'qemu-img: Could not open: Cannot allocate memory' >&2; exit 1"]
+)
+def test_a_qemu_img_without_memory_is_not_taken_for_damage(
+    store: Store, made: list[Layer], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ends: str
+) -> None:
+    program = tmp_path / "qemu-img"
+    program.write_text(f"#!/bin/sh\n{ends}\n")
+    program.chmod(0o755)
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+        with pytest.raises(ProcessError, match=r"signal 9|Cannot allocate memory"):
+            found(store)
+    assert found(store) == []
