@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import stat
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -14,6 +15,9 @@ from obuild.guests.profile import Card
 from obuild.plan.tree import Tree
 
 VARIANTS = ("extract", "custom", "essential", "apt", "minbase", "required", "important", "standard")
+
+#: sshd's second file of keys for root; a store's login key is in the first.
+ROOT_KEYS = "/root/.ssh/authorized_keys2"
 
 #: The last second that an inode of our ext4 can say.
 _LAST_SECOND = (1 << 31) - 1
@@ -57,7 +61,7 @@ def parse(table: Table, sources: Sources, card: Card) -> Options:
     """See `Kind.parse`."""
     table.only(
         *("layout", "suite", "updates", "variant", "packages", "kernel", "cmdline", "tools", "file", "script"),
-        *("tree", "presets", "remove", "epoch", "mirror"),
+        *("tree", "presets", "remove", "epoch", "mirror", "authorized_keys"),
     )
     layout = table.choice("layout", layouts.LAYOUTS, default="mbr-grub")
     firmwares = layouts.LAYOUTS[layout].FIRMWARES
@@ -75,7 +79,7 @@ def parse(table: Table, sources: Sources, card: Card) -> Options:
         packages=_packages(table, "packages") + _packages(table, "kernel") + layouts.LAYOUTS[layout].PACKAGES,
         cmdline=table.line("cmdline"),
         tools=_packages(table, "tools"),
-        files=(files := kind.files(table)),
+        files=(files := kind.files(table) + _authorized_keys(table, sources)),
         script=table.text("script", default=""),
         trees=root_files.trees(table, sources, files),
         presets=table.flag("presets", default=False),
@@ -95,6 +99,21 @@ def _epoch(table: Table) -> int | Literal["packages", "release"]:
             return seconds
     hint = 'write "packages", "release", or seconds since 1970 without quotes'
     raise table.error("epoch", f"epoch is {table['epoch']!r}", hint=hint)
+
+
+def _authorized_keys(table: Table, sources: Sources) -> tuple[File, ...]:
+    """Return root's SSH keys from a file, beside those that a store gives to the login; nothing if none is named.
+
+    UsageError unless only its owner can read it, and nobody can write it: what is in it opens every machine.
+    """
+    if not table.text("authorized_keys", default=""):
+        return ()
+    path = sources.beside(table, "authorized_keys")
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode != 0o400:
+        problem = f"authorized_keys: {path} has mode {mode:04o}, and must have 0400"
+        raise table.error("authorized_keys", problem, hint=f"see what is in it, then: chmod 400 {path}")
+    return (File(ROOT_KEYS, 0o600, sources.text(table, "authorized_keys")),)
 
 
 def _layouts_for(firmware: str) -> str:

@@ -24,7 +24,8 @@ from obuild.bases import (
     sources,
     work_folder,
 )
-from obuild.bases.kind import Installed, Making, Recipe
+from obuild.bases.kind import File, Installed, Making, Recipe
+from obuild.bases.sources import Choices
 from obuild.errors import ProcessError, UsageError
 from obuild.guests.profile import Card
 from obuild.host import process
@@ -273,3 +274,37 @@ def test_packages_are_pinned_by_a_lock_file(
         making.make(store, str(path), say=print, locked=True, again="yes")
     assert (store.base_image / "mine.qcow2").stat().st_ino == before
     assert making.make(store, str(path), say=print, again="changed") == (store.base_image / "mine.qcow2", False)
+
+
+def test_roots_keys_come_from_a_file_that_nobody_can_write(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(f'{SMALLEST}authorized_keys = "resources/keys"\n')
+    with pytest.raises(UsageError, match=r"mine\.toml:5:1: authorized_keys: there is no file .*resources/keys"):
+        recipe.load(tmp_path / "mine.toml")
+    keys = tmp_path / "resources/keys"
+    keys.parent.mkdir()
+    keys.write_text("ssh-ed25519 AAAA\n")
+    for mode in (0o600, 0o440, 0o404, 0o1400, 0o644):
+        keys.chmod(mode)
+        with pytest.raises(UsageError, match=rf"mine\.toml:5:1: .*keys has mode {mode:04o}, and must") as caught:
+            recipe.load(tmp_path / "mine.toml")
+        assert f"chmod 400 {keys}" in caught.value.hint
+    keys.chmod(0o400)
+    made = recipe.load(tmp_path / "mine.toml")
+    assert made.options.files == (File("/root/.ssh/authorized_keys2", 0o600, "ssh-ed25519 AAAA\n"),)
+
+
+def test_podvm_lets_nobody_in_without_its_debug_profile(tmp_path: Path) -> None:
+    path = sources.find("podvm")
+    assert path is not None
+    keys = tmp_path / "keys"
+    keys.write_text("ssh-ed25519 AAAA\n")
+    keys.chmod(0o400)
+    plain, debug = recipe.load(path), recipe.load(path, Choices("debug", {"authorized_keys": str(keys)}))
+    assert [each for each in plain.options.files if "authorized_keys" in each.path or "getty" in each.path] == []
+    assert plain.options.cmdline.endswith("systemd.getty_auto=0")
+    assert {each.path for each in debug.options.files} - {each.path for each in plain.options.files} == {
+        "/etc/systemd/system/serial-getty@.service.d/podvm.conf",
+        "/etc/systemd/system/host-key.service",
+        "/root/.ssh/authorized_keys2",
+    }
+    assert debug.options.layout == plain.options.layout == "gpt-uki-verity"

@@ -36,9 +36,11 @@ def sealed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def booted(store: Path, folder: Path, *, flipped: int = 0, tpm: bool = False) -> Iterator[Machine]:
+def booted(
+    store: Path, folder: Path, *, name: str = "sealed", flipped: int = 0, tpm: bool = False
+) -> Iterator[Machine]:
     """A machine on the sealed disk, with another byte at the offset `flipped`."""
-    raw = store / "base-image/sealed.verity.raw"
+    raw = store / f"base-image/{name}.verity.raw"
     overlay = folder / "overlay.qcow2"
     qemu_img.create_grown(overlay, qemu_img.inspect(raw), size=raw.stat().st_size)
     if flipped:
@@ -83,3 +85,14 @@ def test_a_flipped_bit_of_the_root_does_not_boot(sealed: Path, tmp_path: Path) -
         ssh.connect(running, login="root", key=sealed.with_name("key")),
     ):
         pass
+
+
+def test_podvm_can_be_debugged_by_ssh(tmp_path: Path) -> None:
+    store, keys = tmp_path / "store", tmp_path / "keys"
+    keys.write_text(f"{ssh.make_key(tmp_path / 'key')}\n")
+    keys.chmod(0o400)
+    Program(store)("base", "make", "podvm", "--profile", "debug", "--set", f"authorized_keys={keys}")
+    with booted(store, tmp_path, name="podvm") as running:
+        found = told(running, tmp_path / "key", "systemctl is-system-running --wait; ls /root/.ssh; ls /boot")
+        running.quit()
+    assert found.split() == ["running", "authorized_keys2"]
