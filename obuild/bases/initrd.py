@@ -102,12 +102,13 @@ exec busybox switch_root /root /sbin/init
 def build(parts: Path) -> bytes:
     """The initial RAM disk, from the archive that `TAKE_PARTS` makes. UsageError if that lacks something."""
     with tarfile.open(parts) as tar:
-        index = {PurePosixPath(entry.name).name: entry for entry in tar if entry.isfile() or entry.issym()}
+        entries = sorted(tar, key=tarfile.TarInfo.isfile)  # a file is taken before a link of the same name
+        index = {PurePosixPath(entry.name).name: entry for entry in entries if entry.isfile() or entry.issym()}
 
         def read(name: str) -> bytes:
             entry = index.get(name)
-            if entry is not None and entry.issym():
-                return read(PurePosixPath(entry.linkname).name)
+            if entry is not None and entry.issym() and (other := PurePosixPath(entry.linkname).name) != name:
+                return read(other)
             file = tar.extractfile(entry) if entry is not None else None
             if file is None:
                 raise UsageError(f"the new root has no {name}, which its initial RAM disk needs")

@@ -103,6 +103,10 @@ def parts(folder: Path) -> None:
     paths = [Path(word) for word in libraries.split() if word.startswith("/")]
     for path in {*paths, loader}:
         shutil.copy(path.resolve(), root / "usr/lib" / path.name)
+    # aarch64 has a link of the loader's own name beside the folder of libraries.
+    (root / "usr/lib/arch").mkdir()
+    (root / "usr/lib" / loader.name).rename(root / "usr/lib/arch" / loader.name)
+    (root / "usr/lib" / loader.name).symlink_to(f"arch/{loader.name}")
     with tarfile.open(folder / initrd.PARTS, "w") as tar:
         tar.add(root / "usr", "usr")
     shutil.rmtree(root)
