@@ -460,6 +460,16 @@ def test_base_ls_lists_images_and_recipes(based: Path) -> None:
     assert listed[1].split()[:3] == ["there", "added", "x86_64"]
     micro = next(line.split() for line in listed if line.startswith("micro "))
     assert micro == ["micro", "scratch", "x86_64", "-", "-", "can", "be", "made"]
+    fedora = next(line for line in listed if line.startswith("fedora "))
+    assert fedora.endswith("can be made; not tested yet")
+
+
+def test_base_ls_says_that_nobody_has_tried_the_recipe_of_an_image(based: Path) -> None:
+    (based / "mine.toml").write_text(f"tried = false\n{RECIPE}")
+    made = recipe.load(based / "mine.toml")
+    record.write(based / "store/base-image/there.qcow2", made, Choices(), when=0.0)
+    listed = obuild("base", "ls", f"--store=qemu:{based / 'store'}", code=0).stdout.splitlines()
+    assert listed[1].endswith("from mine; not tested yet")
 
 
 @pytest.mark.parametrize(
