@@ -142,6 +142,15 @@ def test_a_reboot_is_the_end_where_the_recipe_says_so(program: Program, recipe: 
 
 
 @pytest.mark.long
+def test_an_iso_can_be_booted_by_uefi(program: Program, recipe: Callable[..., Path]) -> None:
+    """The installed system boots by BIOS alone, so it is not tried."""
+    path = recipe(more='verify = "none"', timeout="10m")
+    path.write_text(path.read_text().replace("[card]\n", '[card]\nfirmware = "uefi"\n'))
+    program("base", "make", path)
+    assert (program.store / "base-image" / "mine.nvram").stat().st_size == 540672
+
+
+@pytest.mark.long
 def test_a_kernel_can_install_on_a_machine_with_uefi(program: Program, recipe: Callable[..., Path]) -> None:
     """The tiny system boots by BIOS alone: this tries the machine, and that its variables lie beside the image."""
     kernel, initrd = tiny_installer.kernel()
