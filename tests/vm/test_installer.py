@@ -145,7 +145,8 @@ def test_a_reboot_is_the_end_where_the_recipe_says_so(program: Program, recipe: 
 def test_an_iso_can_be_booted_by_uefi(program: Program, recipe: Callable[..., Path]) -> None:
     """The installed system boots by BIOS alone, so it is not tried."""
     path = recipe(more='verify = "none"', timeout="10m")
-    path.write_text(path.read_text().replace("[card]\n", '[card]\nfirmware = "uefi"\n'))
+    text = path.read_text().replace("[card]\n", '[card]\nfirmware = "uefi"\n')
+    path.write_text(text.replace('memory = "256M"', 'memory = "512M"'))  # GRUB needs more under UEFI
     program("base", "make", path)
     assert (program.store / "base-image" / "mine.nvram").stat().st_size == 540672
 
