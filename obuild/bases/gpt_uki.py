@@ -27,6 +27,9 @@ FIRMWARES: tuple[str, ...] = ("uefi",)
 
 PACKAGES: tuple[str, ...] = ("systemd-boot-efi",)
 
+#: In bytes: no kernel with its drivers is smaller.
+SMALLEST_ROOT = 64 << 20
+
 #: What the hook takes out of the root, besides the kernel.
 STUB, OS_RELEASE = "stub", "os-release"
 
@@ -42,6 +45,12 @@ def check_host(recipe: Recipe) -> None:
         raise UsageError(
             f"{recipe.name}: obuild cannot make a disk for UEFI on {recipe.card.arch}",
             hint=f'it can for {", ".join(esp.LOADERS)}; elsewhere, write firmware = "kernel" under [card]',
+        )
+    if root_size(recipe.size) < SMALLEST_ROOT:
+        smallest = (recipe.size - root_size(recipe.size) + SMALLEST_ROOT) >> 20
+        raise UsageError(
+            f"{recipe.name}: size is {recipe.size >> 20}M, and layout {recipe.options.layout!r} needs {smallest}M",
+            hint=f"the EFI system partition takes {esp.SIZE >> 20}M of it",
         )
     for program in ("sfdisk", *esp.PROGRAMS):
         process.require(program)

@@ -146,6 +146,13 @@ def test_a_host_without_a_tool_is_told_its_package(
     assert caught.value.hint == f"apt install {package}"
 
 
+def test_a_disk_without_room_for_a_root_is_refused() -> None:
+    made = replace(RECIPE, size=193 << 20)
+    with pytest.raises(UsageError, match="size is 193M, and layout 'gpt-uki' needs 194M"):
+        layouts.of(made).check_host(made)
+    layouts.of(made).check_host(replace(RECIPE, size=194 << 20))
+
+
 def test_a_disk_for_uefi_cannot_be_made_for_every_architecture() -> None:
     made = replace(RECIPE, card=replace(RECIPE.card, arch="s390x"))
     with pytest.raises(UsageError, match="cannot make a disk for UEFI on s390x") as caught:

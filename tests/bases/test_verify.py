@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from obuild.bases import lockfile, making, scratch, verify
+from obuild.bases import lockfile, making, record, scratch, verify
 from obuild.bases.kind import Installed, Making, Recipe
 from obuild.errors import UsageError
 from obuild.guests.profile import Card
@@ -42,6 +42,28 @@ def test_an_image_that_is_made_again_is_compared_and_kept(store: Store, packages
     assert verify.again(store, "mine", say=print)[1] != first
     assert (image.stat().st_ino, image.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     assert sorted(path.name for path in store.base_image.iterdir()) == ["mine.made", "mine.qcow2", "mine.toml"]
+
+
+def test_a_sealed_disk_is_compared_as_well(
+    store: Store, packages: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sealed = [b"one", b"one", b"two"]
+    make = scratch.make
+
+    def also_sealed(plan: Recipe, out: Path, given: Making) -> Card:
+        out.with_suffix(".verity.raw").write_bytes(boot_disk(sealed.pop(0).decode(), b""))
+        return make(plan, out, given)
+
+    monkeypatch.setattr(scratch, "make", also_sealed)
+    making.make(store, record_path(store), say=print, again="yes")
+    assert len(set(verify.again(store, "mine", say=print))) == 1
+    assert len(set(verify.again(store, "mine", say=print))) == 2
+
+
+def record_path(store: Store) -> str:
+    made = record.read(store.base_image / "mine.qcow2")
+    assert made is not None
+    return made.path
 
 
 @pytest.mark.usefixtures("packages")

@@ -65,7 +65,7 @@ def content(store: Path, name: str) -> str:
     [
         pytest.param("micro", "day", marks=pytest.mark.skipif(os.geteuid() != 0, reason="see ELSEWHERE")),
         pytest.param("debian-12", "user", marks=pytest.mark.long),
-        pytest.param(str(RECIPES / "uki.toml"), "user", marks=pytest.mark.long),
+        pytest.param(str(RECIPES / "sealed.toml"), "user", marks=pytest.mark.long),
     ],
 )
 def test_an_image_is_the_same_for_everybody(name: str, what: str, tmp_path: Path, elsewhere: Path) -> None:
@@ -76,6 +76,8 @@ def test_an_image_is_the_same_for_everybody(name: str, what: str, tmp_path: Path
     subprocess.run([*script, *make, f"--store=qemu:{elsewhere}/a/store"], check=True)
     image = Path(name).stem if name.endswith(".toml") else name
     assert content(elsewhere / "a/store", image) == content(tmp_path / "store", image)
+    for disk in (tmp_path / "store/base-image").glob("*.verity.raw"):
+        assert (elsewhere / "a/store/base-image" / disk.name).read_bytes() == disk.read_bytes()
 
 
 def test_a_machine_that_uefi_starts_builds_and_is_kept_warm(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from obuild.host import qemu_img
 from obuild.host.process import CancelScope
 from tests.support.program import ROOT, Program
 
-pytestmark = [pytest.mark.vm, pytest.mark.long]
+pytestmark = pytest.mark.vm
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def sealed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def booted(
-    store: Path, folder: Path, *, name: str = "sealed", flipped: int = 0, tpm: bool = False
+    store: Path, folder: Path, *, name: str = "sealed", arch: str = "x86_64", flipped: int = 0, tpm: bool = False
 ) -> Iterator[Machine]:
     """A machine on the sealed disk, with another byte at the offset `flipped`."""
     raw = store / f"base-image/{name}.verity.raw"
@@ -50,7 +50,8 @@ def booted(
             content = bytearray(file.read(512))
         content[flipped - sector] ^= 1
         qemu_img.write_at(overlay, sector, bytes(content))
-    shape = Shape(firmware="uefi", memory=512 << 20, boot_time=300, tpm=folder / "tpm" if tpm else None)
+    state = folder / "tpm" if tpm else None
+    shape = Shape(arch=arch, firmware="uefi", memory=512 << 20, boot_time=300, tpm=state)
     with machine.start(shape, overlay, CancelScope(), network=False) as running:
         yield running
 
@@ -62,6 +63,7 @@ def told(running: Machine, key: Path, script: str) -> str:
     return output.getvalue().decode()
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not shutil.which("swtpm"), reason="needs swtpm")
 def test_a_tpm_measures_what_was_computed_and_the_root_cannot_be_written(sealed: Path, tmp_path: Path) -> None:
     numbers = json.loads((sealed / "base-image/sealed.pcrs.json").read_text())["pcrs"]["sha256"]
@@ -77,6 +79,7 @@ def test_a_tpm_measures_what_was_computed_and_the_root_cannot_be_written(sealed:
     assert found[len(numbers) :] == ["etc", "var", "root", "touch: cannot touch '/usr/new': Read-only file system"]
 
 
+@pytest.mark.long
 def test_a_flipped_bit_of_the_root_does_not_boot(sealed: Path, tmp_path: Path) -> None:
     """The first block of squashfs, which every boot reads."""
     with (
@@ -87,6 +90,7 @@ def test_a_flipped_bit_of_the_root_does_not_boot(sealed: Path, tmp_path: Path) -
         pass
 
 
+@pytest.mark.long
 def test_podvm_can_be_debugged_by_ssh(tmp_path: Path) -> None:
     store, keys = tmp_path / "store", tmp_path / "keys"
     keys.write_text(f"{ssh.make_key(tmp_path / 'key')}\n")
@@ -96,3 +100,15 @@ def test_podvm_can_be_debugged_by_ssh(tmp_path: Path) -> None:
         found = told(running, tmp_path / "key", "systemctl is-system-running --wait; ls /root/.ssh; ls /boot")
         running.quit()
     assert found.split() == ["running", "authorized_keys2"]
+
+
+@pytest.mark.arch
+def test_a_sealed_disk_for_aarch64_is_made_without_running_its_programs(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    key = ssh.make_key(tmp_path / "key")
+    Program(store)("base", "make", ROOT / "tests/recipes/uki-aarch64.toml", "--set", f"key={key}")
+    with booted(store, tmp_path, name="uki-aarch64", arch="aarch64") as running:
+        found = told(running, tmp_path / "key", "uname -m; grep ' / ' /proc/mounts")
+        running.quit()
+    assert found.splitlines()[0] == "aarch64"
+    assert "/dev/dm-0 / squashfs ro," in found
