@@ -14,6 +14,9 @@ from hashlib import sha256
 
 from obuild.bases import uki
 
+#: What the stub says of itself, in its section .sdmagic.
+VERSION = b"LoaderInfo: systemd-stub 252"
+
 #: The order in which systemd's stub measures sections, whatever their order in the file is.
 _MEASURED = (".linux", ".osrel", ".cmdline", ".initrd")
 
@@ -21,8 +24,11 @@ _MEASURED = (".linux", ".osrel", ".cmdline", ".initrd")
 def pcrs(image: bytes, sections: Mapping[str, bytes]) -> dict[str, str]:
     """The values of PCRs 4, 9 and 11 after a boot of a unified kernel image with these sections, in hex.
 
-    UEFI must have found `image` by its boot option for the disk, and measured no other program.
+    UEFI must have found `image` by its boot option for the disk, and measured no other program. The result is empty
+    unless the stub has the version whose measurements are known here.
     """
+    if VERSION not in image:
+        return {}
     programs = [_program_digest(image), _program_digest(sections[".linux"])]
     action = b"Calling EFI Application from Boot Option"
     named = (part for name in _MEASURED for part in (name.encode() + b"\0", sections[name]))

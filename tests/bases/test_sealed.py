@@ -196,6 +196,12 @@ def test_every_input_changes_what_is_expected_of_a_tpm() -> None:
     assert {number for number in before if other[number] != before[number]} == {"4"}
 
 
+def test_nothing_is_said_of_a_stub_that_may_measure_otherwise() -> None:
+    sections = {".osrel": b"", ".cmdline": b"", ".initrd": b"", ".linux": efi.stub()}
+    assert set(measured_boot.pcrs(efi.stub(), sections)) == {"4", "9", "11"}
+    assert measured_boot.pcrs(efi.stub(version=257), sections) == {}
+
+
 def test_a_checksum_and_a_signature_do_not_change_what_is_measured_of_a_program() -> None:
     sections = {".osrel": b"", ".cmdline": b"", ".initrd": b"", ".linux": efi.stub()}
     image = bytearray(efi.stub())

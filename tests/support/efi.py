@@ -5,16 +5,17 @@ from __future__ import annotations
 import struct
 
 
-def stub(*, room: int = 8) -> bytes:
-    """A PE program with one section, and room in its header for `room` more; it does nothing."""
+def stub(*, room: int = 8, version: int = 252) -> bytes:
+    """A PE program with one section, and room in its header for `room` more; it says that it is systemd's stub."""
     dos = b"MZ".ljust(60, b"\0") + struct.pack("<I", 64)
     coff = b"PE\0\0" + struct.pack("<HHIIIHH", 0x8664, 1, 0, 0, 0, 240, 0x22E)
     headers_size = -(-(64 + 24 + 240 + 40 * (1 + room)) // 512) * 512
     optional = struct.pack("<HBBIIIII", 0x20B, 0, 0, 512, 512, 0, 0x1000, 0x1000)
     optional += struct.pack("<QIIHHHHHHIIIIHH", 0, 512, 512, 0, 0, 0, 0, 0, 0, 0, 0x1200, headers_size, 7, 10, 0)
     optional += struct.pack("<QQQQII", 0, 0, 0, 0, 0, 16) + bytes(16 * 8)
+    magic = b"\xc3#### LoaderInfo: systemd-stub %d.39 ####" % version
     section = struct.pack("<8sIIIIIIHHI", b".text", 16, 0x1000, 512, headers_size, 0, 0, 0, 0, 0x60000020)
-    return (dos + coff + optional + section).ljust(headers_size, b"\0") + b"\xc3".ljust(512, b"\0")
+    return (dos + coff + optional + section).ljust(headers_size, b"\0") + magic.ljust(512, b"\0")
 
 
 def sections(image: bytes) -> dict[str, tuple[int, bytes]]:
