@@ -19,6 +19,15 @@ def debian(tmp_path_factory: pytest.TempPathFactory) -> Program:
     return Program(new_store(folder / "store", base_images("debian-12")))
 
 
+def test_a_step_runs_on_debian(debian: Program, tmp_path: Path) -> None:
+    spec = tmp_path / "test.spec"
+    command = ". /etc/os-release; echo $ID $VERSION_ID; systemctl is-active ssh; apt-get --version | head -n 1"
+    spec.write_text(f'((from debian-12) (run (shell "{command}")))')
+    output = debian.build(spec, tmp_path).stdout
+    assert "\ndebian 12\nactive\napt " in output
+
+
+@pytest.mark.long
 def test_the_example_is_built_and_then_comes_from_the_cache(debian: Program, tmp_path: Path) -> None:
     source = shutil.copytree(ROOT / "specs/hello", tmp_path / "hello")
     shown = example("network")

@@ -56,7 +56,7 @@ def clean(store: Store) -> bool:
     return not any(store.result_tmp.iterdir()) and not store.states.unfinished()
 
 
-@pytest.mark.parametrize("how", ["cancelled", "failing"])
+@pytest.mark.parametrize("how", ["cancelled", pytest.param("failing", marks=pytest.mark.long)])
 def test_cancelling_or_failing_one_build_leaves_the_others_machines_alone(
     how: str, fresh: Program, tmp_path: Path, micro_images: Path
 ) -> None:

@@ -154,6 +154,7 @@ def small(tmp_path: Path, micro_images: Path) -> Iterator[Program]:
         subprocess.run(["umount", mount], check=True)
 
 
+@pytest.mark.long
 def test_a_full_disk_is_reported_and_the_build_works_once_there_is_room(
     small: Program, spec: Spec, source: Path
 ) -> None:

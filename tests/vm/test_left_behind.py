@@ -11,6 +11,7 @@ import shlex
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -75,9 +76,9 @@ def seen(text: str) -> list[dict[str, str]]:
     return found
 
 
-def leave(row: Row) -> str:
-    """Return a step that leaves something, and checks that it is there."""
-    return step(f"{{ {row.leave}\n}} >&2 || exit 1", *looks(row))
+def leave(row: Row, *before: str) -> str:
+    """Return a step that leaves something, after some commands, and checks that it is there."""
+    return step(*before, f"{{ {row.leave}\n}} >&2 || exit 1", *looks(row))
 
 
 @dataclass
@@ -124,16 +125,25 @@ def reasons(text: str) -> list[str]:
 
 
 def check_chain(guest: Guest, rows: Sequence[Row]) -> None:
-    """Have each row leave something and its own next step look for it, all in one chain."""
-    steps = " ".join(f"{leave(row)} {step(*looks(row), 'echo')}" for row in rows)
-    output = guest.build(f"((from {guest.base}) {steps})", "--vm", "warm")
-    saw = seen(output)
-    parts = output.split(f"{MARK}")
-    for number, row in enumerate(rows):
-        before, after = saw[2 * number], saw[2 * number + 1]
-        guest.check_left(row, before[row.name], reasons(parts[2 * number + 1]))
-        assert after[row.name].rstrip("\n") == guest.cold[row.name].rstrip("\n"), row.name
+    """Have each row leave something and the next step look for it, all in one chain.
+
+    The step that looks for what one row has left then leaves what the next row says.
+    """
+    steps = [leave(rows[0])]
+    steps += [leave(row, *looks(before), f"echo '{MARK}'") for before, row in pairwise(rows)]
+    steps.append(step(*looks(rows[-1])))
+    output = guest.build(f"((from {guest.base}) {' '.join(steps)})", "--vm", "warm")
+    found = re.split(rf"^{MARK}(.+)\n", output, flags=re.MULTILINE)
+    assert found[1::2] == [row.name for row in rows for _ in ("leave", "look")]
+    for row, before, after in zip(rows, found[2::4], found[4::4], strict=True):
+        guest.check_left(row, printed(before), reasons(before))
+        assert printed(after).rstrip("\n") == guest.cold[row.name].rstrip("\n"), row.name
     assert_clean(guest.program)
+
+
+def printed(text: str) -> str:
+    """Return what the look of a row has printed, without what obuild and later commands print after it."""
+    return re.split(rf"^(?:the next step needs a boot|---> saved as|{MARK}$)", text, flags=re.MULTILINE)[0]
 
 
 def test_what_can_be_undone_is_gone_in_the_next_step(micro: Guest) -> None:
@@ -147,8 +157,7 @@ def test_what_cannot_be_undone_makes_the_next_step_boot(micro: Guest) -> None:
     found = re.split(rf"^{MARK}(.*)\n", output, flags=re.MULTILINE)
     assert found[1::2] == [row.name for row in rows]
     for row, after in zip(rows, found[2::2], strict=True):
-        before = after.partition("the next step needs")[0].partition("---> saved as")[0]
-        micro.check_left(row, before, reasons(after))
+        micro.check_left(row, printed(after), reasons(after))
     assert_clean(micro.program)
 
 

@@ -145,6 +145,7 @@ def test_a_failed_step_is_retried_from_its_parent(shared: Program, spec: Spec, s
     assert {*boots(first)} == {*boots(again)}
 
 
+@pytest.mark.long
 def test_a_step_that_changes_how_modules_are_loaded_is_followed_by_a_boot(
     shared: Program, spec: Spec, source: Path
 ) -> None:
@@ -239,7 +240,6 @@ def test_long_chains_and_large_memories_continue_from_saved_states(
     assert len({*boots(done)}) == 1
     assert "/large: OK\n20\n" in done.stdout
     assert list((shared.store / "flat").iterdir())
-    shared("fsck", "--read-data")
 
 
 def test_a_step_that_kills_all_processes_is_reported(shared: Program, spec: Spec, source: Path) -> None:
