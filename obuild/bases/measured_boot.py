@@ -24,8 +24,8 @@ _MEASURED = (".linux", ".osrel", ".cmdline", ".initrd")
 def pcrs(image: bytes, sections: Mapping[str, bytes]) -> dict[str, str]:
     """The values of PCRs 4, 9 and 11 after a boot of a unified kernel image with these sections, in hex.
 
-    UEFI must have found `image` by its boot option for the disk, and measured no other program. The result is empty
-    unless the stub has the version whose measurements are known here.
+    UEFI must have found `image` by its boot option for the disk, and measured no other program. The result is
+    empty unless the stub has the version whose measurements are known here.
     """
     if VERSION not in image:
         return {}
