@@ -1,4 +1,4 @@
-"""Debian's package archive: which addresses it has, what it says of packages, and the packages themselves.
+"""Debian's package archive: its addresses, its lists of packages, and the packages themselves.
 
 apt does the work, from a folder of its own: nothing of this host's apt is read or changed. The format of what it
 reads is described in https://wiki.debian.org/DebianRepository/Format.
@@ -13,16 +13,16 @@ from urllib.parse import quote, unquote, urlsplit
 
 from obuild.host import process
 
-#: The archive itself: the name finds a mirror nearby.
+#: The archive's own name, which leads to a mirror nearby.
 MIRROR = "http://deb.debian.org/debian"
 SECURITY = "http://security.debian.org/debian-security"
 
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
-#: A mirror of one moment, as snapshot.debian.org has them. Its signatures may have expired.
+#: A snapshot of the archive, like those of snapshot.debian.org. Its signatures may have expired.
 _SNAPSHOT = re.compile(r"/[0-9]{8}T[0-9]{6}Z(?![^/\s])")
 
-#: Suites without updates and security fixes of their own.
+#: Suites without suites for updates and security fixes.
 _ROLLING = ("testing", "unstable", "sid", "experimental")
 
 _SHA256 = re.compile(r"^SHA256: ([0-9a-f]{64})$", re.MULTILINE)
@@ -30,7 +30,7 @@ _FIELD = re.compile(r"^([A-Za-z0-9-]+): *(.*)$", re.MULTILINE)
 
 
 def lines(mirror: str, suite: str, *, updates: bool) -> tuple[str, ...]:
-    """What sources.list says to take a release from a mirror, with the suites of updates and of security fixes.
+    """Return the lines of sources.list for a release from a mirror, with its updates and security fixes.
 
     Security fixes are Debian's own; but those of a snapshot lie beside it, in debian-security.
     """

@@ -15,10 +15,10 @@ from obuild.host import process, units
 
 PROGRAMS = ("mformat", "mmd", "mcopy")
 
-#: Room for a kernel and a large initial RAM disk. What is not used takes no room in an image file.
+#: Room for a kernel and a large initial RAM disk, in bytes. Unused space takes none in an image file.
 SIZE = 128 << 20
 
-#: What FAT32 itself may take of that.
+#: The part that FAT32 itself may need, in bytes.
 _TABLES = 4 << 20
 
 LOADERS = {"x86_64": "BOOTX64.EFI", "aarch64": "BOOTAA64.EFI"}
@@ -33,7 +33,7 @@ def write(disk: Path, *, start: int, arch: str, program: Path, identity: UUID, e
         raise UsageError(f"the kernel image for UEFI takes {units.size(length)} of {units.size(SIZE)}")
     image = f"{disk}@@{start}"
     serial = f"{identity.fields[0]:08x}"
-    # The times of files are the image's date, in UTC.
+    # All files get the image's date, in UTC.
     env = {"SOURCE_DATE_EPOCH": str(epoch), "TZ": "UTC"}
     process.run(["mformat", "-i", image, "-F", "-T", str(SIZE // SECTOR), "-N", serial, "::"], env=env)
     process.run(["mmd", "-i", image, "::/EFI", "::/EFI/BOOT"], env=env)

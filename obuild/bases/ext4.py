@@ -14,7 +14,7 @@ from obuild.errors import ObuildError
 from obuild.host import process
 from obuild.host.qemu_img import KEY_BLOCK
 
-#: What every mke2fs shall make: no feature that GRUB 2.06, an older kernel or an older e2fsck does not know.
+#: The features for every mke2fs: all are known to GRUB 2.06, older kernels and older versions of e2fsck.
 CONFIG = """\
 [defaults]
 	base_features = sparse_super,large_file,filetype,resize_inode,dir_index,ext_attr
@@ -29,7 +29,7 @@ CONFIG = """\
 
 PROGRAMS = ("mke2fs", "dumpe2fs", "debugfs")
 
-#: Of each inode. The program that made it has put the clock of the host into the first three.
+#: The times of each inode. mke2fs takes the first three from the host's clock.
 _TIMES = ("atime", "ctime", "crtime", "atime_extra", "ctime_extra", "crtime_extra", "mtime_extra")
 
 
@@ -37,7 +37,7 @@ def mke2fs_argv(work: Path, identity: UUID, *, start: int, size: int) -> list[st
     """The command that copies work/bare into a file system of `size` bytes at `start` on work/disk.raw."""
     extended = (
         f"offset={start}",
-        # Written now, where it costs nothing: else the guest's kernel does it, again in every layer.
+        # Initialize now, where it costs nothing: otherwise the guest's kernel does it, again in every layer.
         "lazy_itable_init=0,lazy_journal_init=0",
         f"hash_seed={identity}",
     )
@@ -61,7 +61,7 @@ def set_times(disk: Path, *, start: int, epoch: int) -> None:
         for inode in _inodes(disk, start)
         for field in _TIMES
     ]
-    # debugfs writes the time of its own work into the superblock.
+    # debugfs writes the current time into the superblock.
     fields = ("mtime", "wtime", "lastcheck", "mkfs_time")
     commands += [f"set_super_value {field} @{epoch}\n" for field in fields]
     process.run(

@@ -57,6 +57,6 @@ def script(identity: UUID, partitions: tuple[Partition, ...]) -> str:
 
 def write(disk: Path, identity: UUID, partitions: tuple[Partition, ...]) -> None:
     """Write the table to a raw disk; what is in the partitions stays."""
-    # Never wipe: sfdisk would take the file systems for leftovers of an older disk.
+    # Never wipe: sfdisk would mistake the file systems for leftovers of an older disk.
     argv: list[str | Path] = ["sfdisk", "--quiet", "--wipe=never", "--wipe-partitions=never", disk]
     process.run(argv, input=script(identity, partitions).encode())

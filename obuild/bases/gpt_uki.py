@@ -30,7 +30,7 @@ PACKAGES: tuple[str, ...] = ("systemd-boot-efi",)
 #: In bytes: no kernel with its drivers is smaller.
 SMALLEST_ROOT = 64 << 20
 
-#: What the hook takes out of the root, besides the kernel.
+#: What the hook moves out of the root, besides the kernel.
 STUB, OS_RELEASE = "stub", "os-release"
 
 #: The serial port that Linux shows its messages on.

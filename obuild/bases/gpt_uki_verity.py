@@ -31,7 +31,7 @@ FIRMWARES = gpt_uki.FIRMWARES
 
 PACKAGES = (*gpt_uki.PACKAGES, *initrd.PACKAGES)
 
-#: The sealed root, as the hook makes it.
+#: The sealed root that the hook makes.
 _ROOT = "root.squashfs"
 
 TAKEN = (*gpt_uki.TAKEN, initrd.PARTS, _ROOT)
@@ -90,7 +90,7 @@ def beside(recipe: Recipe, work: Path) -> Mapping[str, Path]:
 def _write_disk(recipe: Recipe, disk: Path, root: Path, tree: verity.Tree, image: bytes, work: Path) -> None:
     arch, program = recipe.card.arch, work / "sealed.efi"
     program.write_bytes(image)
-    # Each of the two has one half of the root hash as its id, so that whoever knows the hash finds them.
+    # The ids of the two are the halves of the root hash, so they can be found by the hash.
     first, second = (UUID(hex=half) for half in (tree.root_hash[:32], tree.root_hash[32:]))
     data = Partition("root", START, _whole(root.stat().st_size), gpt.ROOT_TYPES[arch], first)
     hashes = Partition("root-verity", data.end, _whole(len(tree.data)), gpt.VERITY_TYPES[arch], second)

@@ -14,7 +14,7 @@ from obuild.bases import cpio, elf
 from obuild.bases.kernel_modules import Modules
 from obuild.errors import UsageError
 
-#: Packages that it is made of.
+#: The packages that it is made from.
 PACKAGES = ("busybox-static", "dmsetup")
 
 #: Lines of shell that put what it is made of into the file {here}/parts.tar, before the recipe's script prunes it.
@@ -24,11 +24,11 @@ TAKE_PARTS = f"""\
     $(find usr/lib -maxdepth 2 -name '*.so*'))
 """
 
-#: Drivers that every machine of ours needs, and those for disks elsewhere, tried when no root has come.
+#: Drivers that all our machines need, and drivers for other disks, which are tried if no root appears.
 _DRIVERS = ("virtio_pci", "virtio_blk", "dm_verity", "squashfs", "overlay")
 _OTHER_DISKS = ("virtio_scsi", "sd_mod", "nvme", "hv_storvsc", "xen_blkfront")
 
-#: Folders of the root that may be written to. What is written there is in memory, and gone with the machine.
+#: Writable folders of the root. Changes are kept in memory and lost with the machine.
 WRITABLE = ("etc", "var", "root", "home")
 
 _INIT = f"""\
@@ -102,7 +102,7 @@ exec busybox switch_root /root /sbin/init
 def build(parts: Path) -> bytes:
     """The initial RAM disk, from the archive that `TAKE_PARTS` makes. UsageError if that lacks something."""
     with tarfile.open(parts) as tar:
-        entries = sorted(tar, key=tarfile.TarInfo.isfile)  # a file is taken before a link of the same name
+        entries = sorted(tar, key=tarfile.TarInfo.isfile)  # a file wins over a link of the same name
         index = {PurePosixPath(entry.name).name: entry for entry in entries if entry.isfile() or entry.issym()}
 
         def read(name: str) -> bytes:

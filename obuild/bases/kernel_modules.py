@@ -24,7 +24,7 @@ class Modules:
         self._builtin = {_plain(name) for name in builtin}
 
     def closure(self, names: Iterable[str], *, must: bool) -> dict[str, bytes]:
-        """The content of these modules and of all they need, by file name; each after what it needs.
+        """Return the contents of these modules and their dependencies, by file name; dependencies come first.
 
         Those in the kernel itself are left out. UsageError if one is not there at all and `must`.
         """

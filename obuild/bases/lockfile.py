@@ -1,4 +1,4 @@
-"""NAME.lock beside a recipe: what was used that the recipe itself does not pin.
+"""NAME.lock beside a recipe: the inputs that the recipe itself does not pin.
 
 [digests]   of downloads, by address
 [packages]  their digests, by NAME_VERSION_ARCH
@@ -54,7 +54,7 @@ def write_tables(path: Path, new: Mapping[str, Mapping[str, str]]) -> None:
     try:
         text = _HEAD + toml.dumps({name: entries for name, entries in tables.items() if entries})
         with locks.folder_lock(path.parent):
-            for left in path.parent.glob(f".{path.name}.*"):  # by a process that was killed
+            for left in path.parent.glob(f".{path.name}.*"):  # left by a killed process
                 left.unlink()
             replace_text(path, text, point="make.locking")
     except OSError as error:

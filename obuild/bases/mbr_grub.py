@@ -1,4 +1,4 @@
-"""The layout "mbr-grub": an MBR, GRUB if it is to boot by itself, and one ext4 partition.
+"""The layout "mbr-grub": an MBR, GRUB unless QEMU loads the kernel, and one ext4 partition.
 
 GRUB goes where the partition leaves room, so nothing is ever mounted or attached to a loop device. It is there for
 x86_64 only. Other machines have their kernel loaded by QEMU (firmware = "kernel" in the card).
@@ -27,7 +27,7 @@ PACKAGES: tuple[str, ...] = ()
 
 TAKEN: tuple[str, ...] = ()
 
-#: The part of the MBR that is code; the disk's signature and the partition table follow.
+#: The size of the boot code in the MBR; the disk's signature and the partition table follow.
 BOOT_CODE = 440
 
 GRUB = Path("/usr/lib/grub/i386-pc")
@@ -95,7 +95,7 @@ def grub_argv(core: Path) -> list[str | Path]:
     """The command that makes GRUB's core image, with all the drivers it needs to read its configuration."""
     return [
         *("grub-mkimage", "--format=i386-pc", f"--directory={GRUB}"),
-        # The first partition of whichever disk the BIOS started.
+        # The first partition of the disk that the BIOS booted.
         "--prefix=(,msdos1)/boot/grub",
         f"--output={core}",
         *GRUB_MODULES,
@@ -119,7 +119,7 @@ def install_grub(disk: Path, *, boot: bytes, core: bytes) -> None:
 def make_bootable(recipe: Recipe, disk: Path, work: Path) -> None:
     """See `Layout.make_bootable`."""
     script = partition_script(signature=disk_id(recipe).fields[0], size=disk.stat().st_size)
-    # Never wipe: sfdisk would take the file system for a leftover of an older disk.
+    # Never wipe: sfdisk would mistake the file system for a leftover of an older disk.
     process.run(["sfdisk", "--quiet", "--wipe=never", "--wipe-partitions=never", disk], input=script.encode())
     if recipe.card.firmware != "bios":
         return

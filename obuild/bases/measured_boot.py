@@ -1,4 +1,4 @@
-"""What a TPM holds when UEFI has started a unified kernel image, computed for those who verify that it has.
+"""Compute the PCRs of a TPM after UEFI has started a unified kernel image, for a verifier.
 
 Each value is the hash of the one before and of what was measured then (SHA-256 bank). What is measured is said in:
 - PCR 4: TCG PC Client Platform Firmware Profile, https://trustedcomputinggroup.org/resource/pc-client-specific-platform-firmware-profile-specification/
@@ -22,7 +22,7 @@ _MEASURED = (".linux", ".osrel", ".cmdline", ".initrd")
 
 
 def pcrs(image: bytes, sections: Mapping[str, bytes]) -> dict[str, str]:
-    """The values of PCRs 4, 9 and 11 after a boot of a unified kernel image with these sections, in hex.
+    """Return PCRs 4, 9 and 11, in hex, after a boot of a unified kernel image with these sections.
 
     UEFI must have found `image` by its boot option for the disk, and measured no other program. The result is
     empty unless the stub has the version whose measurements are known here.
@@ -34,7 +34,7 @@ def pcrs(image: bytes, sections: Mapping[str, bytes]) -> dict[str, str]:
     named = (part for name in _MEASURED for part in (name.encode() + b"\0", sections[name]))
     return {
         "4": _extended([sha256(action).digest(), sha256(bytes(4)).digest(), *programs]),
-        # The kernel gets its command line in UTF-16, with a NUL.
+        # The kernel's command line is UTF-16, with a NUL at its end.
         "9": _extended(
             map(_digest, ((sections[".cmdline"].decode() + "\0").encode("utf-16-le"), sections[".initrd"]))
         ),
@@ -54,7 +54,7 @@ def _extended(digests: Iterable[bytes]) -> str:
 
 
 def _program_digest(image: bytes) -> bytes:
-    """The Authenticode hash of a program: all of it but its checksum, its signatures and where these are.
+    """Return the Authenticode hash of a program: it leaves out the checksum, the signatures and their address.
 
     https://download.microsoft.com/download/9/c/5/9c5b2167-8017-4bae-9fde-d599bac8184a/authenticode_pe.docx
     """

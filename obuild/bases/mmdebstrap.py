@@ -19,15 +19,15 @@ from obuild.errors import ProcessError, UsageError
 from obuild.guests.profile import DEBIAN_ARCHES, INITRD, KERNEL
 from obuild.host import failpoints, process
 
-#: The date for programs that ask for one while packages are configured. The image's own is known only later.
+#: The date for programs that read one while packages are configured. The image's own date is not known yet.
 EPOCH = 1_672_531_200
 
-#: The kernel and its initial RAM disk, if the hook takes them out of the root.
+#: The kernel and its initial RAM disk, if the hook moves them out of the root.
 BOOT = (f"boot{KERNEL}", f"boot{INITRD}")
 
 
 def run(recipe: Recipe, work: Path, making: Making) -> Path:
-    """Unpack the packages and make a partition of them; returns the raw disk, not yet bootable.
+    """Unpack the packages into a partition, and return the raw disk, which is not bootable yet.
 
     UsageError if what the recipe puts into the root does not fit what is there; ProcessError if mmdebstrap fails.
     """
@@ -74,8 +74,8 @@ def argv(recipe: Recipe, hook: Path, sources: Sequence[str], *, root: bool) -> l
     options: Options = recipe.options
     # "extract" configures nothing, so it has no later hook to offer.
     when = "extract" if options.variant == "extract" else "customize"
-    # Root's mounts and processes must not outlive us: they end with this namespace, that with `unshare`, and that
-    # with us. Those of a plain user may go on for a while; see `work_folder`.
+    # Root's mounts and processes must not outlive us: they end with this namespace, it ends with `unshare`, and
+    # `unshare` with us. Those of a plain user may run on for a while; see `work_folder`.
     ends = ["setpriv", "--pdeathsig", "KILL", "--"]
     shell = ["unshare", "--mount", "--pid", "--mount-proc", "--fork", "--kill-child", "--"]
     return [
@@ -84,7 +84,7 @@ def argv(recipe: Recipe, hook: Path, sources: Sequence[str], *, root: bool) -> l
         f"--mode={'root' if root else 'unshare'}",
         f"--variant={options.variant}",
         "--format=null",
-        # The hook cleans up, before the disk is made and not after. Who signed what needs no finding out.
+        # The hook cleans up, because that must happen before the disk is made. The keyring is given, not detected.
         "--skip=cleanup,check/signed-by,essential/unlink",
         f"--keyring={apt.KEYRING}",
         f"--architectures={DEBIAN_ARCHES.get(recipe.card.arch, recipe.card.arch)}",
@@ -121,7 +121,7 @@ def _write_inputs(recipe: Recipe, work: Path, *, keep: bool) -> None:
         **mmdebstrap_hook.inputs(),
         "folders": "".join(f"{folder}\n" for folder in root_files.folders_of(files, options.trees)),
         "script": options.script,
-        # The guest's: it has Debian's own archive, wherever its packages come from.
+        # The guest's sources.list: it has Debian's own archive, wherever the packages come from.
         "sources.list": "".join(f"{x}\n" for x in apt.lines(apt.MIRROR, options.suite, updates=options.updates)),
         "hook": mmdebstrap_hook.text(recipe, work, keep=keep),
     }

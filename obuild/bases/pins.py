@@ -1,4 +1,4 @@
-"""Pinned packages: kept in the store when an image is made with --lock, and made into an archive for --locked.
+"""Pinned packages: --lock keeps them in the store, and --locked makes an archive of them.
 
 That archive has just the packages of the lock file, so apt can choose no others. It need not be signed: each
 package is compared with its digest in the lock file. An index, kept as a download too, has what the distribution's
@@ -26,7 +26,7 @@ from obuild.store.downloads import Downloads, name_of
 
 
 def keep(packages: Mapping[str, str], lists: Path, debs: Path, making: Making, *, mirror: str) -> Installed:
-    """Keep in the store what an image was made of: the packages in `debs`, and what `lists` say of them.
+    """Keep the packages of an image in the store: the files in `debs`, and their entries in `lists`.
 
     Returns what the lock file shall have. ObuildError if the lists do not have one of the packages.
     """
@@ -49,7 +49,7 @@ def keep(packages: Mapping[str, str], lists: Path, debs: Path, making: Making, *
 
 
 def archive(recipe: Recipe, work: Path, making: Making) -> str:
-    """Make an archive in `work` of just the packages in the recipe's lock file; returns its line of sources.list.
+    """Make an archive in `work` of the packages in the recipe's lock file. Return its line for sources.list.
 
     Packages that the store does not have any more are taken from the distribution's archive. UsageError, naming
     them, if that has them no more, either.
@@ -82,7 +82,7 @@ def archive(recipe: Recipe, work: Path, making: Making) -> str:
     }
     (dist / "Release").write_text("".join(f"{key}: {value}\n" for key, value in fields.items()))
     for path in (folder, *folder.rglob("*")):
-        path.chmod(0o755 if path.is_dir() else 0o644)  # whatever the umask is: another user reads it
+        path.chmod(0o755 if path.is_dir() else 0o644)  # whatever the umask is, another user must read it
     return apt.of_folder(folder, options.suite)
 
 

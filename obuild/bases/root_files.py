@@ -1,4 +1,4 @@
-"""The files that a recipe puts into a new root: folders beside the recipe, and files from its text.
+"""The files that a recipe copies into a new root: folders beside the recipe, and files from its text.
 
 Both become tar archives in which everything belongs to root. The script in `mmdebstrap_hook` unpacks them.
 """
@@ -18,10 +18,10 @@ from obuild.errors import UsageError
 from obuild.plan import archive, tree
 from obuild.plan.tree import Entry, Tree
 
-#: Where sshd finds the guest's own key. It is in no image: a store writes it into its copy.
+#: sshd's host key. It is not in the image: each store writes one into its copy.
 HOST_KEY = "/etc/ssh/ssh_host_ed25519_key"
 
-#: Folders of the root that a machine mounts something on, or that are emptied before the disk is made.
+#: Folders of the root that are mount points in a machine, or are emptied before the disk is made.
 NOT_KEPT = ("dev", "proc", "run", "sys", "tmp")
 
 

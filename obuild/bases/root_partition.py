@@ -8,10 +8,10 @@ from obuild.bases.kind import Recipe, digest
 
 SECTOR = 512
 
-#: Where the root partition begins, in bytes. Firmware, boot loaders and guests rely on nothing else before it.
+#: The start of the root partition, in bytes. Only firmware and boot loaders use the space before it.
 START = 1 << 20
 
-#: The root partition as the guest's kernel names it.
+#: The guest kernel's name for the root partition.
 DEVICE = "/dev/vda1"
 
 _NAMESPACE = uuid.UUID("5f0f4f0c-9d0b-4b43-8d1f-0b1d3e6d9a11")

@@ -49,7 +49,7 @@ def make(recipe: Recipe, out: Path, making: Making) -> Card:
     _check_host(recipe)
     with ExitStack() as stack:
         beside = stack.enter_context(work_folder.folder_in(out.parent))
-        # As a plain user, mmdebstrap works under another uid, which may not enter a private home folder.
+        # For a plain user, mmdebstrap works under another uid, which cannot enter a private home folder.
         reached = os.geteuid() == 0 or all(above.stat().st_mode & 0o001 for above in beside.resolve().parents)
         work = beside if reached else stack.enter_context(work_folder.folder_in(work_folder.VAR_TMP.resolve()))
         making.say(f"{recipe.name}: installing {len(options.packages)} packages of Debian {options.suite}")

@@ -1,4 +1,4 @@
-"""A unified kernel image: systemd's EFI stub, with kernel, initial RAM disk and command line as sections of it.
+"""Write a unified kernel image: systemd's EFI stub with kernel, initrd and command line as sections.
 
 https://uapi-group.org/specifications/specs/unified_kernel_image/ and
 https://learn.microsoft.com/en-us/windows/win32/debug/pe-format have the formats.
@@ -14,7 +14,7 @@ from obuild.errors import ObuildError
 #: IMAGE_SCN_CNT_INITIALIZED_DATA and IMAGE_SCN_MEM_READ
 _DATA = 0x40000040
 
-#: Sections begin at a page, whatever the stub's own alignment is.
+#: Sections are aligned to pages, whatever the stub's own alignment is.
 _PAGE = 0x1000
 
 _SECTION = struct.Struct("<8sIIIIIIHHI")
@@ -47,7 +47,7 @@ def build(stub: bytes, sections: Mapping[str, bytes]) -> bytes:
     initialized = struct.unpack_from("<I", image, optional + 8)[0]
     struct.pack_into("<I", image, optional + 8, initialized + added)
     struct.pack_into("<I", image, optional + 56, _up(address, section_alignment))
-    struct.pack_into("<I", image, optional + 64, 0)  # the checksum, which UEFI does not look at
+    struct.pack_into("<I", image, optional + 64, 0)  # the checksum, which UEFI ignores
     return bytes(image)
 
 

@@ -1,4 +1,4 @@
-"""A dm-verity hash tree: its root hash stands for every byte of the data.
+"""Write a dm-verity hash tree. Its root hash covers every byte of the data.
 
 The format is that of `veritysetup format`, version 1, with its superblock:
 https://gitlab.com/cryptsetup/cryptsetup/-/wikis/DMVerity
@@ -16,7 +16,7 @@ BLOCK = 4096
 
 _SUPERBLOCK = struct.Struct("<8sII16s32sIIQH6x256s168x")
 
-#: How many blocks are read at once.
+#: How many blocks to read at once.
 _CHUNK = 1024
 
 

@@ -13,7 +13,7 @@ from obuild.host import locks, process
 from obuild.host.fs import discard, owned_folder
 from obuild.store import parts
 
-#: Where to work if the store's folder is for its owner alone, and what the folder there is called.
+#: Where to work if only the owner can enter the store's folder, and the name of the work folder.
 VAR_TMP = Path("/var/tmp")
 MAKING = "obuild-making"
 _MAKING = re.compile(rf"[0-9]+-{MAKING}")
@@ -21,7 +21,7 @@ _MAKING = re.compile(rf"[0-9]+-{MAKING}")
 
 @contextmanager
 def folder_in(folder: Path) -> Iterator[Path]:
-    """A new folder in `folder`, removed with all it holds however the block ends.
+    """Create a new folder in `folder`. It is removed with its content when the block ends, whatever happens.
 
     What a process of ours has left there that was killed goes, too: nobody else sweeps outside the store.
     """
@@ -32,7 +32,7 @@ def folder_in(folder: Path) -> Iterator[Path]:
                     _remove(left)
     with owned_folder(folder, MAKING) as path:
         try:
-            # Others may go through, to names they know.
+            # Other users may pass through, to names that they know.
             path.chmod(0o711)
             yield path
         finally:
@@ -43,6 +43,6 @@ def _remove(path: Path) -> None:
     with suppress(ObuildError):
         discard(path)
     if path.exists():
-        # Left by an mmdebstrap that was killed: files of other uids, which only its own namespace can remove.
+        # A killed mmdebstrap has left files of other uids, which only its own namespace can remove.
         process.run(["mmdebstrap", "--unshare-helper", "rm", "-rf", *(path / "tmp").iterdir()])
         discard(path)
