@@ -61,6 +61,9 @@ def guarded(command: Command) -> Command:
             file = f"{error.filename}: " if error.strerror and error.filename is not None else ""
             ui.report(ObuildError(file + words(error)))
             raise typer.Exit(2 if error.errno == errno.ENAMETOOLONG else 1) from error
+        except MemoryError as error:
+            ui.report(ObuildError("out of memory", hint="`ulimit -v` may limit it; finished steps are kept"))
+            raise typer.Exit(1) from error
         except KeyboardInterrupt as error:
             saved = "finished steps are kept; the next build continues from there"
             ui.report(ObuildError("interrupted", hint=saved if command.__name__ == "build" else ""))

@@ -9,8 +9,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import typer
 
-from obuild.cli import main
+from obuild.cli import console, main
 from obuild.plan.keys import LayerId
 from obuild.plan.steps import Chain
 from obuild.store.layers import Store
@@ -160,3 +161,14 @@ def test_quiet_shows_the_output_of_a_failed_step(store: Store, ids: list[LayerId
     said, why = obuild("build", f"--store=qemu:{store.root}", "--qemu-accel=tcg", "-q", src, code=1)
     assert said == ""
     assert why.startswith("fail here\nobuild: Build step failed:")
+
+
+def test_a_lack_of_memory_is_one_message(capsys: pytest.CaptureFixture[str]) -> None:
+    @console.guarded
+    def command() -> None:
+        raise MemoryError
+
+    with pytest.raises(typer.Exit) as caught:
+        command()
+    assert caught.value.exit_code == 1
+    assert "obuild: out of memory" in capsys.readouterr().err
