@@ -53,19 +53,40 @@ ln "$root"/var/lib/apt/lists/*Release "$root"/var/lib/apt/lists/*_Packages {here
 """
 
 #: A link out of the new root, such as /var/run, leads to a folder of this host while nothing runs in the root.
-CHECK_FOLDERS = """\
+SEE_INSIDE = """\
 inside=$(realpath "$root")
-while IFS= read -r folder; do
-    [ -L "$root/$folder" ] || continue
-    case $(realpath -m "$root/$folder") in
-    "$inside"/*) ;;
+see_inside() {
+    case $(realpath -m "$root/$1") in
+    "$inside" | "$inside"/*) ;;
     *)
-        target=$(readlink "$root/$folder")
-        echo "/$folder is a link to $target in the new root: name that folder instead" >{here}/complaint
+        echo "/$1 is behind a link that leads out of the new root: name the folder that it means" >{here}/complaint
         exit 1
         ;;
     esac
+}"""
+
+#: Whatever the recipe puts into the root goes through no such link.
+CHECK_FOLDERS = """\
+while IFS= read -r folder; do
+    if [ -L "$root/$folder" ]; then see_inside "$folder"; fi
 done <{here}/folders"""
+
+#: What mmdebstrap, apt and dpkg leave of this day and this host, and what is empty in a machine that is off.
+LEFT_BEHIND = (
+    "/etc/apt/apt.conf.d/*mmdebstrap",
+    "/etc/dpkg/dpkg.cfg.d/*mmdebstrap",
+    "/usr/sbin/policy-rc.d",
+    "/var/lib/apt/lists/*",
+    "/var/cache/apt/*",
+    "/var/cache/ldconfig/aux-cache",
+    "/var/log/apt/*",
+    "/var/log/dpkg.log",
+    "/var/log/alternatives.log",
+    "/var/log/bootstrap.log",
+    "/run/*",
+    "/tmp/*",
+    "/var/tmp/*",
+)
 
 
 def _presets(recipe: Recipe) -> str:
@@ -88,8 +109,6 @@ def is_native(recipe: Recipe) -> bool:
 def removal(globs: tuple[str, ...], here: str) -> str:
     """Remove what matches one of `globs`. Links are not followed, so nothing outside the new root is reached."""
     tests = " -o ".join(f"-regex {shlex.quote(f'.{root_files.regex(glob)}')}" for glob in globs)
-    if not tests:
-        return ""
     return (
         f"(cd {here}/bare && find -P . -xdev -mindepth 1 -regextype posix-extended '(' {tests} ')' -prune \\\n"
         "    -exec rm -rf --one-file-system {} +)"
@@ -126,11 +145,15 @@ cp {here}/sources.list "$root/etc/apt/sources.list"
 # mmdebstrap's copies of this host's.
 rm -f "$root/etc/hostname" "$root/etc/resolv.conf"
 
+{SEE_INSIDE.replace("{here}", here)}
 {CHECK_FOLDERS.format(here=here)}
 for archive in {here}/tree-*.tar {here}/files.tar; do
     [ -e "$archive" ] || continue
-    tar --extract --same-permissions --touch --keep-directory-symlink --no-overwrite-dir \\
-        --file "$archive" --directory "$root"
+    said=$(tar --extract --same-permissions --touch --keep-directory-symlink --no-overwrite-dir \\
+        --file "$archive" --directory "$root" 2>&1) || {{
+        echo "the recipe's files do not fit into the root: $said" >{here}/complaint
+        exit 1
+    }}
 done
 {_presets(recipe).format(here=here) if options.presets else ""}
 cpio=$(ls -d "$root/usr/bin/cpio" "$root/bin/cpio" 2>/dev/null | head -n 1) || true
@@ -148,6 +171,8 @@ entry=$(grep '^{recipe.card.login}:' "$root/etc/passwd")
 IFS=: read -r _ _ uid gid _ home _ <<END
 $entry
 END
+see_inside etc/ssh
+see_inside "$home/.ssh"
 rm -f "$root"/etc/ssh/ssh_host_*
 if [ -d "$root/etc/ssh" ]; then
     mkdir -p "$root$home/.ssh"
@@ -163,18 +188,14 @@ fi
 cd "$root"
 # mmdebstrap's own, which it would remove only after us: they keep services from starting while packages come in.
 if [ -e sbin/start-stop-daemon.REAL ]; then mv sbin/start-stop-daemon.REAL sbin/start-stop-daemon; fi
-rm -f usr/sbin/policy-rc.d
-rm -rf etc/apt/apt.conf.d/*mmdebstrap etc/dpkg/dpkg.cfg.d/*mmdebstrap var/lib/apt/lists/* var/cache/apt/* \\
-    var/cache/ldconfig/aux-cache var/log/apt/* var/log/dpkg.log var/log/alternatives.log var/log/bootstrap.log \\
-    run/* tmp/* var/tmp/*
 # Each machine makes its own at its first boot.
-: >etc/machine-id
+if [ ! -L etc/machine-id ]; then : >etc/machine-id; fi
 if [ -e var/lib/dbus/machine-id ]; then ln -sf /etc/machine-id var/lib/dbus/machine-id; fi
 cd /
 
 # The root without the /proc, /sys and /dev that are mounted on it while programs run in it.
 mount --bind "$root" {here}/bare
-{removal(options.remove, here)}
+{removal((*LEFT_BEHIND, *options.remove), here)}
 mount -t tmpfs -o mode=755 dev {here}/bare/dev
 mkdir {here}/bare/dev/pts {here}/bare/dev/shm
 # What is newer than the image was made just now, and so was what is newer than this script: an epoch may be in the

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from obuild.bases import catalog, inputs, recipe, record, work_folder
 from obuild.bases.all import KINDS
-from obuild.bases.kind import Say
+from obuild.bases.kind import Say, digest
 from obuild.bases.sources import Choices
 from obuild.errors import UsageError
 from obuild.host import disk_content, qemu_img
@@ -32,6 +32,8 @@ def again(store: Store, name: str, *, say: Say) -> tuple[str, str]:
     if why := record.changed(made):
         raise UsageError(f"base image {name!r} cannot be made again: {why}")
     plan = recipe.load(path, Choices(made.profile, made.values), name=name)
+    if digest(plan) != made.digest:  # ids in the image follow from it
+        raise UsageError(f"base image {name!r} cannot be made again: another version of obuild has made it")
 
     making, _ = inputs.prepare(store, plan, say=say, pins="use" if plan.packages else "")
     with work_folder.folder_in(work_folder.VAR_TMP.resolve()) as folder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -96,3 +97,11 @@ def test_an_image_that_was_added_has_no_recipe(store: Store) -> None:
         verify.again(store, "tiny", say=print)
     with pytest.raises(UsageError, match="unknown base image 'none'"):
         verify.again(store, "none", say=print)
+
+
+@pytest.mark.usefixtures("packages")
+def test_an_image_by_another_version_is_not_made_again(store: Store) -> None:
+    path = store.base_image / "mine.made"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "digest": "0" * 64}))
+    with pytest.raises(UsageError, match="another version of obuild has made it"):
+        verify.again(store, "mine", say=print)
