@@ -109,7 +109,7 @@ def test_an_iso_that_does_not_boot_is_a_failure_with_a_picture(
     image = tmp_path / "no.iso"
     image.write_bytes(bytes(1 << 20))
     said = program("base", "make", recipe(image=image), code=1).stderr
-    assert "mine: the guest rebooted instead of powering off\nit found nothing to boot" in said
+    assert "mine: the guest rebooted instead of powering off\neither it found nothing to boot" in said
     picture = program.store / "state" / "screens" / "mine.png"
     assert f"a picture of its screen: {picture}" in said
     assert picture.read_bytes().startswith(b"\x89PNG")
