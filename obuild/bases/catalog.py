@@ -103,7 +103,7 @@ def listing(store: Store) -> list[Found]:
 
 
 def measured(image: Path) -> list[str]:
-    """The sealed form of a base image, its root hash, and what a TPM holds then; nothing if it has none."""
+    """Return lines about a base image's sealed disk, with its root hash and a TPM's values; [] if it has none."""
     about = image.with_suffix(PCRS)
     if not about.is_file():
         return []

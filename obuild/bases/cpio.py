@@ -13,9 +13,9 @@ FOLDER, FILE = 0o40000, 0o100000
 
 
 def archive(files: Mapping[str, tuple[int, bytes]]) -> bytes:
-    """An archive of files by path, each with its permission bits, and of the folders that they need.
+    """Return an archive of files by path, each with its permission bits, and of the folders that they need.
 
-    All is root's, and has no time. A path that ends in a slash is an empty folder.
+    Everything belongs to root and has no time. A path that ends in a slash is an empty folder.
     """
     entries: dict[str, tuple[int, bytes]] = {}
     for name, (mode, data) in files.items():

@@ -12,7 +12,7 @@ _NEEDED, _STRINGS = 1, 5
 
 
 def interpreter(program: bytes) -> str:
-    """The path of the dynamic loader. ObuildError if the program has none, or is not ELF."""
+    """Return the path of the dynamic loader. ObuildError if the program has none, or is not ELF."""
     for kind, offset, _, size in _segments(program):
         if kind == _INTERPRETER:
             return program[offset : offset + size].rstrip(b"\0").decode()
@@ -20,7 +20,7 @@ def interpreter(program: bytes) -> str:
 
 
 def needed(program: bytes) -> tuple[str, ...]:
-    """The names of the libraries that a program or library is linked with."""
+    """Return the names of the libraries that a program or library is linked with."""
     segments = list(_segments(program))
     entries = [
         struct.unpack_from("<QQ", program, at)
@@ -45,7 +45,7 @@ def needed(program: bytes) -> tuple[str, ...]:
 
 
 def _segments(program: bytes) -> Iterator[tuple[int, int, int, int]]:
-    """Type, offset in the file, address and size in the file of each segment."""
+    """Yield each segment's type, offset in the file, address, and size in the file."""
     if program[:6] != b"\x7fELF\x02\x01":
         raise ObuildError("not a program for 64 bits, little-endian")
     start, size, count = struct.unpack_from("<32xQ14xHH", program, 0)

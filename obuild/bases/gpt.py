@@ -45,7 +45,7 @@ class Partition:
 
 
 def script(identity: UUID, partitions: tuple[Partition, ...]) -> str:
-    """What sfdisk reads."""
+    """Return the input of sfdisk."""
     lines = ["label: gpt", f"label-id: {identity}", "unit: sectors"]
     lines += [
         f"start={each.start // SECTOR}, size={each.size // SECTOR}, "

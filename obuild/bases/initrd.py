@@ -100,7 +100,7 @@ exec busybox switch_root /root /sbin/init
 
 
 def build(parts: Path) -> bytes:
-    """The initial RAM disk, from the archive that `TAKE_PARTS` makes. UsageError if that lacks something."""
+    """Make the initial RAM disk from the archive of `TAKE_PARTS`. UsageError if that lacks something."""
     with tarfile.open(parts) as tar:
         entries = sorted(tar, key=tarfile.TarInfo.isfile)  # a file wins over a link of the same name
         index = {PurePosixPath(entry.name).name: entry for entry in entries if entry.isfile() or entry.issym()}

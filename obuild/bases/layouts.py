@@ -62,5 +62,5 @@ LAYOUTS: dict[str, Layout] = {
 
 
 def of(recipe: Recipe) -> Layout:
-    """The layout of a recipe of the kind `scratch`."""
+    """Return the layout of a recipe of the kind `scratch`."""
     return LAYOUTS[recipe.options.layout]

@@ -18,10 +18,10 @@ _NAMESPACE = uuid.UUID("5f0f4f0c-9d0b-4b43-8d1f-0b1d3e6d9a11")
 
 
 def disk_id(recipe: Recipe) -> uuid.UUID:
-    """The id of the root file system; an MBR has its first 32 bits as the disk's signature."""
+    """Return the id of the root file system; an MBR has its first 32 bits as the disk's signature."""
     return uuid.uuid5(_NAMESPACE, digest(recipe))
 
 
 def part_id(recipe: Recipe, part: str) -> uuid.UUID:
-    """The id of another part of the disk, such as "esp"."""
+    """Return the id of another part of the disk, such as "esp"."""
     return uuid.uuid5(disk_id(recipe), part)

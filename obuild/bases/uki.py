@@ -21,7 +21,7 @@ _SECTION = struct.Struct("<8sIIIIIIHHI")
 
 
 def build(stub: bytes, sections: Mapping[str, bytes]) -> bytes:
-    """The stub with more sections, in that order. ObuildError if `stub` has no room for their headers."""
+    """Return the stub with more sections, in that order. ObuildError if `stub` has no room for their headers."""
     image = bytearray(stub)
     coff = header(stub) + 4
     count, optional_size = struct.unpack_from("<2xH12xH", image, coff)
@@ -52,7 +52,7 @@ def build(stub: bytes, sections: Mapping[str, bytes]) -> bytes:
 
 
 def header(image: bytes) -> int:
-    """Where the PE header of a program begins. ObuildError if there is none."""
+    """Return where the PE header of a program begins. ObuildError if there is none."""
     start = int(struct.unpack_from("<I", image, 60)[0]) if image[:2] == b"MZ" and len(image) > 64 else 0
     if not start or image[start : start + 4] != b"PE\0\0":
         raise ObuildError("not a program for UEFI: it has no PE header")

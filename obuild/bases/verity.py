@@ -22,7 +22,7 @@ _CHUNK = 1024
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """A superblock and hashes as they lie on the disk; `blocks` is the length of the data in blocks."""
+    """A superblock and hashes as they are on the disk; `blocks` is the length of the data in blocks."""
 
     root_hash: str
     salt: str
@@ -31,7 +31,7 @@ class Tree:
 
 
 def tree(path: Path, *, identity: UUID, salt: bytes) -> Tree:
-    """The hash tree of a file of whole blocks, more than one."""
+    """Return the hash tree of a file of whole blocks, more than one."""
     level, blocks = bytearray(), 0
     with path.open("rb") as file:
         while chunk := file.read(BLOCK * _CHUNK):
