@@ -88,7 +88,8 @@ STEPS = r"""
 COUNT = 6
 
 
-@pytest.mark.parametrize("base", ["micro", pytest.param("debian-12", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("base", ["micro", "debian-12"])
 @pytest.mark.skipif(os.geteuid() != 0, reason="layers are mounted to be compared")
 def test_warm_and_cold_builds_give_the_same_files(base: str, tmp_path: Path, spec: Spec, source: Path) -> None:
     (source / "a").write_text("a file\n")
@@ -230,6 +231,7 @@ def test_without_a_budget_a_machine_continues_and_is_not_saved(shared: Program, 
     assert not any((shared.store / "warm" / id).exists() for id in layers(done.stdout)[1:])
 
 
+@pytest.mark.long
 def test_long_chains_and_large_memories_continue_from_saved_states(
     shared: Program, spec: Spec, source: Path
 ) -> None:
