@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from obuild.bases import cloud_config, cpio, seed
+from obuild.bases import cloud_config, seed
 from obuild.bases.kind import File
+from obuild.bases.scratch import cpio
 from obuild.bases.sources import Sources, substitute
 from obuild.bases.table import Table
 from obuild.errors import UsageError, words

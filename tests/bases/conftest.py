@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from obuild.bases import apt
+from obuild.bases.scratch import apt
 from tests.support import gnupg
 from tests.support.debian_archive import FILES, RECIPE, DebianArchive
 

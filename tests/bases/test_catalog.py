@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from obuild.bases import catalog, kind, making, recipe, record, scratch, sources
+from obuild.bases import catalog, kind, making, recipe, record, sources
 from obuild.bases.kind import Making, Recipe
 from obuild.bases.record import Record
 from obuild.bases.remote import Remote
+from obuild.bases.scratch import image as scratch
 from obuild.bases.sources import Choices
 from obuild.errors import UsageError
 from obuild.events import Event, Progress, Teller

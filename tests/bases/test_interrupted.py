@@ -25,7 +25,7 @@ PROGRAM = """\
 import sys
 from pathlib import Path
 from obuild.__main__ import main
-from obuild.bases import apt
+from obuild.bases.scratch import apt
 
 apt.KEYRING = Path(sys.argv.pop(1))
 main()

@@ -10,7 +10,7 @@ import pytest
 from obuild.bases import recipe, sources
 from obuild.bases.all import KINDS
 from obuild.bases.kind import File, Recipe, digest
-from obuild.bases.scratch_options import Options
+from obuild.bases.scratch.options import Options
 from obuild.errors import UsageError
 from obuild.guests.profile import ARCHES, Card
 from tests.support.recipes import recipe_of

@@ -8,7 +8,7 @@ import pytest
 
 from obuild.bases import recipe, sources
 from obuild.bases.kind import File, Recipe
-from obuild.bases.scratch_options import Options
+from obuild.bases.scratch.options import Options
 from obuild.bases.sources import Choices
 from obuild.errors import UsageError
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from obuild.bases import lockfile, making, record, scratch, verify
+from obuild.bases import lockfile, making, record, verify
 from obuild.bases.kind import Installed, Making, Recipe
+from obuild.bases.scratch import image as scratch
 from obuild.errors import UsageError
 from obuild.guests.profile import Card
 from obuild.store.layers import Store

@@ -12,7 +12,7 @@ import struct
 from collections.abc import Iterable, Mapping
 from hashlib import sha256
 
-from obuild.bases import uki
+from obuild.bases.scratch import uki
 
 #: What the stub says of itself, in its section .sdmagic.
 VERSION = b"LoaderInfo: systemd-stub 252"

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from obuild.bases import apt, lockfile, making, recipe, verify
+from obuild.bases import lockfile, making, recipe, verify
 from obuild.bases.kind import digest
+from obuild.bases.scratch import apt
 from obuild.errors import ObuildError, UsageError
 from obuild.host import disk_content, qemu_img
 from obuild.store import fsck

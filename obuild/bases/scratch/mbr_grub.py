@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from obuild.bases.kind import File, Recipe
-from obuild.bases.root_partition import SECTOR, START, disk_id
+from obuild.bases.scratch.root_partition import SECTOR, START, disk_id
 from obuild.errors import UsageError
 from obuild.guests.profile import INITRD, KERNEL
 from obuild.host import process

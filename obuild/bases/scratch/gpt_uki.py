@@ -15,10 +15,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from obuild.bases import esp, gpt, uki
-from obuild.bases.gpt import Partition
 from obuild.bases.kind import File, Recipe
-from obuild.bases.root_partition import START, disk_id, part_id
+from obuild.bases.scratch import esp, gpt, uki
+from obuild.bases.scratch.gpt import Partition
+from obuild.bases.scratch.root_partition import START, disk_id, part_id
 from obuild.errors import UsageError
 from obuild.guests.profile import INITRD, KERNEL
 from obuild.host import process

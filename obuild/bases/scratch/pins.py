@@ -15,10 +15,11 @@ from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 
-from obuild.bases import apt, lockfile
-from obuild.bases.apt import Apt
+from obuild.bases import lockfile
 from obuild.bases.kind import Installed, Making, Recipe
-from obuild.bases.scratch_options import Options
+from obuild.bases.scratch import apt
+from obuild.bases.scratch.apt import Apt
+from obuild.bases.scratch.options import Options
 from obuild.errors import ObuildError, ProcessError, UsageError
 from obuild.guests.profile import DEBIAN_ARCHES
 from obuild.host.fs import touch

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from obuild.bases import making, mmdebstrap_hook, recipe, record, root_files
+from obuild.bases import making, recipe, record
 from obuild.bases.kind import File, Recipe, digest
+from obuild.bases.scratch import mmdebstrap_hook, root_files
 from obuild.bases.sources import Choices
 from obuild.errors import UsageError
 from obuild.store.layers import Store

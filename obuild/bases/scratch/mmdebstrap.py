@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import unquote
 
-from obuild.bases import apt, ext4, layouts, mmdebstrap_hook, pins, root_files
 from obuild.bases.kind import Installed, Making, Recipe
-from obuild.bases.root_partition import START
-from obuild.bases.scratch_options import Options
+from obuild.bases.scratch import apt, ext4, layouts, mmdebstrap_hook, pins, root_files
+from obuild.bases.scratch.options import Options
+from obuild.bases.scratch.root_partition import START
 from obuild.errors import ProcessError, UsageError
 from obuild.guests.profile import DEBIAN_ARCHES, INITRD, KERNEL
 from obuild.host import failpoints, process

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
-from obuild.bases import gpt_uki, gpt_uki_verity, mbr_grub
 from obuild.bases.kind import File, Recipe
+from obuild.bases.scratch import gpt_uki, gpt_uki_verity, mbr_grub
 
 
 class Layout(Protocol):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from uuid import UUID
 
-from obuild.bases.root_partition import SECTOR
+from obuild.bases.scratch.root_partition import SECTOR
 from obuild.errors import UsageError
 from obuild.host import process, units
 

@@ -7,8 +7,9 @@ import stat
 from dataclasses import dataclass, field
 from typing import Literal
 
-from obuild.bases import kind, layouts, root_files
+from obuild.bases import kind
 from obuild.bases.kind import File
+from obuild.bases.scratch import layouts, root_files
 from obuild.bases.sources import Sources
 from obuild.bases.table import Table
 from obuild.guests.profile import Card

@@ -14,7 +14,8 @@ from uuid import UUID
 
 import pytest
 
-from obuild.bases import catalog, elf, gpt_uki_verity, initrd, kernel_modules, layouts, measured_boot, verity
+from obuild.bases import catalog
+from obuild.bases.scratch import elf, gpt_uki_verity, initrd, kernel_modules, layouts, measured_boot, verity
 from obuild.errors import ObuildError, UsageError
 from obuild.host import process
 from tests.support import efi

@@ -10,8 +10,8 @@ import tarfile
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
-from obuild.bases import cpio, elf
-from obuild.bases.kernel_modules import Modules
+from obuild.bases.scratch import cpio, elf
+from obuild.bases.scratch.kernel_modules import Modules
 from obuild.errors import UsageError
 
 #: The packages that it is made from.

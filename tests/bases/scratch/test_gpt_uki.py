@@ -11,8 +11,8 @@ from uuid import UUID
 
 import pytest
 
-from obuild.bases import esp, gpt_uki, layouts, root_partition, uki
 from obuild.bases.kind import Recipe
+from obuild.bases.scratch import esp, gpt_uki, layouts, root_partition, uki
 from obuild.errors import ObuildError, UsageError
 from obuild.host import process
 from tests.support import efi

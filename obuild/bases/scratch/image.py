@@ -7,19 +7,11 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from obuild.bases import (
-    apt,
-    ext4,
-    layouts,
-    mmdebstrap,
-    mmdebstrap_hook,
-    root_files,
-    root_partition,
-    scratch_options,
-    work_folder,
-)
+from obuild.bases import work_folder
 from obuild.bases.kind import Making, Recipe
-from obuild.bases.scratch_options import Options
+from obuild.bases.scratch import apt, ext4, layouts, mmdebstrap, mmdebstrap_hook, root_files, root_partition
+from obuild.bases.scratch import options as scratch_options
+from obuild.bases.scratch.options import Options
 from obuild.errors import UsageError
 from obuild.guests.profile import Card
 from obuild.host import failpoints, process

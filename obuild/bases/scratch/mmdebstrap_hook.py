@@ -6,10 +6,10 @@ import platform
 import shlex
 from pathlib import Path
 
-from obuild.bases import ext4, layouts, root_files
 from obuild.bases.kind import Recipe
-from obuild.bases.root_partition import START, disk_id
-from obuild.bases.scratch_options import Options
+from obuild.bases.scratch import ext4, layouts, root_files
+from obuild.bases.scratch.options import Options
+from obuild.bases.scratch.root_partition import START, disk_id
 from obuild.guests import profile
 from obuild.guests.profile import INITRD, KERNEL
 from obuild.host.qemu_img import KEY_BLOCK

@@ -10,7 +10,7 @@ from uuid import UUID
 
 import pytest
 
-from obuild.bases import ext4
+from obuild.bases.scratch import ext4
 from obuild.errors import ObuildError
 
 START, SIZE = 1 << 20, 16 << 20

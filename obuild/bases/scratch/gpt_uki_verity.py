@@ -19,11 +19,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from uuid import UUID
 
-from obuild.bases import esp, gpt, gpt_uki, initrd, measured_boot, uki, verity
-from obuild.bases.gpt import Partition
 from obuild.bases.kind import Recipe
-from obuild.bases.root_files import HOST_KEY
-from obuild.bases.root_partition import START, part_id
+from obuild.bases.scratch import esp, gpt, gpt_uki, initrd, measured_boot, uki, verity
+from obuild.bases.scratch.gpt import Partition
+from obuild.bases.scratch.root_files import HOST_KEY
+from obuild.bases.scratch.root_partition import START, part_id
 from obuild.host import process
 from obuild.store.base_images import PCRS, SEALED
 

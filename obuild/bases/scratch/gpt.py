@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
-from obuild.bases.root_partition import SECTOR
+from obuild.bases.scratch.root_partition import SECTOR
 from obuild.host import process
 
 #: The backup table at the end of the disk takes 33 sectors; partitions end at a whole MiB.

@@ -10,21 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from obuild.bases import (
-    apt,
-    ext4,
-    lockfile,
-    making,
-    mbr_grub,
-    mmdebstrap,
-    mmdebstrap_hook,
-    recipe,
-    root_partition,
-    scratch,
-    sources,
-    work_folder,
-)
+from obuild.bases import lockfile, making, recipe, sources, work_folder
 from obuild.bases.kind import File, Installed, Making, Recipe
+from obuild.bases.scratch import apt, ext4, mbr_grub, mmdebstrap, mmdebstrap_hook, root_partition
+from obuild.bases.scratch import image as scratch
 from obuild.bases.sources import Choices
 from obuild.errors import ProcessError, UsageError
 from obuild.guests.profile import Card
