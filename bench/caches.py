@@ -18,7 +18,7 @@ from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
-from bench.overhead import KEPT, kvm_or_tcg
+from bench.overhead import KEPT, first_layer, kvm_or_tcg
 from obuild.bases import catalog, making
 from obuild.executors.qemu import machine, ssh
 from obuild.executors.qemu.shape import shape_for
@@ -108,7 +108,7 @@ def main() -> None:
     shape = shape_for(Settings(), found.card, kvm_or_tcg(store, found.card.arch))
     with tempfile.TemporaryDirectory() as folder:
         overlay = Path(folder) / "overlay.qcow2"
-        qemu_img.create_overlay(overlay, str(found.path))
+        qemu_img.create_overlay(overlay, str(first_layer(store, "micro")))
         with (
             machine.start(shape, overlay, CancelScope(), network=False) as guest,
             ssh.connect(guest, login="root", key=catalog.key_path(store, found.card)) as connection,

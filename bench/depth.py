@@ -28,7 +28,7 @@ from pathlib import Path
 
 from bench.overhead import KEPT, kvm_or_tcg, report
 from obuild import spec
-from obuild.bases import catalog, making
+from obuild.bases import catalog, making, own_keys
 from obuild.builder.engine import Engine
 from obuild.events import Event, Saved, Started
 from obuild.executors.qemu import machine, ssh
@@ -85,6 +85,8 @@ def make_layers(deep: Deep, chain: Chain) -> list[float]:
             times.append(time.perf_counter() - started)
             if isinstance(step.action, Import):
                 qemu_img.import_image(qemu_img.inspect(step.action.base.path), draft.image)
+                for offset, content in own_keys.blocks(deep.store, step.action.base.card):
+                    qemu_img.write_at(draft.image, offset, content)
                 size = str(deep.start + PIECES * PIECE)
                 subprocess.run(["qemu-img", "resize", "-q", "-f", "qcow2", draft.image, size], check=True)
             else:

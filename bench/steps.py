@@ -30,7 +30,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bench.depth import turns
-from bench.overhead import KEPT, ROOT, kvm_or_tcg
+from bench.overhead import KEPT, ROOT, first_layer, kvm_or_tcg
 from bench.programs import FILES, Program, copy, copy_images, find_programs, images_of, make_sources
 from bench.results import DEPTH, FIRST_OUTPUT, WINDOW, Results, table, targets
 from bench.watch import Build, Failed, first_output
@@ -157,7 +157,7 @@ class Bench:
         shape = shape_for(Settings(), found.card, kvm_or_tcg(store, found.card.arch))
         self.results.machine = f"{shape.cpus} vCPU, {shape.accel.upper()}"
         overlay = self._folder / "overlay.qcow2"
-        qemu_img.create_overlay(overlay, str(found.path))
+        qemu_img.create_overlay(overlay, str(first_layer(store, self.results.base)))
         started = time.perf_counter()
         with (
             machine.start(shape, overlay, CancelScope(), network=False) as guest,

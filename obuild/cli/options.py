@@ -1,6 +1,6 @@
 """Options that several commands share, each defined once."""
 
-from __future__ import annotations
+# Annotations are not kept as text here: typer would have to evaluate each one, in every cached build.
 
 import functools
 import inspect
@@ -102,7 +102,7 @@ class Machine:
         ),
     ] = ""
 
-    def settings(self, *, vm: str = "auto", warm_budget: str = "4G") -> Settings:
+    def settings(self, *, vm: str = "auto", warm_budget: str = "4G") -> "Settings":
         """Return the settings. UsageError if a value is invalid."""
         from obuild.executors.settings import Settings
 

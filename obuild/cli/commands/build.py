@@ -1,6 +1,6 @@
 """Build a spec."""
 
-from __future__ import annotations
+# Annotations are not kept as text here: typer would have to evaluate each one, in every cached build.
 
 import sys
 from contextlib import AbstractContextManager, nullcontext
@@ -151,8 +151,8 @@ def _listener(progress: str, events: str, *, quiet: bool) -> ui.Lines | ui.JsonL
 
 
 def _in_turn(
-    tell: ui.Lines | ui.JsonLines | ui.Quiet, store: Store, jobs: int
-) -> AbstractContextManager[Listener]:
+    tell: ui.Lines | ui.JsonLines | ui.Quiet, store: "Store", jobs: int
+) -> "AbstractContextManager[Listener]":
     """Wrap the listener so that it keeps the lines of parallel stages apart."""
     if jobs == 1 or not isinstance(tell, ui.Lines):
         return nullcontext(tell)
