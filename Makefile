@@ -56,8 +56,10 @@ demo: setup
 	@echo 'Or look around:  $(OBUILD) ls --store=$(STORE)'
 	@echo '                 $(OBUILD) --help; docs/spec.md describes the language'
 
+# One more process than CPUs: tests with guests wait for much of their time.
+WORKERS ?= $(shell expr $$(nproc) + 1)
 test: setup lint
-	.venv/bin/pytest -q -n auto --maxprocesses 8 --dist worksteal
+	.venv/bin/pytest -q -n $(WORKERS) --maxprocesses 8 --dist worksteal
 
 # make test-arch: run the tests with guests in emulated guests of other architectures; ARCHES=s390x for one of them.
 test-arch: setup .venv/packages-arch

@@ -304,10 +304,10 @@ def test_a_base_is_identified_by_its_content_and_can_be_pinned(fresh: Program, s
     assert USING.findall(second) == SAVED.findall(first)
 
 
-def test_healthcheck_passes_and_leaves_no_layer(fresh: Program) -> None:
-    done = fresh("healthcheck")
+def test_healthcheck_passes_and_leaves_no_layer(ready: Program) -> None:
+    done = ready("healthcheck")
     assert done.stdout.endswith("Healthcheck passed\n")
-    assert len(list((fresh.store / "result").iterdir())) == 1  # the base
+    assert len(list((ready.store / "result").iterdir())) == 1  # the base
 
 
 def test_delete_removes_a_layer_with_its_children_and_clean_removes_all(

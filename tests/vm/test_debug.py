@@ -71,19 +71,19 @@ def at_a_terminal(argv: list[str]) -> Iterator[tuple[subprocess.Popen[bytes], Ty
 
 
 def test_run_shell_and_cp_look_into_a_layer_and_change_nothing(
-    fresh: Program, spec: Spec, source: Path, tmp_path: Path
+    ready: Program, spec: Spec, source: Path, tmp_path: Path
 ) -> None:
     """On a base whose image is gone."""
-    id = fresh.build(spec("((from micro))"), source).stdout.split('"')[-2]
-    fresh("base", "rm", "micro")
-    store = {"OBUILD_STORE": f"qemu:{fresh.store}"}
+    id = ready.build(spec("((from micro))"), source).stdout.split('"')[-2]
+    ready("base", "rm", "micro")
+    store = {"OBUILD_STORE": f"qemu:{ready.store}"}
 
-    # `fresh` appends the script's $0
+    # `ready` appends the script's $0
     script = "id -u; id -g; pwd; echo err >&2; exit 7"
-    done = fresh("run", id[:9], "--user=12:34", "--", "sh", "-c", script, code=7, env=store)
+    done = ready("run", id[:9], "--user=12:34", "--", "sh", "-c", script, code=7, env=store)
     assert done.stdout == "12\n34\n/\nerr\n"
 
-    with at_a_terminal(fresh.argv("shell", id[:9], "--user=1000")) as (child, typist):
+    with at_a_terminal(ready.argv("shell", id[:9], "--user=1000")) as (child, typist):
         typist.expect(b"will be thrown away\r\n")
         typist.expect(b"$ ")
         typist.type(b"echo $TERM; id -u; stty size; echo mine >$(tty)")
@@ -99,9 +99,9 @@ def test_run_shell_and_cp_look_into_a_layer_and_change_nothing(
         typist.type(b"exit 5")
         assert child.wait(LONG) == 5
 
-    fresh("cp", f"{id[:9]}:/etc", tmp_path / "new")
+    ready("cp", f"{id[:9]}:/etc", tmp_path / "new")
     assert (tmp_path / "new/passwd").read_text().startswith("root:")
     assert list(tmp_path.glob(".obuild*")) == []
-    assert list((fresh.store / "cache-tmp").iterdir()) == []
-    assert [path.name for path in (fresh.store / "result").iterdir()] == [id]
-    assert fresh("fsck", "--read-data").stdout == "clean: 1 layers\n"
+    assert list((ready.store / "cache-tmp").iterdir()) == []
+    assert [path.name for path in (ready.store / "result").iterdir()] == [id]
+    assert ready("fsck", "--read-data").stdout == "clean: 1 layers\n"

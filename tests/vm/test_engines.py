@@ -58,7 +58,7 @@ def clean(store: Store) -> bool:
 
 @pytest.mark.parametrize("how", ["cancelled", pytest.param("failing", marks=pytest.mark.long)])
 def test_cancelling_or_failing_one_build_leaves_the_others_machines_alone(
-    how: str, fresh: Program, tmp_path: Path, micro_images: Path
+    how: str, ready: Program, tmp_path: Path, micro_images: Path
 ) -> None:
     endless = '(build endless ((from micro) (run (shell "echo started; sleep 10000"))))'
     fails = '(build fails ((from micro) (run (shell "exit 3"))))' if how == "failing" else ""
@@ -68,7 +68,7 @@ def test_cancelling_or_failing_one_build_leaves_the_others_machines_alone(
         waits = f"(run (network host) (shell \"bash -c 'echo started; {go}; echo survived'\"))"
         other = Build(new_store(tmp_path / "other", micro_images), f"((from micro) {waits})")
         assert other.started.wait(LONG)
-        mine = Build(fresh.store, f"({endless} {fails} (from micro))")
+        mine = Build(ready.store, f"({endless} {fails} (from micro))")
         if how == "cancelled":
             assert mine.started.wait(LONG)
             mine.engine.cancel()
