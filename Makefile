@@ -17,6 +17,9 @@ ARCH_PACKAGES := qemu-system-arm qemu-system-misc qemu-system-ppc cpio kmod xz-u
 TEST_PACKAGES := libarchive-tools faketime gpg gpg-agent gpgv busybox binutils shellcheck xz-utils zstd mtools ovmf \
 	squashfs-tools swtpm skopeo grub-efi-amd64-bin
 
+# One more process than CPUs runs the tests: those with guests wait for much of their time.
+WORKERS ?= $(shell expr $$(nproc) + 1)
+
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .PHONY: help setup demo test test-arch test-crash test-long bench-steps docs lint clean
@@ -56,8 +59,6 @@ demo: setup
 	@echo 'Or look around:  $(OBUILD) ls --store=$(STORE)'
 	@echo '                 $(OBUILD) --help; docs/spec.md describes the language'
 
-# One more process than CPUs: tests with guests wait for much of their time.
-WORKERS ?= $(shell expr $$(nproc) + 1)
 test: setup lint
 	.venv/bin/pytest -q -n $(WORKERS) --maxprocesses 8 --dist worksteal
 

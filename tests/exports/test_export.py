@@ -7,6 +7,7 @@ import hashlib
 import json
 import lzma
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -301,3 +302,12 @@ def test_the_layer_stays_as_it_is(store: Store, tmp_path: Path) -> None:
     export(store, ID, wanted(tmp_path / "out", *FORMATS), say=silent)
     assert content(store.layer(ID).path) == before
     shutil.rmtree(tmp_path / "out")
+
+
+def test_the_manual_and_the_help_name_every_type() -> None:
+    root = Path(__file__).parents[2]
+    manual, reference = ((root / "docs" / name).read_text() for name in ("exports.md", "cli.md"))
+    (line,) = [line for line in reference.splitlines() if "raw.zst" in line]
+    for type in FORMATS:
+        assert f"`{type}`" in manual
+        assert re.search(rf"(?<![\w.]){re.escape(type)}(?![\w.]*\w)", line), type
