@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import re
 import shutil
@@ -21,6 +20,7 @@ from obuild.exports.disk import Disk, unpack
 from obuild.host import failpoints, locks, process, qemu_img, units
 from obuild.host.fs import discard, fsync, replace_text
 from obuild.plan.keys import LayerId
+from obuild.store import mtree
 from obuild.store.layers import Layer, Store
 
 #: The list of checksums in the folder of the exports, as sha256sum(1) reads it.
@@ -98,7 +98,7 @@ def _export(layer: Layer, wanted: Wanted, places: Sequence[Path], say: Callable[
 
 def _place(made: Path, place: Path) -> None:
     """Move a finished image to its place, and note its checksum."""
-    digest = None if made.is_dir() else _digest(made)
+    digest = None if made.is_dir() else mtree.digest(made)
     for path in (*made.rglob("*"), made):
         fsync(path)
     failpoints.reach("export.made")
@@ -108,11 +108,6 @@ def _place(made: Path, place: Path) -> None:
     fsync(place.parent)
     failpoints.reach("export.placed")
     _note_sum(place, digest)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _note_sum(place: Path, digest: str | None) -> None:

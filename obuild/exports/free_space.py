@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from obuild.bases.scratch import ext4
 from obuild.errors import ProcessError
-from obuild.host import process
+from obuild.host import process, sparse
 
 PROGRAMS = ("sfdisk", "dumpe2fs")
 
@@ -40,7 +41,7 @@ def clear(disk: Path) -> Cleared:
             if file.read(2) != _MAGIC:
                 skipped[number] = "its file system is not ext2, ext3 or ext4"
                 continue
-            told = _dumpe2fs(disk, start)
+            told = ext4.dumpe2fs(disk, start)
             if "needs_recovery" in told.partition("\n\n")[0]:
                 skipped[number] = "its file system was not unmounted"
                 continue
@@ -59,34 +60,23 @@ def _partitions(disk: Path) -> list[tuple[int, int]]:
     return [(number, int(part["start"]) * unit) for number, part in enumerate(parts, 1)]
 
 
-def _dumpe2fs(disk: Path, start: int) -> str:
-    # In the folder of the disk: after a question mark in a path, e2fsprogs reads options.
-    told = process.run(["dumpe2fs", f"{disk.name}?offset={start}"], env={"LC_ALL": "C"}, cwd=disk.parent)
-    return told.decode(errors="replace")
-
-
 def _free(told: str, start: int) -> Iterator[tuple[int, int]]:
     """The free runs of blocks on the disk, as offset and length in bytes."""
     found = re.search(r"^Block size:\s+([0-9]+)$", told, re.MULTILINE)
     block = int(found[1]) if found else 4096
-    for runs in re.findall(r"^  Free blocks: (.*)$", told, re.MULTILINE):
-        for first, last in re.findall(r"([0-9]+)(?:-([0-9]+))?", runs):
-            yield start + int(first) * block, (int(last or first) - int(first) + 1) * block
+    for first, last in ext4.free(told, "blocks"):
+        yield start + first * block, (last - first + 1) * block
 
 
 def _zero(file: BinaryIO, at: int, length: int) -> int:
     """Write zeros over a part of the disk where it holds anything; returns how many bytes."""
     end, done = at + length, 0
-    while at < end:
-        try:
-            at = max(at, os.lseek(file.fileno(), at, os.SEEK_DATA))
-        except OSError:  # ENXIO: only a hole is left
+    for begin, stop in sparse.extents(file.fileno(), at):
+        if begin >= end:
             break
-        stop = min(end, os.lseek(file.fileno(), at, os.SEEK_HOLE))
-        while at < stop:
-            piece = min(_CHUNK, stop - at)
-            if os.pread(file.fileno(), piece, at).strip(b"\0"):
-                os.pwrite(file.fileno(), bytes(piece), at)
+        for place in range(begin, min(stop, end), _CHUNK):
+            piece = min(_CHUNK, stop - place, end - place)
+            if os.pread(file.fileno(), piece, place).strip(b"\0"):
+                os.pwrite(file.fileno(), bytes(piece), place)
                 done += piece
-            at += piece
     return done

@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from obuild.host import qemu_img
+from obuild.host import qemu_img, sparse
 from obuild.host.qemu_img import Image
 from obuild.host.regular import open_file
 
@@ -43,22 +42,8 @@ def digest(image: Image, scratch: Path | None) -> str:
 def _add(hasher: hashlib._Hash, file: IO[bytes], start: int) -> None:
     """Add the blocks of a file that begins at `start` on the disk."""
     descriptor = file.fileno()
-    for offset in _offsets(descriptor):
+    for offset in sparse.blocks(descriptor, _BLOCK):
         block = os.pread(descriptor, _BLOCK, offset)
         if block != _ZEROS[: len(block)]:
             hasher.update((start + offset).to_bytes(8, "big"))
             hasher.update(block)
-
-
-def _offsets(descriptor: int) -> Iterator[int]:
-    """Where the blocks begin in which a file holds anything, in order."""
-    end = 0
-    while True:
-        try:
-            found = os.lseek(descriptor, end, os.SEEK_DATA)
-        except OSError:  # ENXIO: only a hole is left
-            return
-        stop = os.lseek(descriptor, found, os.SEEK_HOLE)
-        first = max(found // _BLOCK * _BLOCK, end)
-        yield from range(first, stop, _BLOCK)
-        end = -(-stop // _BLOCK) * _BLOCK

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
-from obuild.bases.scratch.root_partition import SECTOR
-from obuild.host import process
+from obuild.bases.scratch.root_partition import SECTOR, write_table
 
 #: The backup table at the end of the disk takes 33 sectors; partitions end at a whole MiB.
 END = 1 << 20
@@ -57,6 +56,4 @@ def script(identity: UUID, partitions: tuple[Partition, ...]) -> str:
 
 def write(disk: Path, identity: UUID, partitions: tuple[Partition, ...]) -> None:
     """Write the table to a raw disk; what is in the partitions stays."""
-    # Never wipe: sfdisk would mistake the file systems for leftovers of an older disk.
-    argv: list[str | Path] = ["sfdisk", "--quiet", "--wipe=never", "--wipe-partitions=never", disk]
-    process.run(argv, input=script(identity, partitions).encode())
+    write_table(disk, script(identity, partitions))

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from obuild.bases.kind import File, Recipe
-from obuild.bases.scratch.root_partition import SECTOR, START, disk_id
+from obuild.bases.scratch.root_partition import SECTOR, START, disk_id, write_table
 from obuild.errors import UsageError
 from obuild.guests.profile import INITRD, KERNEL
 from obuild.host import process
@@ -119,8 +119,7 @@ def install_grub(disk: Path, *, boot: bytes, core: bytes) -> None:
 def make_bootable(recipe: Recipe, disk: Path, work: Path) -> None:
     """See `Layout.make_bootable`."""
     script = partition_script(signature=disk_id(recipe).fields[0], size=disk.stat().st_size)
-    # Never wipe: sfdisk would mistake the file system for a leftover of an older disk.
-    process.run(["sfdisk", "--quiet", "--wipe=never", "--wipe-partitions=never", disk], input=script.encode())
+    write_table(disk, script)
     if recipe.card.firmware != "bios":
         return
     core = work / "core.img"

@@ -23,6 +23,7 @@ from obuild.bases.scratch.options import Options
 from obuild.errors import ObuildError, ProcessError, UsageError
 from obuild.guests.profile import DEBIAN_ARCHES
 from obuild.host.fs import touch
+from obuild.store import mtree
 from obuild.store.downloads import Downloads, name_of
 
 
@@ -157,8 +158,7 @@ def _place(folder: Path, stanzas: Mapping[str, str], downloads: Downloads) -> se
 
 def keep_file(file: Path, downloads: Downloads) -> str:
     """Keep a copy of a file in the store; returns its digest."""
-    with file.open("rb") as opened:
-        digest = f"sha256:{hashlib.file_digest(opened, 'sha256').hexdigest()}"
+    digest = f"sha256:{mtree.digest(file)}"
     name = name_of(digest)
     with downloads.lock(name):
         if there := downloads.find(digest):

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from obuild.exports.disk import Disk
+from obuild.host import sparse
 
 _SECTOR = 512
 #: A grain is the unit that is compressed, in sectors.
@@ -49,7 +50,7 @@ def write(disk: Disk, out: Path) -> None:
         file.write(head.ljust(_FIRST * _SECTOR, b"\0"))
         tables = [0] * -(-sectors // (_GRAIN * _GRAINS))
         table, number = [0] * _GRAINS, -1
-        for grain, data in _grains(source, disk.size):
+        for grain, data in _grains(source):
             if number not in (-1, grain // _GRAINS):
                 tables[number] = _put_table(file, table)
                 table = [0] * _GRAINS
@@ -98,19 +99,13 @@ def _header(sectors: int, directory: int) -> bytes:
     return _HEADER.pack(b"KDMV", 3, flags, *places, 0, b"\n \r\n", 1)
 
 
-def _grains(source: BinaryIO, size: int) -> Iterator[tuple[int, bytes]]:
+def _grains(source: BinaryIO) -> Iterator[tuple[int, bytes]]:
     """The number and the data of each grain that is not all zeros. Holes of the file are not read."""
     zeros = bytes(_BYTES)
-    at = 0
-    while at < size:
-        try:
-            at = max(at, os.lseek(source.fileno(), at, os.SEEK_DATA) // _BYTES * _BYTES)
-        except OSError:  # ENXIO: only a hole is left
-            return
+    for at in sparse.blocks(source.fileno(), _BYTES):
         data = os.pread(source.fileno(), _BYTES, at).ljust(_BYTES, b"\0")
         if data != zeros:
             yield at // _BYTES, data
-        at += _BYTES
 
 
 def _put_table(file: BinaryIO, table: list[int]) -> int:
