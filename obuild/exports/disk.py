@@ -6,6 +6,7 @@ import uuid
 from pathlib import Path
 from typing import NamedTuple
 
+from obuild.guests.profile import Card
 from obuild.host import qemu_img
 from obuild.plan.keys import LayerId
 
@@ -13,7 +14,7 @@ _NAMESPACE = uuid.UUID("0c6c7a52-4f0b-4f6e-9a4d-4c0a4d0f2d7b")
 
 
 class Disk(NamedTuple):
-    """A raw disk with holes, and what an image of it must say. `size` is in bytes, `arch` as in a card.
+    """A raw disk with holes, and what an image of it must say. `size` is in bytes, `card` is that of its base.
 
     `compression` is that of qcow2 images. Files that belong to one export are made in the folder of `path`.
     """
@@ -21,7 +22,7 @@ class Disk(NamedTuple):
     path: Path
     size: int
     layer: LayerId
-    arch: str
+    card: Card
     compression: str = "zstd"
 
     def id(self, what: str) -> uuid.UUID:

@@ -17,6 +17,7 @@ from obuild.errors import ObuildError, ProcessError, StoreError, UsageError, wor
 from obuild.exports import free_space
 from obuild.exports.all import FORMATS
 from obuild.exports.disk import Disk, unpack
+from obuild.guests.profile import Card
 from obuild.host import failpoints, locks, process, qemu_img, units
 from obuild.host.fs import discard, fsync, replace_text
 from obuild.plan.keys import LayerId
@@ -35,13 +36,13 @@ _SUM = re.compile(r"([0-9a-f]{64}) [ *](.+)")
 class Wanted(NamedTuple):
     """What to export: the types, where to, what the files are called before their suffix, and for whom.
 
-    `arch` is the guest's. With `force`, files that are there are replaced.
+    `card` is that of the layer's base. With `force`, files that are there are replaced.
     """
 
     types: Sequence[str]
     out: Path
     stem: str
-    arch: str
+    card: Card
     compression: str = "zstd"
     force: bool = False
 
@@ -80,7 +81,7 @@ def _no_room(out: Path) -> Iterator[None]:
 def _export(layer: Layer, wanted: Wanted, places: Sequence[Path], say: Callable[[str], object]) -> list[Path]:
     wanted.out.mkdir(parents=True, exist_ok=True)
     with work_folder.folder_in(wanted.out) as work:
-        disk = Disk(work / "disk.raw", 0, layer.id, wanted.arch, wanted.compression)
+        disk = Disk(work / "disk.raw", 0, layer.id, wanted.card, wanted.compression)
         say(f"unpacking the disk of {layer.id[:12]}")
         disk = disk._replace(size=unpack(layer.image, disk.path))
         cleared = free_space.clear(disk.path)

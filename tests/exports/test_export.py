@@ -24,6 +24,7 @@ from obuild.exports import free_space
 from obuild.exports.all import FORMATS
 from obuild.exports.export import Wanted, export
 from obuild.exports.formats import vhd, vhdx
+from obuild.guests.profile import Card
 from obuild.plan.keys import LayerId
 from obuild.store.layers import Store
 from tests.support.disks import START, ext4_disk, small_file_system
@@ -66,7 +67,7 @@ def store(tmp_path: Path, disk: Path) -> Store:
 
 
 def wanted(out: Path, *types: str, **changes: Any) -> Wanted:
-    return Wanted(types, out, "pg-1", "x86_64")._replace(**changes)
+    return Wanted(types, out, "pg-1", Card())._replace(**changes)
 
 
 def test_each_disk_format_has_the_disks_content(store: Store, tmp_path: Path) -> None:
@@ -146,7 +147,7 @@ def layout_of(path: Path) -> tuple[dict[str, object], dict[str, object], Path]:
 
 @pytest.mark.parametrize(("arch", "called"), [("x86_64", "amd64"), ("aarch64", "arm64"), ("s390x", "s390x")])
 def test_a_containerdisk_is_one_disk_of_qemus_user(store: Store, tmp_path: Path, arch: str, called: str) -> None:
-    image, raw = export(store, ID, wanted(tmp_path, "containerdisk", "raw", arch=arch), say=silent)
+    image, raw = export(store, ID, wanted(tmp_path, "containerdisk", "raw", card=Card(arch=arch)), say=silent)
     config, entry, layer = layout_of(image)
     assert (config["architecture"], config["os"]) == (called, "linux")
     assert entry["platform"] == {"architecture": called, "os": "linux"}
@@ -286,7 +287,7 @@ def test_two_exports_at_once_do_not_disturb_each_other(store: Store, tmp_path: P
         "import sys; from pathlib import Path; from obuild.exports.export import *; "
         "from obuild.store.layers import Store; "
         "export(Store(Path(sys.argv[1])), sys.argv[2], "
-        "Wanted(('raw', 'qcow2'), Path(sys.argv[3]), sys.argv[4], 'x86_64'), say=print)"
+        "Wanted(('raw', 'qcow2'), Path(sys.argv[3]), sys.argv[4], Card()), say=print)"
     )
     out = tmp_path / "out"
     argv = [sys.executable, "-c", code, store.root, ID, out]

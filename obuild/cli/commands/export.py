@@ -54,5 +54,5 @@ def export_layer(
     layer = resolve(opened, id)
     stem = name or (layer[:12] if layer.startswith(id) else id.replace("/", "-").replace(":", "-"))
     stem = f"{stem}-{version}" if version else stem
-    arch = base_below(opened, layer).card.arch
-    put(*map(str, export(opened, layer, Wanted(types, out, stem, arch, compression, force), say=note)))
+    card = base_below(opened, layer).card
+    put(*map(str, export(opened, layer, Wanted(types, out, stem, card, compression, force), say=note)))

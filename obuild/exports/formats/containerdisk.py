@@ -37,7 +37,7 @@ def write(disk: Disk, out: Path) -> None:
     blobs.mkdir(parents=True)
     diff_id, layer = _put_layer(image, blobs)
     image.unlink()
-    arch = ARCHES.get(disk.arch, disk.arch)
+    arch = ARCHES.get(disk.card.arch, disk.card.arch)
     config = {
         "architecture": arch,
         "os": "linux",
