@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from obuild.exports.disk import Disk
-from obuild.exports.formats import containerdisk, qcow2, raw, vdi, vhd, vhdx, vmdk
+from obuild.exports.formats import containerdisk, ova, qcow2, raw, vdi, vhd, vhdx, vmdk, vmdk_sparse
+from obuild.guests.profile import Card
 
 
-def _any_size(size: int) -> None:
+def _anything(size: int, card: Card) -> None:
     return None
 
 
 class Format(NamedTuple):
-    """A format of images: what its files end in, what writes one, and what refuses disks that are too large.
+    """A format of images: what its files end in, what writes one, and what refuses a disk or a guest.
 
     `write` makes the file `out`, which is not there yet. The same disk gives the same bytes. It may fail with an
     ObuildError or an OSError, and leave a part of the file. `programs` are what it calls besides qemu-img.
@@ -24,7 +25,7 @@ class Format(NamedTuple):
     suffix: str
     what: str
     write: Callable[[Disk, Path], None]
-    check: Callable[[int], None] = _any_size
+    check: Callable[[int, Card], None] = _anything
     programs: tuple[str, ...] = ()
 
 
@@ -35,7 +36,10 @@ FORMATS = {
     "raw.zst": Format("raw.zst", "the disk, compressed by zstd", raw.write_zst, programs=("zstd",)),
     "qcow2": Format("qcow2", "QEMU, libvirt, OpenStack, Proxmox", qcow2.write),
     "vmdk": Format("vmdk", "VMware: stream-optimized, for vSphere and clouds", vmdk.write),
+    "vmdk-sparse": Format("sparse.vmdk", "VMware Workstation, VirtualBox", vmdk_sparse.write, vmdk_sparse.check),
+    "ova": Format("ova", "vSphere, VirtualBox: a machine with its disk", ova.write, ova.check),
     "vhd": Format("vhd", "Azure: fixed, in whole MiB", vhd.write, vhd.check),
+    "vhd-dynamic": Format("dynamic.vhd", "older Hyper-V, Virtual PC, Xen", vhd.write_dynamic, vhd.check),
     "vhdx": Format("vhdx", "Hyper-V", vhdx.write),
     "vdi": Format("vdi", "VirtualBox", vdi.write),
     "containerdisk": Format("oci", "KubeVirt: a container image, as an OCI image layout", containerdisk.write),

@@ -16,7 +16,8 @@ _NAMESPACE = uuid.UUID("0c6c7a52-4f0b-4f6e-9a4d-4c0a4d0f2d7b")
 class Disk(NamedTuple):
     """A raw disk with holes, and what an image of it must say. `size` is in bytes, `card` is that of its base.
 
-    `compression` is that of qcow2 images. Files that belong to one export are made in the folder of `path`.
+    `compression` is that of qcow2 images, `cpus` is for those that describe a machine. Files that
+    belong to one export are made in the folder of `path`.
     """
 
     path: Path
@@ -24,6 +25,7 @@ class Disk(NamedTuple):
     layer: LayerId
     card: Card
     compression: str = "zstd"
+    cpus: int = 1
 
     def id(self, what: str) -> uuid.UUID:
         """The id that a format wants for `what`: the same for the same layer."""

@@ -36,7 +36,8 @@ _SUM = re.compile(r"([0-9a-f]{64}) [ *](.+)")
 class Wanted(NamedTuple):
     """What to export: the types, where to, what the files are called before their suffix, and for whom.
 
-    `card` is that of the layer's base. With `force`, files that are there are replaced.
+    `card` is that of the layer's base; with `cpus`, it describes the machine of an `ova`. With `force`, files that
+    are there are replaced.
     """
 
     types: Sequence[str]
@@ -44,6 +45,7 @@ class Wanted(NamedTuple):
     stem: str
     card: Card
     compression: str = "zstd"
+    cpus: int = 1
     force: bool = False
 
 
@@ -81,7 +83,7 @@ def _no_room(out: Path) -> Iterator[None]:
 def _export(layer: Layer, wanted: Wanted, places: Sequence[Path], say: Callable[[str], object]) -> list[Path]:
     wanted.out.mkdir(parents=True, exist_ok=True)
     with work_folder.folder_in(wanted.out) as work:
-        disk = Disk(work / "disk.raw", 0, layer.id, wanted.card, wanted.compression)
+        disk = Disk(work / "disk.raw", 0, layer.id, wanted.card, wanted.compression, wanted.cpus)
         say(f"unpacking the disk of {layer.id[:12]}")
         disk = disk._replace(size=unpack(layer.image, disk.path))
         cleared = free_space.clear(disk.path)
@@ -155,4 +157,4 @@ def _checked(wanted: Wanted) -> list[Path]:
 def _see_size(layer: Layer, wanted: Wanted) -> None:
     size = qemu_img.virtual_size(layer.image)
     for type in wanted.types:
-        FORMATS[type].check(size)
+        FORMATS[type].check(size, wanted.card)

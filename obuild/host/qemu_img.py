@@ -243,9 +243,10 @@ def pack(raw: Path, path: Path, *, compression: str = "zstd") -> None:
     process.run(["qemu-img", "convert", "-q", "-f", "raw", "-O", "qcow2", *compress, raw, path])
 
 
-def convert_raw(raw: Path, path: Path, format: str) -> None:
+def convert_raw(raw: Path, path: Path, format: str, options: str = "") -> None:
     """Copy a raw disk to an image of a foreign format; in order, so that the same disk gives the same layout."""
-    process.run(["qemu-img", "convert", "-q", "-f", "raw", "-O", format, raw, path])
+    chosen = ["-o", options] if options else []
+    process.run(["qemu-img", "convert", "-q", "-f", "raw", "-O", format, *chosen, raw, path])
 
 
 def unpack(image: Path, raw: Path) -> None:

@@ -16,14 +16,16 @@ import tarfile
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
 from obuild.errors import ObuildError, StoreError, UsageError
 from obuild.exports import free_space
 from obuild.exports.all import FORMATS
+from obuild.exports.disk import Disk
 from obuild.exports.export import Wanted, export
-from obuild.exports.formats import vhd, vhdx
+from obuild.exports.formats import ova, vhd, vhdx
 from obuild.guests.profile import Card
 from obuild.plan.keys import LayerId
 from obuild.store.layers import Store
@@ -33,7 +35,19 @@ from tests.support.fake_obuild import fill
 ID = LayerId("5" * 64)
 
 #: What qemu-img calls the formats that it reads.
-READ_BY_QEMU = {"qcow2": "qcow2", "vmdk": "vmdk", "vhd": "vpc", "vhdx": "vhdx", "vdi": "vdi", "raw": "raw"}
+READ_BY_QEMU = {
+    "qcow2": "qcow2",
+    "vmdk": "vmdk",
+    "vmdk-sparse": "vmdk",
+    "vhd": "vpc",
+    "vhd-dynamic": "vpc",
+    "vhdx": "vhdx",
+    "vdi": "vdi",
+    "raw": "raw",
+}
+
+#: The types whose files contain the file's own name.
+NAMED = {"vmdk-sparse", "ova"}
 
 SECRET = b"the password is swordfish\n"
 
@@ -73,13 +87,13 @@ def wanted(out: Path, *types: str, **changes: Any) -> Wanted:
 def test_each_disk_format_has_the_disks_content(store: Store, tmp_path: Path) -> None:
     out = tmp_path / "out"
     paths = export(store, ID, wanted(out, *READ_BY_QEMU), say=silent)
-    assert [path.name for path in paths] == [f"pg-1.{suffix}" for suffix in READ_BY_QEMU]
+    assert [path.name for path in paths] == [f"pg-1.{FORMATS[type].suffix}" for type in READ_BY_QEMU]
     raw = out / "pg-1.raw"
     assert raw.stat().st_blocks * 512 < raw.stat().st_size
     for path, format in zip(paths, READ_BY_QEMU.values(), strict=True):
         subprocess.run(["qemu-img", "compare", "-f", "raw", "-F", format, raw, path], check=True)
-    for format in ("qcow2", "vhdx", "vdi"):
-        subprocess.run(["qemu-img", "check", "-f", format, out / f"pg-1.{format}"], check=True)
+    for format, suffix in (("qcow2", "qcow2"), ("vhdx", "vhdx"), ("vdi", "vdi"), ("vmdk", "sparse.vmdk")):
+        subprocess.run(["qemu-img", "check", "-f", format, out / f"pg-1.{suffix}"], check=True)
     subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=out, check=True)
     info = json.loads(subprocess.check_output(["qemu-img", "info", "--output=json", out / "pg-1.qcow2"]))
     assert "backing-filename" not in info
@@ -104,9 +118,12 @@ def content(path: Path) -> dict[str, str]:
 
 def test_the_same_layer_gives_the_same_bytes(store: Store, tmp_path: Path) -> None:
     one = export(store, ID, wanted(tmp_path / "one", *FORMATS), say=silent)
-    two = export(store, ID, wanted(tmp_path / "two", *reversed(FORMATS), stem="other"), say=silent)
-    for type, first, second in zip(FORMATS, one, reversed(two), strict=True):
-        assert content(first) == content(second), type
+    other = [type for type in reversed(FORMATS) if type not in NAMED]
+    two = export(store, ID, wanted(tmp_path / "two", *other, stem="other"), say=silent)
+    two += export(store, ID, wanted(tmp_path / "two", *NAMED), say=silent)
+    made = dict(zip(FORMATS, one, strict=True))
+    for type, second in zip([*other, *NAMED], two, strict=True):
+        assert content(made[type]) == content(second), type
 
 
 def test_what_was_deleted_in_the_guest_is_not_in_the_image(store: Store, disk: Path, tmp_path: Path) -> None:
@@ -243,6 +260,74 @@ def test_a_disk_that_a_format_cannot_hold_is_refused(store: Store, tmp_path: Pat
     with pytest.raises(UsageError, match=r"a VHD holds 2\.0 TiB at most"):
         export(store, ID, wanted(tmp_path / "out", "raw", "vhd"), say=silent)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("type", ["vhd", "vhd-dynamic", "vmdk-sparse"])
+def test_the_largest_disk_of_a_format(type: str) -> None:
+    FORMATS[type].check(2 << 30, Card())
+    with pytest.raises(UsageError, match=r"holds (less than )?2\.0 TiB"):
+        FORMATS[type].check(2 << 40, Card())
+
+
+@pytest.fixture(scope="module")
+def small(disk: Path) -> Disk:
+    return Disk(disk, disk.stat().st_size, ID, Card(memory=256 << 20), cpus=2)
+
+
+def test_an_ova_is_a_description_checksums_and_a_disk(small: Disk, tmp_path: Path) -> None:
+    ova.write(small, tmp_path / "pg-1.ova")
+    subprocess.run(["bsdtar", "-xf", tmp_path / "pg-1.ova", "-C", tmp_path], check=True)
+    with tarfile.open(tmp_path / "pg-1.ova") as tar:
+        assert tar.getnames() == ["pg-1.ovf", "pg-1.mf", "pg-1-disk1.vmdk"]
+    for line in (tmp_path / "pg-1.mf").read_text().splitlines():
+        found = re.fullmatch(r"SHA256\((.*)\)= ([0-9a-f]{64})", line)
+        assert found
+        assert hashlib.sha256((tmp_path / found[1]).read_bytes()).hexdigest() == found[2]
+    image = tmp_path / "pg-1-disk1.vmdk"
+    subprocess.run(["qemu-img", "compare", "-f", "raw", "-F", "vmdk", small.path, image], check=True)
+
+
+def test_the_description_in_an_ova_is_consistent(small: Disk) -> None:
+    """All references lead to what is there, and the machine has the CPUs, memory and firmware asked for."""
+    text = ova.description(small._replace(card=Card(memory=256 << 20, firmware="uefi")), "pg", 1234)
+    root = ElementTree.fromstring(text)
+    names = dict(re.findall(r'xmlns:(\w+)="([^"]*)"', text))
+    file, disk = (root.find(f".//ovf:{tag}", names) for tag in ("File", "Disk"))
+    assert file is not None
+    assert disk is not None
+    assert (file.get(f"{{{names['ovf']}}}href"), file.get(f"{{{names['ovf']}}}size")) == ("pg-disk1.vmdk", "1234")
+    assert disk.get(f"{{{names['ovf']}}}fileRef") == file.get(f"{{{names['ovf']}}}id")
+    assert disk.get(f"{{{names['ovf']}}}capacity") == str(small.size)
+    items = {
+        item.findtext("rasd:ResourceType", "", names): {part.tag.partition("}")[2]: part.text for part in item}
+        for item in root.iterfind(".//ovf:Item", names)
+    }
+    assert (items["3"]["VirtualQuantity"], items["4"]["VirtualQuantity"]) == ("2", "256")
+    assert items["17"]["Parent"] == items["6"]["InstanceID"]
+    assert items["17"]["HostResource"] == "ovf:/disk/" + disk.get(f"{{{names['ovf']}}}diskId", "")
+    network = root.find(".//ovf:Network", names)
+    assert network is not None
+    assert items["10"]["Connection"] == network.get(f"{{{names['ovf']}}}name")
+    for item in root.iterfind(".//ovf:Item", names):
+        tags = [part.tag for part in item]
+        assert tags == sorted(tags), "the schema wants the elements in the order of their names"
+    config = root.find(".//vmw:Config", names)
+    assert config is not None
+    assert config.get(f"{{{names['vmw']}}}value") == "efi"
+
+
+def test_an_ova_for_another_architecture_is_refused() -> None:
+    with pytest.raises(UsageError, match="an OVA is for x86_64, and the layer is for aarch64"):
+        ova.check(1 << 30, Card(arch="aarch64"))
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not shutil.which("virt-v2v"), reason="virt-v2v is not installed")
+def test_virt_v2v_reads_an_ova(small: Disk, tmp_path: Path) -> None:
+    ova.write(small, tmp_path / "pg-1.ova")
+    told = subprocess.check_output(["virt-v2v", "-i", "ova", tmp_path / "pg-1.ova", "--print-source"], text=True)
+    assert re.search(r"name: pg-1$", told, re.MULTILINE)
+    assert re.search(rf"memory: {256 << 20} ", told)
 
 
 def test_a_folder_that_is_a_file_and_a_layer_that_is_gone(store: Store, tmp_path: Path) -> None:

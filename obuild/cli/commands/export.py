@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from obuild.cli.console import guarded, note, open_store, put
-from obuild.cli.options import IdArgument, StoreOption, VerboseOption
+from obuild.cli.options import IdArgument, StoreOption, VerboseOption, parse_bytes
 
 app = typer.Typer()
 
@@ -22,7 +23,8 @@ def export_layer(
         typer.Option(
             "--type",
             metavar="TYPE",
-            help="raw, raw.gz, raw.xz, raw.zst, qcow2, vmdk, vhd, vhdx, vdi, containerdisk or oci-archive. "
+            help="raw, raw.gz, raw.xz, raw.zst, qcow2, vmdk, vmdk-sparse, ova, vhd, vhd-dynamic, vhdx, vdi, "
+            "containerdisk or oci-archive. "
             "May be repeated.",
         ),
     ],
@@ -37,6 +39,10 @@ def export_layer(
     compression: Annotated[
         str, typer.Option(metavar="zstd|zlib|none", help="How qcow2 images are compressed, also in containers.")
     ] = "zstd",
+    cpus: Annotated[int, typer.Option(metavar="N", min=1, help="The CPUs of the machine in an ova.")] = 1,
+    memory: Annotated[
+        str, typer.Option(metavar="SIZE", help="The memory of the machine in an ova. [default: that of its base]")
+    ] = "",
     force: Annotated[bool, typer.Option("--force", help="Replace images that exist already.")] = False,
     verbose: VerboseOption = False,
 ) -> None:
@@ -55,4 +61,6 @@ def export_layer(
     stem = name or (layer[:12] if layer.startswith(id) else id.replace("/", "-").replace(":", "-"))
     stem = f"{stem}-{version}" if version else stem
     card = base_below(opened, layer).card
-    put(*map(str, export(opened, layer, Wanted(types, out, stem, card, compression, force), say=note)))
+    if memory:
+        card = replace(card, memory=parse_bytes("--memory", memory))
+    put(*map(str, export(opened, layer, Wanted(types, out, stem, card, compression, cpus, force), say=note)))

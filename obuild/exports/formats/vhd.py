@@ -1,15 +1,17 @@
-"""A fixed VHD, as Azure takes it: the raw disk in whole MiB, and a footer of one sector.
+"""A VHD: fixed, as Azure takes it, which is the raw disk in whole MiB and a footer of one sector; or dynamic.
 
 Microsoft, "Virtual Hard Disk Image Format Specification", 2006. Numbers are big-endian.
 """
 
 from __future__ import annotations
 
+import os
 import struct
 from pathlib import Path
 
 from obuild.errors import UsageError
 from obuild.exports.disk import Disk
+from obuild.guests.profile import Card
 from obuild.host import qemu_img, units
 
 #: The largest VHD, in bytes.
@@ -26,7 +28,12 @@ _FOOTER = struct.Struct(">8sIIQI4sI4sQQHBBII16sB427x")
 _CREATOR = b"qem2"
 
 
-def check(size: int) -> None:
+#: Where the footer has the time and the checksum, and where the id.
+_TIME, _CHECKSUM, _ID = 24, 64, 68
+_SECTOR = 512
+
+
+def check(size: int, card: Card) -> None:
     """UsageError if a disk is too large for the format."""
     if size > LARGEST:
         raise UsageError(
@@ -45,12 +52,33 @@ def write(disk: Disk, out: Path) -> None:
         file.write(footer(size, disk.id("vhd").bytes))
 
 
+def write_dynamic(disk: Disk, out: Path) -> None:
+    """As `write`, but with the blocks that hold data only, and of the disk's own size. By qemu-img, which puts the
+    time and a random id into the footer and into the copy of it that comes first.
+    """
+    qemu_img.convert_raw(disk.path, out, "vpc", "subformat=dynamic,force_size=on")
+    with out.open("r+b") as file:
+        settled = bytearray(file.read(_SECTOR))
+        settled[_TIME : _TIME + 4] = bytes(4)
+        settled[_ID : _ID + 16] = disk.id("vhd").bytes
+        settled[_CHECKSUM : _CHECKSUM + 4] = bytes(4)
+        settled[_CHECKSUM : _CHECKSUM + 4] = _checksum(settled).to_bytes(4, "big")
+        for place, end in ((0, os.SEEK_SET), (-_SECTOR, os.SEEK_END)):
+            file.seek(place, end)
+            file.write(settled)
+
+
 def footer(size: int, id: bytes) -> bytes:
     """The footer of a fixed disk of `size` bytes; its checksum is the complement of the sum of all other bytes."""
     cylinders, heads, sectors = geometry(size // 512)
     fields = (b"conectix", 2, 0x10000, (1 << 64) - 1, 0, _CREATOR, 0x50003, b"Wi2k", size, size)
     made = _FOOTER.pack(*fields, cylinders, heads, sectors, 2, 0, id, 0)
-    return _FOOTER.pack(*fields, cylinders, heads, sectors, 2, ~sum(made) & 0xFFFFFFFF, id, 0)
+    return _FOOTER.pack(*fields, cylinders, heads, sectors, 2, _checksum(made), id, 0)
+
+
+def _checksum(footer: bytes | bytearray) -> int:
+    """The checksum of a footer in which it is zero."""
+    return ~sum(footer) & 0xFFFFFFFF
 
 
 def geometry(total: int) -> tuple[int, int, int]:

@@ -74,7 +74,7 @@ def descriptor(disk: Disk, sectors: int) -> bytes:
     cylinders = min(sectors // (255 * 63), 65535)
     return f"""# Disk DescriptorFile
 version=1
-CID={disk.id("vmdk").fields[0]:08x}
+CID={content_id(disk)}
 parentCID=ffffffff
 createType="streamOptimized"
 
@@ -91,6 +91,11 @@ ddb.geometry.heads = "255"
 ddb.geometry.sectors = "63"
 ddb.virtualHWVersion = "13"
 """.encode()
+
+
+def content_id(disk: Disk) -> str:
+    """Eight digits that change when the disk does."""
+    return f"{disk.id('vmdk').fields[0]:08x}"
 
 
 def _header(sectors: int, directory: int) -> bytes:
