@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import struct
-import uuid
 from pathlib import Path
 
 from obuild.bases.kind import Recipe
 from obuild.errors import UsageError
 from obuild.host import qemu_img, units
+from obuild.host.blocks import Bytes
+from obuild.host.partitions import partitions
 from obuild.host.qemu_img import Image
 
 SECTOR = 512
@@ -71,12 +71,4 @@ def head(image: Image, work: Path) -> bytes:
 
 def partition_types(head: bytes) -> list[str]:
     """Return the types of a disk's partitions: GUIDs of a GPT, or two hex digits of an MBR."""
-    if head[510:512] != b"\x55\xaa":
-        return []
-    if head[SECTOR : SECTOR + 8] == b"EFI PART":
-        count, size = struct.unpack_from("<II", head, SECTOR + 80)
-        if size < 128:
-            return []
-        entries = [head[2 * SECTOR + index * size :][:16] for index in range(min(count, 128))]
-        return [str(uuid.UUID(bytes_le=each)) for each in entries if len(each) == 16 and any(each)]
-    return [f"{kind:02x}" for kind in head[450:511:16] if kind]
+    return [part.type for part in partitions(Bytes(head)) if part.number]

@@ -6,7 +6,6 @@ Only ext2, ext3 and ext4 are known. Names of deleted files may stay in folders a
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -14,13 +13,11 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from obuild.bases.scratch import ext4
-from obuild.errors import ProcessError
-from obuild.host import process, sparse
+from obuild.host import sparse
+from obuild.host.blocks import raw_file
+from obuild.host.partitions import kind, partitions
 
-PROGRAMS = ("sfdisk", "dumpe2fs")
-
-#: Where the superblock of an ext file system has its magic number, and that.
-_MAGIC_AT, _MAGIC = 1024 + 56, b"\x53\xef"
+PROGRAMS = ("dumpe2fs",)
 
 _CHUNK = 1 << 20
 
@@ -35,10 +32,11 @@ class Cleared(NamedTuple):
 def clear(disk: Path) -> Cleared:
     """Write zeros over all free blocks of the raw disk that are not holes."""
     size, skipped = 0, {}
+    with raw_file(disk) as blocks:
+        found = [(part, kind(blocks, part.start)) for part in partitions(blocks)]
     with disk.open("r+b") as file:
-        for number, start in _partitions(disk):
-            file.seek(start + _MAGIC_AT)
-            if file.read(2) != _MAGIC:
+        for (number, start, *_), its_kind in found:
+            if its_kind != "ext":
                 skipped[number] = "its file system is not ext2, ext3 or ext4"
                 continue
             told = ext4.dumpe2fs(disk, start)
@@ -47,17 +45,6 @@ def clear(disk: Path) -> Cleared:
                 continue
             size += sum(_zero(file, at, length) for at, length in _free(told, start))
     return Cleared(size, skipped)
-
-
-def _partitions(disk: Path) -> list[tuple[int, int]]:
-    """The number and the start in bytes of each partition; the disk itself, as 0, if it has no table."""
-    try:
-        table = json.loads(process.run(["sfdisk", "--json", disk]))["partitiontable"]
-    except ProcessError:  # no table
-        return [(0, 0)]
-    unit = int(table.get("sectorsize", 512))
-    parts = table.get("partitions", [])
-    return [(number, int(part["start"]) * unit) for number, part in enumerate(parts, 1)]
 
 
 def _free(told: str, start: int) -> Iterator[tuple[int, int]]:

@@ -7,6 +7,7 @@ import json
 import struct
 import subprocess
 import uuid
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from email import message_from_string
@@ -309,7 +310,8 @@ def test_a_malformed_report_is_no_crash(result: object) -> None:
 def gpt(*types: str, boot_code: bytes = b"\xeb") -> bytes:
     """The first sectors of a disk with such partitions."""
     mbr = boot_code.ljust(450, b"\0") + b"\xee".ljust(60, b"\0") + b"\x55\xaa"
-    header = b"EFI PART".ljust(80, b"\0") + struct.pack("<II", 128, 128)
+    header = struct.pack("<8sIIII48xQII4x", b"EFI PART", 1 << 16, 92, 0, 0, 2, 128, 128)
+    header = header[:16] + struct.pack("<I", zlib.crc32(header)) + header[20:]
     entries = b"".join(uuid.UUID(each).bytes_le.ljust(128, b"\0") for each in types)
     return mbr + header.ljust(512, b"\0") + entries.ljust(32 * 512, b"\0")
 

@@ -1,0 +1,1 @@
+"""The files of a disk, read without a mount and without a boot."""

@@ -1,0 +1,262 @@
+"""Read ext2, ext3 and ext4: https://docs.kernel.org/filesystems/ext4/
+
+Everything comes from a guest, so everything may be wrong: a damaged file system ends in an ObuildError.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+from functools import lru_cache, wraps
+from typing import ParamSpec, TypeVar
+from uuid import UUID
+
+from obuild.errors import ObuildError, UsageError
+from obuild.exports.trees import ext_xattrs
+from obuild.exports.trees.nodes import Node, checked, decode, join
+from obuild.host.blocks import Blocks
+
+#: Where the superblock is, and its magic number in it.
+SUPERBLOCK, MAGIC_AT, MAGIC = 1024, 56, b"\x53\xef"
+
+#: The features that change how files are read, and which this module does not know.
+_UNKNOWN = {
+    0x1: "compression",
+    0x8: "journal_dev",
+    0x10: "meta_bg",
+    0x1000: "dirdata",
+    0x8000: "inline_data",
+    0x10000: "encrypt",
+}
+_KNOWN = 0x2 | 0x40 | 0x80 | 0x100 | 0x200 | 0x400 | 0x2000 | 0x4000 | 0x20000
+_RECOVER, _64BIT = 0x4, 0x80
+
+_ROOT = 2
+_EXTENTS_FLAG, _EXTENTS_MAGIC, _DEEPEST = 0x80000, 0xF30A, 5
+
+#: An extent longer than this is allocated and not written: it reads as zeros.
+_WRITTEN = 32768
+
+_CHUNK = 1 << 20
+
+#: Tables are read in pieces of this many bytes, of which some are kept.
+_PIECE = 1 << 15
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _guarded(method: Callable[P, T]) -> Callable[P, T]:
+    """Turn what wrong numbers in a structure lead to into an ObuildError."""
+
+    @wraps(method)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return method(*args, **kwargs)
+        except (struct.error, IndexError, ValueError) as error:
+            raise ObuildError(f"the file system is damaged: {error}", hint="e2fsck can mend it") from error
+
+    return call
+
+
+class Ext:
+    """The file system that begins at `start` on the disk. UsageError if it cannot be read as it is."""
+
+    def __init__(self, blocks: Blocks, start: int) -> None:
+        self._blocks, self._start = blocks, start
+        head = blocks.read(start + SUPERBLOCK, 1024)
+        self.uuid, self.label = str(UUID(bytes=head[104:120])), decode(head[120:136].rstrip(b"\0"))
+        (incompatible,) = struct.unpack_from("<I", head, 96)
+        _check(incompatible)
+        log_block, self._per_group = struct.unpack_from("<I", head, 24)[0], struct.unpack_from("<I", head, 40)[0]
+        if log_block > 6 or not self._per_group:
+            raise ObuildError("the file system is damaged: its superblock has wrong sizes")
+        self._block = 1024 << log_block
+        (first,) = struct.unpack_from("<I", head, 20)
+        self._table = (first + 1) * self._block
+        self._inode_size = struct.unpack_from("<H", head, 88)[0] if head[76] else 128
+        self._descriptor = struct.unpack_from("<H", head, 254)[0] if incompatible & _64BIT else 32
+        (self._inodes,) = struct.unpack_from("<I", head, 0)
+        self._piece = lru_cache(maxsize=256)(self._read_piece)
+
+    def root(self) -> Node:
+        """See `FileSystem.root`."""
+        return self._node(_ROOT, "")
+
+    @_guarded
+    def children(self, folder: Node) -> list[Node]:
+        """See `FileSystem.children`."""
+        content = b"".join(piece for _, piece in self.pieces(folder))
+        found = dict(sorted(self._names(folder, content)))
+        return [self._node(inode, join(folder.path, decode(name))) for name, inode in found.items()]
+
+    def _names(self, folder: Node, content: bytes) -> list[tuple[bytes, int]]:
+        found, at = [], 0
+        while at < len(content):
+            inode, length, name_length = struct.unpack_from("<IHB", content, at)
+            length = length if 8 <= length < 65532 else self._block
+            name = content[at + 8 : at + 8 + name_length]
+            if inode and name not in (b".", b".."):
+                found.append((name, inode))
+            at += length
+        checked(folder, [name for name, _ in found])
+        return found
+
+    @_guarded
+    def target(self, link: Node) -> str:
+        """See `FileSystem.target`."""
+        if link.size < 60 and not _flags(link) & _EXTENTS_FLAG:
+            return decode(link.raw[40 : 40 + link.size])
+        if link.size > self._block:
+            raise ObuildError(f"the file system is damaged: the link /{link.path} is too long")
+        return decode(b"".join(piece for _, piece in self.pieces(link)))
+
+    @_guarded
+    def xattrs(self, node: Node) -> dict[str, bytes]:
+        """See `FileSystem.xattrs`."""
+        found: dict[str, bytes] = {}
+        if self._inode_size > 128:
+            (extra,) = struct.unpack_from("<H", node.raw, 128)
+            found |= ext_xattrs.in_inode(node.raw[128 + extra :], self._value)
+        low, high = struct.unpack_from("<I", node.raw, 104)[0], struct.unpack_from("<H", node.raw, 118)[0]
+        if low or high:
+            found |= ext_xattrs.in_block(self._at((high << 32) | low, self._block), self._value)
+        return dict(sorted(found.items()))
+
+    def _value(self, inode: int) -> bytes:
+        """The value of a large attribute, which has an inode of its own."""
+        node = self._node(inode, "")
+        if node.size > _CHUNK:
+            raise ValueError("an attribute is too large")
+        return b"".join(piece for _, piece in self.pieces(node))
+
+    def pieces(self, file: Node) -> Iterator[tuple[int, bytes]]:
+        """See `FileSystem.pieces`."""
+        for offset, place, length in self.places(file):
+            for done in range(0, length, _CHUNK):
+                part = min(_CHUNK, length - done)
+                yield offset + done, self._blocks.read(place + done, part)
+
+    def extents(self, file: Node) -> Iterator[tuple[int, int]]:
+        """See `FileSystem.extents`."""
+        for offset, _, length in self.places(file):
+            yield offset, length
+
+    @_guarded
+    def places(self, file: Node) -> list[tuple[int, int, int]]:
+        """Where the data of a file is: the offset in it, that on the disk, and the length, in bytes and in order.
+
+        Runs that follow each other on the disk, too, are one.
+        """
+        runs = self._extent_runs if _flags(file) & _EXTENTS_FLAG else self._mapped_runs
+        found: list[tuple[int, int, int]] = []
+        for logical, physical, count in runs(file.raw[40:100]):
+            offset, place = logical * self._block, self._start + physical * self._block
+            length = min(count * self._block, file.size - offset)
+            if length <= 0:  # blocks that are reserved beyond the end
+                continue
+            if found and offset < found[-1][0] + found[-1][2]:
+                raise ValueError(f"/{file.path} has overlapping extents")
+            if found and (offset, place) == (found[-1][0] + found[-1][2], found[-1][1] + found[-1][2]):
+                found[-1] = (found[-1][0], found[-1][1], found[-1][2] + length)
+            else:
+                found.append((offset, place, length))
+        return found
+
+    def _extent_runs(self, node: bytes, depth: int = _DEEPEST) -> Iterator[tuple[int, int, int]]:
+        """The written runs below a node of the tree of extents: logical block, physical block, count."""
+        magic, entries, _, level = struct.unpack_from("<4H", node)
+        if magic != _EXTENTS_MAGIC or level > depth:
+            raise ValueError("a wrong tree of extents")
+        for at in range(12, 12 + entries * 12, 12):
+            if level:
+                _, low, high = struct.unpack_from("<IIH", node, at)
+                yield from self._extent_runs(self._at((high << 32) | low, self._block), level - 1)
+            else:
+                logical, count, high, low = struct.unpack_from("<IHHI", node, at)
+                if count <= _WRITTEN:
+                    yield logical, (high << 32) | low, count
+
+    def _mapped_runs(self, pointers: bytes) -> Iterator[tuple[int, int, int]]:
+        """The runs of a file whose inode has pointers: 12 to blocks, and 3 to blocks of pointers."""
+        direct = struct.unpack("<15I", pointers)
+        per_block, logical = self._block // 4, 0
+        for index, pointer in enumerate(direct):
+            level = max(0, index - 11)
+            yield from self._mapped(pointer, level, logical)
+            logical += per_block**level
+
+    def _mapped(self, pointer: int, level: int, logical: int) -> Iterator[tuple[int, int, int]]:
+        if not pointer:
+            return
+        if not level:
+            yield logical, pointer, 1
+            return
+        per_block = self._block // 4
+        for index, below in enumerate(struct.unpack(f"<{per_block}I", self._at(pointer, self._block))):
+            yield from self._mapped(below, level - 1, logical + index * per_block ** (level - 1))
+
+    def _at(self, block: int, length: int) -> bytes:
+        return self._blocks.read(self._start + block * self._block, length)
+
+    @_guarded
+    def _node(self, inode: int, path: str) -> Node:
+        raw = self._inode(inode)
+        mode, uid, size, _, _, mtime = struct.unpack_from("<HHIIIi", raw)
+        gid, links = struct.unpack_from("<HH", raw, 24)
+        (size_high,) = struct.unpack_from("<I", raw, 108)
+        uid_high, gid_high = struct.unpack_from("<HH", raw, 120)
+        if len(raw) >= 140 and struct.unpack_from("<H", raw, 128)[0] >= 12:
+            mtime += (struct.unpack_from("<I", raw, 136)[0] & 3) << 32
+        device = (0, 0)
+        if mode & 0xF000 in (0x2000, 0x6000):
+            device = _device(*struct.unpack_from("<II", raw, 40))
+        if mode & 0xF000 in (0x8000, 0x4000):
+            size |= size_high << 32
+        owner = (uid_high << 16) | uid, (gid_high << 16) | gid
+        return Node(self, path, inode, mode, *owner, size, mtime, links, device, raw)
+
+    def _inode(self, inode: int) -> bytes:
+        if not 0 < inode <= self._inodes:
+            raise ValueError(f"there is no inode {inode}")
+        group, index = divmod(inode - 1, self._per_group)
+        descriptor = self._table_bytes(self._table + group * self._descriptor, self._descriptor)
+        (table,) = struct.unpack_from("<I", descriptor, 8)
+        if self._descriptor >= 64:
+            table |= struct.unpack_from("<I", descriptor, 40)[0] << 32
+        return self._table_bytes(table * self._block + index * self._inode_size, self._inode_size)
+
+    def _table_bytes(self, offset: int, length: int) -> bytes:
+        number, at = divmod(offset, _PIECE)
+        data = self._piece(number)[at : at + length]
+        return data if len(data) == length else data + self._table_bytes(offset + len(data), length - len(data))
+
+    def _read_piece(self, number: int) -> bytes:
+        place = self._start + number * _PIECE
+        return self._blocks.read(place, max(0, min(_PIECE, self._blocks.size - place)) or 1)
+
+
+def _check(incompatible: int) -> None:
+    """UsageError if the file system has a feature that this module cannot read, or changes in its journal."""
+    unknown = [name for bit, name in _UNKNOWN.items() if incompatible & bit]
+    if not unknown and incompatible & ~(_KNOWN | _RECOVER):
+        unknown = [f"{incompatible & ~(_KNOWN | _RECOVER):#x}"]
+    if unknown:
+        raise UsageError(f"the ext4 file system has the feature {', '.join(unknown)}, which obuild cannot read")
+    if incompatible & _RECOVER:
+        raise UsageError(
+            "the file system was not unmounted: changes in its journal are not in its files yet",
+            hint="a step on this layer, (run (shell true)), makes a layer where they are",
+        )
+
+
+def _flags(node: Node) -> int:
+    found: int = struct.unpack_from("<I", node.raw, 32)[0]
+    return found
+
+
+def _device(old: int, new: int) -> tuple[int, int]:
+    """The major and minor number, which are kept in one of two ways."""
+    if old:
+        return old >> 8 & 0xFF, old & 0xFF
+    return new >> 8 & 0xFFF, new & 0xFF | new >> 12 & 0xFFF00

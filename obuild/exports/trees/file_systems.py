@@ -1,0 +1,43 @@
+"""The kinds of file systems whose files are read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from uuid import UUID
+
+from obuild.errors import UsageError
+from obuild.exports.trees import mounted
+from obuild.exports.trees.ext import Ext
+from obuild.exports.trees.fstab import Names
+from obuild.exports.trees.nodes import FileSystem, decode
+from obuild.host.blocks import Blocks
+from obuild.host.partitions import Partition
+
+#: Those that a Linux system has its root on, and those that it may mount besides.
+ROOTS = ("ext", "xfs", "btrfs")
+KINDS = ROOTS
+
+#: Where a file system has its UUID (16 bytes) and its label, and the length of that.
+_NAMES = {"ext": (1024 + 104, 1024 + 120, 16), "xfs": (32, 108, 12), "btrfs": (0x10020, 0x1012B, 256)}
+
+
+@contextmanager
+def opened(disk: Blocks, part: Partition, kind: str) -> Iterator[FileSystem]:
+    """The file system of a partition. UsageError, which names the partition, if it cannot be read here."""
+    if kind in mounted.OPTIONS:
+        with mounted.mounted(disk, part, kind) as folder:
+            yield folder
+        return
+    try:
+        system = Ext(disk, part.start)
+    except UsageError as error:
+        raise UsageError(f"{part.called}: {error.message}", hint=error.hint) from error
+    yield system
+
+
+def names(disk: Blocks, part: Partition, kind: str) -> Names:
+    """What the file system of a partition is called."""
+    uuid, label, length = _NAMES[kind]
+    text = decode(disk.read(part.start + label, length).partition(b"\0")[0])
+    return Names(str(UUID(bytes=disk.read(part.start + uuid, 16))), text)

@@ -1,0 +1,49 @@
+"""File systems that only Linux itself can read here: mounted read-only, which needs root."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from obuild.errors import ObuildError, ProcessError, UsageError
+from obuild.exports.trees.folder import Folder
+from obuild.host import process
+from obuild.host.blocks import Blocks
+from obuild.host.partitions import Partition
+
+#: The kinds that can be mounted, and with which options besides `ro`.
+OPTIONS = {"xfs": "nouuid,", "btrfs": ""}
+
+#: Where the subvolume with the root is if it is not the default one: Ubuntu, openSUSE, Fedora.
+_SUBVOLUMES = ("", "@", "root")
+
+
+@contextmanager
+def mounted(disk: Blocks, part: Partition, kind: str) -> Iterator[Folder]:
+    """The file system of a partition. UsageError without root, or if the disk is not a raw file."""
+    if os.geteuid() != 0:
+        raise UsageError(f"{part.called} has the file system {kind}, which only root can read", hint="use sudo")
+    if disk.path is None:
+        raise UsageError(f"{part.called} has the file system {kind}, which can only be read from a raw disk")
+    with tempfile.TemporaryDirectory(prefix="obuild-mount-") as top:
+        options = f"ro,{OPTIONS[kind]}loop,offset={part.start},sizelimit={part.size}"
+        try:
+            process.run(["mount", "-t", kind, "-o", options, disk.path, top])
+        except ProcessError as error:
+            raise ObuildError(f"{part.called} cannot be mounted: {error.message}") from error
+        try:
+            held = os.open(top, os.O_PATH | os.O_DIRECTORY)
+        finally:
+            # From here on, only the open folder keeps it: after a kill -9, nothing stays mounted.
+            process.run(["umount", "--lazy", top])
+    try:
+        yield Folder(_root(Path(f"/proc/self/fd/{held}")))
+    finally:
+        os.close(held)
+
+
+def _root(top: Path) -> Path:
+    return next((top / name for name in _SUBVOLUMES if (top / name / "etc").is_dir()), top)

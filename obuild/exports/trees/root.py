@@ -1,0 +1,81 @@
+"""Find the root file system of a disk, and what it mounts, as one tree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from obuild.errors import UsageError
+from obuild.exports.trees import file_systems, fstab
+from obuild.exports.trees.nodes import FileSystem, Tree, decode
+from obuild.host.blocks import Blocks, raw_file
+from obuild.host.partitions import ROOT_TYPES, Partition, kind, partitions
+
+_HINTS = {
+    "LUKS": "encrypted disks are not opened",
+    "BitLocker": "encrypted disks are not opened",
+    "LVM": "logical volumes are not read: give the root a partition of its own",
+    "linux_raid_member": "RAID is not read",
+}
+
+
+@contextmanager
+def of_raw(path: Path) -> Iterator[Tree]:
+    """As `of_disk`, for a raw disk in a file."""
+    with raw_file(path) as disk, of_disk(disk) as tree:
+        yield tree
+
+
+@contextmanager
+def of_disk(disk: Blocks) -> Iterator[Tree]:
+    """The tree of a disk: its root file system, and on it those that its fstab mounts from the same disk.
+
+    UsageError if there is no root file system of Linux, more than one, or one that cannot be read here; it says
+    what there is. ObuildError if one is damaged.
+    """
+    with ExitStack() as stack:
+        parts = partitions(disk)
+        kinds = {part: kind(disk, part.start) for part in parts}
+        part, root = _root(disk, kinds, stack)
+        mounts = {"": root}
+        table = Tree(mounts).read("etc/fstab") or b""
+        others = [other for other in parts if other != part and kinds[other] in file_systems.KINDS]
+        found = fstab.mounts(decode(table), others, lambda part: file_systems.names(disk, part, kinds[part]))
+        for path, other in found.items():
+            mounts[path] = stack.enter_context(file_systems.opened(disk, other, kinds[other]))
+        yield Tree(mounts)
+
+
+def _root(disk: Blocks, kinds: dict[Partition, str], stack: ExitStack) -> tuple[Partition, FileSystem]:
+    """The partition with the root file system, and this, which is open as long as the stack."""
+    known = [part for part in kinds if kinds[part] in file_systems.ROOTS]
+    marked = [part for part in known if part.type in ROOT_TYPES.values()]
+    roots, refused = [], []
+    for part in marked if len(marked) == 1 else known:
+        try:
+            system = stack.enter_context(file_systems.opened(disk, part, kinds[part]))
+        except UsageError as error:
+            refused.append(error)
+            continue
+        if len(marked) == 1 or _is_root(system):
+            roots.append((part, system))
+    if len(roots) == 1:
+        return roots[0]
+    if refused:
+        raise refused[0]
+    if roots:
+        where = " and ".join(part.called for part, _ in roots)
+        raise UsageError(f"the layer has more than one root file system: on {where}")
+    raise _nothing(kinds)
+
+
+def _is_root(system: FileSystem) -> bool:
+    names = {node.name for node in system.children(system.root())}
+    return "etc" in names and bool(names & {"usr", "bin"})
+
+
+def _nothing(kinds: dict[Partition, str]) -> UsageError:
+    told = ", ".join(f"{part.called} has {name or 'nothing that is known'}" for part, name in kinds.items())
+    hint = next((_HINTS[name] for name in kinds.values() if name in _HINTS), "")
+    return UsageError(f"the layer has no root file system of Linux: {told or 'no partition'}", hint=hint)
