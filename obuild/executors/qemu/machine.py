@@ -25,8 +25,8 @@ from obuild.errors import MachineError
 from obuild.executors.qemu import tpm as swtpm
 from obuild.executors.qemu.argv import CLOSED, OPEN, Links, Memory, qemu_argv
 from obuild.executors.qemu.devices import REPORT, REPORT_SIZE
-from obuild.executors.qemu.qmp import Qmp, QmpLost
 from obuild.executors.qemu.shape import Shape
+from obuild.executors.qmp import Qmp, QmpLost
 from obuild.host import process
 from obuild.host.fs import in_memory
 from obuild.host.process import CancelScope

@@ -12,9 +12,9 @@ from typing import ParamSpec, TypeVar
 from uuid import UUID
 
 from obuild.errors import ObuildError, UsageError
-from obuild.exports.trees import ext_xattrs
-from obuild.exports.trees.nodes import Node, checked, decode, join
 from obuild.host.blocks import Blocks
+from obuild.host.trees import ext_xattrs
+from obuild.host.trees.nodes import Node, checked, decode, join
 
 #: Where the superblock is, and its magic number in it.
 SUPERBLOCK, MAGIC_AT, MAGIC = 1024, 56, b"\x53\xef"

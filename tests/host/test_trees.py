@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from obuild.errors import ObuildError, UsageError
-from obuild.exports.trees import fstab, root, tar
-from obuild.exports.trees.folder import Folder
-from obuild.exports.trees.nodes import Tree
 from obuild.host.partitions import SIGNATURES, Partition
+from obuild.host.trees import fstab, root, tar
+from obuild.host.trees.folder import Folder
+from obuild.host.trees.nodes import Tree
 from tests.support.disks import START, ext4_disk, file_system
 
 ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")

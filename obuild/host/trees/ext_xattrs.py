@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator
 
-from obuild.exports.trees.nodes import decode
+from obuild.host.trees.nodes import decode
 
 _MAGIC = 0xEA020000
 

@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from uuid import UUID
 
 from obuild.errors import UsageError
-from obuild.exports.trees import mounted
-from obuild.exports.trees.ext import Ext
-from obuild.exports.trees.fstab import Names
-from obuild.exports.trees.nodes import FileSystem, decode
 from obuild.host.blocks import Blocks
 from obuild.host.partitions import Partition
+from obuild.host.trees import mounted
+from obuild.host.trees.ext import Ext
+from obuild.host.trees.fstab import Names
+from obuild.host.trees.nodes import FileSystem, decode
 
 #: Those that a Linux system has its root on, and those that it may mount besides.
 ROOTS = ("ext", "xfs", "btrfs")

@@ -7,10 +7,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from obuild.errors import UsageError
-from obuild.exports.trees import file_systems, fstab
-from obuild.exports.trees.nodes import FileSystem, Tree, decode
 from obuild.host.blocks import Blocks, raw_file
 from obuild.host.partitions import ROOT_TYPES, Partition, kind, partitions
+from obuild.host.trees import file_systems, fstab
+from obuild.host.trees.nodes import FileSystem, Tree, decode
 
 _HINTS = {
     "LUKS": "encrypted disks are not opened",

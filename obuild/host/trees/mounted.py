@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from obuild.errors import ObuildError, ProcessError, UsageError
-from obuild.exports.trees.folder import Folder
 from obuild.host import process
 from obuild.host.blocks import Blocks
 from obuild.host.partitions import Partition
+from obuild.host.trees.folder import Folder
 
 #: The kinds that can be mounted, and with which options besides `ro`.
 OPTIONS = {"xfs": "nouuid,", "btrfs": ""}

@@ -6,8 +6,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from obuild.exports.trees.nodes import Node, encode, join
 from obuild.host import sparse
+from obuild.host.trees.nodes import Node, encode, join
 
 _CHUNK = 1 << 20
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from obuild.errors import MachineError
-from obuild.executors.qemu.qmp import Qmp, QmpLost
+from obuild.executors.qmp import Qmp, QmpLost
 
 
 class Other:

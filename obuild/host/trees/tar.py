@@ -12,7 +12,7 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from obuild.exports.trees.nodes import FileSystem, Node, Tree, decode, encode
+from obuild.host.trees.nodes import FileSystem, Node, Tree, decode, encode
 
 #: Files with at least this many bytes of holes are written with them.
 SPARSE = 64 << 10
