@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from obuild.guests.profile import Card
-from obuild.host import qemu_img
 from obuild.plan.keys import LayerId
 
 _NAMESPACE = uuid.UUID("0c6c7a52-4f0b-4f6e-9a4d-4c0a4d0f2d7b")
@@ -30,9 +29,3 @@ class Disk(NamedTuple):
     def id(self, what: str) -> uuid.UUID:
         """The id that a format wants for `what`: the same for the same layer."""
         return uuid.uuid5(_NAMESPACE, f"{self.layer} {what}")
-
-
-def unpack(image: Path, out: Path) -> int:
-    """Write the disk of a layer's image, and of all images below it, to a raw file. Returns its size in bytes."""
-    qemu_img.unpack(image, out)
-    return out.stat().st_size

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,9 +16,9 @@ from obuild.bases.table import nearest
 from obuild.errors import ObuildError, ProcessError, StoreError, UsageError, words
 from obuild.exports import free_space
 from obuild.exports.all import FORMATS
-from obuild.exports.disk import Disk, unpack
+from obuild.exports.disk import Disk
 from obuild.guests.profile import Card
-from obuild.host import failpoints, locks, process, qemu_img, units
+from obuild.host import failpoints, locks, process, qemu_img, resize, units
 from obuild.host.fs import discard, fsync, replace_text
 from obuild.plan.keys import LayerId
 from obuild.store import mtree
@@ -37,7 +37,8 @@ class Wanted(NamedTuple):
     """What to export: the types, where to, what the files are called before their suffix, and for whom.
 
     `card` is that of the layer's base; with `cpus`, it describes the machine of an `ova`. With `force`, files that
-    are there are replaced.
+    are there are replaced. The disk grows to `size` bytes if that is not 0, or is made as small as it can be with
+    `shrink`.
     """
 
     types: Sequence[str]
@@ -47,9 +48,21 @@ class Wanted(NamedTuple):
     compression: str = "zstd"
     cpus: int = 1
     force: bool = False
+    size: int = 0
+    shrink: bool = False
 
 
-def export(store: Store, id: LayerId, wanted: Wanted, *, say: Callable[[str], object]) -> list[Path]:
+#: Gives the image to export: that of a layer, or one on a copy of it, for as long as the block lasts.
+Prepare = Callable[[Layer], AbstractContextManager[Path]]
+
+
+def _as_it_is(layer: Layer) -> AbstractContextManager[Path]:
+    return nullcontext(layer.image)
+
+
+def export(
+    store: Store, id: LayerId, wanted: Wanted, *, say: Callable[[str], object], prepare: Prepare = _as_it_is
+) -> list[Path]:
     """Write the images; returns their paths in the order of the types. Each appears whole or not at all.
 
     UsageError, before anything is written, for an unknown type, a file that is there already, a disk that is too
@@ -60,8 +73,8 @@ def export(store: Store, id: LayerId, wanted: Wanted, *, say: Callable[[str], ob
         if layer is None:
             raise StoreError(f"layer {id} was removed from the store", hint="build again")
         _see_size(layer, wanted)
-        with _no_room(wanted.out):
-            return _export(layer, wanted, places, say)
+        with prepare(layer) as image, _no_room(wanted.out):
+            return _export(layer.id, image, wanted, places, say)
 
 
 @contextmanager
@@ -80,12 +93,21 @@ def _no_room(out: Path) -> Iterator[None]:
         raise ObuildError(f"cannot write to {out}: {full}", hint=hint) from error
 
 
-def _export(layer: Layer, wanted: Wanted, places: Sequence[Path], say: Callable[[str], object]) -> list[Path]:
+def _export(
+    id: LayerId, image: Path, wanted: Wanted, places: Sequence[Path], say: Callable[[str], object]
+) -> list[Path]:
     wanted.out.mkdir(parents=True, exist_ok=True)
     with work_folder.folder_in(wanted.out) as work:
-        disk = Disk(work / "disk.raw", 0, layer.id, wanted.card, wanted.compression, wanted.cpus)
-        say(f"unpacking the disk of {layer.id[:12]}")
-        disk = disk._replace(size=unpack(layer.image, disk.path))
+        disk = Disk(work / "disk.raw", 0, id, wanted.card, wanted.compression, wanted.cpus)
+        say(f"unpacking the disk of {id[:12]}")
+        qemu_img.unpack(image, disk.path)
+        if wanted.size:
+            say(f"growing it to {units.size(wanted.size)}")
+            resize.grow(disk.path, wanted.size)
+        if wanted.shrink:
+            say("shrinking it")
+            resize.shrink(disk.path)
+        disk = disk._replace(size=disk.path.stat().st_size)
         cleared = free_space.clear(disk.path)
         for number, why in cleared.skipped.items():
             say(f"the free space of partition {number} is not cleared: {why}" if number else f"not cleared: {why}")
@@ -143,7 +165,14 @@ def _checked(wanted: Wanted) -> list[Path]:
         raise UsageError(f"{wanted.stem!r} cannot be the name of an image", hint=hint)
     if wanted.out.exists() and not wanted.out.is_dir():
         raise UsageError(f"{wanted.out} is not a folder")
-    for program in (*free_space.PROGRAMS, *(each for type in wanted.types for each in FORMATS[type].programs)):
+    if wanted.size and wanted.shrink:
+        raise UsageError("--size and --shrink exclude each other")
+    resizing = resize.PROGRAMS if wanted.size or wanted.shrink else ()
+    for program in (
+        *resizing,
+        *free_space.PROGRAMS,
+        *(each for type in wanted.types for each in FORMATS[type].programs),
+    ):
         process.require(program)
     places = [wanted.out / f"{wanted.stem}.{FORMATS[type].suffix}" for type in wanted.types]
     if len(set(places)) < len(places):
@@ -155,6 +184,6 @@ def _checked(wanted: Wanted) -> list[Path]:
 
 
 def _see_size(layer: Layer, wanted: Wanted) -> None:
-    size = qemu_img.virtual_size(layer.image)
+    size = max(wanted.size, qemu_img.virtual_size(layer.image))
     for type in wanted.types:
         FORMATS[type].check(size, wanted.card)

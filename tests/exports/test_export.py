@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import gzip
 import hashlib
 import json
@@ -219,6 +220,7 @@ def test_crc32c() -> None:
         ({"types": ()}, "export needs a --type", "qcow2"),
         ({"types": ("raw", "raw")}, "each --type can be given once", ""),
         ({"compression": "lz4"}, "--compression lz4: it can be zstd, zlib, none", ""),
+        ({"size": 1 << 40, "shrink": True}, "--size and --shrink exclude each other", ""),
         ({"stem": "../x"}, "'../x' cannot be the name of an image", "--name"),
     ],
 )
@@ -245,6 +247,26 @@ def test_a_file_that_is_there_stays_unless_forced(store: Store, tmp_path: Path) 
     assert there.stat().st_size == 32 << 20
     assert not (layout / "old").exists()
     assert len((tmp_path / "SHA256SUMS").read_text().splitlines()) == 1
+
+
+def test_the_disk_grows_or_shrinks_on_its_way(store: Store, tmp_path: Path) -> None:
+    grown, smaller = (tmp_path / name for name in ("grown", "smaller"))
+    (raw,) = export(store, ID, wanted(grown, "raw", size=300 << 20), say=silent)
+    assert raw.stat().st_size == 300 << 20
+    (again,) = export(store, ID, wanted(tmp_path, "raw", size=300 << 20), say=silent)
+    assert filecmp.cmp(raw, again, shallow=False)
+    (small,) = export(store, ID, wanted(smaller, "raw", shrink=True), say=silent)
+    assert small.stat().st_size == 32 << 20  # less than what stays free
+    for path in (raw, small):
+        subprocess.run(["e2fsck", "-fn", f"{path}?offset={START}"], check=True)
+        assert SECRET not in path.read_bytes()
+    assert [path.name for path in grown.iterdir()] == ["pg-1.raw", "SHA256SUMS"]
+
+
+def test_a_disk_that_cannot_be_resized_leaves_nothing(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"a disk of 32\.0 MiB cannot grow to 1\.0 MiB"):
+        export(store, ID, wanted(tmp_path / "out", "raw", size=1 << 20), say=silent)
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_checksums_of_other_files_stay(store: Store, tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
-from obuild.bases.scratch.root_partition import SECTOR, write_table
+from obuild.bases.scratch.root_partition import SECTOR
+from obuild.host import sfdisk
 
 #: The backup table at the end of the disk takes 33 sectors; partitions end at a whole MiB.
 END = 1 << 20
@@ -56,4 +57,4 @@ def script(identity: UUID, partitions: tuple[Partition, ...]) -> str:
 
 def write(disk: Path, identity: UUID, partitions: tuple[Partition, ...]) -> None:
     """Write the table to a raw disk; what is in the partitions stays."""
-    write_table(disk, script(identity, partitions))
+    sfdisk.write(disk, script(identity, partitions))

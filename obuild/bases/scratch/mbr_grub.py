@@ -15,10 +15,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from obuild.bases.kind import File, Recipe
-from obuild.bases.scratch.root_partition import SECTOR, START, disk_id, write_table
+from obuild.bases.scratch.root_partition import SECTOR, START, disk_id
 from obuild.errors import UsageError
 from obuild.guests.profile import INITRD, KERNEL
-from obuild.host import process
+from obuild.host import process, sfdisk
 
 #: With "kernel", QEMU loads the kernel, and the disk gets no boot loader.
 FIRMWARES: tuple[str, ...] = ("bios", "kernel")
@@ -119,7 +119,7 @@ def install_grub(disk: Path, *, boot: bytes, core: bytes) -> None:
 def make_bootable(recipe: Recipe, disk: Path, work: Path) -> None:
     """See `Layout.make_bootable`."""
     script = partition_script(signature=disk_id(recipe).fields[0], size=disk.stat().st_size)
-    write_table(disk, script)
+    sfdisk.write(disk, script)
     if recipe.card.firmware != "bios":
         return
     core = work / "core.img"

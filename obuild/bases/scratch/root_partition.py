@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from pathlib import Path
 
 from obuild.bases.kind import Recipe, digest
-from obuild.host import process
 
 SECTOR = 512
 
@@ -27,9 +25,3 @@ def disk_id(recipe: Recipe) -> uuid.UUID:
 def part_id(recipe: Recipe, part: str) -> uuid.UUID:
     """Return the id of another part of the disk, such as "esp"."""
     return uuid.uuid5(disk_id(recipe), part)
-
-
-def write_table(disk: Path, script: str) -> None:
-    """Write a partition table to a raw disk, by sfdisk; what is in the partitions stays."""
-    # Never wipe: sfdisk would mistake the file systems for leftovers of an older disk.
-    process.run(["sfdisk", "--quiet", "--wipe=never", "--wipe-partitions=never", disk], input=script.encode())

@@ -43,6 +43,13 @@ def export_layer(
     memory: Annotated[
         str, typer.Option(metavar="SIZE", help="The memory of the machine in an ova. [default: that of its base]")
     ] = "",
+    size: Annotated[
+        str,
+        typer.Option(metavar="SIZE", help="Grow the disk, its last partition and the ext file system there."),
+    ] = "",
+    shrink: Annotated[
+        bool, typer.Option("--shrink", help="Make the disk as small as its files allow, and 64 MiB.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace images that exist already.")] = False,
     verbose: VerboseOption = False,
 ) -> None:
@@ -63,4 +70,7 @@ def export_layer(
     card = base_below(opened, layer).card
     if memory:
         card = replace(card, memory=parse_bytes("--memory", memory))
-    put(*map(str, export(opened, layer, Wanted(types, out, stem, card, compression, cpus, force), say=note)))
+    wanted = Wanted(
+        types, out, stem, card, compression, cpus, force, parse_bytes("--size", size) if size else 0, shrink
+    )
+    put(*map(str, export(opened, layer, wanted, say=note)))
