@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,19 +13,29 @@ from obuild.plan.keys import LayerId
 _NAMESPACE = uuid.UUID("0c6c7a52-4f0b-4f6e-9a4d-4c0a4d0f2d7b")
 
 
+def _nobody(text: str) -> None:
+    pass
+
+
+class Options(NamedTuple):
+    """What users choose about a format: `compression` is that of qcow2 images, `cpus` is for an `ova`."""
+
+    compression: str = "zstd"
+    cpus: int = 1
+
+
 class Disk(NamedTuple):
     """A raw disk with holes, and what an image of it must say. `size` is in bytes, `card` is that of its base.
 
-    `compression` is that of qcow2 images, `cpus` is for those that describe a machine. Files that
-    belong to one export are made in the folder of `path`.
+    `say` tells the user something. Files that belong to one export are made in the folder of `path`.
     """
 
     path: Path
     size: int
     layer: LayerId
     card: Card
-    compression: str = "zstd"
-    cpus: int = 1
+    options: Options = Options()
+    say: Callable[[str], object] = _nobody
 
     def id(self, what: str) -> uuid.UUID:
         """The id that a format wants for `what`: the same for the same layer."""

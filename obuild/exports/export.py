@@ -16,7 +16,7 @@ from obuild.bases.table import nearest
 from obuild.errors import ObuildError, ProcessError, StoreError, UsageError, words
 from obuild.exports import free_space
 from obuild.exports.all import FORMATS
-from obuild.exports.disk import Disk
+from obuild.exports.disk import Disk, Options
 from obuild.guests.profile import Card
 from obuild.host import failpoints, locks, process, qemu_img, resize, units
 from obuild.host.fs import discard, fsync, replace_text
@@ -36,7 +36,7 @@ _SUM = re.compile(r"([0-9a-f]{64}) [ *](.+)")
 class Wanted(NamedTuple):
     """What to export: the types, where to, what the files are called before their suffix, and for whom.
 
-    `card` is that of the layer's base; with `cpus`, it describes the machine of an `ova`. With `force`, files that
+    `card` is that of the layer's base; with `options`, it describes the machine of an `ova`. With `force`, files that
     are there are replaced. The disk grows to `size` bytes if that is not 0, or is made as small as it can be with
     `shrink`.
     """
@@ -45,8 +45,7 @@ class Wanted(NamedTuple):
     out: Path
     stem: str
     card: Card
-    compression: str = "zstd"
-    cpus: int = 1
+    options: Options = Options()
     force: bool = False
     size: int = 0
     shrink: bool = False
@@ -98,7 +97,7 @@ def _export(
 ) -> list[Path]:
     wanted.out.mkdir(parents=True, exist_ok=True)
     with work_folder.folder_in(wanted.out) as work:
-        disk = Disk(work / "disk.raw", 0, id, wanted.card, wanted.compression, wanted.cpus)
+        disk = Disk(work / "disk.raw", 0, id, wanted.card, wanted.options, say)
         say(f"unpacking the disk of {id[:12]}")
         qemu_img.unpack(image, disk.path)
         if wanted.size:
@@ -158,8 +157,8 @@ def _checked(wanted: Wanted) -> list[Path]:
     for type in wanted.types:
         if type not in FORMATS:
             raise UsageError(f"unknown type {type!r}", hint=nearest(type, FORMATS))
-    if wanted.compression not in COMPRESSIONS:
-        raise UsageError(f"--compression {wanted.compression}: it can be {', '.join(COMPRESSIONS)}")
+    if wanted.options.compression not in COMPRESSIONS:
+        raise UsageError(f"--compression {wanted.options.compression}: it can be {', '.join(COMPRESSIONS)}")
     if not _STEM.fullmatch(wanted.stem):
         hint = "letters, digits and . _ + - only: --name and --version choose it"
         raise UsageError(f"{wanted.stem!r} cannot be the name of an image", hint=hint)

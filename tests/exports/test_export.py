@@ -24,7 +24,7 @@ import pytest
 from obuild.errors import ObuildError, StoreError, UsageError
 from obuild.exports import free_space
 from obuild.exports.all import FORMATS
-from obuild.exports.disk import Disk
+from obuild.exports.disk import Disk, Options
 from obuild.exports.export import Wanted, export
 from obuild.exports.formats import ova, vhd, vhdx
 from obuild.guests.profile import Card
@@ -219,7 +219,7 @@ def test_crc32c() -> None:
         ({"types": ("qcow",)}, "unknown type 'qcow'", "did you mean 'qcow2'?"),
         ({"types": ()}, "export needs a --type", "qcow2"),
         ({"types": ("raw", "raw")}, "each --type can be given once", ""),
-        ({"compression": "lz4"}, "--compression lz4: it can be zstd, zlib, none", ""),
+        ({"options": Options(compression="lz4")}, "--compression lz4: it can be zstd, zlib, none", ""),
         ({"size": 1 << 40, "shrink": True}, "--size and --shrink exclude each other", ""),
         ({"stem": "../x"}, "'../x' cannot be the name of an image", "--name"),
     ],
@@ -293,7 +293,7 @@ def test_the_largest_disk_of_a_format(type: str) -> None:
 
 @pytest.fixture(scope="module")
 def small(disk: Path) -> Disk:
-    return Disk(disk, disk.stat().st_size, ID, Card(memory=256 << 20), cpus=2)
+    return Disk(disk, disk.stat().st_size, ID, Card(memory=256 << 20), Options(cpus=2))
 
 
 def test_an_ova_is_a_description_checksums_and_a_disk(small: Disk, tmp_path: Path) -> None:

@@ -60,6 +60,7 @@ def export_layer(
     Example: obuild export pg16 --type qcow2 --type vmdk -o images
     """
     from obuild.builder.provision import base_below
+    from obuild.exports.disk import Options
     from obuild.exports.export import Wanted, export
     from obuild.store.index import resolve
 
@@ -70,7 +71,6 @@ def export_layer(
     card = base_below(opened, layer).card
     if memory:
         card = replace(card, memory=parse_bytes("--memory", memory))
-    wanted = Wanted(
-        types, out, stem, card, compression, cpus, force, parse_bytes("--size", size) if size else 0, shrink
-    )
+    options = Options(compression, cpus)
+    wanted = Wanted(types, out, stem, card, options, force, parse_bytes("--size", size) if size else 0, shrink)
     put(*map(str, export(opened, layer, wanted, say=note)))

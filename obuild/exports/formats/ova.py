@@ -99,7 +99,7 @@ def description(disk: Disk, name: str, packed: int) -> str:
         <rasd:ElementName>CPUs</rasd:ElementName>
         <rasd:InstanceID>1</rasd:InstanceID>
         <rasd:ResourceType>3</rasd:ResourceType>
-        <rasd:VirtualQuantity>{disk.cpus}</rasd:VirtualQuantity>
+        <rasd:VirtualQuantity>{disk.options.cpus}</rasd:VirtualQuantity>
       </Item>
       <Item>
         <rasd:AllocationUnits>byte * 2^20</rasd:AllocationUnits>
