@@ -36,9 +36,8 @@ _SUM = re.compile(r"([0-9a-f]{64}) [ *](.+)")
 class Wanted(NamedTuple):
     """What to export: the types, where to, what the files are called before their suffix, and for whom.
 
-    `card` is that of the layer's base; with `options`, it describes the machine of an `ova`. With `force`, files that
-    are there are replaced. The disk grows to `size` bytes if that is not 0, or is made as small as it can be with
-    `shrink`.
+    `card` is that of the layer's base. With `force`, files that are there are replaced. The disk grows to `size`
+    bytes if that is not 0, or is made as small as it can be with `shrink`.
     """
 
     types: Sequence[str]
