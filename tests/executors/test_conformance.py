@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,7 @@ from obuild.spec import Cache, Secret, UnixUser
 from obuild.store.layers import Store
 from tests.support.fake_shell import Shell
 from tests.support.fakes import POWER_OFF, FakeExecutor, boot_disk
-from tests.support.program import base_images, new_store
+from tests.support.program import base_images, booted_store
 
 ROOT = UnixUser(0, 0)
 
@@ -72,7 +73,7 @@ class Place:
 
 
 @contextmanager
-def fake(root: Path) -> Iterator[Place]:
+def fake(root: Path, run: Path) -> Iterator[Place]:
     store = Store.open(root)
     (store.base_image / "tiny.img").write_bytes(boot_disk("", POWER_OFF))
     base = Engine(Path(), store, Settings(), print).build(spec.parse(b"((from tiny))"))
@@ -81,8 +82,8 @@ def fake(root: Path) -> Iterator[Place]:
 
 
 @contextmanager
-def qemu(root: Path, vm: str) -> Iterator[Place]:
-    store = Store.open(new_store(root, base_images("micro")))
+def qemu(root: Path, run: Path, vm: str) -> Iterator[Place]:
+    store = Store.open(booted_store(root, base_images("micro"), run))
     settings = Settings(vm=vm)
     base = Engine(Path(), store, settings, print).build(spec.parse(b"((from micro))"))
     start = Machines(store, settings).of(making.find(store, "micro", say=print), SILENT)
@@ -90,10 +91,11 @@ def qemu(root: Path, vm: str) -> Iterator[Place]:
     yield Place(store, start, base, lambda port: f"timeout 20 bash -c '{get.format(port)}' 2>&1")
 
 
-EXECUTORS: dict[str, Callable[[Path], AbstractContextManager[Place]]] = {
+#: Each takes a new folder for its store, and the folder of the test run.
+EXECUTORS: dict[str, Callable[[Path, Path], AbstractContextManager[Place]]] = {
     "fake": fake,
-    "qemu-boot": lambda root: qemu(root, "boot"),
-    "qemu-warm": lambda root: qemu(root, "warm"),
+    "qemu-boot": partial(qemu, vm="boot"),
+    "qemu-warm": partial(qemu, vm="warm"),
 }
 #: A boot for each session takes long, and other tests with guests cover most of it.
 MARKS = {"qemu-boot": [pytest.mark.vm, pytest.mark.long], "qemu-warm": [pytest.mark.vm]}
@@ -101,8 +103,11 @@ PARAMS = [pytest.param(name, marks=MARKS.get(name, [])) for name in EXECUTORS]
 
 
 @pytest.fixture(scope="module", params=PARAMS)
-def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    with EXECUTORS[request.param](tmp_path_factory.mktemp("place") / "store") as place, place.start() as executor:
+def place(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, whole_run: Path
+) -> Iterator[Place]:
+    make = EXECUTORS[request.param]
+    with make(tmp_path_factory.mktemp("place") / "store", whole_run) as place, place.start() as executor:
         place.executor = executor
         yield place
 

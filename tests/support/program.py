@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from obuild.bases import kind, making, recipe
+from obuild.host import locks
 from obuild.store.layers import Store
 
 ROOT = Path(__file__).parent.parent.parent
@@ -93,6 +94,29 @@ def new_store(root: Path, bases: Path) -> Path:
     subprocess.run(["cp", "-a", "--reflink=auto", f"{bases}/base-image", f"{bases}/state", root], check=True)
     for about in (root / "base-image").glob("micro-*.toml"):
         rename_base(root, about.stem, "micro")
+    return root
+
+
+def booted_store(root: Path, bases: Path, run: Path) -> Path:
+    """As `new_store`, with the layer of `micro` and its saved machine.
+
+    One machine is booted for all of a test run, whose folder is `run`. Nobody writes to the files of the layer and
+    of the machine, so every store has the same ones, under other names.
+    """
+    first = run / f"booted-{bases.name}"
+    with locks.file_lock(run / f"{first.name}.lock"):
+        if not first.exists():
+            maker = Program(new_store(run / f"{first.name}.part", bases))
+            spec = run / f"{first.name}.spec"
+            spec.write_text('((from micro) (run (shell "echo booted")))')
+            step = layers(maker.build(spec, run).stdout)[-1]
+            maker("rm", step)
+            maker.store.rename(first)
+    new_store(root, bases)
+    for part in ("result", "warm"):
+        (root / part).mkdir(exist_ok=True)
+        for path in (first / part).iterdir():
+            subprocess.run(["cp", "-al", path, root / part], check=True)
     return root
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from obuild.executors.qemu.arches import ARCHES
-from tests.support.program import Program, base_images, layers, new_store
+from tests.support.program import Program, base_images, booted_store, new_store
 
 #: The recipe of `micro` for each architecture. Emulating the others is slow, so only `make test-arch` asks for
 #: them.
@@ -28,9 +27,9 @@ def micro_images(request: pytest.FixtureRequest) -> Path:
 
 
 @pytest.fixture(scope="session")
-def shared(tmp_path_factory: pytest.TempPathFactory, micro_images: Path) -> Program:
+def shared(tmp_path_factory: pytest.TempPathFactory, micro_images: Path, whole_run: Path) -> Program:
     """A store that tests share: each builds its own steps, and removes none."""
-    return Program(new_store(tmp_path_factory.mktemp("shared") / "store", micro_images))
+    return Program(booted_store(tmp_path_factory.mktemp("shared") / "store", micro_images, whole_run))
 
 
 @pytest.fixture
@@ -40,22 +39,9 @@ def fresh(tmp_path: Path, micro_images: Path) -> Program:
 
 
 @pytest.fixture
-def ready(tmp_path: Path, micro_images: Path, shared: Program) -> Program:
-    """The test's own store, which already has the layer of `micro` and its saved machine.
-
-    Nobody writes to their files, so they are those of the shared store, under other names.
-    """
-    spec = tmp_path / "ready.spec"
-    spec.write_text('((from micro) (run (shell "echo ready")))')
-    layer = layers(shared.build(spec, tmp_path).stdout)[0]
-    if not (shared.store / "warm" / layer).exists():  # a test has removed it
-        spec.write_text(f'((from micro) (run (shell "echo {tmp_path}")))')
-        shared.build(spec, tmp_path)
-    program = Program(new_store(tmp_path / "store", micro_images))
-    for part in ("result", "warm"):
-        (program.store / part).mkdir(exist_ok=True)
-        subprocess.run(["cp", "-al", shared.store / part / layer, program.store / part], check=True)
-    return program
+def ready(tmp_path: Path, micro_images: Path, whole_run: Path) -> Program:
+    """The test's own store, which already has the layer of `micro` and its saved machine."""
+    return Program(booted_store(tmp_path / "store", micro_images, whole_run))
 
 
 @pytest.fixture

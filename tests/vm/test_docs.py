@@ -13,7 +13,7 @@ import pytest
 from obuild import spec
 from obuild.spec import Comment, Copy, Env, Op, Run, Shell, Stage, User, Workdir
 from tests.support.manual import Example, example, examples
-from tests.support.program import Program, new_store, rename_base
+from tests.support.program import Program, booted_store, rename_base
 
 Spec = Callable[[str], Path]
 
@@ -49,9 +49,9 @@ def files(source: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory, micro_images: Path) -> Program:
+def program(tmp_path_factory: pytest.TempPathFactory, micro_images: Path, whole_run: Path) -> Program:
     """A store for all examples, so that common steps are built once. Its debian-12 is micro."""
-    store = new_store(tmp_path_factory.mktemp("manual") / "store", micro_images)
+    store = booted_store(tmp_path_factory.mktemp("manual") / "store", micro_images, whole_run)
     rename_base(store, "micro", "debian-12")
     return Program(store)
 

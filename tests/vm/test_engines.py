@@ -14,7 +14,7 @@ from obuild.errors import Cancelled, ObuildError, StepFailed
 from obuild.events import Event, Output
 from obuild.executors.settings import Settings
 from obuild.store.layers import Store
-from tests.support.program import Program, new_store
+from tests.support.program import Program, booted_store
 
 pytestmark = pytest.mark.vm
 
@@ -58,7 +58,7 @@ def clean(store: Store) -> bool:
 
 @pytest.mark.parametrize("how", ["cancelled", pytest.param("failing", marks=pytest.mark.long)])
 def test_cancelling_or_failing_one_build_leaves_the_others_machines_alone(
-    how: str, ready: Program, tmp_path: Path, micro_images: Path
+    how: str, ready: Program, tmp_path: Path, micro_images: Path, whole_run: Path
 ) -> None:
     endless = '(build endless ((from micro) (run (shell "echo started; sleep 10000"))))'
     fails = '(build fails ((from micro) (run (shell "exit 3"))))' if how == "failing" else ""
@@ -66,7 +66,7 @@ def test_cancelling_or_failing_one_build_leaves_the_others_machines_alone(
         server.bind(("127.0.0.1", 0))  # refuses all connections until it listens
         go = f"until exec 3<>/dev/tcp/10.0.2.2/{server.getsockname()[1]}; do sleep 1; done 2>/dev/null"
         waits = f"(run (network host) (shell \"bash -c 'echo started; {go}; echo survived'\"))"
-        other = Build(new_store(tmp_path / "other", micro_images), f"((from micro) {waits})")
+        other = Build(booted_store(tmp_path / "other", micro_images, whole_run), f"((from micro) {waits})")
         assert other.started.wait(LONG)
         mine = Build(ready.store, f"({endless} {fails} (from micro))")
         if how == "cancelled":
