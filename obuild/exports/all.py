@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from obuild.exports.disk import Disk
-from obuild.exports.formats import containerdisk, ova, qcow2, raw, vdi, vhd, vhdx, vmdk, vmdk_sparse
+from obuild.exports.formats import containerdisk, files, ova, qcow2, raw, vdi, vhd, vhdx, vmdk, vmdk_sparse
 from obuild.guests.profile import Card
 
 
@@ -44,4 +44,10 @@ FORMATS = {
     "vdi": Format("vdi", "VirtualBox", vdi.write),
     "containerdisk": Format("oci", "KubeVirt: a container image, as an OCI image layout", containerdisk.write),
     "oci-archive": Format("oci.tar", "the same in one file", containerdisk.write_archive),
+    "tar": Format("tar", "the files of the root file system", files.write_tar, files.check),
+    "tar.gz": Format("tar.gz", "the files, compressed by gzip", files.write_gz, files.check, ("gzip",)),
+    "tar.xz": Format("tar.xz", "the files, compressed by xz", files.write_xz, files.check, ("xz",)),
+    "tar.zst": Format("tar.zst", "the files, compressed by zstd", files.write_zst, files.check, ("zstd",)),
+    "dir": Format("dir", "the files in a folder; root only", files.write_folder, files.check_root, ("tar",)),
+    "squashfs": Format("squashfs", "the files, compressed", files.write_squashfs, files.check, ("mksquashfs",)),
 }

@@ -122,8 +122,10 @@ def _export(
 def _place(made: Path, place: Path) -> None:
     """Move a finished image to its place, and note its checksum."""
     digest = None if made.is_dir() else mtree.digest(made)
-    for path in (*made.rglob("*"), made):
-        fsync(path)
+    if made.is_dir():  # it may have links and devices in it, which are not to be opened
+        process.run(["sync", "--file-system", made])
+    else:
+        fsync(made)
     failpoints.reach("export.made")
     if place.is_dir():  # it cannot be replaced as a whole
         discard(place)

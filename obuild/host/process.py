@@ -44,6 +44,7 @@ PACKAGES = {
     "mformat": "mtools",
     "mmd": "mtools",
     "mksquashfs": "squashfs-tools",
+    "umount": "mount",
     "mcopy": "mtools",
     "swtpm": "swtpm",
     "systemctl": "systemd",
@@ -75,26 +76,30 @@ def run(
     argv: Sequence[Arg],
     *,
     input: bytes | None = None,
+    stdin: Path = Path(os.devnull),
     env: Mapping[str, str] | None = None,
     ok: tuple[int, ...] = (0,),
     cwd: Path | None = None,
 ) -> bytes:
     """Run a program to its end and return its stdout; ProcessError unless it exits with one of `ok`.
 
-    `env` is added to our own environment. A program that is still running when we are interrupted
-    is killed before the interrupt goes on.
+    It reads `input`, or else the file `stdin`. `env` is added to our own environment. A program that is
+    still running when we are interrupted is killed before the interrupt goes on.
     """
     command = [require(str(argv[0])), *map(str, argv[1:])]
     _log(argv)
-    with subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL if input is None else subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**os.environ, **env} if env else None,
-        cwd=cwd,
-        start_new_session=True,
-    ) as child:
+    with (
+        stdin.open("rb") as read,
+        subprocess.Popen(
+            command,
+            stdin=read if input is None else subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, **env} if env else None,
+            cwd=cwd,
+            start_new_session=True,
+        ) as child,
+    ):
         try:
             out, err = child.communicate(input)
         except BaseException:

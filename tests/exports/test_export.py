@@ -50,6 +50,9 @@ READ_BY_QEMU = {
 #: The types whose files contain the file's own name.
 NAMED = {"vmdk-sparse", "ova"}
 
+#: What we can export: only root can write a folder with owners.
+POSSIBLE = [type for type in FORMATS if type != "dir" or os.geteuid() == 0]
+
 SECRET = b"the password is swordfish\n"
 
 
@@ -64,7 +67,7 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "secret").write_bytes(SECRET * 200)
     (folder / "kept").write_bytes(os.urandom(300_000))
     written = (f"write {folder / name} {name}" for name in ("secret", "kept"))
-    return ext4_disk(folder / "disk.raw", *written, "rm secret")
+    return ext4_disk(folder / "disk.raw", "mkdir etc", "mkdir usr", *written, "rm secret")
 
 
 @pytest.fixture
@@ -118,11 +121,11 @@ def content(path: Path) -> dict[str, str]:
 
 
 def test_the_same_layer_gives_the_same_bytes(store: Store, tmp_path: Path) -> None:
-    one = export(store, ID, wanted(tmp_path / "one", *FORMATS), say=silent)
-    other = [type for type in reversed(FORMATS) if type not in NAMED]
+    one = export(store, ID, wanted(tmp_path / "one", *POSSIBLE), say=silent)
+    other = [type for type in reversed(POSSIBLE) if type not in NAMED]
     two = export(store, ID, wanted(tmp_path / "two", *other, stem="other"), say=silent)
     two += export(store, ID, wanted(tmp_path / "two", *NAMED), say=silent)
-    made = dict(zip(FORMATS, one, strict=True))
+    made = dict(zip(POSSIBLE, one, strict=True))
     for type, second in zip([*other, *NAMED], two, strict=True):
         assert content(made[type]) == content(second), type
 
@@ -407,7 +410,7 @@ def test_two_exports_at_once_do_not_disturb_each_other(store: Store, tmp_path: P
 
 def test_the_layer_stays_as_it_is(store: Store, tmp_path: Path) -> None:
     before = content(store.layer(ID).path)
-    export(store, ID, wanted(tmp_path / "out", *FORMATS), say=silent)
+    export(store, ID, wanted(tmp_path / "out", *POSSIBLE), say=silent)
     assert content(store.layer(ID).path) == before
     shutil.rmtree(tmp_path / "out")
 

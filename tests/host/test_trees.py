@@ -17,7 +17,7 @@ from obuild.errors import ObuildError, UsageError
 from obuild.host.partitions import SIGNATURES, Partition
 from obuild.host.trees import fstab, root, tar
 from obuild.host.trees.folder import Folder
-from obuild.host.trees.nodes import Tree
+from obuild.host.trees.nodes import Tree, content
 from tests.support.disks import START, ext4_disk, file_system
 
 ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
@@ -112,10 +112,10 @@ def seen(tree: Tree) -> Iterator[tuple[object, ...]]:
         if node.is_folder:
             node = node._replace(size=0, links=0)
         if not stat.S_ISSOCK(node.mode):
-            content = b"".join(data.strip(b"\0") for _, data in node.source.pieces(node)) if node.is_file else b""
+            data = content(node) if node.is_file else b""
             target = node.source.target(node) if node.is_link else ""
             shared = first.setdefault(node.inode, node.path)
-            yield (*node[1:2], *node[3:10], shared, content, target, node.source.xattrs(node))
+            yield (*node[1:2], *node[3:10], shared, data, target, node.source.xattrs(node))
 
 
 def test_gnu_tar_unpacks_what_the_tree_has(disk: Path, tmp_path: Path) -> None:
@@ -134,13 +134,13 @@ def test_python_reads_the_tar_file(disk: Path, tmp_path: Path) -> None:
     with root.of_raw(disk) as tree:
         tar.write(tree, tmp_path / "tar")
     with tarfile.open(tmp_path / "tar") as opened:
-        sparse = opened.getmember("./" + "e" * 130)
+        sparse = opened.getmember("" + "e" * 130)
         assert (sparse.size, sparse.issparse()) == (40 << 20, True)
-        su = opened.getmember("./usr/bin/su")
-        hard = opened.getmember("./links/hard")
+        su = opened.getmember("usr/bin/su")
+        hard = opened.getmember("links/hard")
         assert (hard.uid, hard.gid, hard.mode) == (70_000, 3_000_000, 0o6755)
-        assert (su.islnk(), su.linkname) == (True, "./links/hard")
-        assert opened.getmember("./empty").mtime == -1
+        assert (su.islnk(), su.linkname) == (True, "links/hard")
+        assert opened.getmember("empty").mtime == -1
 
 
 def test_files_are_found_through_links(disk: Path) -> None:
@@ -328,8 +328,7 @@ def test_damage_anywhere_is_an_error_and_nothing_worse(tmp_path: Path) -> None:
         disk.write_bytes(changed)
         try:
             with root.of_raw(disk) as tree:
-                for _ in tar.stream(tree):
-                    pass
+                tar.write(tree, tmp_path / "tar")
             ends["read"] += 1
         except ObuildError:
             ends["refused"] += 1

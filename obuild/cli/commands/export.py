@@ -24,8 +24,7 @@ def export_layer(
             "--type",
             metavar="TYPE",
             help="raw, raw.gz, raw.xz, raw.zst, qcow2, vmdk, vmdk-sparse, ova, vhd, vhd-dynamic, vhdx, vdi, "
-            "containerdisk or oci-archive. "
-            "May be repeated.",
+            "containerdisk, oci-archive, tar, tar.gz, tar.xz, tar.zst, dir or squashfs. May be repeated.",
         ),
     ],
     store: StoreOption = "",

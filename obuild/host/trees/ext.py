@@ -13,7 +13,7 @@ from uuid import UUID
 
 from obuild.errors import ObuildError, UsageError
 from obuild.host.blocks import Blocks
-from obuild.host.trees import ext_xattrs
+from obuild.host.trees import ext_map, ext_xattrs
 from obuild.host.trees.nodes import Node, checked, decode, join
 
 #: Where the superblock is, and its magic number in it.
@@ -32,10 +32,7 @@ _KNOWN = 0x2 | 0x40 | 0x80 | 0x100 | 0x200 | 0x400 | 0x2000 | 0x4000 | 0x20000
 _RECOVER, _64BIT = 0x4, 0x80
 
 _ROOT = 2
-_EXTENTS_FLAG, _EXTENTS_MAGIC, _DEEPEST = 0x80000, 0xF30A, 5
-
-#: An extent longer than this is allocated and not written: it reads as zeros.
-_WRITTEN = 32768
+_EXTENTS_FLAG = 0x80000
 
 _CHUNK = 1 << 20
 
@@ -120,7 +117,7 @@ class Ext:
             found |= ext_xattrs.in_inode(node.raw[128 + extra :], self._value)
         low, high = struct.unpack_from("<I", node.raw, 104)[0], struct.unpack_from("<H", node.raw, 118)[0]
         if low or high:
-            found |= ext_xattrs.in_block(self._at((high << 32) | low, self._block), self._value)
+            found |= ext_xattrs.in_block(self._one_block((high << 32) | low), self._value)
         return dict(sorted(found.items()))
 
     def _value(self, inode: int) -> bytes:
@@ -148,9 +145,13 @@ class Ext:
 
         Runs that follow each other on the disk, too, are one.
         """
-        runs = self._extent_runs if _flags(file) & _EXTENTS_FLAG else self._mapped_runs
+        kept = file.raw[40:100]
+        if _flags(file) & _EXTENTS_FLAG:
+            runs = ext_map.extents(kept, self._one_block)
+        else:
+            runs = ext_map.pointers(kept, self._one_block, self._block)
         found: list[tuple[int, int, int]] = []
-        for logical, physical, count in runs(file.raw[40:100]):
+        for logical, physical, count in runs:
             offset, place = logical * self._block, self._start + physical * self._block
             length = min(count * self._block, file.size - offset)
             if length <= 0:  # blocks that are reserved beyond the end
@@ -163,41 +164,8 @@ class Ext:
                 found.append((offset, place, length))
         return found
 
-    def _extent_runs(self, node: bytes, depth: int = _DEEPEST) -> Iterator[tuple[int, int, int]]:
-        """The written runs below a node of the tree of extents: logical block, physical block, count."""
-        magic, entries, _, level = struct.unpack_from("<4H", node)
-        if magic != _EXTENTS_MAGIC or level > depth:
-            raise ValueError("a wrong tree of extents")
-        for at in range(12, 12 + entries * 12, 12):
-            if level:
-                _, low, high = struct.unpack_from("<IIH", node, at)
-                yield from self._extent_runs(self._at((high << 32) | low, self._block), level - 1)
-            else:
-                logical, count, high, low = struct.unpack_from("<IHHI", node, at)
-                if count <= _WRITTEN:
-                    yield logical, (high << 32) | low, count
-
-    def _mapped_runs(self, pointers: bytes) -> Iterator[tuple[int, int, int]]:
-        """The runs of a file whose inode has pointers: 12 to blocks, and 3 to blocks of pointers."""
-        direct = struct.unpack("<15I", pointers)
-        per_block, logical = self._block // 4, 0
-        for index, pointer in enumerate(direct):
-            level = max(0, index - 11)
-            yield from self._mapped(pointer, level, logical)
-            logical += per_block**level
-
-    def _mapped(self, pointer: int, level: int, logical: int) -> Iterator[tuple[int, int, int]]:
-        if not pointer:
-            return
-        if not level:
-            yield logical, pointer, 1
-            return
-        per_block = self._block // 4
-        for index, below in enumerate(struct.unpack(f"<{per_block}I", self._at(pointer, self._block))):
-            yield from self._mapped(below, level - 1, logical + index * per_block ** (level - 1))
-
-    def _at(self, block: int, length: int) -> bytes:
-        return self._blocks.read(self._start + block * self._block, length)
+    def _one_block(self, number: int) -> bytes:
+        return self._blocks.read(self._start + number * self._block, self._block)
 
     @_guarded
     def _node(self, inode: int, path: str) -> Node:

@@ -99,6 +99,16 @@ def checked(folder: Node, names: list[bytes]) -> None:
         raise ObuildError(f"the file system is damaged: /{folder.path} has a wrong name in it, or one twice")
 
 
+def content(file: Node, most: int = 64 << 20) -> bytes:
+    """The content of a file. ObuildError if it has more than `most` bytes."""
+    if file.size > most:
+        raise ObuildError(f"/{file.path} in the layer is too large to be read: {file.size} bytes")
+    data = bytearray(file.size)
+    for offset, piece in file.source.pieces(file):
+        data[offset : offset + len(piece)] = piece
+    return bytes(data)
+
+
 class Tree:
     """A root file system with others mounted on its folders: `mounts` has them by path, the root's being ""."""
 
@@ -165,14 +175,7 @@ class Tree:
         ObuildError if it has more than `most` bytes.
         """
         node = self.find(path)
-        if node is None or not node.is_file:
-            return None
-        if node.size > most:
-            raise ObuildError(f"/{path} in the layer is too large to be read: {node.size} bytes")
-        data = bytearray(node.size)
-        for offset, piece in node.source.pieces(node):
-            data[offset : offset + len(piece)] = piece
-        return bytes(data)
+        return content(node, most) if node is not None and node.is_file else None
 
 
 def _parts(path: str) -> list[str]:

@@ -7,6 +7,7 @@ Sockets are left out, because a tar file cannot have them. Owners are numbers, t
 
 from __future__ import annotations
 
+import os
 import stat
 import tarfile
 from collections.abc import Iterator
@@ -18,6 +19,9 @@ from obuild.host.trees.nodes import FileSystem, Node, Tree, decode, encode
 SPARSE = 64 << 10
 
 _BLOCK = tarfile.BLOCKSIZE
+
+#: What ends a tar file.
+END = bytes(2 * _BLOCK)
 #: Shorter than the field, because tarfile ends the name of a folder with a slash.
 _LONGEST = tarfile.LENGTH_NAME - 1
 _TYPES = {
@@ -33,14 +37,22 @@ Runs = list[tuple[int, int]]
 
 
 def write(tree: Tree, out: Path) -> None:
-    """Write a tree to a new file."""
+    """Write a tree to a new file, whose own mtime becomes the newest one in the tree.
+
+    ObuildError if the tree is damaged, OSError if the file cannot be written.
+    """
+    newest = 0
     with out.open("wb") as file:
-        for piece in stream(tree):
-            file.write(piece)
+        for node, pieces in entries(tree):
+            newest = max(newest, node.mtime)
+            for piece in pieces:
+                file.write(piece)
+        file.write(END)
+    os.utime(out, (newest, newest))
 
 
-def stream(tree: Tree) -> Iterator[bytes]:
-    """The tar file of a tree in pieces. ObuildError if the tree is damaged."""
+def entries(tree: Tree) -> Iterator[tuple[Node, Iterator[bytes]]]:
+    """The nodes of a tree, and of each the part of the tar file. All parts and END are the file."""
     first: dict[tuple[FileSystem, int], str] = {}
     for node in tree.walk():
         if stat.S_IFMT(node.mode) not in _TYPES:
@@ -50,13 +62,12 @@ def stream(tree: Tree) -> Iterator[bytes]:
             known = first.get((node.source, node.inode))
             first.setdefault((node.source, node.inode), node.path)
         if known is not None:
-            yield from _header(_entry(node, tarfile.LNKTYPE), node.path, f"./{known}", {})
+            yield node, _header(_entry(node, tarfile.LNKTYPE), node.path, known, {})
         elif node.is_file:
-            yield from _file(node)
+            yield node, _file(node)
         else:
             target = node.source.target(node) if node.is_link else ""
-            yield from _header(_entry(node), node.path, target, _records(node))
-    yield bytes(2 * _BLOCK)
+            yield node, _header(_entry(node), node.path, target, _records(node))
 
 
 def _file(node: Node) -> Iterator[bytes]:
@@ -67,13 +78,13 @@ def _file(node: Node) -> Iterator[bytes]:
             runs.append((node.size, 0))
         numbers = [len(runs), *(number for run in runs for number in run)]
         table = _padded("".join(f"{number}\n" for number in numbers).encode())
-        real = {"major": b"1", "minor": b"0", "name": encode(f"./{path}"), "realsize": b"%d" % node.size}
+        real = {"major": b"1", "minor": b"0", "name": encode(path), "realsize": b"%d" % node.size}
         records |= {f"GNU.sparse.{key}": value for key, value in real.items()}
         entry.size = len(table) + sum(length for _, length in runs)
         # Readers that do not know GNU.sparse.name see this one. A longer name would need the record `path`, which
         # Python takes for the real one.
         name = f"GNUSparseFile.0/{node.name}"
-        yield from _header(entry, decode(encode(name)[: _LONGEST - 2]), "", records)
+        yield from _header(entry, decode(encode(name)[:_LONGEST]), "", records)
         yield table
     else:
         runs = [(0, node.size)]
@@ -129,9 +140,8 @@ def _entry(node: Node, type: bytes = b"") -> tarfile.TarInfo:
 
 def _header(entry: tarfile.TarInfo, path: str, target: str, records: dict[str, bytes]) -> Iterator[bytes]:
     """The header of an entry, after one with the records that it needs."""
-    entry.name, entry.linkname = f"./{path}", target
-    if entry.isdir() and path:
-        entry.name += "/"
+    # Only the root has a dot in its name: mksquashfs refuses others.
+    entry.name, entry.linkname = (f"{path}/" if entry.isdir() else path) if path else "./", target
     for field, key, longest in (("name", "path", _LONGEST), ("linkname", "linkpath", tarfile.LENGTH_LINK)):
         text = encode(getattr(entry, field))
         if len(text) > longest:
