@@ -33,6 +33,7 @@ HEAVY = (
     "pydantic",
     "tarfile",
     "logging",
+    "httpx",
     "obuild.bases.recipe",
     "obuild.executors.qemu.machine",
 )

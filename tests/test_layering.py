@@ -135,6 +135,7 @@ def test_only_the_table_of_executors_imports_one() -> None:
         ("asyncio", set()),
         ("pycdlib", {"bases.seed"}),
         ("yaml", {"bases.cloud_config"}),
+        ("httpx", {"remotes.blobs", "remotes.registry", "remotes.registry_auth", "remotes.registry_http"}),
     ],
 )
 def test_a_library_has_one_importer(library: str, modules: set[str]) -> None:

@@ -6,7 +6,7 @@ import errno
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -134,6 +134,11 @@ def default_store() -> Path:
                 "you have no home directory for the default store", hint="name one with --store=qemu:PATH"
             ) from error
     return data / "obuild"
+
+
+def environment() -> Mapping[str, str]:
+    """The environment variables, for what finds a user's credentials."""
+    return os.environ
 
 
 def lines(*, plain: bool = False) -> ui.Lines:

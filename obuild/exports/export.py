@@ -29,7 +29,8 @@ SUMS = "SHA256SUMS"
 
 COMPRESSIONS = ("zstd", "zlib", "none")
 
-_STEM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+#: What an image may be called.
+STEM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 _SUM = re.compile(r"([0-9a-f]{64}) [ *](.+)")
 
 
@@ -115,12 +116,12 @@ def _export(
             say(f"writing {place}")
             made = work / place.name
             FORMATS[type].write(disk, made)
-            _place(made, place)
+            put_in_place(made, place)
     return list(places)
 
 
-def _place(made: Path, place: Path) -> None:
-    """Move a finished image to its place, and note its checksum."""
+def put_in_place(made: Path, place: Path) -> None:
+    """Move a finished image to its place, in the same file system, and note its checksum."""
     digest = None if made.is_dir() else mtree.digest(made)
     if made.is_dir():  # it may have links and devices in it, which are not to be opened
         process.run(["sync", "--file-system", made])
@@ -160,7 +161,7 @@ def _checked(wanted: Wanted) -> list[Path]:
             raise UsageError(f"unknown type {type!r}", hint=nearest(type, FORMATS))
     if wanted.options.compression not in COMPRESSIONS:
         raise UsageError(f"--compression {wanted.options.compression}: it can be {', '.join(COMPRESSIONS)}")
-    if not _STEM.fullmatch(wanted.stem):
+    if not STEM.fullmatch(wanted.stem):
         hint = "letters, digits and . _ + - only: --name and --version choose it"
         raise UsageError(f"{wanted.stem!r} cannot be the name of an image", hint=hint)
     if wanted.out.exists() and not wanted.out.is_dir():

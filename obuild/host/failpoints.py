@@ -49,6 +49,9 @@ POINTS = (
     "remove.done",
     "export.made",
     "export.placed",
+    "publish.exported",
+    "publish.piece",
+    "publish.sent",
 )
 
 # What is killed is the process, so this state is the process's. Only tests and OBUILD_KILL_AT set it.

@@ -47,6 +47,7 @@ _OURS: tuple[tuple[str, str, Callable[[Path], bool]], ...] = (
     ("state/manifests", parts.MEMO.pattern, is_file),
     ("state/screens", r".+\.png(?:\.part)?", is_file),
     ("state/ssh", r".+", Path.is_file),
+    ("state/uploads", parts.UPLOAD.pattern, is_file),
 )
 
 
@@ -368,7 +369,7 @@ def _memos(store: Store) -> Iterator[Finding]:
         id = memo.name.partition("-")[0]
         if parts.MEMO.fullmatch(memo.name) and is_file(memo) and not is_folder(store.result / id):
             yield _unneeded(store, memo, "a manifest of a layer that is gone")
-    for folder in (store.state, store.manifests, store.ssh):
+    for folder in (store.state, store.manifests, store.ssh, store.uploads):
         for path in _entries(folder):
             if is_file(path) and path.name.startswith("."):
                 yield _unneeded(store, path, "a file that was never finished")

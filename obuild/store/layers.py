@@ -136,6 +136,7 @@ class Store:
         self.locks = self.state / "locks"
         self.manifests = self.state / "manifests"
         self.ssh = self.state / "ssh"
+        self.uploads = self.state / "uploads"
         self.screens = self.state / "screens"
         self.places = Places(self.base_image, self.ssh, self.locks)
         self.states = States(root / "warm", root / "warm-tmp")
@@ -392,6 +393,10 @@ class Store:
                 raise StoreError(f"layer {id} was removed from the store", hint="build again")
             (folder / parts.IMAGE).parent.mkdir()
             yield Draft(id, folder, log, id, parts.seen_from_image(self.flats.below(id)), scratch=True)
+
+    def outbox(self) -> AbstractContextManager[Path]:
+        """A folder for images that are sent elsewhere; it is gone when the block ends, or with the next sweep."""
+        return owned_folder(self.cache_tmp, "publish", mode=0o700)
 
     def spool(self) -> BinaryIO:
         """An unlinked temporary file, for data too large for memory."""

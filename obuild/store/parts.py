@@ -24,7 +24,7 @@ PARTS = ("result", "result-tmp", "base-image", "cache", "cache-tmp", "state", "s
 #: The folders that are created when they are needed.
 LATER = (
     *("downloads", "tags", "flat", "warm", "warm-tmp", "lost+found"),
-    *("state/db", "state/manifests", "state/screens", "state/ssh"),
+    *("state/db", "state/manifests", "state/screens", "state/ssh", "state/uploads"),
 )
 
 #: The folders that identify a store; its README does, too.
@@ -33,12 +33,15 @@ _SIGNS = ("result", "result-tmp", "state/locks")
 ID = re.compile(keys.SHA256)
 #: A draft of a layer or of a flattened copy, in result-tmp/.
 DRAFT = re.compile(rf"(?:flat-)?{keys.SHA256}")
-#: A copy of a cache, a scratch draft, or the folder of a file before it is unlinked, in cache-tmp/.
-COPY = re.compile(r"[0-9]+-(?:c-.+|scratch-[0-9a-f]{12}|spool)", re.DOTALL)
+#: A copy of a cache, a scratch draft, images on their way out, or the folder of a file before it is unlinked, in
+#: cache-tmp/.
+COPY = re.compile(r"[0-9]+-(?:c-.+|scratch-[0-9a-f]{12}|publish|spool)", re.DOTALL)
 #: A running machine, or a saved one that is being removed, in warm-tmp/.
 MACHINE = re.compile(r"[0-9]+-.+|gone-[0-9]+", re.DOTALL)
 #: A manifest of files in a layer, in state/manifests/; or one that is being written.
 MEMO = re.compile(rf"{keys.SHA256}-[0-9a-f]+\.json|\.{keys.SHA256}-[0-9a-f]+\.json\..+", re.DOTALL)
+#: Where an unfinished upload goes on, in state/uploads/; or one that is being written.
+UPLOAD = re.compile(rf"{keys.SHA256}|\.{keys.SHA256}\..+", re.DOTALL)
 #: A tag, in tags/, with %2F for a slash; or one that is being written.
 TAG = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._:-]|%2F)*")
 NEW_TAG = re.compile(r"\.[A-Za-z0-9](?:[A-Za-z0-9._:-]|%2F)*\.[A-Za-z0-9_]+")

@@ -39,6 +39,7 @@ from obuild.events import (
     Started,
     What,
 )
+from obuild.exports.targets.target import Published
 from obuild.store import gc
 from obuild.store.caches import Cache
 from obuild.store.inspect import Description, Listed, Neighbour
@@ -303,6 +304,7 @@ def test_the_manual_has_every_field_of_a_failure() -> None:
         ("ls", Listed),
         ("df", Usage),
         ("tag ls", Tag),
+        ("publish", Published),
     ],
 )
 def test_the_manual_has_every_field_of_what_commands_print(command: str, record: Any) -> None:

@@ -1,0 +1,111 @@
+"""Publish layers: export them and send the images elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from obuild.cli.bar import Bar
+from obuild.cli.console import environment, guarded, note, open_store, put_json, say
+from obuild.cli.options import JsonOption, StoreOption, VerboseOption, parse_bytes
+from obuild.errors import UsageError
+
+app = typer.Typer()
+
+
+@app.command()
+@guarded
+def publish(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="ID... TARGET...",
+            help="Layers, by id or tag, and targets: oci://HOST/NAME:TAG, file:PATH.",
+        ),
+    ],
+    store: StoreOption = "",
+    type: Annotated[
+        str, typer.Option("--type", metavar="TYPE", help="The type of image. [default: from the target's suffix]")
+    ] = "",
+    version: Annotated[str, typer.Option(metavar="VERSION", help="What {version} in a target stands for.")] = "",
+    version_file: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE", help="Read the version from a file; after success, count up its last number there."
+        ),
+    ] = "",
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Replace what is there. (Tags of a registry always move.)")
+    ] = False,
+    compression: Annotated[
+        str, typer.Option(metavar="zstd|zlib|none", help="How qcow2 images are compressed, also in containers.")
+    ] = "zstd",
+    size: Annotated[
+        str,
+        typer.Option(metavar="SIZE", help="Grow the disk, its last partition and the ext file system there."),
+    ] = "",
+    shrink: Annotated[
+        bool, typer.Option("--shrink", help="Make the disk as small as its files allow, and 64 MiB.")
+    ] = False,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Talk to registries by http.")] = False,
+    as_json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Export layers and send the images to registries and elsewhere.
+
+    {name}, {arch} and {version} in a target are replaced. Several layers in one oci:// target become an index with
+    an image for each architecture. Credentials come from where the target's own tools keep them.
+
+    Example: obuild publish pg16 oci://registry.example/pg:16 file:images/pg16.qcow2
+    """
+    from obuild.builder.provision import base_below
+    from obuild.exports import version_file as versions
+    from obuild.exports.disk import Options
+    from obuild.exports.export import Wanted, export
+    from obuild.exports.publish import Source
+    from obuild.exports.publish import publish as send
+    from obuild.exports.targets.all import kind_of
+    from obuild.exports.targets.target import Published, Settings
+    from obuild.store.index import resolve
+
+    ids = [word for word in words if kind_of(word) is None]
+    targets = [word for word in words if word not in ids]
+    if not ids or not targets:
+        raise UsageError(
+            "publish needs a layer and a target", hint="obuild publish pg16 oci://registry.example/pg:16"
+        )
+    if version and version_file:
+        raise UsageError("--version and --version-file cannot be used together")
+    grown = parse_bytes("--size", size) if size else 0
+    if version_file:
+        version = versions.read(Path(version_file))
+    opened = open_store(store)
+    layers = {id: resolve(opened, id) for id in ids}
+    sources = [
+        Source(layer, layer[:12] if layer.startswith(id) else id, base_below(opened, layer).card)
+        for id, layer in layers.items()
+    ]
+    there: list[Published] = []
+
+    def done(published: Published) -> None:
+        there.append(published)
+        if not as_json:
+            say(published.reference)
+
+    def make(source: Source, types: Sequence[str], folder: Path, stem: str) -> list[Path]:
+        wanted = Wanted(types, folder, stem, source.card, Options(compression), size=grown, shrink=shrink)
+        return export(opened, source.layer, wanted, say=note)
+
+    try:
+        with Bar(sys.stderr) as bar:
+            settings = Settings(opened.uploads, environment(), bar.under(note), bar, type, replace, insecure)
+            send(opened, sources, targets, settings, make=make, version=version, done=done)
+    finally:
+        if as_json:
+            put_json([each._asdict() for each in there])
+    if version_file:
+        note(f"{version_file} has {versions.count_up(Path(version_file), version)} for the next image")

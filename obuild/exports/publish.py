@@ -1,0 +1,114 @@
+"""Publish layers: check every target, export the images that they need once, and send them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from obuild.errors import UsageError
+from obuild.exports.targets.all import KINDS, kind_of
+from obuild.exports.targets.target import Image, Published, Settings, Target, filled
+from obuild.guests.profile import Card
+from obuild.host import failpoints
+from obuild.plan.keys import LayerId
+from obuild.store.layers import Store
+
+
+class Source(NamedTuple):
+    """A layer to publish: what it is called, and the card of its base."""
+
+    layer: LayerId
+    name: str
+    card: Card
+
+
+class Delivery(NamedTuple):
+    """A target, and the layers that it takes."""
+
+    text: str
+    target: Target
+    sources: Sequence[Source]
+
+
+class Key(NamedTuple):
+    """An image: of which layer, called what, of which type."""
+
+    layer: LayerId
+    stem: str
+    type: str
+
+
+#: Exports images of a layer, of these types, to a folder, called so before their suffixes; returns their paths.
+Make = Callable[[Source, Sequence[str], Path, str], list[Path]]
+
+
+def publish(
+    store: Store,
+    sources: Sequence[Source],
+    targets: Sequence[str],
+    settings: Settings,
+    *,
+    make: Make,
+    version: str = "",
+    done: Callable[[Published], object] = lambda published: None,
+) -> None:
+    """Publish each layer at each target; `done` is called with each thing that is there, at once.
+
+    UsageError or ObuildError, before anything is exported, if a target is wrong or refuses us. A later failure
+    leaves what was published before it; the next try sends only what is missing.
+    """
+    deliveries = [each for text in targets for each in _deliveries(text, sources, settings, version)]
+    _see_different(deliveries)
+    for delivery in deliveries:
+        delivery.target.check()
+    with store.outbox() as folder:
+        images = _made(deliveries, folder, make)
+        failpoints.reach("publish.exported")
+        for delivery in deliveries:
+            settings.say(f"publishing {delivery.text}")
+            found = [Image(images[_key(delivery, each)], each.layer, each.card.arch) for each in delivery.sources]
+            for published in delivery.target.send(found):
+                done(published)
+
+
+def _deliveries(text: str, sources: Sequence[Source], settings: Settings, version: str) -> Iterator[Delivery]:
+    found = kind_of(text)
+    if found is None:
+        raise UsageError(f"{text!r} is not a target", hint=f"targets begin with {', '.join(KINDS)}")
+    prefix, kind = found
+    arches = [each.card.arch for each in sources]
+    if kind.together and (twice := [arch for arch in arches if arches.count(arch) > 1]):
+        hint = "one image for each architecture can be under a name: publish the layers under several names"
+        raise UsageError(f"two of the layers are for {twice[0]}", hint=hint)
+    for some in [sources] if kind.together else [[each] for each in sources]:
+        values = {"name": some[0].name, "version": version, "arch": some[0].card.arch}
+        shown = filled(text, values)
+        yield Delivery(shown, kind.open(shown.removeprefix(prefix), settings), some)
+
+
+def _see_different(deliveries: Sequence[Delivery]) -> None:
+    texts = [each.text for each in deliveries]
+    twice = [text for text in texts if texts.count(text) > 1]
+    if twice:
+        hint = "{arch} or {name} in a target makes them differ"
+        raise UsageError(f"two images would be published as {twice[0]}", hint=hint)
+
+
+def _made(deliveries: Sequence[Delivery], folder: Path, make: Make) -> dict[Key, Path]:
+    """The images that the targets take. The disk of a layer is unpacked once for all that are called the same."""
+    wanted: dict[tuple[Source, str], list[str]] = {}
+    for delivery in deliveries:
+        for source in delivery.sources:
+            types = wanted.setdefault((source, delivery.target.stem), [])
+            if delivery.target.type not in types:
+                types.append(delivery.target.type)
+    found: dict[Key, Path] = {}
+    for number, ((source, stem), types) in enumerate(wanted.items()):
+        paths = make(source, types, folder / str(number), stem)
+        found |= {Key(source.layer, stem, type): path for type, path in zip(types, paths, strict=True)}
+    return found
+
+
+def _key(delivery: Delivery, source: Source) -> Key:
+    return Key(source.layer, delivery.target.stem, delivery.target.type)

@@ -1,0 +1,1 @@
+"""Where exports are published: registries, object stores, clouds, folders, other computers."""

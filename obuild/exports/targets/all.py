@@ -1,0 +1,44 @@
+"""The targets of `obuild publish`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+from obuild.bases.table import nearest
+from obuild.errors import UsageError
+from obuild.exports.targets.file import File
+from obuild.exports.targets.oci import Oci
+from obuild.exports.targets.target import Settings, Target
+
+
+class Kind(NamedTuple):
+    """A kind of target: what it is, and what opens one. With `together`, one target takes all layers."""
+
+    what: str
+    open: Callable[[str, Settings], Target]
+    together: bool = False
+
+
+#: By what a target begins with.
+KINDS = {
+    "oci://": Kind("a container registry", Oci, together=True),
+    "file:": Kind("a file on this computer", File),
+}
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:(//)?")
+
+
+def kind_of(text: str) -> tuple[str, Kind] | None:
+    """What a word of the command line begins with, and its kind; None if it is no target, but a layer.
+
+    UsageError for one that looks like a target, and is none.
+    """
+    for prefix, kind in KINDS.items():
+        if text.startswith(prefix):
+            return prefix, kind
+    found = _SCHEME.match(text)
+    if not found or not (found[1] or any(prefix.startswith(found[0]) for prefix in KINDS)):
+        return None
+    raise UsageError(f"unknown target {text!r}", hint=nearest(found[0], KINDS))

@@ -1,0 +1,196 @@
+"""Send blobs to a repository of a container registry, in pieces that are kept when the connection is cut.
+
+The protocol is the OCI distribution specification 1.1, "Pushing blobs". A registry that takes no pieces, as the
+specification allows, gets the blob in one request.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from obuild.errors import ObuildError
+from obuild.host import failpoints
+from obuild.remotes.registry_http import TRIES, Http, Lost, Refused
+from obuild.remotes.uploads import Uploads
+
+if TYPE_CHECKING:
+    import httpx
+
+#: How much of a blob is sent in one request, in bytes: what a registry has of an interrupted request is lost.
+PIECE = 64 << 20
+
+#: How much is sent if something in between limits the size of requests.
+_SMALLEST = 1 << 20
+
+#: How much is read at once, in bytes.
+_CHUNK = 1 << 20
+
+#: What registries say that take no pieces.
+_NO_PIECES = (400, 404, 405, 416)
+
+_RANGE = re.compile(r"(?:bytes=)?0-([0-9]+)")
+
+#: Called with the number of bytes that the registry has, and their total.
+Progress = Callable[[int, int], object]
+
+
+class _Upload(NamedTuple):
+    """An upload of a blob: where the next bytes go, and how many the registry has."""
+
+    place: str
+    done: int
+
+
+class Blobs:
+    """The blobs of a repository. All methods may raise Lost and Refused."""
+
+    def __init__(self, http: Http, repository: str, uploads: Uploads, *, piece: int = PIECE) -> None:
+        self._http, self._repository, self._uploads, self._piece = http, repository, uploads, piece
+        self._root = f"/v2/{repository}/blobs"
+        self._what = f"sending to {repository}"
+
+    def check(self) -> None:
+        """See that the registry lets us push: ask for an upload, and cancel it."""
+        upload = self._begin()
+        with suppress(Refused, Lost):  # it ends by itself
+            self._http.send("DELETE", upload.place, ok=(202, 204), what=self._what, again=False)
+
+    def has(self, digest: str) -> bool:
+        what = f"looking into {self._repository}"
+        reply = self._http.send("HEAD", f"{self._root}/{digest}", ok=(200, 307, 404), what=what)
+        return reply.status_code != 404
+
+    def push(self, path: Path, digest: str, progress: Progress) -> bool:
+        """Send a file with this digest, unless it is there already. Returns whether it was sent.
+
+        The registry compares the digest. An upload that was interrupted, also in another process, goes on.
+        """
+        size = path.stat().st_size
+        progress(0, size)
+        sent = not self.has(digest)
+        if sent and size <= self._piece:
+            self._send_whole(path, size, digest)
+        elif sent:
+            self._send_pieces(f"{self._http.host}/{self._repository}@{digest}", path, size, digest, progress)
+        progress(size, size)
+        return sent
+
+    def _send_whole(self, path: Path, size: int, digest: str) -> None:
+        """Send a blob in one request. After a failure, which may leave a part of it, a new upload begins."""
+        for attempt in range(1, TRIES + 1):
+            try:
+                self._http.send(
+                    *("PUT", _named(self._begin(), digest)),
+                    ok=(201, 204),
+                    what=self._what,
+                    headers=_headers(size),
+                    body=lambda: _read(path, 0, size),
+                    again=False,
+                )
+                return
+            except Lost:
+                if attempt == TRIES:
+                    raise
+            self._http.pause(attempt)
+            if self.has(digest):  # only the answer was lost
+                return
+
+    def _send_pieces(self, name: str, path: Path, size: int, digest: str, progress: Progress) -> None:
+        """Send what the registry does not have yet. Each piece is remembered as soon as the registry has it."""
+        upload = self._asked(self._uploads.find(name)) or self._begin()
+        piece, furthest, failures = self._piece, upload.done, 0
+        while upload.done < size:
+            progress(upload.done, size)
+            length = min(piece, size - upload.done)
+            try:
+                upload = self._patch(upload, path, length)
+            except Refused as error:
+                if error.status in _NO_PIECES:
+                    self._send_whole(path, size, digest)
+                    break
+                if error.status != 413 or length <= _SMALLEST:
+                    raise
+                piece = max(_SMALLEST, length // 4)
+                upload = self._asked(upload.place) or self._begin()
+            except Lost:
+                failures += 1
+                if failures == TRIES:
+                    raise
+                self._http.pause(failures)
+                upload = self._asked(upload.place) or self._begin()
+            if upload.done > furthest:
+                furthest, failures = upload.done, 0
+            self._uploads.put(name, upload.place)
+            failpoints.reach("publish.piece")
+        else:
+            self._finish(upload, digest)
+        self._uploads.forget(name)
+
+    def _begin(self) -> _Upload:
+        headers = {"Content-Length": "0"}
+        reply = self._http.send("POST", f"{self._root}/uploads/", ok=(202,), what=self._what, headers=headers)
+        return self._at(reply, 0)
+
+    def _asked(self, place: str) -> _Upload | None:
+        """Ask how far an upload is; None if the registry does not know it any more."""
+        if not place:
+            return None
+        try:
+            reply = self._http.send("GET", place, ok=(204,), what=self._what)
+        except Refused:
+            return None
+        found = _RANGE.fullmatch(reply.headers.get("Range", ""))
+        # "0-0" is what registries say of nothing, and of one byte.
+        return self._at(reply, int(found[1]) + 1 if found and found[1] != "0" else 0)
+
+    def _patch(self, upload: _Upload, path: Path, length: int) -> _Upload:
+        """Send the next bytes. Lost if the registry may have them or not."""
+        end = upload.done + length
+        headers = {**_headers(length), "Content-Range": f"{upload.done}-{end - 1}"}
+        reply = self._http.send(
+            *("PATCH", upload.place),
+            ok=(202,),
+            what=self._what,
+            headers=headers,
+            body=lambda: _read(path, upload.done, length),
+            again=False,
+        )
+        return self._at(reply, end)
+
+    def _finish(self, upload: _Upload, digest: str) -> None:
+        """Have the registry compare the digest of what it has, and keep it under that name."""
+        try:
+            self._http.send("PUT", _named(upload, digest), ok=(201, 204), what=self._what, headers=_headers(0))
+        except Refused as error:
+            if error.status != 404 or not self.has(digest):  # the first answer may have been lost
+                raise
+
+    def _at(self, reply: httpx.Response, done: int) -> _Upload:
+        place = reply.headers.get("Location", "")
+        if not place:
+            raise ObuildError(f"{self._http.host} does not say where to send a blob")
+        return _Upload(self._http.absolute(place), done)
+
+
+def _named(upload: _Upload, digest: str) -> str:
+    return f"{upload.place}{'&' if '?' in upload.place else '?'}digest={digest}"
+
+
+def _headers(length: int) -> dict[str, str]:
+    return {"Content-Type": "application/octet-stream", "Content-Length": str(length)}
+
+
+def _read(path: Path, start: int, length: int) -> Iterator[bytes]:
+    """A part of a file, in pieces. ObuildError if the file has become shorter."""
+    with path.open("rb") as file:
+        file.seek(start)
+        while length:
+            data = file.read(min(_CHUNK, length))
+            if not data:
+                raise ObuildError(f"{path} has become shorter while it was sent")
+            length -= len(data)
+            yield data

@@ -1,0 +1,143 @@
+"""Manifests in a repository of a container registry, and what refers to them.
+
+The protocol is the OCI distribution specification 1.1. Manifests are bytes here: their digest is their name, so
+none is ever read and written again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from obuild.errors import ObuildError
+from obuild.remotes.blobs import PIECE, Blobs
+from obuild.remotes.docker_config import credentials
+from obuild.remotes.registry_http import Http
+from obuild.remotes.uploads import Uploads
+
+if TYPE_CHECKING:
+    import httpx
+
+MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+INDEX = "application/vnd.oci.image.index.v1+json"
+
+#: What an image index or a manifest of any kind may be called.
+_ACCEPT = ", ".join(
+    (
+        *(INDEX, MANIFEST),
+        "application/vnd.docker.distribution.manifest.list.v2+json",
+        "application/vnd.docker.distribution.manifest.v2+json",
+    )
+)
+
+#: A reference from one manifest to another, as in an index: mediaType, digest, size and perhaps more.
+Descriptor = dict[str, Any]
+
+
+class Repository:
+    """A repository of a registry, to push to. All methods may raise Lost and Refused."""
+
+    def __init__(
+        self,
+        host: str,
+        name: str,
+        uploads: Uploads,
+        *,
+        environment: Mapping[str, str],
+        insecure: bool = False,
+        piece: int = PIECE,
+    ) -> None:
+        """UsageError if the credentials or a certificate cannot be read, or httpx is missing."""
+        known = credentials(host, environment)
+        self.host, self.name = host, name
+        self._http = Http(host, f"repository:{name}:pull,push", known, insecure=insecure)
+        self.blobs = Blobs(self._http, name, uploads, piece=piece)
+
+    def __enter__(self) -> Repository:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._http.__exit__(kind, error, trace)
+
+    def check(self) -> None:
+        """See that the registry answers and knows us. It is asked for an upload, which is then cancelled."""
+        self.blobs.check()
+
+    def digest_of(self, reference: str) -> str:
+        """The digest of the manifest that a tag or a digest names, "" if there is none."""
+        reply = self._http.send(
+            *("HEAD", self._manifest(reference)),
+            ok=(200, 404),
+            what=f"looking into {self.name}",
+            headers={"Accept": _ACCEPT},
+        )
+        if reply.status_code == 404:
+            return ""
+        return reply.headers.get("Docker-Content-Digest") or _digest(self.get(reference))
+
+    def get(self, reference: str) -> bytes:
+        """A manifest, b"" if there is none."""
+        reply = self._http.send(
+            *("GET", self._manifest(reference)),
+            ok=(200, 404),
+            what=f"reading from {self.name}",
+            headers={"Accept": _ACCEPT},
+        )
+        return reply.content if reply.status_code == 200 else b""
+
+    def put(self, data: bytes, media_type: str, *, tag: str = "") -> str:
+        """Store a manifest, under a tag or only its digest; returns its digest. What it names must be there.
+
+        ObuildError if the registry has stored other bytes.
+        """
+        self._put(data, media_type, tag)
+        return _digest(data)
+
+    def attach(self, data: bytes, media_type: str, *, subject: str, artifact_type: str) -> str:
+        """Store a manifest that refers to another by its field `subject`; returns its digest.
+
+        A registry that does not list what refers to a manifest gets the list as the tag that the specification
+        names for this: the digest with a dash. It is read and written again, so only one process may do this.
+        """
+        digest = _digest(data)
+        reply = self._put(data, media_type, "")
+        if "OCI-Subject" not in reply.headers:
+            tag = subject.replace(":", "-")
+            there = self.get(tag)
+            others = json.loads(there).get("manifests", []) if there else []
+            entry = {"mediaType": media_type, "digest": digest, "size": len(data), "artifactType": artifact_type}
+            listed = [each for each in others if each.get("digest") != digest] + [entry]
+            self.put(index(listed), INDEX, tag=tag)
+        return digest
+
+    def _put(self, data: bytes, media_type: str, tag: str) -> httpx.Response:
+        digest = _digest(data)
+        reply = self._http.send(
+            *("PUT", self._manifest(tag or digest)),
+            ok=(201,),
+            what=f"writing a manifest to {self.name}",
+            headers={"Content-Type": media_type, "Content-Length": str(len(data))},
+            body=lambda: [data],
+        )
+        stored = reply.headers.get("Docker-Content-Digest") or self.digest_of(tag or digest)
+        if stored != digest:
+            raise ObuildError(f"{self.host} has changed the manifest {digest} into {stored}")
+        return reply
+
+    def _manifest(self, reference: str) -> str:
+        return f"/v2/{self.name}/manifests/{reference}"
+
+
+def index(manifests: list[Descriptor]) -> bytes:
+    """An image index of these."""
+    value = {"schemaVersion": 2, "mediaType": INDEX, "manifests": manifests}
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _digest(data: bytes) -> str:
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
