@@ -131,10 +131,11 @@ def test_only_the_table_of_executors_imports_one() -> None:
         ("fcntl", {"host.locks"}),
         ("threading", {"builder.scheduler", "builder.listener"}),
         ("multiprocessing", set()),
-        ("concurrent", {"builder.scheduler"}),
+        ("concurrent", {"builder.scheduler", "exports.targets.parallel"}),
         ("asyncio", set()),
         ("pycdlib", {"bases.seed"}),
         ("yaml", {"bases.cloud_config"}),
+        ("boto3", {"exports.targets.aws"}),
         ("httpx", {"remotes.blobs", "remotes.registry", "remotes.registry_auth", "remotes.registry_http"}),
     ],
 )

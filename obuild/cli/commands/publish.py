@@ -24,7 +24,7 @@ def publish(
         list[str],
         typer.Argument(
             metavar="ID... TARGET...",
-            help="Layers, by id or tag, and targets: oci://HOST/NAME:TAG, file:PATH.",
+            help="Layers, by id or tag, and targets: oci://HOST/NAME:TAG, s3://BUCKET/KEY, file:PATH.",
         ),
     ],
     store: StoreOption = "",
@@ -60,7 +60,7 @@ def publish(
     {name}, {arch} and {version} in a target are replaced. Several layers in one oci:// target become an index with
     an image for each architecture. Credentials come from where the target's own tools keep them.
 
-    Example: obuild publish pg16 oci://registry.example/pg:16 file:images/pg16.qcow2
+    Example: obuild publish pg16 oci://registry.example/pg:16 s3://images/pg16.qcow2
     """
     from obuild.builder.provision import base_below
     from obuild.exports import version_file as versions

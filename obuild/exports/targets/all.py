@@ -10,6 +10,7 @@ from obuild.bases.table import nearest
 from obuild.errors import UsageError
 from obuild.exports.targets.file import File
 from obuild.exports.targets.oci import Oci
+from obuild.exports.targets.s3 import S3
 from obuild.exports.targets.target import Settings, Target
 
 
@@ -24,6 +25,7 @@ class Kind(NamedTuple):
 #: By what a target begins with.
 KINDS = {
     "oci://": Kind("a container registry", Oci, together=True),
+    "s3://": Kind("an object in S3, MinIO, R2", S3),
     "file:": Kind("a file on this computer", File),
 }
 

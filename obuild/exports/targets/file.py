@@ -18,17 +18,25 @@ class File:
 
     def __init__(self, place: str, settings: Settings) -> None:
         self._place = Path(place.removeprefix("//"))
-        self._replace = settings.replace
+        self._replace, self._say = settings.replace, settings.say
         self.type = type_of(self._place.name, settings)
         self.stem = stem_of(self._place.name, self.type)
 
     def check(self) -> None:
-        if (self._place.exists() or self._place.is_symlink()) and not self._replace:
-            raise UsageError(f"{self._place} exists already", hint="--replace replaces it")
+        """There is nothing to ask: a file that exists may have the same content."""
 
     def send(self, images: Sequence[Image]) -> list[Published]:
         (image,) = images
         folder = self._place.absolute().parent
+        digest, size = _measured(image.path)
+        published = [Published(f"file:{self._place}", str(self._place.absolute()), f"sha256:{digest}", size)]
+        if self._place.exists() or self._place.is_symlink():
+            if _measured(self._place) == (digest, size):
+                self._say(f"{self._place} is there already")
+                return published
+            if not self._replace:
+                hint = "it has other content: --replace replaces it"
+                raise UsageError(f"{self._place} exists already", hint=hint)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with work_folder.folder_in(folder) as work:
@@ -37,8 +45,13 @@ class File:
                 put_in_place(made, folder / made.name)
         except OSError as error:
             raise ObuildError(f"cannot write to {folder}: {words(error)}") from error
-        placed = folder / made.name
-        manifest = placed / "index.json"
-        digest = mtree.digest(manifest if placed.is_dir() else placed)
-        size = sum(each.stat().st_size for each in (placed, *placed.rglob("*")) if each.is_file())
-        return [Published(f"file:{self._place}", str(placed), f"sha256:{digest}", size)]
+        return published
+
+
+def _measured(path: Path) -> tuple[str, int]:
+    """The digest and the size of a file; of an OCI layout, those of its index and of all files; else nothing."""
+    if path.is_dir():
+        files = [each for each in path.rglob("*") if each.is_file()]
+        index = path / "index.json"
+        return mtree.digest(index) if index.is_file() else "", sum(each.stat().st_size for each in files)
+    return (mtree.digest(path), path.stat().st_size) if path.is_file() else ("", 0)

@@ -86,8 +86,10 @@ def type_of(name: str, settings: Settings) -> str:
 def file_type_of(name: str, settings: Settings) -> str:
     """As `type_of`, for a place that takes only files."""
     type = type_of(name, settings)
-    if type == "containerdisk":
-        raise UsageError(f"{name}: an OCI layout is a folder", hint="use .oci.tar here, or oci:// for a registry")
+    if type in ("containerdisk", "dir"):
+        raise UsageError(
+            f"{name}: this type is a folder", hint="use .oci.tar or .tar here, or oci:// for a registry"
+        )
     return type
 
 

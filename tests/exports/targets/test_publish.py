@@ -140,10 +140,14 @@ def test_what_is_there_stays_unless_replaced(obuild: Program, tmp_path: Path) ->
     there.write_text("mine")
     done = obuild("publish", "pg16", f"file:{there}", "--version-file", version, code=2)
     assert "exists already" in done.stderr
+    assert "it has other content" in done.stderr
     assert (there.read_text(), version.read_text()) == ("mine", "7")
     (record,) = json.loads(obuild("publish", "pg16", f"file:{there}", "--replace", "--json").stdout)
     assert record["digest"] == digest(there.read_bytes())
     assert (record["size"], record["reference"]) == (there.stat().st_size, str(there))
+    before = there.stat().st_ino
+    assert "is there already" in obuild("publish", "pg16", f"file:{there}").stderr
+    assert there.stat().st_ino == before
 
 
 def test_what_was_published_before_a_failure_is_reported(
@@ -194,7 +198,7 @@ def test_the_suffix_of_a_target_says_the_type(tmp_path: Path) -> None:
         assert stem_of(f"a.b.{format.suffix}", type) == "a.b"
     assert type_of("disk.img", settings(tmp_path, type="raw")) == "raw"
     assert stem_of("disk image", "raw") == "image"
-    with pytest.raises(UsageError, match="an OCI layout is a folder"):
+    with pytest.raises(UsageError, match="this type is a folder"):
         file_type_of("a.oci", settings(tmp_path))
 
 
