@@ -23,7 +23,7 @@ def blocks(store: Store, card: Card) -> list[tuple[int, bytes]]:
 
     found: list[tuple[int, bytes]] = []
     if card.authorized_keys:
-        found.append((card.authorized_keys, make_key(catalog.key_path(store, card)).encode() + b"\n"))
+        found.append((card.authorized_keys, login_key(store, card).encode() + b"\n"))
     if card.host_key:
         path = store.ssh / "host_ed25519"
         make_key(path)
@@ -32,3 +32,10 @@ def blocks(store: Store, card: Card) -> list[tuple[int, bytes]]:
         if len(content) > KEY_BLOCK:
             raise UsageError(f"a key of {len(content)} bytes does not fit into the base image's {KEY_BLOCK}")
     return [(offset, content.ljust(KEY_BLOCK, b"\n")) for offset, content in found]
+
+
+def login_key(store: Store, card: Card) -> str:
+    """Return the public key that lets us in to guests with this card, as in authorized_keys(5)."""
+    from obuild.executors.qemu.ssh import make_key
+
+    return make_key(catalog.key_path(store, card))

@@ -1,4 +1,4 @@
-"""What `shell`, `run` and `cp` share: starting a machine on a layer."""
+"""What the commands that look into a layer or clean it share: starting a machine on a layer."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from obuild.errors import UsageError
 
 if TYPE_CHECKING:
     from obuild.builder.debug import Debugger
+    from obuild.builder.sysprep import Cleaner
     from obuild.events import Event
     from obuild.executors.settings import Settings
+    from obuild.plan.keys import LayerId
+    from obuild.store.layers import Store
 
 
 def open_layer(store: str, id: str, settings: Settings) -> Debugger:
@@ -27,6 +30,15 @@ def open_layer(store: str, id: str, settings: Settings) -> Debugger:
             f"the step {layer[:12]} is still being built", hint=f"obuild logs {layer[:12]} shows its output so far"
         )
     return Debugger(opened, Machines(opened, settings, executor_of(store)), layer, Teller(_say))
+
+
+def cleaner(opened: Store, store: str, layer: LayerId, settings: Settings, operations: tuple[str, ...]) -> Cleaner:
+    """Return what cleans copies of a layer in machines; `store` is the option."""
+    from obuild.builder.provision import Machines
+    from obuild.builder.sysprep import Cleaner
+    from obuild.events import Teller
+
+    return Cleaner(opened, Machines(opened, settings, executor_of(store)), layer, operations, Teller(_say))
 
 
 def _say(event: Event) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
+import typer.core
 
 from obuild.errors import UsageError
 
@@ -141,6 +142,27 @@ def machine_options(command: Command) -> Command:
 
     collected.__signature__ = inspect.Signature(expanded)  # type: ignore[attr-defined]  # typer reads it
     return collected  # type: ignore[return-value]
+
+
+SysprepOption = Annotated[
+    str | None,
+    typer.Option(
+        "--sysprep",
+        metavar="[=LIST]",
+        show_default=False,
+        help="Clean a copy of the layer in a machine and export that. LIST picks operations, like "
+        "-ssh-hostkeys,+zero; docs/exports.md has them.",
+    ),
+]
+
+
+class WithSysprep(typer.core.TyperCommand):
+    """A command whose option --sysprep may stand alone; a value comes after an equals sign only."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        end = args.index("--") if "--" in args else len(args)
+        plain = ["--sysprep=" if arg == "--sysprep" else arg for arg in args[:end]]
+        return super().parse_args(ctx, plain + args[end:])
 
 
 def parse_bytes(option: str, text: str, *, default_unit: str = "") -> int:

@@ -49,7 +49,7 @@ def reference() -> str:
             for path, command in _leaves(name, commands[name]):
                 lines += _command(path, command)
     lines.append("## Machine options\n")
-    lines.append("`build`, `healthcheck`, `shell`, `run` and `cp` also take these options.\n")
+    lines.append("`build`, `healthcheck`, `shell`, `run`, `cp` and `export` also take these options.\n")
     lines += _table([each for each in commands["shell"].params if each.name in _SHARED])
     lines.append("## Aliases\n")
     lines.append("The help does not list these names: they are OBuilder's, or older ones of obuild.\n")

@@ -57,6 +57,13 @@ class Session(Protocol):
     def graft(self, action: Graft, archive: Path) -> None:
         """Unpack an archive from `take` in the draft."""
 
+    def finish(self) -> None:
+        """Complete the image of a scratch draft as it is now, with clean file systems, and end the session.
+
+        Nothing of a shutdown gets into it. The image can be used until the draft is removed. MachineError if the
+        guest cannot freeze its file systems.
+        """
+
 
 @runtime_checkable
 class Reachable(Protocol):
@@ -81,7 +88,8 @@ class Executor(Protocol):
         """Make the draft's image and open a session on it. Without `network` it reaches nothing.
 
         Leaving the block seals the image: it is complete, and other drafts can be based on it. If an exception
-        leaves the block, the image is not sealed and must not be used; nor is that of a scratch draft ever.
+        leaves the block, the image is not sealed and must not be used; nor is that of a scratch draft ever, except
+        after `finish`.
 
         `tell` gets the phases of the session, from opening to sealing, and notes to the user.
         """

@@ -102,6 +102,14 @@ class Copying(Common, Protocol):
         """Make a cache's archive. Called for each cache, the last first, once the command has ended."""
 
 
+@runtime_checkable
+class Freezing(Protocol):
+    """A family whose disks can be frozen, so that nothing more is written to them."""
+
+    def freeze_script(self, mark: str) -> bytes:
+        """Write out and freeze all disks, the root last; then print `mark STATUS` and a newline."""
+
+
 Guest = Piping | Copying
 
 #: By the `os` of a base image's card.

@@ -238,6 +238,28 @@ def power_off() -> bytes:
     return script(["poweroff || shutdown -P now"])
 
 
+def freeze_script(mark: str) -> bytes:
+    """Freeze all disks, the root last; then print `mark STATUS` and a newline. No program starts after that.
+
+    Those that cannot be frozen are mounted read-only.
+    """
+    lines = [
+        "exec 2>&1",
+        # innermost first; a disk that is mounted twice is frozen once
+        "mounts= devices=",
+        "while read -r id parent device top mount options rest; do",
+        'case " $rest" in *" - "*" /dev/"*) ;; *) continue ;; esac',
+        'case "$options" in ro | ro,*) continue ;; esac',
+        'case " $devices " in *" $device "*) continue ;; esac',
+        'devices="$devices $device" mounts="$mount $mounts"; done </proc/self/mountinfo',
+        "sync; status=0",
+        'for mount in $mounts; do mount=$(printf %b "$mount")',
+        'fsfreeze -f "$mount" || mount -o remount,ro "$mount" || status=1; done',
+        say_status(mark, "$status"),
+    ]
+    return script(lines)
+
+
 def _ids(user: UnixUser | WindowsUser) -> tuple[int, int]:
     if isinstance(user, WindowsUser):
         raise TypeError("a Linux guest has no Windows users")  # plan refuses it with the op's line

@@ -24,6 +24,7 @@ from obuild.errors import MachineError
 from obuild.events import SILENT
 from obuild.executors.protocol import Executor, OpenExecutor, Outcome, Session
 from obuild.executors.settings import Settings
+from obuild.host import qemu_img
 from obuild.plan import tree
 from obuild.plan.keys import LayerId
 from obuild.plan.steps import Command, Extract, Graft, Step, Transfer
@@ -266,3 +267,16 @@ def test_a_scratch_draft_leaves_nothing(place: Place) -> None:
         with place.scratch(id) as session:
             assert said(session, "cat /file") == "layer\n"
             said(session, "echo scratch >/file")
+
+
+def test_a_finished_scratch_draft_has_a_complete_image(place: Place) -> None:
+    with place.layer() as (id, session):
+        said(session, "echo layer >/file")
+    with place.store.scratch(id) as draft, place.executor.open(draft, network=False) as session:
+        said(session, "echo cleaned >/file")
+        session.finish()
+        qemu_img.check(draft.image)
+        folder = draft.path
+    assert not folder.exists()
+    with place.scratch(id) as session:
+        assert said(session, "cat /file") == "layer\n"

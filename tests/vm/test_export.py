@@ -1,4 +1,4 @@
-"""An exported image boots elsewhere."""
+"""An exported image boots elsewhere, and a cleaned one does."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from obuild.executors.qemu.ssh import make_key
 from tests.support.program import Program
 
 pytestmark = pytest.mark.vm
@@ -16,20 +17,36 @@ pytestmark = pytest.mark.vm
 Spec = Callable[[str], Path]
 
 
-def test_an_exported_image_boots_in_another_store(
+def test_a_cleaned_image_boots_in_another_store_and_lets_its_own_user_in(
     shared: Program, spec: Spec, source: Path, tmp_path: Path
 ) -> None:
-    out = tmp_path / "out"
-    made = spec('((from micro) (run (shell "echo exported >/marker")))')
+    """It has been grown, and has new host keys; obuild's key and the traces of the build are not in it."""
+    out, own = tmp_path / "out", tmp_path / "own"
+    (source / "own.pub").write_text(f"{make_key(own)}\n")
+    build = "mkdir -p /var/log && echo secret >/var/log/build.log && cat /own.pub >>/root/.ssh/authorized_keys"
+    made = spec(f'((from micro) (copy (src own.pub) (dst /own.pub)) (run (shell "{build}")))')
     shared.build(made, source, "-t", "team/pg:16")
-    done = shared("export", "team/pg:16", "--type=qcow2", "--type=vmdk", "--version=1.0", "-o", out)
+    listed = shared("export", "team/pg:16", "--sysprep", "--dry-run").stdout.splitlines()
+    assert "ssh-hostkeys: remove /etc/ssh/ssh_host_ed25519_key" in listed
+    assert "logs: empty /var/log/build.log" in listed
+
+    wanted = ("--type=qcow2", "--type=vmdk", "--version=1.0", "--sysprep", "--size=5G", "-o", out)
+    done = shared("export", "team/pg:16", *wanted)
     image = out / "team-pg-16-1.0.qcow2"
     assert done.stdout.splitlines() == [str(image), str(image.with_suffix(".vmdk"))]
     info = json.loads(subprocess.check_output(["qemu-img", "info", "--output=json", image]))
     assert "backing-filename" not in info
+    assert info["virtual-size"] == 5 << 30
+    again = shared("export", "team/pg:16", "--sysprep", "--dry-run").stdout.splitlines()
+    assert again == listed  # the layer has not changed
 
     other = Program(tmp_path / "other")
-    key = shared.store / "state/ssh/id_ed25519"
-    other("base", "add", image, "--name=exported", "--memory=128M", "--key", key)
-    text = other.build(spec('((from exported) (run (shell "cat /marker")))'), source).stdout
-    assert "\nexported\n" in text
+    other("base", "add", image, "--name=exported", "--memory=128M", "--key", own)
+    look = "wc -c </var/log/build.log; cat /root/.ssh/authorized_keys /etc/ssh/*.pub; df -k / | tail -1"
+    text = other.build(spec(f'((from exported) (run (shell "{look}")))'), source).stdout
+    told = text[text.index("\n0\n") + 1 :].splitlines()
+    assert told[1].split()[:2] == make_key(own).split()[:2]
+    host_key = told[2].split()[:2]
+    assert host_key[0] == "ssh-ed25519"
+    assert host_key != make_key(shared.store / "state/ssh/host_ed25519").split()[:2]
+    assert int(told[3].split()[1]) > 4_700_000

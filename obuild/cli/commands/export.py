@@ -9,13 +9,25 @@ from typing import Annotated
 import typer
 
 from obuild.cli.console import guarded, note, open_store, put
-from obuild.cli.options import IdArgument, StoreOption, VerboseOption, parse_bytes
+from obuild.cli.debugging import cleaner
+from obuild.cli.options import (
+    IdArgument,
+    Machine,
+    StoreOption,
+    SysprepOption,
+    VerboseOption,
+    WithSysprep,
+    machine_options,
+    parse_bytes,
+)
+from obuild.errors import UsageError
 
 app = typer.Typer()
 
 
-@app.command("export")
+@app.command("export", cls=WithSysprep)
 @guarded
+@machine_options
 def export_layer(
     id: IdArgument,
     types: Annotated[
@@ -26,8 +38,10 @@ def export_layer(
             help="raw, raw.gz, raw.xz, raw.zst, qcow2, vmdk, vmdk-sparse, ova, vhd, vhd-dynamic, vhdx, vdi, "
             "containerdisk, oci-archive, tar, tar.gz, tar.xz, tar.zst, dir or squashfs. May be repeated.",
         ),
-    ],
+    ] = [],  # noqa: B006  # typer copies it
     store: StoreOption = "",
+    *,
+    machine: Machine,
     out: Annotated[
         Path, typer.Option("--output", "-o", metavar="FOLDER", help="The folder for the images; made if needed.")
     ] = Path(),
@@ -49,16 +63,22 @@ def export_layer(
     shrink: Annotated[
         bool, typer.Option("--shrink", help="Make the disk as small as its files allow, and 64 MiB.")
     ] = False,
+    sysprep: SysprepOption = None,
+    keep_user: Annotated[
+        bool, typer.Option("--keep-user", help="With --sysprep, keep the user that obuild logs in as.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="With --sysprep, only list what would go.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace images that exist already.")] = False,
     verbose: VerboseOption = False,
 ) -> None:
     """Write the disk of a layer as images that other programs boot.
 
-    The same layer gives the same bytes. Their checksums are in FOLDER/SHA256SUMS.
+    The same layer gives the same bytes, unless it is cleaned. Their checksums are in FOLDER/SHA256SUMS.
 
     Example: obuild export pg16 --type qcow2 --type vmdk -o images
     """
     from obuild.builder.provision import base_below
+    from obuild.exports.cleaning.operations import pick
     from obuild.exports.disk import Options
     from obuild.exports.export import Wanted, export
     from obuild.store.index import resolve
@@ -72,4 +92,13 @@ def export_layer(
         card = replace(card, memory=parse_bytes("--memory", memory))
     options = Options(compression, cpus)
     wanted = Wanted(types, out, stem, card, options, force, parse_bytes("--size", size) if size else 0, shrink)
-    put(*map(str, export(opened, layer, wanted, say=note)))
+    if sysprep is None:
+        if keep_user or dry_run:
+            raise UsageError(f"--{'keep-user' if keep_user else 'dry-run'} needs --sysprep")
+        put(*map(str, export(opened, layer, wanted, say=note)))
+        return
+    cleaning = cleaner(opened, store, layer, machine.settings(), pick(sysprep, keep_user=keep_user))
+    if dry_run:
+        put(*(f"{operation}: {what}" for operation, what in cleaning.listed()))
+    else:
+        put(*map(str, export(opened, layer, wanted, say=note, prepare=lambda layer: cleaning.cleaned())))

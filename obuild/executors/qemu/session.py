@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from obuild.errors import MachineError
 from obuild.events import SILENT, Teller
 from obuild.executors import transfer
 from obuild.executors.protocol import Outcome
 from obuild.executors.qemu import ssh
 from obuild.executors.qemu.config import Config
 from obuild.executors.qemu.machine import Machine
-from obuild.guests.all import Guest
+from obuild.guests.all import Freezing, Guest
+from obuild.host.tail import Tail
 from obuild.host.terminal import Terminal
 from obuild.plan.steps import Command, Extract, Graft, Transfer
 
@@ -95,6 +97,18 @@ class Session:
     def graft(self, action: Graft, archive: Path) -> None:
         """Unpack such an archive in the guest."""
         transfer.send_archive(self.connection, self.guest, self.login, action, archive, self.tell)
+
+    def finish(self) -> None:
+        """As the protocol says. The disks are frozen, not unmounted, so the guest runs nothing more."""
+        if not isinstance(self.guest, Freezing):
+            raise MachineError("obuild does not know how to freeze the disks of this guest")
+        with self.tell.phase("sealing"):
+            said = Tail()
+            root = self.guest.root_shell(self.login)
+            if self.connection.run(root, self.guest.freeze_script, said) != 0:
+                raise MachineError(f"the guest could not freeze its disks: {said.text}")
+            self.machine.qmp.execute("stop")
+            self.machine.quit()
 
     def _script(self, command: Command, mark: str) -> bytes:
         return self.guest.run_script(command.argv, cwd=command.cwd, env=command.env, user=command.user, mark=mark)
