@@ -136,6 +136,13 @@ def put_in_place(made: Path, place: Path) -> None:
     _note_sum(place, digest)
 
 
+def noted_sum(place: Path) -> str:
+    """The checksum of an exported file, from the list in its folder; "" for a folder."""
+    sums = place.with_name(SUMS)
+    lines = sums.read_text(encoding="utf-8").splitlines() if sums.is_file() else []
+    return next((found[1] for line in lines if (found := _SUM.fullmatch(line)) and found[2] == place.name), "")
+
+
 def _note_sum(place: Path, digest: str | None) -> None:
     """Put the checksum of a file into the list in its folder. A folder's content has digests of its own."""
     sums = place.with_name(SUMS)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from obuild.errors import UsageError
+from obuild.exports.export import noted_sum
 from obuild.exports.targets.all import KINDS, kind_of
 from obuild.exports.targets.target import Image, Published, Settings, Target, filled
 from obuild.guests.profile import Card
@@ -61,14 +62,13 @@ def publish(
     deliveries = [each for text in targets for each in _deliveries(text, sources, settings, version)]
     _see_different(deliveries)
     for delivery in deliveries:
-        delivery.target.check()
+        delivery.target.check([each.card for each in delivery.sources])
     with store.outbox() as folder:
         images = _made(deliveries, folder, make)
         failpoints.reach("publish.exported")
         for delivery in deliveries:
             settings.say(f"publishing {delivery.text}")
-            found = [Image(images[_key(delivery, each)], each.layer, each.card.arch) for each in delivery.sources]
-            for published in delivery.target.send(found):
+            for published in delivery.target.send([images[_key(delivery, each)] for each in delivery.sources]):
                 done(published)
 
 
@@ -95,7 +95,7 @@ def _see_different(deliveries: Sequence[Delivery]) -> None:
         raise UsageError(f"two images would be published as {twice[0]}", hint=hint)
 
 
-def _made(deliveries: Sequence[Delivery], folder: Path, make: Make) -> dict[Key, Path]:
+def _made(deliveries: Sequence[Delivery], folder: Path, make: Make) -> dict[Key, Image]:
     """The images that the targets take. The disk of a layer is unpacked once for all that are called the same."""
     wanted: dict[tuple[Source, str], list[str]] = {}
     for delivery in deliveries:
@@ -103,10 +103,12 @@ def _made(deliveries: Sequence[Delivery], folder: Path, make: Make) -> dict[Key,
             types = wanted.setdefault((source, delivery.target.stem), [])
             if delivery.target.type not in types:
                 types.append(delivery.target.type)
-    found: dict[Key, Path] = {}
+    found: dict[Key, Image] = {}
     for number, ((source, stem), types) in enumerate(wanted.items()):
         paths = make(source, types, folder / str(number), stem)
-        found |= {Key(source.layer, stem, type): path for type, path in zip(types, paths, strict=True)}
+        for type, path in zip(types, paths, strict=True):
+            image = Image(path, source.layer, source.card, noted_sum(path))
+            found[Key(source.layer, stem, type)] = image
     return found
 
 

@@ -15,9 +15,9 @@ from contextlib import contextmanager
 def moto() -> Iterator[str]:
     """Run the server until the block ends; yields its address."""
     argv = [sys.executable, "-c", "from moto.server import main; main()", "-H", "127.0.0.1", "-p", "0"]
-    environment = {**os.environ, "MOTO_EBS_BLOCK_SIZE": "524288"}
+    settings = {**os.environ, "MOTO_EC2_LOAD_DEFAULT_AMIS": "false"}  # hundreds of images of others
     with subprocess.Popen(
-        argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
+        argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=settings
     ) as child:
         assert child.stderr
         try:

@@ -24,7 +24,7 @@ def publish(
         list[str],
         typer.Argument(
             metavar="ID... TARGET...",
-            help="Layers, by id or tag, and targets: oci://HOST/NAME:TAG, s3://BUCKET/KEY, file:PATH.",
+            help="Layers, by id or tag, and targets: oci://HOST/NAME:TAG, s3://BUCKET/KEY, ami:NAME, file:PATH.",
         ),
     ],
     store: StoreOption = "",
@@ -51,6 +51,7 @@ def publish(
     shrink: Annotated[
         bool, typer.Option("--shrink", help="Make the disk as small as its files allow, and 64 MiB.")
     ] = False,
+    regions: Annotated[str, typer.Option(metavar="REGION,...", help="Copy an AMI to these regions, too.")] = "",
     insecure: Annotated[bool, typer.Option("--insecure", help="Talk to registries by http.")] = False,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
@@ -103,6 +104,7 @@ def publish(
     try:
         with Bar(sys.stderr) as bar:
             settings = Settings(opened.uploads, environment(), bar.under(note), bar, type, replace, insecure)
+            settings = settings._replace(regions=[each.strip() for each in regions.split(",") if each.strip()])
             send(opened, sources, targets, settings, make=make, version=version, done=done)
     finally:
         if as_json:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from obuild.bases.table import nearest
 from obuild.errors import UsageError
+from obuild.exports.targets.ami import Ami
 from obuild.exports.targets.file import File
 from obuild.exports.targets.oci import Oci
 from obuild.exports.targets.s3 import S3
@@ -26,6 +27,7 @@ class Kind(NamedTuple):
 KINDS = {
     "oci://": Kind("a container registry", Oci, together=True),
     "s3://": Kind("an object in S3, MinIO, R2", S3),
+    "ami:": Kind("an image of AWS's EC2", Ami),
     "file:": Kind("a file on this computer", File),
 }
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 from obuild.errors import ObuildError, UsageError
@@ -33,23 +34,29 @@ _HINTS = {
 }
 
 
-def client(service: str, region: str = "") -> Any:
-    """A client of a service. UsageError if boto3 is missing, or no region is set that the service needs."""
+def client(service: str, region: str = "", *, attempts: int = 6) -> Any:
+    """A client of a service, which sends a request up to so many times.
+
+    UsageError if boto3 is missing, or no region is set that the service needs.
+    """
     try:
         import boto3
+        import botocore.session
         from botocore.config import Config
         from botocore.exceptions import BotoCoreError
     except ImportError:
         raise UsageError("the Python package boto3 is missing", hint="pip install 'obuild[publish]'") from None
     settings = Config(
-        retries={"mode": "standard", "total_max_attempts": 6},
+        retries={"mode": "standard", "total_max_attempts": attempts},
         max_pool_connections=64,
         # Not every server with S3's interface knows its newer checksums.
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
     )
     try:
-        session = boto3.Session()
+        core = botocore.session.get_session()
+        core.register_component("data_loader", _descriptions())
+        session = boto3.Session(botocore_session=core)
         made = session.client(service, region_name=region or None, config=settings)
         if service == "s3" and "amazonaws.com" not in made.meta.endpoint_url:
             # Only AWS is sure to have a host name for each bucket.
@@ -59,6 +66,14 @@ def client(service: str, region: str = "") -> Any:
         hint = "set AWS_REGION, or a region in ~/.aws/config" if "region" in str(error) else ""
         raise UsageError(f"cannot use AWS: {error}", hint=hint) from error
     return made
+
+
+@cache
+def _descriptions() -> Any:
+    """The descriptions of AWS's services: EC2's alone takes a third of a second to read."""
+    from botocore.loaders import Loader
+
+    return Loader()
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from obuild.bases import work_folder
 from obuild.errors import ObuildError, UsageError, words
 from obuild.exports.export import put_in_place
 from obuild.exports.targets.target import Image, Published, Settings, stem_of, type_of
+from obuild.guests.profile import Card
 from obuild.host import process
 from obuild.store import mtree
 
@@ -22,16 +23,16 @@ class File:
         self.type = type_of(self._place.name, settings)
         self.stem = stem_of(self._place.name, self.type)
 
-    def check(self) -> None:
+    def check(self, cards: Sequence[Card]) -> None:
         """There is nothing to ask: a file that exists may have the same content."""
 
     def send(self, images: Sequence[Image]) -> list[Published]:
         (image,) = images
         folder = self._place.absolute().parent
         digest, size = _measured(image.path)
-        published = [Published(f"file:{self._place}", str(self._place.absolute()), f"sha256:{digest}", size)]
+        published = [Published(f"file:{self._place}", str(self._place.absolute()), digest, size)]
         if self._place.exists() or self._place.is_symlink():
-            if _measured(self._place) == (digest, size):
+            if digest and _measured(self._place) == (digest, size):
                 self._say(f"{self._place} is there already")
                 return published
             if not self._replace:
@@ -41,7 +42,7 @@ class File:
             folder.mkdir(parents=True, exist_ok=True)
             with work_folder.folder_in(folder) as work:
                 made = work / self._place.name
-                process.run(["cp", "--recursive", "--reflink=auto", "--sparse=always", "--", image.path, made])
+                process.run(["cp", "--archive", "--reflink=auto", "--sparse=always", "--", image.path, made])
                 put_in_place(made, folder / made.name)
         except OSError as error:
             raise ObuildError(f"cannot write to {folder}: {words(error)}") from error
@@ -49,9 +50,8 @@ class File:
 
 
 def _measured(path: Path) -> tuple[str, int]:
-    """The digest and the size of a file; of an OCI layout, those of its index and of all files; else nothing."""
-    if path.is_dir():
-        files = [each for each in path.rglob("*") if each.is_file()]
-        index = path / "index.json"
-        return mtree.digest(index) if index.is_file() else "", sum(each.stat().st_size for each in files)
-    return (mtree.digest(path), path.stat().st_size) if path.is_file() else ("", 0)
+    """The digest and the size of a file. An OCI layout has the digest of its index, another folder none."""
+    files = [each for each in (path, *path.rglob("*")) if each.is_file() and not each.is_symlink()]
+    stands = path / "index.json" if path.is_dir() else path
+    digest = f"sha256:{mtree.digest(stands)}" if stands.is_file() else ""
+    return digest, sum(each.stat().st_size for each in files)

@@ -9,6 +9,7 @@ from typing import Any
 
 from obuild.errors import UsageError
 from obuild.exports.targets.target import Image, Published, Settings
+from obuild.guests.profile import Card
 from obuild.host import failpoints
 from obuild.host.units import size
 from obuild.remotes import reference
@@ -28,7 +29,7 @@ class Oci:
         if settings.type not in ("", self.type):
             raise UsageError(f"oci:// takes --type {self.type} only")
 
-    def check(self) -> None:
+    def check(self, cards: Sequence[Card]) -> None:
         with self._repository() as repository:
             repository.blobs.check()
 

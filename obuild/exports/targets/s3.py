@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 from obuild.errors import ObuildError, UsageError
 from obuild.exports.targets import aws, parallel
 from obuild.exports.targets.target import Image, Published, Settings, file_type_of, stem_of
+from obuild.guests.profile import Card
 from obuild.host import failpoints
 from obuild.host.units import size as readable
-from obuild.store import mtree
 
 #: The size of a part, in bytes, and how many an object may have.
 PART, MOST = 64 << 20, 10_000
@@ -61,13 +61,14 @@ class S3:
         self.type = file_type_of(self._key.rpartition("/")[2], settings)
         self.stem = stem_of(self._key.rpartition("/")[2], self.type)
 
-    def check(self) -> None:
+    def check(self, cards: Sequence[Card]) -> None:
         client = aws.client("s3")
         with aws.explained(f"looking for the bucket {self._bucket}"):
             client.head_bucket(Bucket=self._bucket)
 
     def send(self, images: Sequence[Image]) -> list[Published]:
-        ((path, _, _),) = images
+        (image,) = images
+        path = image.path
         client = aws.client("s3")
         parts = split(path)
         size = path.stat().st_size
@@ -88,7 +89,7 @@ class S3:
                     )
             else:
                 self._settings.say(f"{self._shown} ({readable(size)}) is there already")
-        return [Published(self._shown, self._shown, f"sha256:{mtree.digest(path)}", size)]
+        return [Published(self._shown, self._shown, f"sha256:{image.sha256}", size)]
 
     def _head(self, client: Any) -> dict[str, Any] | None:
         from botocore.exceptions import ClientError

@@ -11,15 +11,20 @@ from obuild.bases.table import nearest
 from obuild.errors import UsageError
 from obuild.exports.all import FORMATS
 from obuild.exports.export import STEM
+from obuild.guests.profile import Card
 from obuild.plan.keys import LayerId
 
 
 class Image(NamedTuple):
-    """An exported image: a file, or the folder of an OCI layout. `arch` is the guest's, as in a card."""
+    """An exported image: a file with its sha256 in hex, or the folder of an OCI layout.
+
+    `card` is that of the layer's base.
+    """
 
     path: Path
     layer: LayerId
-    arch: str
+    card: Card
+    sha256: str = ""
 
 
 class Published(NamedTuple):
@@ -55,7 +60,8 @@ class Settings(NamedTuple):
 class Target(Protocol):
     """One place to publish to. It takes images of a `type`, called `stem` before their suffix.
 
-    `check` raises, before anything is exported, what would make `send` fail: UsageError or ObuildError. `send`
+    `check` raises, before anything is exported, what would make `send` fail for layers on bases with these cards:
+    UsageError or ObuildError. `send`
     leaves nothing half-written under a name that people use. The next try does not send again what has arrived.
     """
 
@@ -65,7 +71,7 @@ class Target(Protocol):
     @property
     def stem(self) -> str: ...
 
-    def check(self) -> None: ...
+    def check(self, cards: Sequence[Card]) -> None: ...
 
     def send(self, images: Sequence[Image]) -> list[Published]: ...
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from obuild.store.layers import Store
 from tests.support import odd
+from tests.support.aws import moto
 from tests.support.program import Program
 
 
@@ -45,6 +47,13 @@ def layers(tmp_path_factory: pytest.TempPathFactory, qcow2_disk: Path) -> Path:
         spec.write_text(f"((from {base}) (run (shell {tag})))")
         Forked(store.root)("build", "-t", tag, "-f", spec, root / "source")
     return store.root
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[str]:
+    """The address of moto's server."""
+    with moto() as address:
+        yield address
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +17,12 @@ from obuild.errors import ObuildError, UsageError
 from obuild.exports.targets import aws, s3
 from obuild.exports.targets.s3 import S3
 from obuild.exports.targets.target import Image, Settings
+from obuild.guests.profile import Card
 from obuild.plan.keys import LayerId
-from tests.support.aws import environment, moto
+from tests.support.aws import environment
 from tests.support.program import Program
 
 PART = 5 << 20
-
-
-@pytest.fixture(scope="session")
-def server() -> Iterator[str]:
-    with moto() as address:
-        yield address
 
 
 @pytest.fixture
@@ -51,7 +45,7 @@ def client(server: str, monkeypatch: pytest.MonkeyPatch) -> Any:
 def image(tmp_path_factory: pytest.TempPathFactory) -> Image:
     path = tmp_path_factory.mktemp("image") / "image.raw"
     path.write_bytes(random.Random(1).randbytes(2 * PART + 1000))
-    return Image(path, LayerId("5" * 64), "x86_64")
+    return Image(path, LayerId("5" * 64), Card(), hashlib.sha256(path.read_bytes()).hexdigest())
 
 
 def target(place: str = "images/pg/16.raw", **changes: Any) -> S3:
@@ -103,7 +97,7 @@ def killed(image: Image, point: str) -> int:
         "from obuild.exports.targets import s3; from obuild.exports.targets.target import *; "
         f"s3.PART = {PART}; s3._WORKERS = 1; failpoints.kill_at(sys.argv[2]); "
         "settings = Settings(Path('/'), os.environ, print, lambda done, total: None); "
-        "s3.S3('images/pg/16.raw', settings).send([Image(Path(sys.argv[1]), '', 'x86_64')])"
+        "s3.S3('images/pg/16.raw', settings).send([Image(Path(sys.argv[1]), '', Card())])"
     )
     return subprocess.run([sys.executable, "-c", code, str(image.path), point]).returncode
 
@@ -148,9 +142,9 @@ def test_parts_are_larger_for_a_huge_file(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_bucket_that_is_not_there(client: Any) -> None:
     with pytest.raises(ObuildError, match="looking for the bucket other: 404: Not Found") as caught:
-        target("other/a.raw").check()
+        target("other/a.raw").check([])
     assert "make the bucket first" in caught.value.hint
-    target().check()
+    target().check([])
 
 
 @pytest.mark.parametrize(
@@ -178,11 +172,11 @@ def test_missing_credentials_and_a_server_that_is_down(monkeypatch: pytest.Monke
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *args: 0)
     with pytest.raises(ObuildError, match="Could not connect to the endpoint URL"):
-        target().check()
+        target().check([])
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     with pytest.raises(ObuildError, match="there are no credentials") as caught:
-        target().check()
+        target().check([])
     assert "AWS_ACCESS_KEY_ID" in caught.value.hint
 
 
