@@ -51,7 +51,6 @@ def publish(
     settings: Settings,
     *,
     make: Make,
-    version: str = "",
     done: Callable[[Published], object] = lambda published: None,
 ) -> None:
     """Publish each layer at each target; `done` is called with each thing that is there, at once.
@@ -59,7 +58,7 @@ def publish(
     UsageError or ObuildError, before anything is exported, if a target is wrong or refuses us. A later failure
     leaves what was published before it; the next try sends only what is missing.
     """
-    deliveries = [each for text in targets for each in _deliveries(text, sources, settings, version)]
+    deliveries = [each for text in targets for each in _deliveries(text, sources, settings)]
     _see_different(deliveries)
     for delivery in deliveries:
         delivery.target.check([each.card for each in delivery.sources])
@@ -72,7 +71,7 @@ def publish(
                 done(published)
 
 
-def _deliveries(text: str, sources: Sequence[Source], settings: Settings, version: str) -> Iterator[Delivery]:
+def _deliveries(text: str, sources: Sequence[Source], settings: Settings) -> Iterator[Delivery]:
     found = kind_of(text)
     if found is None:
         raise UsageError(f"{text!r} is not a target", hint=f"targets begin with {', '.join(KINDS)}")
@@ -82,7 +81,7 @@ def _deliveries(text: str, sources: Sequence[Source], settings: Settings, versio
         hint = "one image for each architecture can be under a name: publish the layers under several names"
         raise UsageError(f"two of the layers are for {twice[0]}", hint=hint)
     for some in [sources] if kind.together else [[each] for each in sources]:
-        values = {"name": some[0].name, "version": version, "arch": some[0].card.arch}
+        values = {"name": some[0].name, "version": settings.version, "arch": some[0].card.arch}
         shown = filled(text, values)
         yield Delivery(shown, kind.open(shown.removeprefix(prefix), settings), some)
 

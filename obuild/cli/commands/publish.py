@@ -24,7 +24,8 @@ def publish(
         list[str],
         typer.Argument(
             metavar="ID... TARGET...",
-            help="Layers, by id or tag, and targets: oci://HOST/NAME:TAG, s3://BUCKET/KEY, ami:NAME, file:PATH.",
+            help="Layers, by id or tag, and targets: oci://HOST/NAME:TAG, s3://BUCKET/KEY, ami:NAME, uplosi:FILE, "
+            "file:PATH.",
         ),
     ],
     store: StoreOption = "",
@@ -104,8 +105,8 @@ def publish(
     try:
         with Bar(sys.stderr) as bar:
             settings = Settings(opened.uploads, environment(), bar.under(note), bar, type, replace, insecure)
-            settings = settings._replace(regions=[each.strip() for each in regions.split(",") if each.strip()])
-            send(opened, sources, targets, settings, make=make, version=version, done=done)
+            settings = settings._replace(regions=[each for each in regions.split(",") if each], version=version)
+            send(opened, sources, targets, settings, make=make, done=done)
     finally:
         if as_json:
             put_json([each._asdict() for each in there])

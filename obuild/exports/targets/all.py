@@ -13,6 +13,7 @@ from obuild.exports.targets.file import File
 from obuild.exports.targets.oci import Oci
 from obuild.exports.targets.s3 import S3
 from obuild.exports.targets.target import Settings, Target
+from obuild.exports.targets.uplosi import Uplosi
 
 
 class Kind(NamedTuple):
@@ -28,6 +29,7 @@ KINDS = {
     "oci://": Kind("a container registry", Oci, together=True),
     "s3://": Kind("an object in S3, MinIO, R2", S3),
     "ami:": Kind("an image of AWS's EC2", Ami),
+    "uplosi:": Kind("the AMIs of an uplosi.conf", Uplosi),
     "file:": Kind("a file on this computer", File),
 }
 

@@ -55,6 +55,7 @@ class Settings(NamedTuple):
     replace: bool = False
     insecure: bool = False
     regions: Sequence[str] = ()
+    version: str = ""
 
 
 class Target(Protocol):
