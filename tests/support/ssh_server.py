@@ -19,7 +19,7 @@ from paramiko.common import AUTH_SUCCESSFUL, OPEN_SUCCEEDED
 Handler = Callable[[str, IO[bytes], IO[bytes]], int]
 
 
-class _Server(paramiko.ServerInterface):
+class Server(paramiko.ServerInterface):
     def __init__(self, handler: Handler) -> None:
         self.handler = handler
 
@@ -54,6 +54,10 @@ class _Server(paramiko.ServerInterface):
         threading.Thread(target=self._run, args=(channel, text), daemon=True).start()
         return True
 
+    def check_channel_subsystem_request(self, channel: paramiko.Channel, name: str) -> bool:
+        threading.Thread(target=self._run, args=(channel, name), daemon=True).start()
+        return True
+
     def _run(self, channel: paramiko.Channel, command: str) -> None:
         status = 255
         try:
@@ -79,7 +83,7 @@ def serve(handler: Handler) -> Iterator[int]:
             transports.append(paramiko.Transport(client))
             transports[0].add_server_key(paramiko.ECDSAKey.generate())
             with suppress(paramiko.SSHException, EOFError, OSError):  # a client may leave at once
-                transports[0].start_server(server=_Server(handler))
+                transports[0].start_server(server=Server(handler))
 
         thread = threading.Thread(target=accept)
         thread.start()

@@ -12,6 +12,7 @@ from obuild.exports.targets.ami import Ami
 from obuild.exports.targets.file import File
 from obuild.exports.targets.oci import Oci
 from obuild.exports.targets.s3 import S3
+from obuild.exports.targets.scp import Scp
 from obuild.exports.targets.target import Settings, Target
 from obuild.exports.targets.uplosi import Uplosi
 
@@ -30,6 +31,7 @@ KINDS = {
     "s3://": Kind("an object in S3, MinIO, R2", S3),
     "ami:": Kind("an image of AWS's EC2", Ami),
     "uplosi:": Kind("the AMIs of an uplosi.conf", Uplosi),
+    "scp:": Kind("a file on another computer", Scp),
     "file:": Kind("a file on this computer", File),
 }
 
