@@ -136,6 +136,7 @@ def test_only_the_table_of_executors_imports_one() -> None:
         ("pycdlib", {"bases.seed"}),
         ("yaml", {"bases.cloud_config"}),
         ("boto3", {"exports.targets.aws"}),
+        ("obstore", {"exports.targets.buckets"}),
         ("httpx", {"remotes.blobs", "remotes.registry", "remotes.registry_auth", "remotes.registry_http"}),
     ],
 )

@@ -25,7 +25,7 @@ def publish(
         typer.Argument(
             metavar="ID... TARGET...",
             help="Layers, by id or tag, and targets: oci://HOST/NAME:TAG, s3://BUCKET/KEY, ami:NAME, uplosi:FILE, "
-            "scp:HOST:PATH, file:PATH.",
+            "gs://BUCKET/NAME, az://CONTAINER/NAME, scp:HOST:PATH, file:PATH.",
         ),
     ],
     store: StoreOption = "",

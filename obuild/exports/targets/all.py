@@ -9,6 +9,7 @@ from typing import NamedTuple
 from obuild.bases.table import nearest
 from obuild.errors import UsageError
 from obuild.exports.targets.ami import Ami
+from obuild.exports.targets.buckets import Azure, Google
 from obuild.exports.targets.file import File
 from obuild.exports.targets.oci import Oci
 from obuild.exports.targets.s3 import S3
@@ -29,6 +30,8 @@ class Kind(NamedTuple):
 KINDS = {
     "oci://": Kind("a container registry", Oci, together=True),
     "s3://": Kind("an object in S3, MinIO, R2", S3),
+    "gs://": Kind("an object in Google Cloud Storage", Google),
+    "az://": Kind("a blob in Azure Blob Storage", Azure),
     "ami:": Kind("an image of AWS's EC2", Ami),
     "uplosi:": Kind("the AMIs of an uplosi.conf", Uplosi),
     "scp:": Kind("a file on another computer", Scp),
