@@ -99,6 +99,7 @@ def test_the_usual_operations_clean_a_system(root: Path, shell: list[str]) -> No
     before = files(root)
     assert clean(root, *pick(""), shell=shell) == []
     after = files(root)
+    assert not root.with_name(f"{root.name}.list").exists()
     assert {name for names in GOES.values() for name in names} == before.keys() - after.keys()
     assert all(before[name] == after[name] for name in STAYS)
 
@@ -196,6 +197,12 @@ def test_root_needs_no_user_to_be_removed(root: Path) -> None:
     text = linux.script(["builder-user"], login="root", public_key="", root=str(root))
     subprocess.run(["dash", "-c", text], check=True)
     assert (root / "etc/passwd").read_text() == PASSWD
+
+
+def test_a_comment_beside_the_users_rules_stays(root: Path) -> None:
+    (root / "etc/sudoers.d/README").write_text("# nothing but comments\n")
+    clean(root, "builder-user")
+    assert (root / "etc/sudoers.d/README").exists()
 
 
 @pytest.mark.parametrize(

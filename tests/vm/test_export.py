@@ -10,11 +10,39 @@ from pathlib import Path
 import pytest
 
 from obuild.executors.qemu.ssh import make_key
-from tests.support.program import Program
+from tests.support.program import Program, base_images, new_store
 
 pytestmark = pytest.mark.vm
 
 Spec = Callable[[str], Path]
+
+
+@pytest.mark.long
+def test_a_cleaned_debian_boots_with_new_keys_and_a_new_id(source: Path, spec: Spec, tmp_path: Path) -> None:
+    out, own = tmp_path / "out", tmp_path / "own"
+    (source / "own.pub").write_text(f"{make_key(own)}\n")
+    steps = (
+        "useradd --create-home --shell /bin/bash ops; mkdir ~ops/.ssh; cp /own.pub ~ops/.ssh/authorized_keys; "
+        "chown -R ops: ~ops; echo 'ops ALL=(ALL) NOPASSWD: ALL' >/etc/sudoers.d/ops; cat /etc/machine-id >/old-id; "
+        "mkdir /var/log/journal; systemctl restart systemd-journald; logger a word; journalctl --flush"
+    )
+    program = Program(new_store(tmp_path / "store", base_images("debian-12")))
+    made = spec(f'((from debian-12) (copy (src own.pub) (dst /own.pub)) (run (shell "{steps}")))')
+    program.build(made, source, "-t", "debian/cleaned")
+    (image,) = program("export", "debian/cleaned", "--type=qcow2", "--sysprep", "-o", out).stdout.splitlines()
+
+    other = Program(tmp_path / "other")
+    other("base", "add", image, "--name=exported", "--memory=512M", "--login=ops", "--key", own)
+    look = (
+        "systemctl is-system-running --wait; ls /etc/ssh/*.pub; wc -c </etc/machine-id; cat /etc/machine-id /old-id; "
+        "readlink /var/lib/dbus/machine-id; ls /home; ls /etc/sudoers.d; grep ^root: /etc/shadow; echo end"
+    )
+    text = other.build(spec(f'((from exported) (run (shell "{look}")))'), source).stdout
+    told = text[text.index("\nrunning\n") + 1 : text.index("\nend\n")].splitlines()
+    assert told[1:3] == ["/etc/ssh/ssh_host_ed25519_key.pub", "33"]
+    assert told[3] != told[4]
+    assert told[5:9] == ["/etc/machine-id", "ops", "README", "ops"]
+    assert told[9].startswith(("root:*:", "root:!"))
 
 
 def test_a_cleaned_image_boots_in_another_store_and_lets_its_own_user_in(

@@ -23,7 +23,8 @@ def script(
         "login": login,
         # the key itself: its comment does not count
         "public_key": (public_key.split() or ["", ""])[1],
-        "operations": " ".join(operations),
+        "operations": " ".join(f"{name}={name.replace('-', '_')}" for name in operations),
+        "list": f"{root}.list" if root else "/run/obuild-sysprep",
     }
     lines = [f"{name}={shlex.quote(value)}" for name, value in given.items()]
     return "\n".join([*lines, _SCRIPT.read_text(encoding="ascii")])

@@ -1,6 +1,8 @@
 # Clean a Linux system. Set by the caller: $root ("" for the system that runs this), $dry (whether to list only),
-# $login, $public_key, and $operations, each with a function here.
-
+# $login, $public_key, $list (a file to be made), and $operations: pairs NAME=FUNCTION.
+#
+# Starting a program takes a tenth of a second in an emulated guest, so the shell itself does what it can, and what
+# is to be removed is removed at once, at the end.
 # shellcheck disable=SC2154 # what the caller sets
 
 say() { printf '%s\t%s\n' "$operation" "$*"; }
@@ -10,49 +12,66 @@ fail() {
     exit 1
 }
 
-# Remove files, and folders with what is in them; or list them. Names that are not there, such as a pattern that
-# nothing matches, are skipped.
+# Remove files, and folders with what is in them, at the end; or list them. Names that are not there, such as a
+# pattern that nothing matches, are skipped.
 remove() {
-    number=$#
     for path; do
-        if [ -e "$path" ] || [ -L "$path" ]; then set -- "$@" "$path"; fi
+        if [ -e "$path" ] || [ -L "$path" ]; then
+            if [ -n "$dry" ]; then say "remove $path"; else printf '%s\0' "$path" >>"$list"; fi
+        fi
     done
-    shift "$number"
-    [ $# -gt 0 ] || return 0
+}
+
+# Write a text to a file, after making its folder.
+write() {
+    [ -d "${1%/*}" ] || mkdir -p "${1%/*}"
+    printf '%s' "$2" >"$1"
+}
+
+# Edit the files whose names are the lines of $2 by the sed script $1; or list them.
+edit() {
+    [ -n "$2" ] || return 0
+    old_ifs=$IFS
+    IFS='
+'
+    # shellcheck disable=SC2086 # one for each line
+    set -f -- "$1" $2
+    IFS=$old_ifs
+    set +f
+    change=$1
+    shift
     if [ -n "$dry" ]; then
-        for path; do say "remove $path"; done
+        for path; do say "change $path"; done
     else
-        # What a process has open keeps its blocks, and they would be in the image.
-        find "$@" -xdev -type f -size +0 -links 1 -exec sh -c 'for file; do : >"$file"; done' sh {} +
-        rm -rf -- "$@"
+        sed -i "$change" "$@"
     fi
 }
 
-# Edit a file in its place, which keeps its owner and mode, if that changes it.
-edit() {
-    file=$1
-    shift
-    [ -f "$file" ] || return 0
-    before=$(cat "$file" && echo .)
-    after=$(sed "$@" "$file" && echo .)
-    [ "$before" != "$after" ] || return 0
-    if [ -n "$dry" ]; then say "change $file"; else printf '%s' "${after%.}" >"$file"; fi
+# Print those of some files that have a line which matches $2: an extended expression with -E, a text with -F.
+having() {
+    syntax=$1
+    pattern=$2
+    shift 2
+    grep -ls "$syntax" -e "$pattern" -- "$@" || :
 }
 
-# Write stdin to a new file, with its folders.
-install_file() {
-    mkdir -p "$(dirname "$2")"
-    cat >"$2"
-    chmod "$1" "$2"
-}
-
-homes() {
-    # shellcheck disable=SC2034 # the other fields
-    while IFS=: read -r name password uid gid about home shell; do
-        case $home in /root | /home/?* | /var/lib/?*) echo "$root$home" ;; esac
-    done <"$root/etc/passwd"
-    echo "$root/root"
-}
+# The home folders of people and services, and the login's own.
+homes="$root/root"
+own_home=
+# shellcheck disable=SC2034 # the other fields
+while IFS=: read -r name password uid gid about home shell; do
+    [ "$name" != "$login" ] || own_home=$home
+    case $home in
+    /home/?* | /var/lib/?*)
+        case "
+$homes
+" in *"
+$root$home
+"*) ;; *) homes="$homes
+$root$home" ;; esac
+        ;;
+    esac
+done <"$root/etc/passwd"
 
 # How programs are started at boot.
 init_system() {
@@ -71,24 +90,24 @@ ssh_hostkeys() {
         key=${key##*/ssh_host_}
         types="$types ${key%_key}"
     done
-    maker=/usr/local/sbin/make-ssh-hostkeys
     how=$(init_system)
     [ -n "$how" ] || fail 'it is not known how this system starts programs at boot; -ssh-hostkeys keeps the keys'
     remove "$@" "$root"/etc/ssh/ssh_host_*_key.pub
     [ -z "$dry" ] || return 0
-    install_file 755 "$root$maker" <<END
-#!/bin/sh
+    maker=/usr/local/sbin/make-ssh-hostkeys
+    service=/etc/init.d/make-ssh-hostkeys
+    unit=/etc/systemd/system/make-ssh-hostkeys.service
+    write "$root$maker" "#!/bin/sh
 # Make the SSH host keys that this system was deployed without.
 for type in$types; do
     key=/etc/ssh/ssh_host_\${type}_key
-    [ -s "\$key" ] || { rm -f "\$key" && ssh-keygen -q -t "\$type" -N '' -f "\$key"; } || exit
+    [ -s \"\$key\" ] || { rm -f \"\$key\" && ssh-keygen -q -t \"\$type\" -N '' -f \"\$key\"; } || exit
 done
-END
+"
+    chmod 755 "$root$maker"
     case $how in
     systemd)
-        name=make-ssh-hostkeys.service
-        install_file 644 "$root/etc/systemd/system/$name" <<END
-[Unit]
+        write "$root$unit" "[Unit]
 Description=Make SSH host keys
 DefaultDependencies=no
 After=local-fs.target systemd-remount-fs.service
@@ -103,25 +122,25 @@ ExecStart=$maker
 
 [Install]
 WantedBy=multi-user.target
-END
-        mkdir -p "$root/etc/systemd/system/multi-user.target.wants"
-        ln -sf "../$name" "$root/etc/systemd/system/multi-user.target.wants/$name"
+"
+        [ -d "$root/etc/systemd/system/multi-user.target.wants" ] ||
+            mkdir -p "$root/etc/systemd/system/multi-user.target.wants"
+        ln -sf "$unit" "$root/etc/systemd/system/multi-user.target.wants/${unit##*/}"
         ;;
     openrc)
-        install_file 755 "$root/etc/init.d/make-ssh-hostkeys" <<END
-#!/sbin/openrc-run
-description="Make SSH host keys"
+        write "$root$service" "#!/sbin/openrc-run
+description='Make SSH host keys'
 depend() {
     need localmount
     before sshd
 }
 start() { $maker; }
-END
-        ln -sf /etc/init.d/make-ssh-hostkeys "$root/etc/runlevels/default/make-ssh-hostkeys"
+"
+        chmod 755 "$root$service"
+        ln -sf "$service" "$root/etc/runlevels/default/${service##*/}"
         ;;
     sysvinit)
-        install_file 755 "$root/etc/init.d/make-ssh-hostkeys" <<END
-#!/bin/sh
+        write "$root$service" "#!/bin/sh
 ### BEGIN INIT INFO
 # Provides:          make-ssh-hostkeys
 # Required-Start:    \$local_fs
@@ -130,9 +149,10 @@ END
 # Default-Stop:
 # Short-Description: Make SSH host keys
 ### END INIT INFO
-[ "\$1" != start ] || exec $maker
-END
-        ln -sf ../init.d/make-ssh-hostkeys "$root/etc/rcS.d/S90make-ssh-hostkeys"
+[ \"\$1\" != start ] || exec $maker
+"
+        chmod 755 "$root$service"
+        ln -sf "$service" "$root/etc/rcS.d/S90make-ssh-hostkeys"
         ;;
     busybox) echo "::wait:$maker" >>"$root/etc/inittab" ;;
     esac
@@ -146,14 +166,12 @@ machine_id() {
             say "empty $id"
         else
             # systemd mounts a file over one that it could not write to
-            [ -n "$root" ] || umount "$id" 2>/dev/null || :
+            case $mounts in *" /etc/machine-id "*) umount "$id" ;; esac
             : >"$id"
         fi
     fi
-    if [ -f "$dbus" ] && [ ! -L "$dbus" ]; then
-        remove "$dbus"
-        if [ -z "$dry" ] && [ -e "$id" ]; then ln -s /etc/machine-id "$dbus"; fi
-    fi
+    [ -f "$dbus" ] && [ ! -L "$dbus" ] || return 0
+    if [ -n "$dry" ] || [ ! -e "$id" ]; then remove "$dbus"; else ln -sf /etc/machine-id "$dbus"; fi
 }
 
 random_seed() {
@@ -164,47 +182,51 @@ random_seed() {
 
 # A star: no password is right, but the account is not locked, or an SSH server without PAM would refuse keys too.
 root_password() {
-    for file in shadow passwd; do
-        edit "$root/etc/$file" -e 's|^root::|root:*:|' -e 's|^root:[^*!x:][^:]*:|root:*:|' \
-            -e 's|^root:x[^:][^:]*:|root:*:|'
+    for file in "$root/etc/shadow" "$root/etc/passwd"; do
+        [ -f "$file" ] || continue
+        found=
+        while IFS=: read -r name password rest; do
+            case $name,$password in
+            root,x | root,[*!]*) ;;
+            root,*) found=yes ;;
+            esac
+        done <"$file"
+        [ -z "$found" ] || edit 's/^root:[^:]*:/root:*:/' "$file"
     done
 }
 
 builder_key() {
     [ -n "$public_key" ] || return 0
-    homes | sort -u | while read -r home; do
-        for file in "$home/.ssh/authorized_keys" "$home/.ssh/authorized_keys2"; do
-            [ -f "$file" ] || continue
-            # A base image reserves a block for the key; the rest of it is empty lines.
-            edit "$file" -e "\|$public_key|d" -e '/^$/d'
-        done
-    done
+    set --
+    while read -r home; do set -- "$@" "$home/.ssh/authorized_keys" "$home/.ssh/authorized_keys2"; done <<END
+$homes
+END
+    # A base image reserves a block for the key; the rest of it is empty lines.
+    edit "\|$public_key|d; /^\$/d" "$(having -F "$public_key" "$@")"
 }
 
 builder_user() {
     [ "$login" != root ] || return 0
     case $login in *[!A-Za-z0-9_.-]* | '') fail "the name $login is not plain" ;; esac
-    home=$(sed -n "s|^$login:[^:]*:[^:]*:[^:]*:[^:]*:\(/[^:]*\):.*|\1|p" "$root/etc/passwd")
-    for file in "$root"/etc/sudoers "$root"/etc/sudoers.d/* "$root"/etc/doas.conf "$root"/etc/doas.d/*; do
-        edit "$file" -e "/^${login}[[:space:]]/d" -e "/^permit .*[[:space:]]$login\$/d"
-        case $file in
-        */sudoers.d/* | */doas.d/*) grep -q '^[^#]' "$file" 2>/dev/null || remove "$file" ;;
-        esac
+    space='[[:space:]]'
+    set -- "$root"/etc/sudoers.d/* "$root"/etc/doas.d/*
+    found=$(having -E "^$login$space" "$root/etc/sudoers" "$@")
+    edit "/^$login$space/d" "$found"
+    for file; do
+        # without a rule that is left
+        case "
+$found
+" in *"
+$file
+"*) if ! grep -q '^[^#]' "$file"; then remove "$file"; fi ;; esac
     done
-    [ -n "$home" ] || return 0
-    if [ -z "$dry$root" ]; then
-        if command -v userdel >/dev/null; then
-            userdel -f "$login" >/dev/null 2>&1
-        elif command -v deluser >/dev/null; then
-            deluser "$login" >/dev/null 2>&1
-        fi
-    fi
-    # What neither has done.
-    for file in passwd shadow subuid subgid; do edit "$root/etc/$file" -e "/^$login:/d"; done
-    for file in group gshadow; do
-        edit "$root/etc/$file" -e "/^$login:/d" -e "s/\([:,]\)$login,/\1/; s/\([:,]\)$login\$/\1/; s/,\$//"
-    done
-    case $home in /home/?*) remove "$root$home" ;; esac
+    edit "/^permit .*$space$login\$/d" "$(having -E "^permit .*$space$login\$" "$root/etc/doas.conf")"
+    [ -n "$own_home" ] || return 0
+    edit "/^$login:/d" "$(having -E "^$login:" "$root/etc/passwd" "$root/etc/shadow" "$root/etc/subuid" "$root/etc/subgid")"
+    # Each field after a colon or a comma: a member of a group, or an administrator of one.
+    edit "/^$login:/d; s/\([:,]\)$login,/\1/g; s/\([:,]\)$login:/\1:/g; s/\([:,]\)$login\$/\1/; s/,:/:/g; s/,\$//" \
+        "$(having -E "(^|[:,])$login([:,]|\$)" "$root/etc/group" "$root/etc/gshadow")"
+    case $own_home in /home/?*) remove "$root$own_home" ;; esac
     remove "$root/var/mail/$login" "$root/var/spool/mail/$login" "$root/var/spool/cron/crontabs/$login" \
         "$root/var/lib/systemd/linger/$login"
 }
@@ -224,10 +246,12 @@ package_cache() {
 }
 
 histories() {
-    homes | sort -u | while read -r home; do
+    while read -r home; do
         remove "$home"/.*_history "$home/.lesshst" "$home/.viminfo" "$home/.wget-hsts" \
             "$home/.local/share/fish/fish_history"
-    done
+    done <<END
+$homes
+END
 }
 
 dhcp_leases() {
@@ -261,19 +285,22 @@ tmp() {
 }
 
 logs() {
-    [ -d "$root/var/log" ] || return 0
-    # The running journal goes on in memory.
-    if [ -z "$dry" ] && [ -z "$root" ] && [ -d /run/systemd/system ] && [ -d /var/log/journal ]; then
-        journalctl --relinquish-var 2>/dev/null || :
-    fi
-    remove "$root"/var/log/journal/* "$root"/var/log/installer/* "$root"/var/log/anaconda/*
-    find "$root/var/log" -xdev -type f -name '*.gz' -o -name '*.xz' -o -name '*.zst' -o -name '*.bz2' \
-        -o -name '*.old' -o -name '*.[0-9]' -o -name '*-[0-9][0-9][0-9][0-9][0-9][0-9][0-9][0-9]' |
-        while IFS= read -r path; do remove "$path"; done
+    folder=$root/var/log
+    [ -d "$folder" ] || return 0
+    remove "$folder"/journal/* "$folder"/installer/* "$folder"/anaconda/*
+    old=$(find "$folder" -xdev -type f '(' -name '*.gz' -o -name '*.xz' -o -name '*.zst' -o -name '*.bz2' \
+        -o -name '*.old' -o -name '*.[0-9]' -o -name '*-[0-9][0-9][0-9][0-9][0-9][0-9][0-9][0-9]' ')')
+    while IFS= read -r path; do remove "$path"; done <<END
+$old
+END
     if [ -n "$dry" ]; then
-        find "$root/var/log" -xdev -type f -size +0 | while IFS= read -r path; do say "empty $path"; done
-    else
-        find "$root/var/log" -xdev -type f -size +0 -exec sh -c 'for file; do : >"$file"; done' sh {} +
+        find "$folder" -xdev -type f -size +0 | while IFS= read -r path; do say "empty $path"; done
+        return
+    fi
+    emptied=$folder
+    # The running journal goes on in memory.
+    if [ -z "$root" ] && [ -d /run/systemd/system ] && [ -d /var/log/journal ]; then
+        journalctl --relinquish-var 2>/dev/null || :
     fi
 }
 
@@ -282,7 +309,9 @@ other_disks() {
     while read -r device mount kind options rest; do
         case $device,$options in /dev/*,rw*) ;; *) continue ;; esac
         case $kind in ext[234] | squashfs | iso9660) ;; *) echo "$mount" ;; esac
-    done <"$root/proc/mounts" | sort -u
+    done <<END
+$mounts
+END
 }
 
 trim() {
@@ -306,6 +335,26 @@ zero() {
 export LC_ALL=C
 umask 022
 cd /
-for operation in $operations; do
-    "$(printf '%s' "$operation" | tr - _)" || fail "its last command failed with status $?"
+emptied=
+mounts=
+while IFS= read -r line; do
+    mounts="$mounts$line
+"
+done <"$root/proc/mounts"
+[ -n "$dry" ] || : >"$list"
+for pair in $operations; do
+    operation=${pair%=*}
+    "${pair#*=}" || fail "its last command failed with status $?"
 done
+operation=removal
+if [ -s "$list" ] || [ -n "$emptied" ]; then
+    # What a process has open keeps its blocks, and they would be in the image.
+    [ -z "$emptied" ] || printf '%s\0' "$emptied" >"$list.emptied"
+    : >>"$list.emptied"
+    # shellcheck disable=SC2016 # the inner shell expands them
+    cat "$list" "$list.emptied" | xargs -0 sh -c \
+        'exec find "$@" -xdev -type f -size +0 -links 1 -exec sh -c "for file; do : >\"\$file\"; done" sh {} +' sh ||
+        fail 'some files cannot be emptied'
+    xargs -0 rm -rf -- <"$list" || fail 'some files cannot be removed'
+fi
+rm -f "$list" "$list.emptied"
