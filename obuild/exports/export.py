@@ -107,6 +107,7 @@ def _export(
             say("shrinking it")
             resize.shrink(disk.path)
         disk = disk._replace(size=disk.path.stat().st_size)
+        failpoints.reach("export.unpacked")
         cleared = free_space.clear(disk.path)
         for number, why in cleared.skipped.items():
             say(f"the free space of partition {number} is not cleared: {why}" if number else f"not cleared: {why}")

@@ -47,6 +47,7 @@ POINTS = (
     "flat.removed",
     "remove.renamed",
     "remove.done",
+    "export.unpacked",
     "export.made",
     "export.placed",
     "publish.exported",

@@ -131,6 +131,8 @@ class _FileSystem(NamedTuple):
 
     def resize(self, size: int) -> None:
         """Give it `size` bytes, in whole KiB."""
+        if size > self.path.stat().st_size:
+            os.truncate(self.path, size)  # resize2fs would say that the disk is too small if it is full
         # The tables of new inodes stay holes: the guest's kernel clears them, as in a new file system.
         lazy = {"RESIZE2FS_FORCE_LAZY_ITABLE_INIT": "1"}
         process.run(["resize2fs", self.path, f"{size >> 10}K"], env=self.env | lazy)

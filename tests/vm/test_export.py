@@ -23,8 +23,9 @@ def test_a_cleaned_debian_boots_with_new_keys_and_a_new_id(source: Path, spec: S
     (source / "own.pub").write_text(f"{make_key(own)}\n")
     steps = (
         "useradd --create-home --shell /bin/bash ops; mkdir ~ops/.ssh; cp /own.pub ~ops/.ssh/authorized_keys; "
-        "chown -R ops: ~ops; echo 'ops ALL=(ALL) NOPASSWD: ALL' >/etc/sudoers.d/ops; cat /etc/machine-id >/old-id; "
-        "mkdir /var/log/journal; systemctl restart systemd-journald; logger a word; journalctl --flush"
+        "chown -R ops: ~ops; echo 'ops ALL=(ALL) NOPASSWD: ALL' >/etc/sudoers.d/ops; "
+        "cat /etc/machine-id >/old-id; mkdir /var/log/journal; systemctl restart systemd-journald; "
+        "logger a word; journalctl --flush"
     )
     program = Program(new_store(tmp_path / "store", base_images("debian-12")))
     made = spec(f'((from debian-12) (copy (src own.pub) (dst /own.pub)) (run (shell "{steps}")))')
@@ -34,8 +35,9 @@ def test_a_cleaned_debian_boots_with_new_keys_and_a_new_id(source: Path, spec: S
     other = Program(tmp_path / "other")
     other("base", "add", image, "--name=exported", "--memory=512M", "--login=ops", "--key", own)
     look = (
-        "systemctl is-system-running --wait; ls /etc/ssh/*.pub; wc -c </etc/machine-id; cat /etc/machine-id /old-id; "
-        "readlink /var/lib/dbus/machine-id; ls /home; ls /etc/sudoers.d; grep ^root: /etc/shadow; echo end"
+        "systemctl is-system-running --wait; ls /etc/ssh/*.pub; wc -c </etc/machine-id; "
+        "cat /etc/machine-id /old-id; readlink /var/lib/dbus/machine-id; ls /home; "
+        "ls /etc/sudoers.d; grep ^root: /etc/shadow; echo end"
     )
     text = other.build(spec(f'((from exported) (run (shell "{look}")))'), source).stdout
     told = text[text.index("\nrunning\n") + 1 : text.index("\nend\n")].splitlines()
