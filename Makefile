@@ -96,7 +96,7 @@ lint: setup .venv/packages-test
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
-	shellcheck -s sh obuild/guests/resident/*.sh obuild/exports/cleaning/*.sh
+	shellcheck -s sh obuild/guests/resident/*.sh obuild/exports/cleaning/*.sh obuild/exports/iso/resident/*.sh
 
 clean:
 	rm -rf demo-store .cache

@@ -7,7 +7,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 from obuild.exports.disk import Disk
-from obuild.exports.formats import containerdisk, files, ova, qcow2, raw, vdi, vhd, vhdx, vmdk, vmdk_sparse
+from obuild.exports.formats import (
+    containerdisk,
+    files,
+    installer_iso,
+    iso,
+    ova,
+    qcow2,
+    raw,
+    vdi,
+    vhd,
+    vhdx,
+    vmdk,
+    vmdk_sparse,
+)
 from obuild.guests.profile import Card
 
 
@@ -42,6 +55,10 @@ FORMATS = {
     "vhd-dynamic": Format("dynamic.vhd", "older Hyper-V, Virtual PC, Xen", vhd.write_dynamic, vhd.check),
     "vhdx": Format("vhdx", "Hyper-V", vhdx.write),
     "vdi": Format("vdi", "VirtualBox", vdi.write),
+    "iso": Format("iso", "a live system for CDs and USB sticks", iso.write, iso.check),
+    "installer-iso": Format(
+        "installer.iso", "writes the disk to that of a machine", installer_iso.write, installer_iso.check
+    ),
     "containerdisk": Format("oci", "KubeVirt: a container image, as an OCI image layout", containerdisk.write),
     "oci-archive": Format("oci.tar", "the same in one file", containerdisk.write_archive),
     "tar": Format("tar", "the files of the root file system", files.write_tar, files.check),

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import NamedTuple
 
+from obuild.errors import UsageError
 from obuild.guests.profile import Card
 from obuild.plan.keys import LayerId
+
+COMPRESSIONS = ("zstd", "zlib", "none")
+
+_LABEL = re.compile(r"[A-Za-z0-9._-]{1,16}")
 
 _NAMESPACE = uuid.UUID("0c6c7a52-4f0b-4f6e-9a4d-4c0a4d0f2d7b")
 
@@ -18,10 +24,30 @@ def _nobody(text: str) -> None:
 
 
 class Options(NamedTuple):
-    """What users choose about a format: `compression` is that of qcow2 images, `cpus` is for an `ova`."""
+    """What users choose about a format.
+
+    `compression` is that of qcow2 images, `cpus` is for an `ova`. A live system keeps its changes on the partition
+    with the label `persist`, if any. An installer writes to `install_disk` ("" for the only one; `smallest`,
+    `largest`, or a name or serial number), and asks nobody if `unattended`.
+    """
 
     compression: str = "zstd"
     cpus: int = 1
+    persist: str = ""
+    install_disk: str = ""
+    unattended: bool = False
+
+    def check(self, types: Collection[str]) -> None:
+        """UsageError for a value that is wrong, or is for none of the types."""
+        if self.compression not in COMPRESSIONS:
+            raise UsageError(f"--compression {self.compression}: it can be {', '.join(COMPRESSIONS)}")
+        if self.persist and "iso" not in types:
+            raise UsageError("--persist is for --type iso")
+        if self.persist and not _LABEL.fullmatch(self.persist):
+            hint = "letters, digits, and . _ -; 16 at most"
+            raise UsageError(f"--persist {self.persist!r}: it is the label of a partition", hint=hint)
+        if (self.install_disk or self.unattended) and "installer-iso" not in types:
+            raise UsageError("--disk and --unattended are for --type installer-iso")
 
 
 class Disk(NamedTuple):

@@ -27,8 +27,6 @@ from obuild.store.layers import Layer, Store
 #: The list of checksums in the folder of the exports, as sha256sum(1) reads it.
 SUMS = "SHA256SUMS"
 
-COMPRESSIONS = ("zstd", "zlib", "none")
-
 #: What an image may be called.
 STEM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 _SUM = re.compile(r"([0-9a-f]{64}) [ *](.+)")
@@ -167,8 +165,7 @@ def _checked(wanted: Wanted) -> list[Path]:
     for type in wanted.types:
         if type not in FORMATS:
             raise UsageError(f"unknown type {type!r}", hint=nearest(type, FORMATS))
-    if wanted.options.compression not in COMPRESSIONS:
-        raise UsageError(f"--compression {wanted.options.compression}: it can be {', '.join(COMPRESSIONS)}")
+    wanted.options.check(wanted.types)
     if not STEM.fullmatch(wanted.stem):
         hint = "letters, digits and . _ + - only: --name and --version choose it"
         raise UsageError(f"{wanted.stem!r} cannot be the name of an image", hint=hint)

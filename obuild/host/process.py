@@ -50,6 +50,9 @@ PACKAGES = {
     "mksquashfs": "squashfs-tools",
     "umount": "mount",
     "mcopy": "mtools",
+    "xorriso": "xorriso",
+    "busybox": "busybox-static",
+    "zstd": "zstd",
     "swtpm": "swtpm",
     "systemctl": "systemd",
 }

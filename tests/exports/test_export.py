@@ -51,7 +51,7 @@ READ_BY_QEMU = {
 NAMED = {"vmdk-sparse", "ova"}
 
 #: What we can export: only root can write a folder with owners.
-POSSIBLE = [type for type in FORMATS if type != "dir" or os.geteuid() == 0]
+POSSIBLE = [type for type in FORMATS if "iso" not in type and (type != "dir" or os.geteuid() == 0)]
 
 SECRET = b"the password is swordfish\n"
 

@@ -24,11 +24,20 @@ def archive(files: Mapping[str, tuple[int, bytes]]) -> bytes:
             entries.setdefault(str(folder), (FOLDER | 0o755, b""))
         entries[str(path)] = ((FOLDER if name.endswith("/") else FILE) | mode, data)
     out = b"".join(_entry(number, name, *entry) for number, (name, entry) in enumerate(entries.items(), 1))
-    return out + _entry(0, "TRAILER!!!", 0, b"")
+    return out + TRAILER
+
+
+def head(name: str, mode: int, size: int, inode: int = 1) -> bytes:
+    """What precedes the data of an entry. Zeros follow the data, up to a multiple of four bytes."""
+    encoded = name.encode() + b"\0"
+    fields = (inode, mode, 0, 0, 1, 0, size, 0, 0, 0, 0, len(encoded), 0)
+    made = b"070701" + b"".join(b"%08x" % field for field in fields) + encoded
+    return made + bytes(-len(made) % 4)
 
 
 def _entry(inode: int, name: str, mode: int, data: bytes) -> bytes:
-    encoded = name.encode() + b"\0"
-    fields = (inode, mode, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(encoded), 0)
-    head = b"070701" + b"".join(b"%08x" % field for field in fields) + encoded
-    return head + bytes(-len(head) % 4) + data + bytes(-len(data) % 4)
+    return head(name, mode, len(data), inode) + data + bytes(-len(data) % 4)
+
+
+#: What ends an archive.
+TRAILER = head("TRAILER!!!", 0, 0, 0)

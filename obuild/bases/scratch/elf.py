@@ -11,6 +11,19 @@ _LOAD, _DYNAMIC, _INTERPRETER = 1, 2, 3
 _NEEDED, _STRINGS = 1, 5
 
 
+#: What the header calls the architectures.
+_MACHINES = {62: "x86_64", 183: "aarch64"}
+
+
+def static_for(program: bytes) -> str:
+    """The architecture that a program runs on without any library; "" if it needs one, or is not ELF."""
+    try:
+        dynamic = any(kind == _INTERPRETER for kind, *_ in _segments(program))
+    except (ObuildError, struct.error):
+        return ""
+    return "" if dynamic else _MACHINES.get(struct.unpack_from("<18xH", program)[0], "")
+
+
 def interpreter(program: bytes) -> str:
     """Return the path of the dynamic loader. ObuildError if the program has none, or is not ELF."""
     for kind, offset, _, size in _segments(program):

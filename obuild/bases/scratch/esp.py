@@ -18,23 +18,29 @@ PROGRAMS = ("mformat", "mmd", "mcopy")
 #: Room for a kernel and a large initial RAM disk, in bytes. Unused space takes none in an image file.
 SIZE = 128 << 20
 
-#: The part that FAT32 itself may need, in bytes.
-_TABLES = 4 << 20
+#: The part that the file system itself may need, in bytes.
+TABLES = 4 << 20
+
+#: The smallest FAT32, in bytes: it has at least 65,525 clusters of a sector.
+_FAT32 = 64 << 20
 
 LOADERS = {"x86_64": "BOOTX64.EFI", "aarch64": "BOOTAA64.EFI"}
 
 
-def write(disk: Path, *, start: int, arch: str, program: Path, identity: UUID, epoch: int) -> None:
+def write(
+    disk: Path, *, start: int, arch: str, program: Path, identity: UUID, epoch: int, size: int = SIZE
+) -> None:
     """Make the file system at `start` on a raw disk, with `program` as what UEFI starts.
 
-    UsageError if it does not fit.
+    One that is too small for FAT32 becomes FAT12 or FAT16. UsageError if the program does not fit.
     """
-    if (length := program.stat().st_size) > SIZE - _TABLES:
-        raise UsageError(f"the kernel image for UEFI takes {units.size(length)} of {units.size(SIZE)}")
+    if (length := program.stat().st_size) > size - TABLES:
+        raise UsageError(f"the kernel image for UEFI takes {units.size(length)} of {units.size(size)}")
     image = f"{disk}@@{start}"
     serial = f"{identity.fields[0]:08x}"
     # All files get the image's date, in UTC.
     env = {"SOURCE_DATE_EPOCH": str(epoch), "TZ": "UTC"}
-    process.run(["mformat", "-i", image, "-F", "-T", str(SIZE // SECTOR), "-N", serial, "::"], env=env)
+    kind = ["-F"] if size >= _FAT32 else []
+    process.run(["mformat", "-i", image, *kind, "-T", str(size // SECTOR), "-N", serial, "::"], env=env)
     process.run(["mmd", "-i", image, "::/EFI", "::/EFI/BOOT"], env=env)
     process.run(["mcopy", "-i", image, program, f"::/EFI/BOOT/{LOADERS[arch]}"], env=env)

@@ -5,13 +5,15 @@ What a module needs is read from the module itself, so neither depmod nor the ke
 
 from __future__ import annotations
 
+import gzip
 import lzma
 import re
 from collections.abc import Callable, Iterable
 
 from obuild.errors import UsageError
+from obuild.host import process
 
-_FILE = re.compile(r"(.+)\.ko(?:\.xz)?")
+_FILE = re.compile(r"(.+)\.ko(?:\.(?:xz|zst|gz))?")
 _DEPENDS = re.compile(rb"\0depends=([^\0]*)\0")
 
 
@@ -33,6 +35,10 @@ class Modules:
             self._add(name, found, must=must)
         return found
 
+    def missing(self, names: Iterable[str]) -> list[str]:
+        """Those of the names that are neither modules nor in the kernel itself."""
+        return [name for name in names if name.replace("-", "_") not in (self._builtin | self._files.keys())]
+
     def _add(self, name: str, found: dict[str, bytes], *, must: bool) -> None:
         file = self._files.get(name.replace("-", "_"))
         if file is None:
@@ -44,12 +50,20 @@ class Modules:
         plain = f"{_plain(file)}.ko"
         if plain in found:
             return
-        data = self._read(file)
-        data = lzma.decompress(data) if file.endswith(".xz") else data
+        data = _unpacked(file, self._read(file))
         depends = _DEPENDS.search(data)
         for other in depends[1].decode().split(",") if depends and depends[1] else ():
             self._add(other, found, must=must)
         found[plain] = data
+
+
+def _unpacked(file: str, data: bytes) -> bytes:
+    """The content of a module's file. UsageError if that needs a program that is not installed."""
+    if file.endswith(".xz"):
+        return lzma.decompress(data)
+    if file.endswith(".gz"):
+        return gzip.decompress(data)
+    return process.run(["zstd", "-dc"], input=data) if file.endswith(".zst") else data
 
 
 def _plain(name: str) -> str:

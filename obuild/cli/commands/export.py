@@ -36,7 +36,8 @@ def export_layer(
             "--type",
             metavar="TYPE",
             help="raw, raw.gz, raw.xz, raw.zst, qcow2, vmdk, vmdk-sparse, ova, vhd, vhd-dynamic, vhdx, vdi, "
-            "containerdisk, oci-archive, tar, tar.gz, tar.xz, tar.zst, dir or squashfs. May be repeated.",
+            "iso, installer-iso, containerdisk, oci-archive, tar, tar.gz, tar.xz, tar.zst, dir or "
+            "squashfs. May be repeated.",
         ),
     ] = [],  # noqa: B006  # typer copies it
     store: StoreOption = "",
@@ -68,6 +69,20 @@ def export_layer(
         bool, typer.Option("--keep-user", help="With --sysprep, keep the user that obuild logs in as.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="With --sysprep, only list what would go.")] = False,
+    persist: Annotated[
+        str, typer.Option(metavar="LABEL", help="A live iso keeps its changes on the partition with this label.")
+    ] = "",
+    disk: Annotated[
+        str,
+        typer.Option(
+            metavar="DISK",
+            help="What an installer-iso writes to: smallest, largest, a serial number or a name like sda. "
+            "[default: the only disk, or it asks]",
+        ),
+    ] = "",
+    unattended: Annotated[
+        bool, typer.Option("--unattended", help="An installer-iso writes without asking anybody.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace images that exist already.")] = False,
     verbose: VerboseOption = False,
 ) -> None:
@@ -90,7 +105,7 @@ def export_layer(
     card = base_below(opened, layer).card
     if memory:
         card = replace(card, memory=parse_bytes("--memory", memory))
-    options = Options(compression, cpus)
+    options = Options(compression, cpus, persist, disk, unattended)
     wanted = Wanted(types, out, stem, card, options, force, parse_bytes("--size", size) if size else 0, shrink)
     if sysprep is None:
         if keep_user or dry_run:
