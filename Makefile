@@ -15,7 +15,7 @@ ARCH_PACKAGES := qemu-system-arm qemu-system-misc qemu-system-ppc cpio kmod xz-u
 # What the tests need: the tar of FreeBSD and Windows, another clock, another shell, an assembler, shellcheck, compressors,
 # floppies, UEFI, TPMs, what reads container images, and a registry.
 TEST_PACKAGES := libarchive-tools faketime gpg gpg-agent gpgv busybox-static binutils shellcheck xz-utils zstd mtools ovmf \
-	squashfs-tools swtpm skopeo grub-efi-amd64-bin docker-registry openssh-sftp-server xorriso xfsprogs btrfs-progs
+	squashfs-tools swtpm skopeo grub-efi-amd64-bin docker-registry openssh-sftp-server xorriso xfsprogs btrfs-progs rpm
 
 # One more process than CPUs runs the tests: those with guests wait for much of their time.
 WORKERS ?= $(shell expr $$(nproc) + 1)

@@ -24,7 +24,7 @@ HELP: dict[str, tuple[str, ...]] = {
     "Build": ("build", "plan", "fmt", "dockerfile", "healthcheck"),
     "Look": ("ls", "logs", "inspect", "shell", "run", "cp"),
     "Store": ("tag", "rm", "prune", "df", "fsck", "cache"),
-    "Images": ("base", "export", "publish"),
+    "Images": ("base", "export", "publish", "sbom", "diff"),
 }
 
 #: Commands of two words, such as `tag ls`.

@@ -50,6 +50,11 @@ class Options(NamedTuple):
             raise UsageError("--disk and --unattended are for --type installer-iso")
 
 
+def id_of(layer: LayerId, what: str) -> uuid.UUID:
+    """The id of something that is made from a layer: the same for the same layer."""
+    return uuid.uuid5(_NAMESPACE, f"{layer} {what}")
+
+
 class Disk(NamedTuple):
     """A raw disk with holes, and what an image of it must say. `size` is in bytes, `card` is that of its base.
 
@@ -65,4 +70,4 @@ class Disk(NamedTuple):
 
     def id(self, what: str) -> uuid.UUID:
         """The id that a format wants for `what`: the same for the same layer."""
-        return uuid.uuid5(_NAMESPACE, f"{self.layer} {what}")
+        return id_of(self.layer, what)

@@ -23,6 +23,7 @@ from obuild.host.tail import KEPT
 PACKAGES = {
     "qemu-img": "qemu-utils",
     "qemu-system-x86_64": "qemu-system-x86",
+    "qemu-storage-daemon": "qemu-system-common",
     "qemu-system-aarch64": "qemu-system-arm",
     "qemu-system-riscv64": "qemu-system-misc",
     "qemu-system-s390x": "qemu-system-misc",

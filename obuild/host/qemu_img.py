@@ -254,6 +254,15 @@ def unpack(image: Path, raw: Path) -> None:
     process.run(["qemu-img", "convert", "-q", "-f", "qcow2", "-O", "raw", image, raw])
 
 
+def allocation(image: Path) -> list[tuple[int, int, Path | None]]:
+    """Which image of a chain has each part of the disk: offset, length, and the image; None where it is zeros."""
+    chain = [image]
+    while backing := backing_file(chain[-1]):
+        chain.append(Path(os.path.normpath(chain[-1].parent / backing)))
+    told = json.loads(process.run(["qemu-img", "map", "-f", "qcow2", "--output=json", image]))
+    return [(part["start"], part["length"], chain[part["depth"]] if part["data"] else None) for part in told]
+
+
 def _refuse_references(path: Path, info: dict[str, object]) -> None:
     backing = info.get("backing-filename")
     specific = info.get("format-specific")

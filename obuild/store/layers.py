@@ -353,7 +353,7 @@ class Store:
         """The layer `id`, protected from removal until the block ends; None if it is gone."""
         with locks.folder_lock(self.result / id, shared=True) as held:
             layer = self.find(id) if held else None
-            if layer is not None:
+            if layer is not None and self.writable:
                 touch(layer.path)
             yield layer
 

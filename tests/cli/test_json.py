@@ -39,6 +39,7 @@ from obuild.events import (
     Started,
     What,
 )
+from obuild.exports import diff
 from obuild.exports.targets.target import Published
 from obuild.store import gc
 from obuild.store.caches import Cache
@@ -314,6 +315,11 @@ def test_the_manual_has_every_field_of_what_commands_print(command: str, record:
 
 def test_the_manual_has_every_field_of_a_plan_to_make_room() -> None:
     assert documented("`obuild prune --dry-run --json`") == names(gc.Plan) | names(gc.Item)
+
+
+def test_the_manual_has_every_field_of_the_differences_of_layers() -> None:
+    described = names(diff.Differences) | names(diff.ChangedPackage) | names(diff.ChangedFile)
+    assert documented("`obuild diff --json`") == described
 
 
 def test_the_manual_has_every_field_of_what_fsck_finds(tmp_path: Path) -> None:

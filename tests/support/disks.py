@@ -32,17 +32,10 @@ def ext4_disk(path: Path, *commands: str, size: int = 32 << 20) -> Path:
 @contextmanager
 def small_file_system(image: Path, mount: Path, size: int) -> Iterator[Path]:
     """Mount a new ext4 file system of `size` bytes. Skip the test where there is no loop device."""
-    with file_system(image, mount, size, "-t", "ext4", "-m", "0") as top:
-        yield top
-
-
-@contextmanager
-def file_system(image: Path, mount: Path, size: int, *options: str) -> Iterator[Path]:
-    """As `small_file_system`, with options of mke2fs."""
     mount.mkdir()
     with image.open("wb") as file:
         file.truncate(size)
-    subprocess.run(["mke2fs", "-q", "-F", *options, image], check=True)
+    subprocess.run(["mke2fs", "-q", "-F", "-t", "ext4", "-m", "0", image], check=True)
     done = subprocess.run(["mount", "-o", "loop", image, mount], capture_output=True, text=True)
     if done.returncode:
         pytest.skip(f"no loop device: {done.stderr}")

@@ -60,7 +60,7 @@ class Ext:
     """The file system that begins at `start` on the disk. UsageError if it cannot be read as it is."""
 
     def __init__(self, blocks: Blocks, start: int) -> None:
-        self._blocks, self._start = blocks, start
+        self.disk, self._start = blocks, start
         head = blocks.read(start + SUPERBLOCK, 1024)
         self.uuid, self.label = str(UUID(bytes=head[104:120])), decode(head[120:136].rstrip(b"\0"))
         (incompatible,) = struct.unpack_from("<I", head, 96)
@@ -132,7 +132,7 @@ class Ext:
         for offset, place, length in self.places(file):
             for done in range(0, length, _CHUNK):
                 part = min(_CHUNK, length - done)
-                yield offset + done, self._blocks.read(place + done, part)
+                yield offset + done, self.disk.read(place + done, part)
 
     def extents(self, file: Node) -> Iterator[tuple[int, int]]:
         """See `FileSystem.extents`."""
@@ -165,7 +165,7 @@ class Ext:
         return found
 
     def _one_block(self, number: int) -> bytes:
-        return self._blocks.read(self._start + number * self._block, self._block)
+        return self.disk.read(self._start + number * self._block, self._block)
 
     @_guarded
     def _node(self, inode: int, path: str) -> Node:
@@ -201,7 +201,7 @@ class Ext:
 
     def _read_piece(self, number: int) -> bytes:
         place = self._start + number * _PIECE
-        return self._blocks.read(place, max(0, min(_PIECE, self._blocks.size - place)) or 1)
+        return self.disk.read(place, max(0, min(_PIECE, self.disk.size - place)) or 1)
 
 
 def _check(incompatible: int) -> None:

@@ -21,13 +21,17 @@ OPTIONS = {"xfs": "nouuid,", "btrfs": ""}
 _SUBVOLUMES = ("", "@", "root")
 
 
+class NeedsFile(UsageError):
+    """The file system can be read, but only from a raw disk in a file."""
+
+
 @contextmanager
 def mounted(disk: Blocks, part: Partition, kind: str) -> Iterator[Folder]:
     """The file system of a partition. UsageError without root, or if the disk is not a raw file."""
     if os.geteuid() != 0:
         raise UsageError(f"{part.called} has the file system {kind}, which only root can read", hint="use sudo")
     if disk.path is None:
-        raise UsageError(f"{part.called} has the file system {kind}, which can only be read from a raw disk")
+        raise NeedsFile(f"{part.called} has the file system {kind}, which can only be read from a raw disk")
     with tempfile.TemporaryDirectory(prefix="obuild-mount-") as top:
         options = f"ro,{OPTIONS[kind]}loop,offset={part.start},sizelimit={part.size}"
         try:

@@ -1,0 +1,1 @@
+"""Which packages a layer has, from the databases of their managers."""
