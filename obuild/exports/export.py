@@ -18,10 +18,9 @@ from obuild.exports import free_space
 from obuild.exports.all import FORMATS
 from obuild.exports.disk import Disk, Options
 from obuild.guests.profile import Card
-from obuild.host import failpoints, locks, process, qemu_img, resize, units
+from obuild.host import failpoints, locks, process, qemu_img, resize, sparse, units
 from obuild.host.fs import discard, fsync, replace_text
 from obuild.plan.keys import LayerId
-from obuild.store import mtree
 from obuild.store.layers import Layer, Store
 
 #: The list of checksums in the folder of the exports, as sha256sum(1) reads it.
@@ -121,7 +120,7 @@ def _export(
 
 def put_in_place(made: Path, place: Path) -> None:
     """Move a finished image to its place, in the same file system, and note its checksum."""
-    digest = None if made.is_dir() else mtree.digest(made)
+    digest = None if made.is_dir() else sparse.sha256(made)
     if made.is_dir():  # it may have links and devices in it, which are not to be opened
         process.run(["sync", "--file-system", made])
     else:

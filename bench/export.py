@@ -1,0 +1,133 @@
+"""Compare exports with the plain tools on the same data, and measure their memory and the time to clean a layer.
+
+Run it on a quiet machine:  .venv/bin/python -m bench.export [--runs N] [--store DIR --layer ID]
+
+Without a store, it exports the first layer of `debian-12`. For each type, obuild and the plain tool take turns. It
+prints ratios of medians, of the time that passed and of the time on CPUs (which says more on a busy machine), and
+fails if one is over its target. obuild also clears free space and writes checksums; the plain tools do neither.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from bench.overhead import KEPT, first_layer
+from obuild.bases import making
+from obuild.builder.provision import Machines
+from obuild.builder.sysprep import Cleaner
+from obuild.events import SILENT
+from obuild.executors.settings import Settings
+from obuild.exports.cleaning.operations import pick
+from obuild.plan.keys import LayerId
+from obuild.store.layers import Store
+
+#: In MiB, whatever the size of the disk.
+MEMORY = 200
+
+#: To clean a layer that has a saved machine, in seconds.
+CLEANING = 3.0
+
+VMDK = "subformat=streamOptimized,adapter_type=lsilogic,hwversion=13"
+
+
+class Case(NamedTuple):
+    """A type, the plain tool's arguments for an image and a new file, and how much longer obuild may take."""
+
+    type: str
+    tool: Callable[[Path, Path], list[str | Path]]
+    target: float
+
+
+def convert(*options: str) -> Callable[[Path, Path], list[str | Path]]:
+    return lambda image, out: ["qemu-img", "convert", "-f", "qcow2", *options, image, out]
+
+
+CASES = (
+    Case("raw", convert("-O", "raw"), 1.1),
+    Case("qcow2", convert("-c", "-O", "qcow2", "-o", "compression_type=zstd"), 1.1),
+    Case("vmdk", convert("-O", "vmdk", "-o", VMDK), 1.1),
+)
+
+
+class Spent(NamedTuple):
+    """Seconds by the clock and on CPUs, and the largest process in MiB; programs that it has run are included."""
+
+    wall: float
+    cpu: float
+    memory: float
+
+
+def spent(argv: list[str | Path]) -> Spent:
+    started = time.perf_counter()
+    child = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(child.pid, 0)
+    if status:
+        raise SystemExit(f"{argv[0]} failed: {' '.join(map(str, argv))}")
+    return Spent(time.perf_counter() - started, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
+
+
+def compare(case: Case, store: Store, layer: LayerId, runs: int) -> float:
+    """Compare one type with the plain tool. Return ratio / target."""
+    ours, plain = [], []
+    image = store.layer(layer).image
+    program = Path(sys.executable).with_name("obuild")
+    for _ in range(runs):
+        with tempfile.TemporaryDirectory(dir=store.root.parent) as folder:
+            plain.append(spent(case.tool(image, Path(folder) / "plain")))
+        with tempfile.TemporaryDirectory(dir=store.root.parent) as folder:
+            where: list[str | Path] = [f"--store=qemu:{store.root}", "-o", folder]
+            ours.append(spent([program, "export", layer, "--type", case.type, *where]))
+    wall, cpu = (
+        statistics.median(each[field] for each in ours) / statistics.median(each[field] for each in plain)
+        for field in (0, 1)
+    )
+    memory = max(each.memory for each in ours)
+    print(
+        f"{case.type}: {statistics.median(each.wall for each in ours):.2f} s; "
+        f"{case.tool(Path(), Path())[0]}: {statistics.median(each.wall for each in plain):.2f} s; "
+        f"ratio {wall:.2f}, on CPUs {cpu:.2f} (target {case.target}); {memory:.0f} MiB (target {MEMORY})"
+    )
+    return max(wall / case.target, memory / MEMORY)
+
+
+def cleaning(store: Store, layer: LayerId, runs: int) -> float:
+    """Measure how long cleaning a layer takes that has a saved machine. Return seconds / target."""
+    cleaner = Cleaner(store, Machines(store, Settings()), layer, pick(""), SILENT)
+    cleaner.listed()  # so that there is one
+    times = []
+    for _ in range(runs):
+        started = time.perf_counter()
+        with cleaner.cleaned():
+            times.append(time.perf_counter() - started)
+    print(f"cleaning: {statistics.median(times):.2f} s (target {CLEANING} s)")
+    return statistics.median(times) / CLEANING
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--store", type=Path)
+    parser.add_argument("--layer", default="")
+    parser.add_argument("--no-cleaning", action="store_true")
+    given = parser.parse_args()
+    store = Store.open(given.store or KEPT)
+    if not given.store:
+        making.find(store, "debian-12", say=print)
+    layer = LayerId(given.layer or first_layer(store, "debian-12").parent.parent.name)
+    worst = max(compare(case, store, layer, given.runs) for case in CASES)
+    if not given.no_cleaning:
+        worst = max(worst, cleaning(store, layer, given.runs))
+    sys.exit(0 if worst <= 1 else "over a target")
+
+
+if __name__ == "__main__":
+    main()
