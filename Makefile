@@ -17,6 +17,9 @@ ARCH_PACKAGES := qemu-system-arm qemu-system-misc qemu-system-ppc cpio kmod xz-u
 TEST_PACKAGES := libarchive-tools faketime gpg gpg-agent gpgv busybox-static binutils shellcheck xz-utils zstd mtools ovmf \
 	squashfs-tools swtpm skopeo grub-efi-amd64-bin docker-registry openssh-sftp-server xorriso xfsprogs btrfs-progs rpm
 
+# What `make test-long` also needs: a real server with S3's interface.
+LONG_PACKAGES := swift-proxy swift-account swift-container swift-object memcached
+
 # One more process than CPUs runs the tests: those with guests wait for much of their time.
 WORKERS ?= $(shell expr $$(nproc) + 1)
 
@@ -31,7 +34,8 @@ setup: .venv/packages .venv/python
 .venv/packages: WANTED := $(PACKAGES)
 .venv/packages-arch: WANTED := $(ARCH_PACKAGES)
 .venv/packages-test: WANTED := $(TEST_PACKAGES)
-.venv/packages .venv/packages-arch .venv/packages-test: Makefile
+.venv/packages-long: WANTED := $(LONG_PACKAGES)
+.venv/packages .venv/packages-arch .venv/packages-test .venv/packages-long: Makefile
 	@missing=$$(for package in $(WANTED); do \
 	    dpkg-query -W -f '$${Status}' $$package 2>/dev/null | grep -q 'ok installed' || echo $$package; done); \
 	if [ -n "$$missing" ]; then \
@@ -69,7 +73,7 @@ test-arch: setup .venv/packages-arch
 	done
 
 # make test-long: compare warm and cold builds of a stock Debian file by file, and test booting for each step.
-test-long: setup .venv/azurite
+test-long: setup .venv/packages-long .venv/azurite
 	.venv/bin/pytest -q -m long tests
 
 .venv/azurite:

@@ -21,7 +21,10 @@ from tests.support.program import Program
 from tests.support.registry import Identity, Running, login, password_file, registry
 
 #: The points that publishing to a registry passes.
-POINTS = ("export.made", "publish.exported", "publish.sent")
+POINTS = (
+    *(pytest.param(point, marks=pytest.mark.long) for point in ("export.made", "publish.exported")),
+    "publish.sent",
+)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Images are sent to object stores with S3's interface: here moto's server, in test_object_stores real ones."""
+"""Images are sent to object stores with S3's interface: to moto's server, and to Swift (`make test-long`)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +22,35 @@ from obuild.guests.profile import Card
 from obuild.plan.keys import LayerId
 from tests.support.aws import environment
 from tests.support.program import Program
+from tests.support.swift import swift
 
 PART = 5 << 20
 
 
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    with swift(tmp_path_factory.mktemp("swift")) as variables:
+        yield variables
+
+
+@pytest.fixture(params=["moto", pytest.param("swift", marks=pytest.mark.long)])
+def variables(request: pytest.FixtureRequest) -> dict[str, str]:
+    """An environment whose S3 is moto's, or Swift's."""
+    if request.param == "swift":
+        return environment("", **request.getfixturevalue("real"))
+    return environment(request.getfixturevalue("server"))
+
+
 @pytest.fixture
-def client(server: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+def client(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Any:
     """A client of the server, which has a bucket `images`; parts are as small as S3 allows."""
-    for name, value in environment(server).items():
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(s3, "PART", PART)
     made = aws.client("s3")
-    made.create_bucket(Bucket="images", CreateBucketConfiguration={"LocationConstraint": "eu-central-1"})
+    region = variables["AWS_REGION"]
+    location = {} if region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": region}}
+    made.create_bucket(Bucket="images", **location)
     yield made
     for each in made.list_objects_v2(Bucket="images").get("Contents", []):
         made.delete_object(Bucket="images", Key=each["Key"])
@@ -102,7 +120,9 @@ def killed(image: Image, point: str) -> int:
     return subprocess.run([sys.executable, "-c", code, str(image.path), point]).returncode
 
 
-@pytest.mark.parametrize(("point", "kept"), [("publish.piece", 1), ("publish.sent", 3)])
+@pytest.mark.parametrize(
+    ("point", "kept"), [("publish.piece", 1), pytest.param("publish.sent", 3, marks=pytest.mark.long)]
+)
 def test_an_upload_goes_on_after_a_kill(
     client: Any, image: Image, monkeypatch: pytest.MonkeyPatch, point: str, kept: int
 ) -> None:
@@ -167,6 +187,22 @@ def test_an_error_is_named_with_what_to_do(client: Any, code: str, hint: str) ->
     assert hint in caught.value.hint
 
 
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("name", "value", "hint"),
+    [("AWS_ACCESS_KEY_ID", "test:nobody", "credentials"), ("AWS_SECRET_ACCESS_KEY", "wrong", "credentials")],
+)
+def test_a_login_that_is_refused(
+    real: dict[str, str], monkeypatch: pytest.MonkeyPatch, name: str, value: str, hint: str
+) -> None:
+    for each, right in environment("", **real).items():
+        monkeypatch.setenv(each, right)
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ObuildError, match="looking for the bucket images: 403") as caught:
+        target().check([])
+    assert hint in caught.value.hint
+
+
 def test_missing_credentials_and_a_server_that_is_down(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in environment("http://127.0.0.1:1", AWS_MAX_ATTEMPTS="1").items():
         monkeypatch.setenv(name, value)
@@ -180,15 +216,13 @@ def test_missing_credentials_and_a_server_that_is_down(monkeypatch: pytest.Monke
     assert "AWS_ACCESS_KEY_ID" in caught.value.hint
 
 
-def test_the_program_sends_to_a_bucket(client: Any, server: str, obuild: Program) -> None:
-    done = obuild("publish", "pg16", "s3://images/{name}.qcow2", "-v", "--json", env=environment(server))
+def test_the_program_sends_to_a_bucket(client: Any, variables: dict[str, str], obuild: Program) -> None:
+    done = obuild("publish", "pg16", "s3://images/{name}.qcow2", "-v", "--json", env=variables)
     (record,) = json.loads(done.stdout)
     data = client.get_object(Bucket="images", Key="pg16.qcow2")["Body"].read()
     assert record["digest"] == f"sha256:{hashlib.sha256(data).hexdigest()}"
     assert "swordfish" not in done.stdout + done.stderr
-    assert (
-        "the bucket none" in obuild("publish", "pg16", "s3://none/a.raw", env=environment(server), code=1).stderr
-    )
+    assert "the bucket none" in obuild("publish", "pg16", "s3://none/a.raw", env=variables, code=1).stderr
 
 
 @pytest.mark.parametrize(
