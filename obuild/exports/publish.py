@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from obuild.errors import UsageError
+from obuild.exports.all import FORMATS
 from obuild.exports.export import noted_sum
 from obuild.exports.targets.all import KINDS, kind_of
 from obuild.exports.targets.target import Image, Published, Settings, Target, filled
 from obuild.guests.profile import Card
-from obuild.host import failpoints
 from obuild.plan.keys import LayerId
 from obuild.store.layers import Store
+from obuild.version import VERSION
 
 
 class Source(NamedTuple):
@@ -40,8 +41,8 @@ class Key(NamedTuple):
     type: str
 
 
-#: Exports images of a layer, of these types, to a folder, called so before their suffixes; returns their paths.
-Make = Callable[[Source, Sequence[str], Path, str], list[Path]]
+#: Exports images of a layer, of these types, to a folder, called so before their suffixes.
+Make = Callable[[Source, Sequence[str], Path, str], object]
 
 
 def publish(
@@ -51,9 +52,13 @@ def publish(
     settings: Settings,
     *,
     make: Make,
+    recipe: str,
     done: Callable[[Published], object] = lambda published: None,
 ) -> None:
     """Publish each layer at each target; `done` is called with each thing that is there, at once.
+
+    `recipe` describes all that `make` depends on besides its arguments: after a failure, the images are kept for
+    the next try with the same recipe.
 
     UsageError or ObuildError, before anything is exported, if a target is wrong or refuses us. A later failure
     leaves what was published before it; the next try sends only what is missing.
@@ -62,9 +67,10 @@ def publish(
     _see_different(deliveries)
     for delivery in deliveries:
         delivery.target.check([each.card for each in delivery.sources])
-    with store.outbox() as folder:
-        images = _made(deliveries, folder, make)
-        failpoints.reach("publish.exported")
+    groups = _groups(deliveries)
+    key = repr((VERSION, recipe, [(each.layer, each.card, stem, types) for (each, stem), types in groups.items()]))
+    with store.outbox.images(key, lambda folder: _make(groups, folder, make)) as folder:
+        images = _images(groups, folder)
         for delivery in deliveries:
             settings.say(f"publishing {delivery.text}")
             for published in delivery.target.send([images[_key(delivery, each)] for each in delivery.sources]):
@@ -94,20 +100,31 @@ def _see_different(deliveries: Sequence[Delivery]) -> None:
         raise UsageError(f"two images would be published as {twice[0]}", hint=hint)
 
 
-def _made(deliveries: Sequence[Delivery], folder: Path, make: Make) -> dict[Key, Image]:
-    """The images that the targets take. The disk of a layer is unpacked once for all that are called the same."""
-    wanted: dict[tuple[Source, str], list[str]] = {}
+#: What is made of a layer under one name: the types. The disk is unpacked once for all of them.
+Groups = dict[tuple[Source, str], list[str]]
+
+
+def _groups(deliveries: Sequence[Delivery]) -> Groups:
+    found: Groups = {}
     for delivery in deliveries:
         for source in delivery.sources:
-            types = wanted.setdefault((source, delivery.target.stem), [])
+            types = found.setdefault((source, delivery.target.stem), [])
             if delivery.target.type not in types:
                 types.append(delivery.target.type)
-    found: dict[Key, Image] = {}
-    for number, ((source, stem), types) in enumerate(wanted.items()):
-        paths = make(source, types, folder / str(number), stem)
-        for type, path in zip(types, paths, strict=True):
-            image = Image(path, source.layer, source.card, noted_sum(path))
-            found[Key(source.layer, stem, type)] = image
+    return found
+
+
+def _make(groups: Groups, folder: Path, make: Make) -> None:
+    for number, ((source, stem), types) in enumerate(groups.items()):
+        make(source, types, folder / str(number), stem)
+
+
+def _images(groups: Groups, folder: Path) -> dict[Key, Image]:
+    found = {}
+    for number, ((source, stem), types) in enumerate(groups.items()):
+        for type in types:
+            path = folder / str(number) / f"{stem}.{FORMATS[type].suffix}"
+            found[Key(source.layer, stem, type)] = Image(path, source.layer, source.card, noted_sum(path))
     return found
 
 

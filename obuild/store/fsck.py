@@ -39,6 +39,7 @@ _OURS: tuple[tuple[str, str, Callable[[Path], bool]], ...] = (
     ("cache", _CACHE.pattern, is_folder),
     ("cache-tmp", parts.COPY.pattern, is_folder),
     ("warm", parts.ID.pattern, is_folder),
+    ("outbox", parts.ID.pattern, is_folder),
     ("warm-tmp", parts.MACHINE.pattern, is_folder),
     ("downloads", parts.DOWNLOAD.pattern, is_file),
     ("state", r"\.?(?:digests|accel|qemu)\.json(?:\..+)?", is_file),

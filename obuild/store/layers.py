@@ -37,6 +37,7 @@ if TYPE_CHECKING:  # late: a cached build needs none of them
     from obuild.store.caches import Caches
     from obuild.store.downloads import Downloads
     from obuild.store.flatten import Flats
+    from obuild.store.outbox import Outbox
 
 _ID_START = re.compile(r"[0-9a-f]+")
 
@@ -160,6 +161,12 @@ class Store:
 
         return Downloads(self.root / "downloads", self.locks)
 
+    @cached_property
+    def outbox(self) -> Outbox:
+        from obuild.store.outbox import Outbox
+
+        return Outbox(self.root / "outbox")
+
     # -- opening
 
     @classmethod
@@ -222,6 +229,8 @@ class Store:
                 self.drop(path)
         self.places.sweep()
         self.tags.sweep()
+        if is_folder(self.root / "outbox"):
+            self.outbox.sweep()
 
     def unfinished(self) -> list[Path]:
         """Drafts, copies of caches, machines, and what is being removed: all must be owned by a living process."""
@@ -393,10 +402,6 @@ class Store:
                 raise StoreError(f"layer {id} was removed from the store", hint="build again")
             (folder / parts.IMAGE).parent.mkdir()
             yield Draft(id, folder, log, id, parts.seen_from_image(self.flats.below(id)), scratch=True)
-
-    def outbox(self) -> AbstractContextManager[Path]:
-        """A folder for images that are sent elsewhere; it is gone when the block ends, or with the next sweep."""
-        return owned_folder(self.cache_tmp, "publish", mode=0o700)
 
     def spool(self) -> BinaryIO:
         """An unlinked temporary file, for data too large for memory."""

@@ -23,7 +23,7 @@ PARTS = ("result", "result-tmp", "base-image", "cache", "cache-tmp", "state", "s
 
 #: The folders that are created when they are needed.
 LATER = (
-    *("downloads", "tags", "flat", "warm", "warm-tmp", "lost+found"),
+    *("downloads", "tags", "flat", "warm", "warm-tmp", "lost+found", "outbox"),
     *("state/db", "state/manifests", "state/screens", "state/ssh", "state/uploads"),
 )
 
@@ -33,9 +33,8 @@ _SIGNS = ("result", "result-tmp", "state/locks")
 ID = re.compile(keys.SHA256)
 #: A draft of a layer or of a flattened copy, in result-tmp/.
 DRAFT = re.compile(rf"(?:flat-)?{keys.SHA256}")
-#: A copy of a cache, a scratch draft, images on their way out, or the folder of a file before it is unlinked, in
-#: cache-tmp/.
-COPY = re.compile(r"[0-9]+-(?:c-.+|scratch-[0-9a-f]{12}|publish|spool)", re.DOTALL)
+#: A copy of a cache, a scratch draft, or the folder of a file before it is unlinked, in cache-tmp/.
+COPY = re.compile(r"[0-9]+-(?:c-.+|scratch-[0-9a-f]{12}|spool)", re.DOTALL)
 #: A running machine, or a saved one that is being removed, in warm-tmp/.
 MACHINE = re.compile(r"[0-9]+-.+|gone-[0-9]+", re.DOTALL)
 #: A manifest of files in a layer, in state/manifests/; or one that is being written.

@@ -11,14 +11,25 @@ import typer
 
 from obuild.cli.bar import Bar
 from obuild.cli.console import environment, guarded, note, open_store, put_json, say
-from obuild.cli.options import JsonOption, StoreOption, VerboseOption, parse_bytes
+from obuild.cli.debugging import cleaner
+from obuild.cli.options import (
+    JsonOption,
+    Machine,
+    StoreOption,
+    SysprepOption,
+    VerboseOption,
+    WithSysprep,
+    machine_options,
+    parse_bytes,
+)
 from obuild.errors import UsageError
 
 app = typer.Typer()
 
 
-@app.command()
+@app.command(cls=WithSysprep)
 @guarded
+@machine_options
 def publish(
     words: Annotated[
         list[str],
@@ -29,6 +40,8 @@ def publish(
         ),
     ],
     store: StoreOption = "",
+    *,
+    machine: Machine,
     type: Annotated[
         str, typer.Option("--type", metavar="TYPE", help="The type of image. [default: from the target's suffix]")
     ] = "",
@@ -52,6 +65,9 @@ def publish(
     shrink: Annotated[
         bool, typer.Option("--shrink", help="Make the disk as small as its files allow, and 64 MiB.")
     ] = False,
+    sysprep: SysprepOption = None,
+    no_sysprep: Annotated[bool, typer.Option("--no-sysprep", help="Publish the layers as they are.")] = False,
+    keep_user: Annotated[bool, typer.Option("--keep-user", help="Keep the user that obuild logs in as.")] = False,
     regions: Annotated[str, typer.Option(metavar="REGION,...", help="Copy an AMI to these regions, too.")] = "",
     insecure: Annotated[bool, typer.Option("--insecure", help="Talk to registries by http.")] = False,
     as_json: JsonOption = False,
@@ -59,13 +75,17 @@ def publish(
 ) -> None:
     """Export layers and send the images to registries and elsewhere.
 
+    Copies of Linux layers are cleaned first, as by `export --sysprep`; --no-sysprep leaves that out.
+
     {name}, {arch} and {version} in a target are replaced. Several layers in one oci:// target become an index with
     an image for each architecture. Credentials come from where the target's own tools keep them.
 
     Example: obuild publish pg16 oci://registry.example/pg:16 s3://images/pg16.qcow2
     """
     from obuild.builder.provision import base_below
+    from obuild.builder.sysprep import knows
     from obuild.exports import version_file as versions
+    from obuild.exports.cleaning.operations import pick
     from obuild.exports.disk import Options
     from obuild.exports.export import Wanted, export
     from obuild.exports.publish import Source
@@ -82,6 +102,9 @@ def publish(
         )
     if version and version_file:
         raise UsageError("--version and --version-file cannot be used together")
+    if no_sysprep and (sysprep is not None or keep_user):
+        raise UsageError("--no-sysprep cannot be used with --sysprep or --keep-user")
+    operations = () if no_sysprep else pick(sysprep or "", keep_user=keep_user)
     grown = parse_bytes("--size", size) if size else 0
     if version_file:
         version = versions.read(Path(version_file))
@@ -98,15 +121,21 @@ def publish(
         if not as_json:
             say(published.reference)
 
-    def make(source: Source, types: Sequence[str], folder: Path, stem: str) -> list[Path]:
+    def make(source: Source, types: Sequence[str], folder: Path, stem: str) -> None:
         wanted = Wanted(types, folder, stem, source.card, Options(compression), size=grown, shrink=shrink)
-        return export(opened, source.layer, wanted, say=note)
+        if operations and (sysprep is not None or knows(source.card.os)):
+            cleaning = cleaner(opened, store, source.layer, machine.settings(), operations)
+            export(opened, source.layer, wanted, say=note, prepare=lambda layer: cleaning.cleaned())
+        else:
+            note(f"{source.name} is published as it is, with its keys and logs")
+            export(opened, source.layer, wanted, say=note)
 
+    recipe = repr((compression, grown, shrink, operations))
     try:
         with Bar(sys.stderr) as bar:
             settings = Settings(opened.uploads, environment(), bar.under(note), bar, type, replace, insecure)
             settings = settings._replace(regions=[each for each in regions.split(",") if each], version=version)
-            send(opened, sources, targets, settings, make=make, done=done)
+            send(opened, sources, targets, settings, make=make, recipe=recipe, done=done)
     finally:
         if as_json:
             put_json([each._asdict() for each in there])

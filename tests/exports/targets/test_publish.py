@@ -115,7 +115,8 @@ def test_a_publisher_that_is_killed_leaves_the_tag_as_it_was(
     done = obuild("publish", "pg16", where, env=known)
     assert done.stdout.strip() != f"{running.host}/killed-{point}@{digest(before)}"
     assert list(fsck.check(Store(obuild.store))) == []
-    assert list((obuild.store / "cache-tmp").iterdir()) == []
+    assert list((obuild.store / "outbox").iterdir()) == []
+    assert ("unpacking" in done.stderr) == (point == "export.made")
 
 
 def test_files_are_placed_with_their_checksums(obuild: Program, tmp_path: Path) -> None:
@@ -153,6 +154,29 @@ def test_what_is_there_stays_unless_replaced(obuild: Program, tmp_path: Path) ->
     assert there.stat().st_ino == before
 
 
+def test_layers_are_cleaned_unless_the_user_says_no(obuild: Program, tmp_path: Path) -> None:
+    """The scripted machines write a random word on the disk."""
+    done = obuild("publish", "pg16", f"file:{tmp_path}/a.raw", "--sysprep=-logs")
+    assert "cleaning: ssh-hostkeys" in done.stderr
+    assert "logs" not in done.stderr
+    plain = obuild("publish", "pg16", f"file:{tmp_path}/b.raw", "--no-sysprep")
+    assert "pg16 is published as it is, with its keys and logs" in plain.stderr
+    assert (tmp_path / "a.raw").read_bytes() != (tmp_path / "b.raw").read_bytes()
+
+
+def test_cleaned_images_are_kept_until_they_have_arrived(obuild: Program, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    words = ("publish", "pg16", f"file:{tmp_path}/a.raw", f"file:{tmp_path}/file/a.raw", "--sysprep")
+    obuild(*words, code=1)
+    first = (tmp_path / "a.raw").read_bytes()
+    (tmp_path / "file").unlink()
+    done = obuild(*words)
+    assert "cleaning" not in done.stderr
+    assert "a.raw is there already" in done.stderr
+    assert (tmp_path / "file/a.raw").read_bytes() == first
+    assert list((obuild.store / "outbox").iterdir()) == []
+
+
 def test_what_was_published_before_a_failure_is_reported(
     obuild: Program, running: Running, tmp_path: Path
 ) -> None:
@@ -181,6 +205,7 @@ def test_what_was_published_before_a_failure_is_reported(
         (["pg16", "file:{name}-{version}.raw"], "{version} has no value"),
         (["pg16", "file:{nam}.raw"], "did you mean 'name'?"),
         (["pg16", "pg16-arm", "file:a.raw"], "two images would be published as file:a.raw"),
+        (["pg16", "file:a.raw", "--sysprep=-log"], "did you mean 'logs'?"),
         (["none", "file:a.raw"], "no layer has the id or the tag 'none'"),
         (["pg16", "file:a.raw", "--version", "1", "--version-file", "v"], "cannot be used together"),
         (["pg16", "file:a.raw", "--version-file", "/nonexistent"], "cannot read the version"),
