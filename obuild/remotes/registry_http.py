@@ -65,9 +65,7 @@ class Http:
         try:
             import httpx
         except ImportError:
-            raise UsageError(
-                "publishing to a registry needs httpx", hint="pip install 'obuild[publish]'"
-            ) from None
+            raise UsageError("the Python package httpx is missing", hint="pip install 'obuild[publish]'") from None
         self._httpx = httpx
         self.host = host
         self._root = f"{'http' if insecure else 'https'}://{HUB_SERVER if host == HUB else host}"

@@ -202,10 +202,10 @@ def test_a_name_that_exists_stays_unless_replaced(cloud: Cloud, disk: Path) -> N
 @pytest.mark.parametrize(
     ("operation", "code"),
     [
-        ("PutSnapshotBlock", "RequestThrottled"),
+        pytest.param("PutSnapshotBlock", "RequestThrottled", marks=pytest.mark.long),
         ("CompleteSnapshot", "ctrl-c"),
-        ("RegisterImage", "UnauthorizedOperation"),
-        ("CopyImage", "ctrl-c"),
+        pytest.param("RegisterImage", "UnauthorizedOperation", marks=pytest.mark.long),
+        pytest.param("CopyImage", "ctrl-c", marks=pytest.mark.long),
         ("ModifyImageAttribute", "UnauthorizedOperation"),
     ],
 )

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -241,6 +242,19 @@ def test_the_manual_and_the_help_name_every_target() -> None:
     for prefix in KINDS:
         assert f"`{prefix}" in (root / "docs/publish.md").read_text()
         assert prefix in (root / "docs/cli.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("package", "target"),
+    [("httpx", "oci://r.example/a:1"), ("boto3", "s3://images/a.raw"), ("obstore.store", "gs://images/a.raw")],
+)
+def test_a_missing_package_is_named(
+    obuild: Program, monkeypatch: pytest.MonkeyPatch, package: str, target: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    done = obuild("publish", "pg16", target, code=2)
+    assert f"the Python package {package.partition('.')[0]} is missing" in done.stderr
+    assert "pip install 'obuild[publish]'" in done.stderr
 
 
 def test_placeholders() -> None:

@@ -134,6 +134,7 @@ def test_a_mistake_is_named_with_its_line(tmp_path: Path, said: list[str], text:
         wishes(conf(tmp_path, text), said)
 
 
+@pytest.mark.long
 def test_the_program_makes_the_images_of_a_file(
     server: str, obuild: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
