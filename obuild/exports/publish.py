@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -69,7 +70,9 @@ def publish(
         delivery.target.check([each.card for each in delivery.sources])
     groups = _groups(deliveries)
     key = repr((VERSION, recipe, [(each.layer, each.card, stem, types) for (each, stem), types in groups.items()]))
-    with store.outbox.images(key, lambda folder: _make(groups, folder, make)) as folder:
+    make_all = partial(_make, groups, make=make)
+    told = partial(settings.say, "another process is publishing the same: waiting for it")
+    with store.outbox.images(key, make_all, waiting=told) as folder:
         images = _images(groups, folder)
         for delivery in deliveries:
             settings.say(f"publishing {delivery.text}")
