@@ -123,6 +123,16 @@ def executor_of(store: str) -> str:
     return store.partition(":")[0] or EXECUTOR
 
 
+def key_password(key: Path) -> str:
+    """Return the password of an encrypted private key: from the environment, as for cosign, or from a person."""
+    found = os.environ.get("COSIGN_PASSWORD")
+    if found is None and sys.stdin.isatty():
+        found = typer.prompt(f"password of {key}", hide_input=True, default="", show_default=False, err=True)
+    if found is None:
+        raise UsageError(f"the key {key} is encrypted", hint="give its password as COSIGN_PASSWORD")
+    return str(found)
+
+
 def default_store() -> Path:
     """Return the path of the default store. UsageError if this user has no home directory."""
     data = Path(os.environ.get("XDG_DATA_HOME", ""))

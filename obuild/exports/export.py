@@ -14,28 +14,26 @@ from typing import NamedTuple
 from obuild.bases import work_folder
 from obuild.bases.table import nearest
 from obuild.errors import ObuildError, ProcessError, StoreError, UsageError, words
-from obuild.exports import free_space
+from obuild.exports import checksums, documents, free_space, provenance
 from obuild.exports.all import FORMATS
 from obuild.exports.disk import Disk, Options
+from obuild.exports.signing import Signer
 from obuild.guests.profile import Card
-from obuild.host import failpoints, locks, process, qemu_img, resize, sparse, units
-from obuild.host.fs import discard, fsync, replace_text
+from obuild.host import failpoints, process, qemu_img, resize, sparse, units
+from obuild.host.fs import discard, fsync
 from obuild.plan.keys import LayerId
 from obuild.store.layers import Layer, Store
 
-#: The list of checksums in the folder of the exports, as sha256sum(1) reads it.
-SUMS = "SHA256SUMS"
-
 #: What an image may be called.
 STEM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
-_SUM = re.compile(r"([0-9a-f]{64}) [ *](.+)")
 
 
 class Wanted(NamedTuple):
     """What to export: the types, where to, what the files are called before their suffix, and for whom.
 
     `card` is that of the layer's base. With `force`, files that are there are replaced. The disk grows to `size`
-    bytes if that is not 0, or is made as small as it can be with `shrink`.
+    bytes if that is not 0, or is made as small as it can be with `shrink`. With `documented`, lists of packages
+    and the provenance are written, too, and with `signer`, a signature of every file.
     """
 
     types: Sequence[str]
@@ -46,6 +44,8 @@ class Wanted(NamedTuple):
     force: bool = False
     size: int = 0
     shrink: bool = False
+    documented: bool = False
+    signer: Signer | None = None
 
 
 #: Gives the image to export: that of a layer, or one on a copy of it, for as long as the block lasts.
@@ -69,8 +69,9 @@ def export(
         if layer is None:
             raise StoreError(f"layer {id} was removed from the store", hint="build again")
         _see_size(layer, wanted)
+        papers = _documents(store, id, wanted, cleaned=prepare is not _as_it_is) if wanted.documented else None
         with prepare(layer) as image, _no_room(wanted.out):
-            return _export(layer.id, image, wanted, places, say)
+            return _export(layer.id, image, wanted, places, papers, say)
 
 
 @contextmanager
@@ -90,7 +91,12 @@ def _no_room(out: Path) -> Iterator[None]:
 
 
 def _export(
-    id: LayerId, image: Path, wanted: Wanted, places: Sequence[Path], say: Callable[[str], object]
+    id: LayerId,
+    image: Path,
+    wanted: Wanted,
+    places: Sequence[Path],
+    papers: documents.Documents | None,
+    say: Callable[[str], object],
 ) -> list[Path]:
     wanted.out.mkdir(parents=True, exist_ok=True)
     with work_folder.folder_in(wanted.out) as work:
@@ -115,7 +121,17 @@ def _export(
             made = work / place.name
             FORMATS[type].write(disk, made)
             put_in_place(made, place)
+        beside = papers.write(disk, places) if papers else []
+        documents.sign([*places, *beside], wanted.signer, work)
     return list(places)
+
+
+def _documents(store: Store, id: LayerId, wanted: Wanted, *, cleaned: bool) -> documents.Documents:
+    changes = {"size": wanted.size, "shrink": wanted.shrink, "sysprep": cleaned}
+    about = provenance.predicate(store, id, {name: value for name, value in changes.items() if value})
+    papers = documents.Documents(wanted.out, wanted.stem, about)
+    papers.check(force=wanted.force)
+    return papers
 
 
 def put_in_place(made: Path, place: Path) -> None:
@@ -131,30 +147,7 @@ def put_in_place(made: Path, place: Path) -> None:
     made.replace(place)
     fsync(place.parent)
     failpoints.reach("export.placed")
-    _note_sum(place, digest)
-
-
-def noted_sum(place: Path) -> str:
-    """The checksum of an exported file, from the list in its folder; "" for a folder."""
-    sums = place.with_name(SUMS)
-    lines = sums.read_text(encoding="utf-8").splitlines() if sums.is_file() else []
-    return next((found[1] for line in lines if (found := _SUM.fullmatch(line)) and found[2] == place.name), "")
-
-
-def _note_sum(place: Path, digest: str | None) -> None:
-    """Put the checksum of a file into the list in its folder. A folder's content has digests of its own."""
-    sums = place.with_name(SUMS)
-    with locks.folder_lock(place.parent):  # another export may do the same
-        _replace_sum(sums, place.name, digest)
-
-
-def _replace_sum(sums: Path, name: str, digest: str | None) -> None:
-    lines = sums.read_text(encoding="utf-8").splitlines() if sums.is_file() else []
-    kept = [line for line in lines if not (found := _SUM.fullmatch(line)) or found[2] != name]
-    if digest is not None:
-        kept.append(f"{digest}  {name}")
-    if kept != lines:
-        replace_text(sums, "".join(f"{line}\n" for line in kept))
+    checksums.note(place, digest)
 
 
 def _checked(wanted: Wanted) -> list[Path]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from obuild.errors import UsageError
+from obuild.exports import checksums
 from obuild.exports.all import FORMATS
-from obuild.exports.export import noted_sum
 from obuild.exports.targets.all import KINDS, kind_of
 from obuild.exports.targets.target import Image, Published, Settings, Target, filled
 from obuild.guests.profile import Card
@@ -70,9 +69,7 @@ def publish(
         delivery.target.check([each.card for each in delivery.sources])
     groups = _groups(deliveries)
     key = repr((VERSION, recipe, [(each.layer, each.card, stem, types) for (each, stem), types in groups.items()]))
-    make_all = partial(_make, groups, make=make)
-    told = partial(settings.say, "another process is publishing the same: waiting for it")
-    with store.outbox.images(key, make_all, waiting=told) as folder:
+    with store.outbox.images(key, lambda folder: _make(groups, folder, make)) as folder:
         images = _images(groups, folder)
         for delivery in deliveries:
             settings.say(f"publishing {delivery.text}")
@@ -127,7 +124,7 @@ def _images(groups: Groups, folder: Path) -> dict[Key, Image]:
     for number, ((source, stem), types) in enumerate(groups.items()):
         for type in types:
             path = folder / str(number) / f"{stem}.{FORMATS[type].suffix}"
-            found[Key(source.layer, stem, type)] = Image(path, source.layer, source.card, noted_sum(path))
+            found[Key(source.layer, stem, type)] = Image(path, source.layer, source.card, checksums.noted(path))
     return found
 
 

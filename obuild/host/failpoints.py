@@ -50,6 +50,7 @@ POINTS = (
     "export.unpacked",
     "export.made",
     "export.placed",
+    "export.documented",
     "publish.exported",
     "publish.piece",
     "publish.sent",

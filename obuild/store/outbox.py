@@ -31,21 +31,14 @@ class Outbox:
         self.folder = folder
 
     @contextmanager
-    def images(
-        self, key: str, make: Callable[[Path], object], *, waiting: Callable[[], object] = lambda: None
-    ) -> Iterator[Path]:
+    def images(self, key: str, make: Callable[[Path], object]) -> Iterator[Path]:
         """The folder with the images that `key` describes; they are made unless an earlier try has left them.
 
-        If the block raises, they stay for the next try. `waiting` is called if another process has them, before we
-        wait for it.
+        If the block raises, they stay for the next try. Another process that wants the same waits.
         """
         folder = self.folder / hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
         while True:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with locks.folder_lock(folder, wait=False) as free:
-                pass
-            if not free:
-                waiting()
             with locks.folder_lock(folder) as held:
                 if not held:  # another process has sent them, or a sweep has removed the folder
                     continue

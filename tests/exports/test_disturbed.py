@@ -52,8 +52,9 @@ def wanted(out: Path, *types: str, **changes: Any) -> Wanted:
 
 
 def is_whole(out: Path, disk: Path) -> None:
-    """Check that an export has left the two images, their checksums, and nothing else."""
-    assert sorted(path.name for path in out.iterdir()) == ["SHA256SUMS", "pg.qcow2", "pg.raw"]
+    """Check that an export has left the two images, checksums, perhaps their provenance, and nothing else."""
+    names = {path.name for path in out.iterdir()} - {"pg.provenance.json"}
+    assert names == {"SHA256SUMS", "pg.qcow2", "pg.raw"}
     subprocess.run(["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"], cwd=out, check=True)
     for path, format in ((out / "pg.raw", "raw"), (out / "pg.qcow2", "qcow2")):
         subprocess.run(["qemu-img", "compare", "-q", "-F", format, "-f", "raw", disk, path], check=True)
@@ -108,7 +109,7 @@ def test_layers_of_all_systems_are_exported(
 
 def times(point: str) -> list[str]:
     """A point for each of the images, if it is passed for each."""
-    return [point] if point == "export.unpacked" else [point, f"{point}:2"]
+    return [point] if point in ("export.unpacked", "export.documented") else [point, f"{point}:2"]
 
 
 @pytest.mark.parametrize("point", [each for point in POINTS for each in times(point)])
@@ -138,10 +139,11 @@ def test_after_an_interrupt_there_are_whole_images_only(
     with monkeypatch.context() as patched:
         patched.setattr(failpoints, "reach", reach)
         with pytest.raises(KeyboardInterrupt):
-            export(store, layer, wanted(out), say=silent)
-    left = [path.name for path in out.iterdir()]
-    assert left == (["pg.raw"] if point == "export.placed" else [])
-    export(store, layer, wanted(out, force=True), say=silent)
+            export(store, layer, wanted(out, documented=True), say=silent)
+    left = {path.name for path in out.iterdir()}
+    placed = {"export.placed": {"pg.raw"}, "export.documented": {"pg.raw", "pg.qcow2", "SHA256SUMS"}}
+    assert left == placed.get(point, set())
+    export(store, layer, wanted(out, force=True, documented=True), say=silent)
     is_whole(out, disk)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from obuild.cli.console import guarded, note, open_store, put
+from obuild.cli.console import guarded, key_password, note, open_store, put
 from obuild.cli.debugging import cleaner
 from obuild.cli.options import (
     IdArgument,
@@ -83,12 +84,23 @@ def export_layer(
     unattended: Annotated[
         bool, typer.Option("--unattended", help="An installer-iso writes without asking anybody.")
     ] = False,
+    sbom: Annotated[
+        bool,
+        typer.Option(
+            "--sbom/--no-sbom", help="Write NAME.cdx.json, NAME.spdx.json and NAME.provenance.json, too."
+        ),
+    ] = True,
+    sign: Annotated[
+        Path | None,
+        typer.Option(metavar="KEY", help="Sign every file with this private key, as cosign does: FILE.sig."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace images that exist already.")] = False,
     verbose: VerboseOption = False,
 ) -> None:
     """Write the disk of a layer as images that other programs boot.
 
-    The same layer gives the same bytes, unless it is cleaned. Their checksums are in FOLDER/SHA256SUMS.
+    The same layer gives the same bytes, unless it is cleaned. Their checksums are in FOLDER/SHA256SUMS. The
+    password of an encrypted key is COSIGN_PASSWORD, or is asked for.
 
     Example: obuild export pg16 --type qcow2 --type vmdk -o images
     """
@@ -96,8 +108,10 @@ def export_layer(
     from obuild.exports.cleaning.operations import pick
     from obuild.exports.disk import Options
     from obuild.exports.export import Wanted, export
+    from obuild.exports.signing import load
     from obuild.store.index import resolve
 
+    signer = load(sign, partial(key_password, sign)) if sign else None
     opened = open_store(store)
     layer = resolve(opened, id)
     stem = name or (layer[:12] if layer.startswith(id) else id.replace("/", "-").replace(":", "-"))
@@ -107,6 +121,7 @@ def export_layer(
         card = replace(card, memory=parse_bytes("--memory", memory))
     options = Options(compression, cpus, persist, disk, unattended)
     wanted = Wanted(types, out, stem, card, options, force, parse_bytes("--size", size) if size else 0, shrink)
+    wanted = wanted._replace(documented=sbom, signer=signer)
     if sysprep is None:
         if keep_user or dry_run:
             raise UsageError(f"--{'keep-user' if keep_user else 'dry-run'} needs --sysprep")

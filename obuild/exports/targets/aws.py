@@ -80,7 +80,7 @@ def _descriptions() -> Any:
 def explained(what: str) -> Iterator[None]:
     """Turn the errors of a client into an ObuildError that says what was wanted, and what to do."""
     from boto3.exceptions import Boto3Error
-    from botocore.exceptions import BotoCoreError, ClientError, EndpointConnectionError, NoCredentialsError
+    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
     try:
         yield
@@ -91,9 +91,6 @@ def explained(what: str) -> Iterator[None]:
     except NoCredentialsError as error:
         hint = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
         raise ObuildError(f"{what}: there are no credentials", hint=hint) from error
-    except EndpointConnectionError as error:
-        hint = "check the region and AWS_ENDPOINT_URL, or try again later: it goes on where it ended"
-        raise ObuildError(f"{what}: {error}", hint=hint) from error
     except (BotoCoreError, Boto3Error) as error:
         raise ObuildError(f"{what}: {error}", hint="try again later: it goes on where it ended") from error
 

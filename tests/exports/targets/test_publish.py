@@ -19,7 +19,7 @@ from obuild.exports.targets.target import Settings, file_type_of, filled, stem_o
 from obuild.store import fsck
 from obuild.store.layers import Store
 from tests.support.program import Program
-from tests.support.registry import Identity, Running, between, login, password_file, registry
+from tests.support.registry import Identity, Running, login, password_file, registry
 
 #: The points that publishing to a registry passes.
 POINTS = (
@@ -33,13 +33,6 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """A registry with a password and TLS."""
     folder = tmp_path_factory.mktemp("registry")
     with registry(folder, auth=password_file(folder), tls=Identity(folder)) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """A registry for anybody, by http."""
-    with registry(tmp_path_factory.mktemp("plain")) as running:
         yield running
 
 
@@ -125,39 +118,6 @@ def test_a_publisher_that_is_killed_leaves_the_tag_as_it_was(
     assert list(fsck.check(Store(obuild.store))) == []
     assert list((obuild.store / "outbox").iterdir()) == []
     assert ("unpacking" in done.stderr) == (point == "export.made")
-
-
-@pytest.mark.long
-def test_a_large_image_goes_on_after_a_kill(plain: Running, tmp_path: Path, qcow2_disk: Path) -> None:
-    """Cleaning the layer again would make another image: the second process sends the rest of the first one."""
-    store = Store.open(tmp_path / "store")
-    raw = tmp_path / "random.raw"
-    raw.write_bytes(qcow2_disk.with_name("disk.img").read_bytes().ljust(1 << 20, b"\0") + os.urandom(150 << 20))
-    subprocess.run(["qemu-img", "convert", "-O", "qcow2", raw, store.base_image / "tiny.qcow2"], check=True)
-    (tmp_path / "source").mkdir()
-    (tmp_path / "spec").write_text("((from tiny) (run (shell x)))")
-
-    def run(*words: str, kill_at: str = "") -> subprocess.CompletedProcess[str]:
-        argv = [sys.executable, "-m", "tests.support.fake_obuild", *words, f"--store=qemu:{store.root}"]
-        return subprocess.run(argv, env={**os.environ, "OBUILD_KILL_AT": kill_at}, capture_output=True, text=True)
-
-    assert run("build", "-t", "large", "-f", f"{tmp_path}/spec", f"{tmp_path}/source").returncode == 0
-    with between(plain.host) as middle:
-        words = ("publish", "large", f"oci://{middle.host}/large:1", "--insecure", "--sysprep")
-        killed = run(*words, kill_at="publish.piece:2")
-        assert killed.returncode == -9, killed.stderr
-        assert middle.count("PATCH") == 2
-        done = run(*words)
-        assert done.returncode == 0, done.stderr
-        assert "cleaning" in killed.stderr
-        assert "cleaning" not in done.stderr
-        assert middle.count("PATCH") == 3
-    reference = done.stdout.strip().replace(middle.host, plain.host)
-    copied = tmp_path / "copied"
-    subprocess.run(
-        ["skopeo", "copy", "--quiet", "--src-tls-verify=false", f"docker://{reference}", f"dir:{copied}"],
-        check=True,
-    )
 
 
 def test_files_are_placed_with_their_checksums(obuild: Program, tmp_path: Path) -> None:

@@ -205,9 +205,8 @@ def test_missing_credentials_and_a_server_that_is_down(monkeypatch: pytest.Monke
     for name, value in environment("http://127.0.0.1:1", AWS_MAX_ATTEMPTS="1").items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *args: 0)
-    with pytest.raises(ObuildError, match="Could not connect to the endpoint URL") as caught:
+    with pytest.raises(ObuildError, match="Could not connect to the endpoint URL"):
         target().check([])
-    assert "check the region" in caught.value.hint
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     with pytest.raises(ObuildError, match="there are no credentials") as caught:
