@@ -25,6 +25,7 @@ PhaseName = Literal[
     "preparing",  # the draft
     "importing",  # the subject is the file of the base image
     "booting",
+    "mounting",
     "resuming",
     "sending",  # the subject is a cache's name, the folder that a copy goes to, or "secrets"
     "running",

@@ -26,6 +26,7 @@ StoreOption = Annotated[
         metavar="KIND:PATH",
         show_default=False,
         help="Where layers, caches and base images are kept, for example qemu:/data. "
+        "native:/data runs steps in containers instead of machines. "
         "A build creates it in a new or empty folder. [default: qemu:~/.local/share/obuild]",
     ),
 ]

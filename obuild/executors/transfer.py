@@ -61,10 +61,10 @@ def take_tree(connection: Line, guest: Guest, login: str, extract: Extract, arch
 
 def _fetch(connection: Line, root: str, script: bytes, archive: Path, phase: Phase, *, what: str) -> None:
     with archive.open("wb") as out:
-        connection.fetch(root, script, _Counted(out, phase), what=what)
+        connection.fetch(root, script, Counted(out, phase), what=what)
 
 
-class _Counted:
+class Counted:
     """A file to write to that counts its bytes."""
 
     def __init__(self, out: BinaryIO, phase: Phase) -> None:
@@ -80,7 +80,7 @@ def send_archive(connection: Line, guest: Guest, login: str, graft: Graft, archi
     """Unpack an archive that another guest made."""
     command = guest.receive_command(login, graft.dest, graft.user)
     with tell.phase("sending", graft.dest, archive.stat().st_size) as phase:
-        connection.stream(command, partial(_write_file, archive, phase), what=f"copying to {graft.dest}")
+        connection.stream(command, partial(write_file, archive, phase), what=f"copying to {graft.dest}")
 
 
 def send_caches(
@@ -103,7 +103,7 @@ def _fill_cache(
     connection: Line, guest: Guest, login: str, slot: int, archive: Path, phase: Phase, *, what: str
 ) -> None:
     if isinstance(guest, Piping):
-        connection.stream(guest.receive_cache(login, slot), partial(_write_file, archive, phase), what=what)
+        connection.stream(guest.receive_cache(login, slot), partial(write_file, archive, phase), what=what)
     else:
         connection.put(archive, guest.cache_archive(slot))
         connection.check(guest.root_shell(login), guest.unpack_cache(slot), what=what)
@@ -131,7 +131,8 @@ def _write(data: bytes, sink: archive.Sink) -> None:
     sink.write(data)
 
 
-def _write_file(path: Path, phase: Phase, sink: archive.Sink) -> None:
+def write_file(path: Path, phase: Phase, sink: archive.Sink) -> None:
+    """Write a file's content to a command's stdin."""
     with path.open("rb") as file:
         while data := file.read(1 << 18):
             sink.write(data)

@@ -65,14 +65,14 @@ def shell_command(login: str, *, cwd: str, env: Iterable[tuple[str, str]], user:
     """The command line of a shell in the place of `run_script`'s command: bash if there is one, else sh."""
     lines = [
         *_enter(cwd, user, otherwise="exit 125"),
-        *open_shell(_become(env), str(_ids(user)[0])),
+        *open_shell(_become(env), str(ids(user)[0])),
     ]
     return f"exec {as_root(login, inline(lines))}"
 
 
 def _enter(cwd: str, user: UnixUser | WindowsUser, *, otherwise: str) -> list[str]:
     """Lines that enter the workdir, or do `otherwise` if they cannot, and find out how to become the user."""
-    uid, gid = _ids(user)
+    uid, gid = ids(user)
     return [
         *ensure_folder(cwd, f"{uid}:{gid}"),
         f"cd -P {shlex.quote(cwd)} || {otherwise}",
@@ -114,7 +114,7 @@ def receive_script(dest: str, user: UnixUser | WindowsUser) -> bytes:
 
     Existing folders keep their owner and mode, and a symlink to a folder is followed, not replaced.
     """
-    uid, gid = _ids(user)
+    uid, gid = ids(user)
     lines = [
         *ensure_folder(dest, f"{uid}:{gid}"),
         f"cd -P {shlex.quote(dest)} && "
@@ -147,7 +147,7 @@ def open_cache(slot: int, target: str, user: UnixUser | WindowsUser) -> bytes:
 
     It hides what the image has at `target`, and nothing written there gets into the layer.
     """
-    uid, gid = _ids(user)
+    uid, gid = ids(user)
     folder = f"{SCRATCH}/{slot}"
     lines = [
         "set -e",
@@ -164,21 +164,23 @@ def open_cache(slot: int, target: str, user: UnixUser | WindowsUser) -> bytes:
 
 def receive_cache(login: str, slot: int) -> str:
     """The command that unpacks a tar archive from stdin in a cache's folder."""
-    return as_root(
-        login,
-        f"tar --extract --file=- --directory={SCRATCH}/{slot} --same-permissions --same-owner --numeric-owner",
-    )
+    return as_root(login, unpack_command(f"{SCRATCH}/{slot}"))
+
+
+def unpack_command(folder: str) -> str:
+    """The command that unpacks a cache's archive from stdin in a folder."""
+    return f"tar --extract --file=- --directory={folder} --same-permissions --same-owner --numeric-owner"
 
 
 def send_cache(slot: int) -> bytes:
     """Write a cache's folder to stdout as a tar archive; the same files give the same bytes."""
-    return script(
-        [
-            # 1: a file changed while it was read, by a process that the step has left running
-            f"tar --create --file=- --directory={SCRATCH}/{slot} --format=gnu "
-            "--sort=name --numeric-owner --sparse . || [ $? -eq 1 ]",
-        ]
-    )
+    # 1: a file changed while it was read, by a process that the step has left running
+    return script([f"{pack_command(f'{SCRATCH}/{slot}')} || [ $? -eq 1 ]"])
+
+
+def pack_command(folder: str) -> str:
+    """The command that writes the archive of a cache in a folder to stdout."""
+    return f"tar --create --file=- --directory={folder} --format=gnu --sort=name --numeric-owner --sparse ."
 
 
 def close_caches(targets: Iterable[str]) -> bytes:
@@ -199,7 +201,7 @@ def receive_secret(login: str, slot: int) -> str:
 
 def open_secret(slot: int, target: str, user: UnixUser | WindowsUser) -> bytes:
     """Mount a secret's file read-only at `target`; record what had to be made for that, to remove it later."""
-    uid, gid = _ids(user)
+    uid, gid = ids(user)
     file, path = f"{SECRETS}/{slot}", shlex.quote(target)
     lines = [
         "set -e",
@@ -260,7 +262,8 @@ def freeze_script(mark: str) -> bytes:
     return script(lines)
 
 
-def _ids(user: UnixUser | WindowsUser) -> tuple[int, int]:
+def ids(user: UnixUser | WindowsUser) -> tuple[int, int]:
+    """The numbers of a user and its group."""
     if isinstance(user, WindowsUser):
         raise TypeError("a Linux guest has no Windows users")  # plan refuses it with the op's line
     return user.uid, user.gid

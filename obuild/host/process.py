@@ -36,6 +36,8 @@ PACKAGES = {
     "sfdisk": "fdisk",
     "grub-mkimage": "grub-common",
     "setpriv": "util-linux",
+    "unshare": "util-linux",
+    "nsenter": "util-linux",
     "ssh-keygen": "openssh-client",
     "sftp": "openssh-client",
     "docker-credential-ecr-login": "amazon-ecr-credential-helper",
@@ -137,6 +139,43 @@ def spawn(
         pass_fds=pass_fds,
         start_new_session=True,
     )
+
+
+@contextmanager
+def piped(argv: Sequence[Arg], *, stdin: IO[bytes] | int) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a program whose stdout and stderr are pipes; when the block ends, it is killed if it still runs."""
+    command = [require(str(argv[0])), *map(str, argv[1:])]
+    _log(argv)
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=stdin, stdout=pipe, stderr=pipe, start_new_session=True) as child:
+        try:
+            yield child
+        except BaseException:
+            os.killpg(child.pid, signal.SIGKILL)
+            raise
+
+
+def foreground(argv: Sequence[Arg]) -> int:
+    """Run a program at our own terminal to its end. Return its exit status, or 255 if a signal ended it.
+
+    The terminal's settings are restored afterwards, whatever happens.
+    """
+    import termios  # late: seldom needed
+
+    command = [require(str(argv[0])), *map(str, argv[1:])]
+    _log(argv)
+    settings = termios.tcgetattr(0) if os.isatty(0) else None
+    try:
+        with subprocess.Popen(command) as child:
+            try:
+                status = child.wait()
+            except BaseException:
+                child.kill()
+                raise
+    finally:
+        if settings is not None:
+            termios.tcsetattr(0, termios.TCSADRAIN, settings)
+    return status if status >= 0 else 255
 
 
 class CancelScope:

@@ -403,6 +403,10 @@ class Store:
             (folder / parts.IMAGE).parent.mkdir()
             yield Draft(id, folder, log, id, parts.seen_from_image(self.flats.below(id)), scratch=True)
 
+    def chain_folder(self) -> AbstractContextManager[Path]:
+        """A folder for a chain of native steps, as deep in the store as a draft; removed when the block ends."""
+        return owned_folder(self.cache_tmp, "native", mode=0o700)
+
     def spool(self) -> BinaryIO:
         """An unlinked temporary file, for data too large for memory."""
         with storage_errors(self.root), owned_folder(self.cache_tmp, "spool") as folder:

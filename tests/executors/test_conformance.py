@@ -5,6 +5,7 @@ A new executor gets a row in EXECUTORS and a function that makes its place.
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 import uuid
@@ -32,7 +33,7 @@ from obuild.spec import Cache, Secret, UnixUser
 from obuild.store.layers import Store
 from tests.support.fake_shell import Shell
 from tests.support.fakes import POWER_OFF, FakeExecutor, boot_disk
-from tests.support.program import base_images, booted_store
+from tests.support.program import base_images, booted_store, new_store
 
 ROOT = UnixUser(0, 0)
 
@@ -92,9 +93,22 @@ def qemu(root: Path, run: Path, vm: str) -> Iterator[Place]:
     yield Place(store, start, base, lambda port: f"timeout 20 bash -c '{get.format(port)}' 2>&1")
 
 
+@contextmanager
+def native(root: Path, run: Path) -> Iterator[Place]:
+    if os.geteuid() != 0:
+        pytest.skip("native steps need root")
+    store = Store.open(new_store(root, base_images("micro")))
+    base = Engine(Path(), store, Settings(), print, executor="native").build(spec.parse(b"((from micro))"))
+    start = Machines(store, Settings(), "native").of(making.find(store, "micro", say=print), SILENT)
+    yield Place(
+        store, start, base, lambda port: f"timeout 20 bash -c 'exec 3<>/dev/tcp/127.0.0.1/{port}; cat <&3' 2>&1"
+    )
+
+
 #: Each takes a new folder for its store, and the folder of the test run.
 EXECUTORS: dict[str, Callable[[Path, Path], AbstractContextManager[Place]]] = {
     "fake": fake,
+    "native": native,
     "qemu-boot": partial(qemu, vm="boot"),
     "qemu-warm": partial(qemu, vm="warm"),
 }

@@ -25,10 +25,11 @@ def layers(output: str) -> list[str]:
 
 
 class Program:
-    """The `obuild` command on one store."""
+    """The `obuild` command on one store, whose steps run in an executor of one kind."""
 
-    def __init__(self, store: Path) -> None:
+    def __init__(self, store: Path, executor: str = "qemu") -> None:
         self.store = store
+        self.executor = executor
 
     def __call__(
         self, *args: str | Path, code: int = 0, env: dict[str, str] | None = None
@@ -51,7 +52,7 @@ class Program:
         return self("build", "-f", spec, *options, source, code=code, env=env)
 
     def argv(self, *args: str | Path) -> list[str]:
-        return [sys.executable, "-m", "obuild", *map(str, args), f"--store=qemu:{self.store}"]
+        return [sys.executable, "-m", "obuild", *map(str, args), f"--store={self.executor}:{self.store}"]
 
 
 def base_images(*recipes: str) -> Path:

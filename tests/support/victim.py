@@ -27,6 +27,7 @@ class Victim:
     """The program, on its own store, run until it is killed. `words` stand for paths in commands."""
 
     module = "tests.support.fake_obuild"
+    executor = "qemu"
 
     def __init__(self, root: Path, words: dict[str, Path]) -> None:
         self.root = root
@@ -36,7 +37,7 @@ class Victim:
     def start(self, *command: str, kill_at: str = "") -> subprocess.Popen[str]:
         args = [str(self.words.get(word, word)) for word in command]
         return subprocess.Popen(
-            [sys.executable, "-m", self.module, *args, f"--store=qemu:{self.root}"],
+            [sys.executable, "-m", self.module, *args, f"--store={self.executor}:{self.root}"],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

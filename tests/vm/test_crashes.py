@@ -28,7 +28,7 @@ SPEC = """
 SHORT = '((from micro) (run (cache (c (target /c))) (shell "echo {word} >>/c/words; cat /c/words")))'
 
 #: The failpoints of other commands, and of making a base.
-MADE = ("base", "flat", "remove", "make", "download", "export")
+MADE = ("base", "flat", "remove", "make", "download", "export", "publish", "native")
 
 #: The failpoints that a build with one cache and no deep chain passes, once the cache has content.
 POINTS = [point for point in failpoints.POINTS if point.partition(".")[0] not in MADE]

@@ -44,10 +44,12 @@ def mounted(disk: Blocks, part: Partition, kind: str) -> Iterator[Folder]:
             # From here on, only the open folder keeps it: after a kill -9, nothing stays mounted.
             process.run(["umount", "--lazy", top])
     try:
-        yield Folder(_root(Path(f"/proc/self/fd/{held}")))
+        top_again = Path(f"/proc/self/fd/{held}")
+        yield Folder(top_again / root_in(top_again))
     finally:
         os.close(held)
 
 
-def _root(top: Path) -> Path:
-    return next((top / name for name in _SUBVOLUMES if (top / name / "etc").is_dir()), top)
+def root_in(top: Path) -> str:
+    """The folder with the root in a mounted file system: "" unless it is a subvolume."""
+    return next((name for name in _SUBVOLUMES if (top / name / "etc").is_dir()), "")

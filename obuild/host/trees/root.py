@@ -35,16 +35,31 @@ def of_disk(disk: Blocks) -> Iterator[Tree]:
     what there is. ObuildError if one is damaged.
     """
     with ExitStack() as stack:
-        parts = partitions(disk)
-        kinds = {part: kind(disk, part.start) for part in parts}
-        part, root = _root(disk, kinds, stack)
+        kinds, part, root = _open_root(disk, stack)
         mounts = {"": root}
-        table = Tree(mounts).read("etc/fstab") or b""
-        others = [other for other in parts if other != part and kinds[other] in file_systems.KINDS]
-        found = fstab.mounts(decode(table), others, lambda part: file_systems.names(disk, part, kinds[part]))
-        for path, other in found.items():
+        for path, other in _others(disk, kinds, part, root).items():
             mounts[path] = stack.enter_context(file_systems.opened(disk, other, kinds[other]))
         yield Tree(mounts)
+
+
+def layout(disk: Blocks) -> tuple[Partition, dict[str, Partition]]:
+    """The partition of the root file system, and those that its fstab mounts, by path. Errors as for `of_disk`."""
+    with ExitStack() as stack:
+        kinds, part, root = _open_root(disk, stack)
+        return part, _others(disk, kinds, part, root)
+
+
+def _open_root(disk: Blocks, stack: ExitStack) -> tuple[dict[Partition, str], Partition, FileSystem]:
+    kinds = {part: kind(disk, part.start) for part in partitions(disk)}
+    return kinds, *_root(disk, kinds, stack)
+
+
+def _others(
+    disk: Blocks, kinds: dict[Partition, str], root: Partition, system: FileSystem
+) -> dict[str, Partition]:
+    table = Tree({"": system}).read("etc/fstab") or b""
+    others = [part for part in kinds if part != root and kinds[part] in file_systems.KINDS]
+    return fstab.mounts(decode(table), others, lambda part: file_systems.names(disk, part, kinds[part]))
 
 
 def _root(disk: Blocks, kinds: dict[Partition, str], stack: ExitStack) -> tuple[Partition, FileSystem]:

@@ -1,0 +1,176 @@
+"""Runs the steps of a chain on one disk that stays mounted: each step's overlay is put on top of the last one.
+
+Between two steps the file systems are read-only and complete, every process of the step has ended, and all that
+was mounted or made for it is gone: what a step leaves is on disk, as after a shutdown.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+from obuild.errors import MachineError
+from obuild.events import SILENT, Teller
+from obuild.executors.native import container, mounts, namespace, storage
+from obuild.executors.native.guest_path import Places
+from obuild.executors.native.line import Line
+from obuild.executors.native.mounts import Mounts
+from obuild.executors.native.session import Session
+from obuild.executors.native.storage import Storage
+from obuild.executors.native.volumes import Volumes
+from obuild.host import failpoints, qemu_img
+from obuild.host.process import CancelScope
+from obuild.plan.keys import LayerId
+from obuild.store import parts
+from obuild.store.layers import Draft, Store
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """How to run steps: the container runtime, and the limits of each step. All processes belong to `scope`."""
+
+    store: Store
+    runtime: str
+    limits: container.Limits
+    scope: CancelScope
+
+
+@dataclass
+class _Place:
+    """A mounted disk of `size` bytes. `folder` is ours on the host.
+
+    Between steps, the disk stands on `layer`, and `top` is its overlay for the next step.
+    """
+
+    folder: Path
+    line: Line
+    mounts: Mounts
+    storage: Storage
+    size: int
+    helper: Executor  # creates overlays while commands run
+    top: Path
+    layer: LayerId | None = None
+
+
+@dataclass
+class Chain:
+    """Runs the steps of a chain, one at a time."""
+
+    config: Config
+    _open: ExitStack = field(default_factory=ExitStack)  # owns the place
+    _place: _Place | None = None
+
+    @contextmanager
+    def open(self, draft: Draft, *, network: bool, tell: Teller = SILENT) -> Iterator[Session]:
+        """As the protocol says."""
+        try:
+            with tell.phase("mounting"):
+                place = self._continued(draft) or self._mounted(draft)
+                folder = place.mounts.namespace.path(place.mounts.root)
+                places = Places(folder, container.FRESH)
+                line = replace(place.line, network=network, hostname=_hostname(places))
+                failpoints.reach("native.mounted")
+                following = self._overlay(place, draft)
+            end = partial(self._finish, place, draft)
+            yield Session(line, places, Volumes(place.folder / "caches", line), tell, end)
+            if following is None:
+                self.close()
+                return
+            with tell.phase("sealing"):
+                self._seal(place, draft, following)
+        except BaseException as error:
+            self.close()
+            if isinstance(error, MachineError):
+                self.config.scope.check()
+            raise
+
+    def close(self) -> None:
+        """End everything: the layers are complete, and nothing else is needed any more."""
+        self._place = None
+        self._open.pop_all().close()
+
+    def _continued(self, draft: Draft) -> _Place | None:
+        """The disk of the step before, if this draft stands on its layer."""
+        place = self._place
+        if place is None or draft.parent is None or place.layer != draft.parent:
+            return None
+        if draft.below != _image_of(draft.parent):  # it stands on a flattened copy
+            self.close()
+            return None
+        os.link(place.top, draft.image)
+        place.layer = None
+        place.mounts.open()
+        return place
+
+    def _mounted(self, draft: Draft) -> _Place:
+        """Mount the disk of a draft."""
+        self.close()
+        container.sweep()
+        with ExitStack() as stack:
+            folder = stack.enter_context(self.config.store.chain_folder()).absolute()
+            for name in ("run", "storage", "disks", "caches"):
+                (folder / name).mkdir(mode=0o700)
+            draft.lay()
+            inside = stack.enter_context(namespace.opened(self.config.scope))
+            work = folder / "run"
+            inside.run(["mount", "-t", "tmpfs", "-o", "mode=700", "obuild", work])
+            inside.path(work / "root").mkdir()
+            served = stack.enter_context(storage.opened(inside, draft.image.absolute(), folder / "storage"))
+            points = mounts.mount(inside, folder / "storage" / storage.DISK, work / "root")
+            stack.callback(points.unmount)
+            line = Line(inside, points.root, work, folder.name, self.config.runtime, self.config.limits)
+            helper = stack.enter_context(ThreadPoolExecutor(1))
+            size = qemu_img.virtual_size(draft.image)
+            place = _Place(folder, line, points, served, size, helper, folder / "disks" / "none")
+            self._open = stack.pop_all()
+        self._place = place
+        return place
+
+    def _overlay(self, place: _Place, draft: Draft) -> Future[Path] | None:
+        """Begin to create the overlay for the step after this one; a scratch draft has none."""
+        if draft.scratch:
+            return None
+        path = place.folder / "disks" / f"{draft.id}.qcow2"
+        return place.helper.submit(_create, path, _image_of(draft.id), place.size)
+
+    def _finish(self, place: _Place, draft: Draft) -> None:
+        """Complete the image of a scratch draft, and end everything."""
+        place.mounts.close()
+        place.storage.put(_create(place.folder / "disks" / "end.qcow2", str(draft.image), place.size))
+        self.close()
+
+    def _seal(self, place: _Place, draft: Draft, following: Future[Path]) -> None:
+        """Complete the draft's image, and put the overlay for the next step on it."""
+        place.mounts.close()
+        failpoints.reach("native.unmounted")
+        overlay = following.result()
+        place.storage.put(overlay)
+        place.top.unlink(missing_ok=True)  # the layer has it now, under its own name
+        place.top = overlay
+        place.layer = draft.id
+        failpoints.reach("native.sealed")
+
+
+def _create(path: Path, backing: str, size: int) -> Path:
+    qemu_img.create_overlay(path, backing, size=size)
+    return path
+
+
+def _image_of(layer: LayerId) -> str:
+    """A layer's image as seen from a draft's, or from our overlays, which are as deep in the store."""
+    return parts.seen_from_image(parts.layer_image(layer))
+
+
+def _hostname(places: Places) -> str:
+    """The guest's own name."""
+    file = places.host(places.resolve("/etc/hostname"))
+    if file is None or not file.is_file():
+        return "obuild"
+    with file.open("rb") as text:
+        name = text.read(64).split(b"\n")[0].decode("ascii", "replace").strip()
+    return name if name.replace("-", "").replace(".", "").isalnum() and name.isascii() else "obuild"

@@ -1,0 +1,160 @@
+"""Runs our scripts and commands in containers, with the interface of a connection to a guest."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import selectors
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import IO, Any
+
+from obuild.errors import MachineError
+from obuild.executors.native import container
+from obuild.executors.native.container import Bind, Limits
+from obuild.executors.native.namespace import Namespace
+from obuild.host import process
+from obuild.host.fs import in_memory
+from obuild.host.marks import MarkReader, new_mark
+from obuild.host.tail import Tail
+from obuild.plan.archive import Sink
+
+_CHUNK = 1 << 18
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """Each command runs in a container of its own, on the guest's root: what it leaves running ends with it.
+
+    `root` is the folder of the guest's root and `work` one in memory, both inside the namespace. Every method
+    raises MachineError if the container cannot be made, or is lost.
+    """
+
+    namespace: Namespace
+    root: Path
+    work: Path
+    name: str
+    runtime: str
+    limits: Limits
+    hostname: str = "obuild"
+    network: bool = False
+    binds: Sequence[Bind] = ()
+    _numbers: Iterator[int] = field(default_factory=itertools.count)
+
+    def mounting(self, binds: Sequence[Bind]) -> Line:
+        """The same line, for containers that have these mounts, too."""
+        return replace(self, binds=(*self.binds, *binds))
+
+    def run(self, command: str, script: Callable[[str], bytes], output: Callable[[bytes], object]) -> int:
+        """As ssh.Connection.run."""
+        mark = new_mark()
+        reader = MarkReader(f"{mark} ".encode(), output)
+        said = Tail()
+        with in_memory("script", script(mark)) as file, self._container(command, file) as child:
+            _listen(child, reader.feed, said)
+        if reader.status is None:
+            reader.flush()
+            raise self._lost(said)
+        return reader.status
+
+    def check(self, command: str, script: bytes, *, what: str) -> None:
+        """As ssh.Connection.check."""
+        said = Tail()
+        with in_memory("script", script) as file, self._container(command, file) as child:
+            _listen(child, said, said)
+        _see(child, said, what)
+
+    def stream(self, command: str, send: Callable[[Any], None], *, what: str) -> None:
+        """As ssh.Connection.stream."""
+        said = Tail()
+        with self._container(command, subprocess.PIPE) as child:
+            listener = threading.Thread(target=_listen, args=(child, said, said), daemon=True)
+            listener.start()
+            assert child.stdin is not None
+            try:
+                with child.stdin:
+                    send(child.stdin)
+            except BrokenPipeError:  # it ended before it had read everything; its output says why
+                pass
+            listener.join()
+        _see(child, said, what)
+
+    def fetch(self, command: str, script: bytes, out: Sink, *, what: str) -> None:
+        """As ssh.Connection.fetch."""
+        said = Tail()
+        with in_memory("script", script) as file, self._container(command, file) as child:
+            _listen(child, out.write, said)
+        _see(child, said, what)
+
+    def put(self, source: Path, dest: str) -> None:
+        """Send one file."""
+        with source.open("rb") as file:
+            self.stream(f"cat >{dest}", lambda sink: shutil.copyfileobj(file, sink), what=f"sending {dest}")
+
+    def get(self, source: str, dest: Path) -> None:
+        """Fetch one file."""
+        with dest.open("wb") as out:
+            self.fetch("sh", f"exec cat {source}\n".encode(), out, what=f"fetching {source}")
+
+    def interact(self, command: str) -> int:
+        """Run a command at our own stdin and stdout, with a terminal if they are one. Return its exit status."""
+        return process.foreground(self._command(command, terminal=os.isatty(0) and os.isatty(1)))
+
+    @contextmanager
+    def _container(self, command: str, stdin: IO[bytes] | int) -> Iterator[subprocess.Popen[bytes]]:
+        if not isinstance(stdin, int):
+            stdin.seek(0)
+        with process.piped(self._command(command), stdin=stdin) as child:
+            yield child
+
+    def _command(self, command: str, *, terminal: bool = False) -> list[process.Arg]:
+        """Describe the next container, and return the command line that runs it.
+
+        Its first process is a shell that waits for the command, and meanwhile for every process without a parent.
+        """
+        number = next(self._numbers)
+        name = f"{self.name}-{number}"
+        bundle = self.work / f"container-{number}"
+        about = container.describe(
+            self.root,
+            ["/bin/sh", "-c", f"( {command}\n)\nexit $?"],
+            self.binds,
+            name=name,
+            hostname=self.hostname,
+            network=self.network,
+            terminal=terminal,
+            limits=self.limits,
+        )
+        folder = self.namespace.path(bundle)
+        folder.mkdir()
+        (folder / "config.json").write_text(about, encoding="utf-8", errors="surrogateescape")
+        return self.namespace.enter(container.command(self.runtime, self.work / "runtime", bundle, name))
+
+    def _lost(self, said: Tail) -> MachineError:
+        reason = f":\n{said.text}" if said.text else ""
+        return MachineError(f"the container ended before the command did{reason}")
+
+
+def _listen(
+    child: subprocess.Popen[bytes], out: Callable[[bytes], object], err: Callable[[bytes], object]
+) -> None:
+    """Pass on stdout and stderr until both have ended."""
+    with selectors.DefaultSelector() as selector:
+        selector.register(child.stdout or 0, selectors.EVENT_READ, out)
+        selector.register(child.stderr or 0, selectors.EVENT_READ, err)
+        while selector.get_map():
+            for key, _ in selector.select():
+                if data := os.read(key.fd, _CHUNK):
+                    key.data(data)
+                else:
+                    selector.unregister(key.fileobj)
+
+
+def _see(child: subprocess.Popen[bytes], said: Tail, what: str) -> None:
+    if child.wait() != 0:
+        raise MachineError(f"{what} failed in the guest: {said.text}")

@@ -1,0 +1,291 @@
+"""Native steps: real containers on real file systems, and what is left when they end in any way."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from obuild.errors import UsageError
+from obuild.executors.native import provision
+from obuild.host import locks
+from tests.support.program import Program, base_images, layers, new_store
+from tests.support.victim import Victim
+
+pytestmark = [
+    pytest.mark.vm,
+    pytest.mark.skipif(os.geteuid() != 0, reason="native steps need root"),
+]
+
+Spec = Callable[[str], Path]
+
+POINTS = ("native.mounted", "native.running", "step.done", "native.unmounted", "native.sealed", "commit.sealed")
+
+
+#: How long the kernel may take to end and unmount everything of a killed build, in seconds.
+END = 60.0
+
+
+def traces() -> set[str]:
+    """What builds may leave on the host: programs, mounts and loop devices."""
+    found = set()
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            command = entry.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            if "-native/" in command:
+                found.add(command)
+    mounts = Path("/proc/mounts").read_text() + subprocess.check_output(["losetup", "-a"], text=True)
+    # A disk in another mount namespace has no path here that tells more.
+    ours = ("(/)", "(/disk)")
+    return found | {line for line in mounts.splitlines() if "-native/" in line or line.endswith(ours)}
+
+
+def wait_for_nothing() -> None:
+    """Wait until nothing is left of the builds that have ended or were killed."""
+    deadline = time.monotonic() + END
+    while left := traces():
+        assert time.monotonic() < deadline, left
+        time.sleep(0.01)  # the kernel tells nobody
+
+
+@pytest.fixture(autouse=True)
+def alone(whole_run: Path) -> Iterator[None]:
+    """Run one of these tests at a time, and check that nothing is left after it."""
+    with locks.file_lock(whole_run / "native.lock"):
+        wait_for_nothing()
+        yield
+        wait_for_nothing()
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Program:
+    """A store that tests share: each builds its own steps."""
+    return Program(new_store(tmp_path_factory.mktemp("native") / "store", base_images("micro")), "native")
+
+
+@pytest.fixture
+def run(shared: Program, spec: Spec, source: Path) -> Callable[..., str]:
+    """Build ops on micro, each test with a step of its own first; returns what the build prints."""
+
+    def build(*ops: str, code: int = 0) -> str:
+        own = f'(run (shell "true {source}"))'
+        done = shared.build(spec(f"((from micro) {own} {' '.join(ops)})"), source, code=code)
+        return done.stdout + done.stderr
+
+    return build
+
+
+def shell(text: str, *fields: str) -> str:
+    quoted = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'(run {" ".join(fields)} (shell "{quoted}"))'
+
+
+def test_a_step_leaves_only_files(run: Callable[..., str]) -> None:
+    out = run(
+        shell("echo kept >/kept; echo lost >/run/lost; sleep 9990 & mkdir /dev/shm/lost; ls -d /proc/1"),
+        shell("cat /kept; ls /run/lost /dev/shm/lost; ps ax -o args | grep '[s]leep 9990' || echo no process"),
+    )
+    assert "\nkept\n" in out
+    assert "/run/lost" in out.partition("\nkept\n")[2]
+    assert "\nno process\n" in out
+
+
+def test_what_a_step_is_not_allowed_to_do(run: Callable[..., str]) -> None:
+    tries = (
+        "mount -t tmpfs x /mnt",
+        "unshare -m true",
+        "dd if=/dev/loop0 count=1",
+        "echo 1 >/proc/sys/kernel/panic",
+    )
+    node = "mknod /disk b 7 0 && dd if=/disk of=/dev/null count=1"
+    text = "; ".join(f"({each}) 2>/dev/null && echo did" for each in (*tries, node))
+    assert "\ndid" not in run(shell(f"{text}; echo tried")).replace("echo did", "")
+
+
+def test_links_of_the_guest_lead_nowhere_on_the_host(run: Callable[..., str], tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    out = run(
+        shell(
+            f"ln -s {outside} /cache; ln -s {outside}/etc /moved; mkdir -p {outside}/etc; mv /etc /etc.old; "
+            f"cp -a /etc.old/. {outside}/etc; ln -s /moved /etc"
+        ),
+        shell("echo in >/cache/file", "(cache (c (target /cache)))", "(network host)"),
+        shell(f"ls {outside}; cat /etc/hostname", "(cache (c (target /cache/deeper)))"),
+    )
+    assert list(outside.iterdir()) == []
+    assert "\netc\n" in out
+
+
+def test_resolv_conf_is_the_hosts_and_comes_back(run: Callable[..., str]) -> None:
+    out = run(
+        shell("echo guest >/etc/resolv.conf"),
+        shell("grep -c . /etc/resolv.conf; cmp /etc/resolv.conf /etc/resolv.conf && echo there", "(network host)"),
+        shell("echo now $(cat /etc/resolv.conf); ls -A /etc | grep obuild"),
+        code=1,
+    )
+    assert "\nthere\n" in out
+    assert "\nnow guest\n" in out
+    changed = run(
+        shell("echo changed >/etc/resolv.conf", "(network host)"),
+        shell("echo now $(cat /etc/resolv.conf)"),
+    )
+    assert "\nnow changed\n" in changed
+
+
+def test_secrets_and_caches_leave_nothing_in_the_layer(
+    shared: Program, spec: Spec, source: Path, tmp_path: Path
+) -> None:
+    value = tmp_path / "value"
+    value.write_text("hidden")
+    command = f"cat /deep/er/secret | tr h H; echo {source} >>/cached/c/words; echo d >/cached/d; ls -a /cached"
+    text = spec(
+        "((from micro)"
+        f" (run (secrets (s (target /deep/er/secret))) (cache (c (target /cached/c)) (d (target /cached)))"
+        f' (shell "{command}"))'
+        ' (run (shell "ls -a / /cached")))'
+    )
+    out = shared.build(text, source, "--secret", f"s:{value}").stdout
+    assert "Hidden" in out
+    assert "hidden" not in out
+    after = out.rpartition("ls -a / /cached")[2]
+    assert "deep" not in after
+    assert "cached" in after
+    for path in shared.store.rglob("*"):
+        if path.is_file() and path.stat().st_size < 1 << 26:
+            assert b"hidden" not in path.read_bytes(), path
+
+
+def test_a_full_disk_fails_the_step(run: Callable[..., str]) -> None:
+    assert "No space left" in run(shell("fallocate -l 9G /big"), code=1)
+
+
+def test_a_copy_is_shared_with_virtual_machines(shared: Program, spec: Spec, source: Path) -> None:
+    (source / "file").write_text("content")
+    text = '((from micro) (copy (src file) (dst /copied)) (run (shell "cat /copied")))'
+    made = layers(shared.build(spec(text), source).stdout)
+    plan = Program(shared.store)("plan", "-f", spec(text), source).stdout
+    assert made[1][:12] in plan
+    assert "2 of 3 steps are in the store" in plan
+
+
+class Native(Victim):
+    """The real program, with native steps."""
+
+    module = "obuild"
+    executor = "native"
+
+
+SPEC = """
+((from micro)
+ (run (cache (c (target /c))) (shell "echo {word} >>/c/words; echo {word} >/made"))
+ (copy (src file) (dst /copied))
+ (run (network host) (shell "cat /made /copied; sleep 9999 & echo {word} >/again")))
+"""
+
+
+@pytest.fixture
+def victim(tmp_path: Path, source: Path) -> Native:
+    (source / "file").write_text("copied")
+    store = new_store(tmp_path / "store", base_images("micro"))
+    return Native(store, {"SPEC": tmp_path / "test.spec", "SOURCE": source})
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_a_build_that_is_killed_at_a_point_leaves_nothing(victim: Native, point: str) -> None:
+    victim.words["SPEC"].write_text(SPEC.format(word="word"))
+    assert victim.run("build", "-f", "SPEC", "SOURCE", kill_at=point) == -signal.SIGKILL
+    wait_for_nothing()
+    victim.check()
+    assert victim.run("build", "-f", "SPEC", "SOURCE") == 0
+    victim.check()
+
+
+@pytest.mark.crash
+def test_killed_at_any_moment(victim: Native) -> None:
+    """OBUILD_TEST_KILLS times, default 100, with two builds at once."""
+    count = int(os.environ.get("OBUILD_TEST_KILLS", "100"))
+    chance = random.Random(count)
+    for number in range(count):
+        children = []
+        for word in (f"w{number // 2}", f"v{number // 3}"):
+            path = victim.words["SPEC"].with_name(f"{word}.spec")
+            path.write_text(SPEC.format(word=word))
+            children.append(victim.start("build", "-f", str(path), "SOURCE"))
+        for child in children:
+            try:
+                child.wait(chance.uniform(0.0, 1.5))
+            except subprocess.TimeoutExpired:
+                child.send_signal(chance.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT]))
+        for child in children:
+            _, errors = child.communicate()
+            assert "Traceback" not in errors
+        wait_for_nothing()
+        victim.check()
+    victim.words["SPEC"].write_text(SPEC.format(word="last"))
+    assert victim.run("build", "-f", "SPEC", "SOURCE") == 0
+
+
+# -- hosts that cannot
+
+
+def test_who_is_not_root_is_told_before_anything_is_made(enterable: Path, spec: Spec) -> None:
+    store = new_store(enterable / "store", base_images("micro"))
+    path = enterable / "test.spec"
+    path.write_text('((from micro) (run (shell "true")))')
+    subprocess.run(["chown", "-R", "65534:65534", enterable], check=True)
+    program = Program(store, "native")
+    done = subprocess.run(
+        [
+            "setpriv",
+            "--reuid=65534",
+            "--regid=65534",
+            "--clear-groups",
+            *program.argv("build", "-f", path, enterable),
+        ],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HOME": str(enterable)},
+    )
+    assert done.returncode == 2, done.stderr
+    assert "only root can: you are not root" in done.stderr
+    assert "--store=qemu" in done.stderr
+    assert list((store / "result").iterdir()) == []
+
+
+def test_a_missing_program_is_named_with_its_package(victim: Native, tmp_path: Path) -> None:
+    program = "qemu-storage-daemon"
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for folder in ("/usr/sbin", "/usr/bin"):
+        for path in Path(folder).iterdir():
+            if path.name != program:
+                (tools / path.name).unlink(missing_ok=True)
+                (tools / path.name).symlink_to(path)
+    victim.words["SPEC"].write_text(SPEC.format(word="x"))
+    done = Program(victim.root, "native").build(
+        victim.words["SPEC"], victim.words["SOURCE"], code=2, env={"PATH": str(tools)}
+    )
+    assert f"{program} is not installed" in done.stderr
+    assert "apt install qemu-system-common" in done.stderr
+
+
+def test_a_missing_container_runtime_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda name, path=None: None)
+    with pytest.raises(UsageError, match="runc is not installed"):
+        provision.find_runtime()
+
+
+@pytest.mark.parametrize("os_name", ["windows", "freebsd", "openbsd"])
+def test_other_systems_are_refused(os_name: str, victim: Native) -> None:
+    text = victim.words["SPEC"].with_name("other.spec")
+    text.write_text('((from micro) (shell sh -c) (run (shell "true")))')
+    done = Program(victim.root, "native").build(text, victim.words["SOURCE"], "--qemu-guest-os", os_name, code=2)
+    assert f"native steps run on Linux only, and this base is {os_name}" in done.stderr
