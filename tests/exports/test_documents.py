@@ -27,6 +27,7 @@ from obuild.store.layers import Store
 from tests.support import odd
 from tests.support.disks import ext4_disk
 from tests.support.layers import make_all
+from tests.support.openssl import check, pem
 
 STATUS = "Package: bash\nStatus: install ok installed\nArchitecture: amd64\nVersion: 5.2\n"
 OPS = '(env WHO me) (copy (src a) (dst /a)) (run (secrets (token (target /token))) (shell "make"))'
@@ -149,20 +150,6 @@ def test_a_layer_without_packages_is_exported(
 # -- signatures
 
 
-def pem(path: Path, *options: str) -> Path:
-    """A new private key of OpenSSL, and its public key at the same path and .pub."""
-    kind = ("-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256")
-    subprocess.run(["openssl", "genpkey", *kind, *options, "-out", path], check=True, capture_output=True)
-    public(path, "pass:sesame")
-    return path
-
-
-def public(path: Path, password: str) -> None:
-    out = path.with_suffix(".pub")
-    argv = ["openssl", "pkey", "-in", str(path), "-passin", password, "-pubout", "-out", str(out)]
-    subprocess.run(argv, check=True, capture_output=True)
-
-
 def cosign_key(path: Path) -> Path:
     """A key as `cosign generate-key-pair` writes it, with the password sesame."""
     plain = pem(path.with_name("plain"))
@@ -183,13 +170,8 @@ def cosign_key(path: Path) -> Path:
 
 
 def verify(path: Path, key: Path) -> None:
-    """Let OpenSSL check a signature."""
-    raw = path.with_name("signature")
-    raw.write_bytes(base64.b64decode(path.with_name(f"{path.name}.sig").read_bytes(), validate=True))
-    public_key, out = str(key.with_suffix(".pub")), str(raw)
-    argv = ["openssl", "dgst", "-sha256", "-verify", public_key, "-signature", out, str(path)]
-    subprocess.run(argv, check=True, capture_output=True)
-    raw.unlink()
+    """Let OpenSSL check a signature in its file."""
+    check(path.read_bytes(), path.with_name(f"{path.name}.sig").read_bytes(), key)
 
 
 KEYS: dict[str, Callable[[Path], Path]] = {

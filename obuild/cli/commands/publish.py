@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from obuild.cli.bar import Bar
-from obuild.cli.console import environment, guarded, note, open_store, put_json, say
+from obuild.cli.console import environment, guarded, key_password, note, open_store, put_json, say
 from obuild.cli.debugging import cleaner
 from obuild.cli.options import (
     JsonOption,
@@ -69,6 +70,13 @@ def publish(
     no_sysprep: Annotated[bool, typer.Option("--no-sysprep", help="Publish the layers as they are.")] = False,
     keep_user: Annotated[bool, typer.Option("--keep-user", help="Keep the user that obuild logs in as.")] = False,
     regions: Annotated[str, typer.Option(metavar="REGION,...", help="Copy an AMI to these regions, too.")] = "",
+    sbom: Annotated[
+        bool, typer.Option("--sbom/--no-sbom", help="Attach lists of packages and the provenance in registries.")
+    ] = True,
+    sign: Annotated[
+        Path | None,
+        typer.Option(metavar="KEY", help="Sign images in registries with this key, as cosign does."),
+    ] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Talk to registries by http.")] = False,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
@@ -90,6 +98,7 @@ def publish(
     from obuild.exports.export import Wanted, export
     from obuild.exports.publish import Source
     from obuild.exports.publish import publish as send
+    from obuild.exports.signing import load
     from obuild.exports.targets.all import kind_of
     from obuild.exports.targets.target import Published, Settings
     from obuild.store.index import resolve
@@ -108,6 +117,7 @@ def publish(
     grown = parse_bytes("--size", size) if size else 0
     if version_file:
         version = versions.read(Path(version_file))
+    signer = load(sign, partial(key_password, sign)) if sign else None
     opened = open_store(store)
     layers = {id: resolve(opened, id) for id in ids}
     sources = [
@@ -123,6 +133,7 @@ def publish(
 
     def make(source: Source, types: Sequence[str], folder: Path, stem: str) -> None:
         wanted = Wanted(types, folder, stem, source.card, Options(compression), size=grown, shrink=shrink)
+        wanted = wanted._replace(documented=sbom)
         if operations and (sysprep is not None or knows(source.card.os)):
             cleaning = cleaner(opened, store, source.layer, machine.settings(), operations)
             export(opened, source.layer, wanted, say=note, prepare=lambda layer: cleaning.cleaned())
@@ -130,11 +141,12 @@ def publish(
             note(f"{source.name} is published as it is, with its keys and logs")
             export(opened, source.layer, wanted, say=note)
 
-    recipe = repr((compression, grown, shrink, operations))
+    recipe = repr((compression, grown, shrink, operations, sbom))
     try:
         with Bar(sys.stderr) as bar:
             settings = Settings(opened.uploads, environment(), bar.under(note), bar, type, replace, insecure)
-            settings = settings._replace(regions=[each for each in regions.split(",") if each], version=version)
+            settings = settings._replace(regions=[each for each in regions.split(",") if each])
+            settings = settings._replace(version=version, signer=signer)
             send(opened, sources, targets, settings, make=make, recipe=recipe, done=done)
     finally:
         if as_json:

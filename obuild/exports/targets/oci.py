@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from obuild.errors import UsageError
+from obuild.exports.targets import attached
 from obuild.exports.targets.target import Image, Published, Settings
 from obuild.guests.profile import Card
 from obuild.host import failpoints
@@ -42,6 +44,12 @@ class Oci:
                 data = _blob(images[0].path, entries[0]).read_bytes()
             else:
                 kind, data = INDEX, index(entries)
+            for image, entry in zip(images, entries, strict=True):
+                attached.attach(repository, entry, image.path, self._settings.progress)
+            if self._settings.signer:
+                place = f"{self._reference.host}/{self._reference.repository}"
+                whole = f"sha256:{hashlib.sha256(data).hexdigest()}"
+                attached.sign(repository, whole, place, self._settings.signer, self._settings.progress)
             digest = repository.put(data, kind, tag=self._reference.tag)
         total = sum(file.stat().st_size for image in images for file in (image.path / "blobs").rglob("*"))
         return [Published(f"oci://{self._reference}", self._reference.at(digest), digest, total)]

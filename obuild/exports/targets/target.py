@@ -11,6 +11,7 @@ from obuild.bases.table import nearest
 from obuild.errors import UsageError
 from obuild.exports.all import FORMATS
 from obuild.exports.export import STEM
+from obuild.exports.signing import Signer
 from obuild.guests.profile import Card
 from obuild.plan.keys import LayerId
 
@@ -44,7 +45,7 @@ class Settings(NamedTuple):
     """What the command line says to all targets.
 
     `uploads` is a folder for what is remembered of unfinished uploads. `progress` is called with the number of
-    bytes that are there, and their total.
+    bytes that are there, and their total. `signer` signs what is in a registry.
     """
 
     uploads: Path
@@ -56,6 +57,7 @@ class Settings(NamedTuple):
     insecure: bool = False
     regions: Sequence[str] = ()
     version: str = ""
+    signer: Signer | None = None
 
 
 class Target(Protocol):

@@ -18,6 +18,7 @@ from obuild.exports.targets.all import KINDS, kind_of
 from obuild.exports.targets.target import Settings, file_type_of, filled, stem_of, type_of
 from obuild.store import fsck
 from obuild.store.layers import Store
+from tests.support.openssl import check, pem
 from tests.support.program import Program
 from tests.support.registry import Identity, Running, login, password_file, registry
 
@@ -92,6 +93,34 @@ def test_two_layers_for_the_same_machines_are_no_index(
     base = json.loads(tagged.stdout)["parents"][0]["id"]
     done = obuild("publish", "pg16", base, f"oci://{running.host}/same:1", env=known, code=2)
     assert "two of the layers are for x86_64" in done.stderr
+
+
+def test_provenance_and_a_signature_are_attached(
+    obuild: Program, running: Running, known: dict[str, str], tmp_path: Path
+) -> None:
+    key = pem(tmp_path / "key")
+    where = f"{running.host}/team/signed"
+    done = obuild("publish", "pg16", f"oci://{where}:16", f"--sign={key}", "--json", env=known)
+    (published,) = json.loads(done.stdout)
+    assert "there is no list of packages" in done.stderr
+    tag = published["digest"].replace(":", "-")
+
+    listed = json.loads(skopeo(running, known, "inspect", "--raw", f"docker://{where}:{tag}"))
+    (entry,) = listed["manifests"]
+    assert entry["artifactType"] == "application/vnd.in-toto+json"
+    manifest = json.loads(skopeo(running, known, "inspect", "--raw", f"docker://{where}@{entry['digest']}"))
+    assert manifest["subject"]["digest"] == published["digest"]
+    skopeo(running, known, "copy", f"docker://{where}@{entry['digest']}", f"dir:{tmp_path}/provenance")
+    (blob,) = (layer["digest"].removeprefix("sha256:") for layer in manifest["layers"])
+    statement = json.loads((tmp_path / "provenance" / blob).read_bytes())
+    (subject,) = statement["subject"]
+    assert f"sha256:{subject['digest']['sha256']}" == published["digest"]
+
+    skopeo(running, known, "copy", f"docker://{where}:{tag}.sig", f"dir:{tmp_path}/signature")
+    (layer,) = json.loads((tmp_path / "signature/manifest.json").read_bytes())["layers"]
+    payload = (tmp_path / "signature" / layer["digest"].removeprefix("sha256:")).read_bytes()
+    check(payload, layer["annotations"]["dev.cosignproject.cosign/signature"].encode(), key)
+    assert json.loads(payload)["critical"]["image"] == {"docker-manifest-digest": published["digest"]}
 
 
 def test_a_registry_refuses_before_anything_is_exported(
