@@ -47,6 +47,51 @@ def test_a_cleaned_debian_boots_with_new_keys_and_a_new_id(source: Path, spec: S
     assert told[9].startswith(("root:*:", "root:!"))
 
 
+#: Boots, says which disk its root is on, and powers off.
+BOOTED = """
+[Unit]
+After=multi-user.target
+[Service]
+Type=oneshot
+ExecStart=/bin/sh -c '{ echo; findmnt --noheadings --output SOURCE /; echo booted; } >/dev/ttyS0; poweroff -f'
+"""
+
+CONTROLLERS = {
+    "vmware": (("pvscsi,id=scsi", "scsi-hd,bus=scsi.0,drive=disk"), "/dev/sda1"),
+    "virtio-scsi": (("virtio-scsi-pci,id=scsi", "scsi-hd,bus=scsi.0,drive=disk"), "/dev/sda1"),
+    "nvme": (("nvme,serial=1,drive=disk",), "/dev/nvme0n1p1"),
+}
+
+
+@pytest.mark.long
+def test_an_exported_debian_boots_from_other_controllers(source: Path, spec: Spec, tmp_path: Path) -> None:
+    (source / "booted.service").write_text(BOOTED)
+    program = Program(new_store(tmp_path / "store", base_images("debian-12")))
+    units = "/etc/systemd/system"
+    wanted_by = f"ln -s ../booted.service {units}/multi-user.target.wants"
+    made = f'((from debian-12) (copy (src booted.service) (dst {units}/)) (run (shell "{wanted_by}")))'
+    program.build(spec(made), source, "-t", "debian/disk")
+    export = ("export", "debian/disk", "--type=vmdk-sparse", "--shrink", "-o", tmp_path)
+    (image,) = program(*export).stdout.splitlines()
+    for devices, root in CONTROLLERS.values():
+        argv = [
+            "qemu-system-x86_64",
+            "-accel",
+            "tcg",
+            "-cpu",
+            "max",
+            "-m",
+            "512",
+            "-display",
+            "none",
+            "-no-reboot",
+        ]
+        argv += ["-snapshot", "-drive", f"if=none,id=disk,file={image}", "-serial", "stdio", "-monitor", "none"]
+        argv += [word for device in devices for word in ("-device", device)]
+        said = subprocess.run(argv, stdout=subprocess.PIPE, timeout=180, text=True, check=True).stdout
+        assert f"{root}\nbooted\n" in said.replace("\r", ""), said
+
+
 def test_a_cleaned_image_boots_in_another_store_and_lets_its_own_user_in(
     shared: Program, spec: Spec, source: Path, tmp_path: Path
 ) -> None:

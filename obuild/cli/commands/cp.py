@@ -35,7 +35,8 @@ def cp(
     """Copy a file or folder out of a layer.
 
     It becomes DEST, or goes into DEST if that is a folder. It appears complete or not at all. Symlinks stay
-    symlinks, the files belong to you, and no file is setuid.
+    symlinks, the files belong to you (in a tar archive, to root), and no file is setuid. For a system with
+    its owners, use obuild export --type tar.
 
     Example: obuild cp 3f2a:/var/log/dpkg.log .
     """
