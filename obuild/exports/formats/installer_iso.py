@@ -8,8 +8,7 @@ from obuild.exports.disk import Disk
 from obuild.exports.iso import image
 from obuild.exports.iso.medium import EPOCH, PAYLOAD, Entry
 from obuild.guests.profile import Card
-from obuild.host import process
-from obuild.store import mtree
+from obuild.host import process, sparse
 
 
 def check(size: int, card: Card) -> None:
@@ -23,7 +22,7 @@ def write(disk: Disk, out: Path) -> None:
         _pack(disk.path, made.medium.live / PAYLOAD)
         settings = {
             "size": str(disk.size),
-            "sha256": mtree.digest(disk.path),
+            "sha256": sparse.sha256(disk.path),
             "disk": disk.options.install_disk,
             "unattended": "1" if disk.options.unattended else "",
         }
