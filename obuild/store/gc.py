@@ -371,6 +371,22 @@ def _stale(store: Store, now: float) -> Iterator[Item]:
             yield Item("stale", id, usage.on_disk(store.states.folder / id), used, why=why)
 
 
+def _unsent(store: Store, now: float) -> Iterator[Item]:
+    """Images that an interrupted `publish` would send the rest of: it can make others."""
+    for name in store.outbox.waiting():
+        folder = store.outbox.folder / name
+        if (used := _mtime(folder)) is not None:
+            yield Item("unsent", name, usage.on_disk(folder), used, why="its publication was interrupted")
+
+
+def _unsent_used(store: Store, item: Item) -> float | None:
+    return _mtime(store.outbox.folder / item.name)
+
+
+def _remove_unsent(store: Store, item: Item, parents: Parents) -> bool:
+    return store.outbox.remove(item.name)
+
+
 def _never(store: Store, item: Item) -> bool:
     return False  # otherwise it would not be spare
 
@@ -399,5 +415,6 @@ SPARE = {
     "flat": Kind(_flats, _flat_used, _never, _remove_flat),
     "stale": Kind(_stale, _warm_used, _never, _remove_warm),
     "memo": Kind(_memos, _memo_used, _never, _remove_memo),
+    "unsent": Kind(_unsent, _unsent_used, _never, _remove_unsent),
 }
 KINDS = STOCK | SPARE

@@ -60,11 +60,27 @@ class Outbox:
             raise
         failpoints.reach("publish.exported")
 
-    def sweep(self) -> None:
-        """Remove what a killed process has not completed, and complete images that nobody has sent for a day."""
+    def waiting(self) -> list[str]:
+        """The names of images that nobody makes or sends at the moment."""
+        found = []
         with suppress(FileNotFoundError):
             for folder in parts.entries(self.folder, parts.ID):
-                with suppress(OSError, ObuildError), locks.folder_lock(folder, wait=False) as free:
-                    old = folder.stat().st_mtime < time.time() - KEPT
-                    if free and (old or not is_file(folder / READY)):
-                        discard(folder)
+                with locks.folder_lock(folder, wait=False) as free:
+                    if free:
+                        found.append(folder.name)
+        return found
+
+    def remove(self, name: str) -> bool:
+        """Remove images; False if a process has begun to use them."""
+        with locks.folder_lock(self.folder / name, wait=False) as free:
+            if free:
+                discard(self.folder / name)
+            return free
+
+    def sweep(self) -> None:
+        """Remove what a killed process has not completed, and complete images that nobody has sent for a day."""
+        for name in self.waiting():
+            folder = self.folder / name
+            with suppress(OSError, ObuildError):
+                if not is_file(folder / READY) or folder.stat().st_mtime < time.time() - KEPT:
+                    self.remove(name)

@@ -43,7 +43,7 @@ def look(store: Store) -> Usage:
         _base_images(store),
         *(_part(f"{kind}s", gc.STOCK[kind].find(store, time.time())) for kind in kinds),
         *_unfinished(store),
-        *_folders(store, "warm states", "flattened layers", "tags"),
+        *_folders(store, "warm states", "flattened layers", "images to publish", "tags"),
         Part("state", 1, usage.on_disk(store.state)),
     )
     disk = shutil.disk_usage(store.root)

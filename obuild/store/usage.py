@@ -23,6 +23,7 @@ FOLDERS = {
     "warm states": "warm",
     "running machines": "warm-tmp",
     "flattened layers": "flat",
+    "images to publish": "outbox",
     "tags": "tags",
     "state": "state",
 }

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from obuild.store import fsck, outbox
+from obuild.store import fsck, gc, outbox, quota
 from obuild.store.layers import Store
 
 
@@ -77,6 +78,18 @@ def test_a_sweep_removes_what_is_old_or_not_complete(store: Store) -> None:
         os.utime(used, (1, 1))
         Store.open(store.root)
         assert [path.exists() for path in (fresh, old, part, used)] == [True, False, False, True]
+
+
+def test_prune_removes_what_nobody_sends(store: Store) -> None:
+    kept = failed(store)
+    with store.outbox.images("used", fill) as used:
+        assert {part.what: part.count for part in quota.look(store).parts}["images to publish"] == 2
+        plan = gc.plan(store, now=time.time())
+        assert [(item.kind, item.name) for item in plan.items] == [("unsent", kept.name)]
+        gc.KINDS["unsent"].remove(store, plan.items[0], {})
+        assert not kept.exists()
+        assert not store.outbox.remove(used.name)
+        assert used.exists()
 
 
 def test_a_second_process_waits_and_makes_its_own(store: Store) -> None:
