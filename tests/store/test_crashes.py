@@ -46,8 +46,9 @@ MACHINE = (
 )
 
 BUILD = ("build", "--qemu-accel=tcg", "-f", "SPEC", "SOURCE")
-#: The points of making a base from a recipe; tests/bases/test_interrupted.py tries them.
-MAKING = ("make.", "download.")
+#: The points of making a base from a recipe, which tests/bases/test_interrupted.py tries, and of publishing, which
+#: tests/exports/targets and tests/remotes do.
+ELSEWHERE = ("make.", "download.", "publish.")
 
 TAG = ("build", "--qemu-accel=tcg", "-t", "web", "-f", "SPEC", "SOURCE")
 BASE = ("base", "add", "DISK", "--name=tiny", "--force")
@@ -78,7 +79,7 @@ def test_every_point_is_tried() -> None:
 
 
 @pytest.mark.parametrize(
-    "point", [point for point in failpoints.POINTS if point not in MACHINE and not point.startswith(MAKING)]
+    "point", [point for point in failpoints.POINTS if point not in MACHINE and not point.startswith(ELSEWHERE)]
 )
 def test_killed_at_a_point(victim: Victim, point: str) -> None:
     kind = {"flat.removed": "remove", "tag.removed": "untag"}.get(point, point.partition(".")[0])

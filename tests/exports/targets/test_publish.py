@@ -185,13 +185,12 @@ def test_what_is_there_stays_unless_replaced(obuild: Program, tmp_path: Path) ->
 
 
 def test_layers_are_cleaned_unless_the_user_says_no(obuild: Program, tmp_path: Path) -> None:
-    """The scripted machines write a random word on the disk."""
     done = obuild("publish", "pg16", f"file:{tmp_path}/a.raw", "--sysprep=-logs")
     assert "cleaning: ssh-hostkeys" in done.stderr
     assert "logs" not in done.stderr
     plain = obuild("publish", "pg16", f"file:{tmp_path}/b.raw", "--no-sysprep")
     assert "pg16 is published as it is, with its keys and logs" in plain.stderr
-    assert (tmp_path / "a.raw").read_bytes() != (tmp_path / "b.raw").read_bytes()
+    assert "cleaning" not in plain.stderr
 
 
 def test_cleaned_images_are_kept_until_they_have_arrived(obuild: Program, tmp_path: Path) -> None:
