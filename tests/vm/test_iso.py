@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,8 +15,12 @@ import pytest
 from obuild.executors.qemu import argv, machine, ssh
 from obuild.executors.qemu.machine import Machine
 from obuild.executors.qemu.shape import Shape
+from obuild.exports.disk import Disk, Options
+from obuild.exports.formats import installer_iso
+from obuild.guests.profile import Card
 from obuild.host import qemu_img
 from obuild.host.process import CancelScope
+from obuild.plan.keys import LayerId
 from tests.support.program import Program
 
 pytestmark = [pytest.mark.vm, pytest.mark.long]
@@ -61,9 +66,10 @@ def medium_first(monkeypatch: pytest.MonkeyPatch) -> None:
 def booted(
     folder: Path, iso: Path, firmware: str, medium: tuple[str, ...], *, disk: int = 1 << 20
 ) -> Iterator[Machine]:
-    """A machine with the image as a medium, and an empty disk of `disk` bytes, `folder`/disk.qcow2."""
+    """A machine with the image as a medium, and the disk `folder`/disk.qcow2: an empty one, if it is not there."""
     image = folder / "disk.qcow2"
-    qemu_img.create_empty(image, size=disk)
+    if not image.exists():
+        qemu_img.create_empty(image, size=disk)
     drive = ("-drive", f"if=none,id=iso,format=raw,readonly=on,file={iso}")
     shape = Shape(firmware=firmware, memory=512 << 20, boot_time=300)
     with machine.start(shape, image, CancelScope(), network=False, extra=(*drive, *medium)) as running:
@@ -114,3 +120,71 @@ def test_an_installer_writes_the_disk_from_any_medium(
     images: Path, tmp_path: Path, firmware: str, medium: tuple[str, ...]
 ) -> None:
     see_installer(images, tmp_path, firmware, medium)
+
+
+def test_a_live_system_keeps_changes_on_a_partition(shared: Program, images: Path, tmp_path: Path) -> None:
+    shared("export", "iso", "--type=iso", "--persist=data", "--name=pg", "-o", tmp_path)
+    data = tmp_path / "data.raw"
+    with data.open("wb") as file:
+        file.truncate(32 << 20)
+    subprocess.run(["mke2fs", "-q", "-t", "ext4", "-L", "data", data], check=True)
+    subprocess.run(["qemu-img", "convert", "-O", "qcow2", data, tmp_path / "disk.qcow2"], check=True)
+    for expected in ("", "kept\n"):
+        with booted(tmp_path, tmp_path / "pg.iso", "bios", DISK) as running:
+            script = "cat /kept 2>/dev/null; echo kept >/kept; sync"
+            assert told(running, shared.store / "state/ssh/id_ed25519", script) == expected
+            running.quit()
+
+
+def made(images: Path, folder: Path, **options: Any) -> Path:
+    """An installer of the layer, with these options."""
+    (folder / "work").mkdir()
+    raw = folder / "work/disk.raw"
+    raw.hardlink_to(images / "pg.raw")
+    disk = Disk(raw, raw.stat().st_size, LayerId("5" * 64), Card(), Options(**options))
+    installer_iso.write(disk, out := folder / "work/pg.installer.iso")
+    return out
+
+
+def wait_for(running: Machine, text: str) -> None:
+    """Wait until the console has the text. MachineError if the machine ends before."""
+    while text not in running.console(10_000):
+        running.pause(0.5)
+
+
+@pytest.mark.parametrize("answer", ["yes", "no"])
+def test_an_installer_asks(images: Path, tmp_path: Path, answer: str) -> None:
+    size = (images / "pg.raw").stat().st_size
+    with booted(tmp_path, made(images, tmp_path), "bios", DISK, disk=size) as running:
+        wait_for(running, "Type yes to overwrite /dev/vda")
+        for key in (*answer, "ret"):
+            running.press(key)
+        running.power_off(ask=False)
+    status = 0 if answer == "yes" else 1
+    done = subprocess.run(["qemu-img", "compare", "-q", images / "pg.raw", tmp_path / "disk.qcow2"])
+    assert done.returncode == status
+    if answer == "no":
+        assert nothing_was_written(tmp_path / "disk.qcow2")
+
+
+@pytest.mark.parametrize(
+    ("options", "smaller", "said"),
+    [
+        ({"install_disk": "WD-1234"}, 0, "no disk is WD-1234"),
+        ({}, 1 << 20, "no disk of this machine can take an image of"),
+    ],
+)
+def test_an_installer_that_finds_no_disk_writes_nothing(
+    images: Path, tmp_path: Path, options: dict[str, str], smaller: int, said: str
+) -> None:
+    size = (images / "pg.raw").stat().st_size - smaller
+    iso = made(images, tmp_path, unattended=True, **options)
+    with booted(tmp_path, iso, "bios", DISK, disk=size) as running:
+        wait_for(running, said)
+        running.quit()
+    assert nothing_was_written(tmp_path / "disk.qcow2")
+
+
+def nothing_was_written(disk: Path) -> bool:
+    (extent,) = json.loads(subprocess.check_output(["qemu-img", "map", "--output=json", disk]))
+    return bool(extent["zero"])
