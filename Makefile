@@ -25,7 +25,7 @@ WORKERS ?= $(shell expr $$(nproc) + 1)
 
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: help setup demo test test-arch test-crash test-long bench-steps docs lint clean
+.PHONY: help setup demo test test-arch test-crash test-long bench-steps container docs lint clean
 help:
 	@sed -n 's/^# make/make/p' Makefile
 
@@ -91,6 +91,25 @@ bench-steps: setup
 	.venv/bin/pip install -q -e '.[bench]'
 	.venv/bin/python -m bench.steps $(STEPS)
 
+# make container: build the image `obuild`, the builder in a container. EMBED=true puts ISO=FILE (or ISO_URL=…) into it.
+# make container-EXPORT (img, qcow2, qcow2-image, vmdk, iso): turn an installer ISO and a cloud-config into
+# images/NAME.EXT: CLOUD_CONFIG=FILE, NAME, and ISO=FILE, or ISO_URL and ISO_DIGEST. See docs/ci.md.
+CONTAINER_TOOL ?= $(firstword $(shell command -v buildah podman docker))
+CONTAINER_ARGS ?=
+EMBED ?= false
+container:
+	@rm -rf container/embedded && mkdir container/embedded && cp container/README container/embedded
+	@if [ '$(EMBED)' = true ]; then \
+	    if [ -n '$(ISO)' ]; then cp '$(ISO)' container/embedded/installer.iso; \
+	    else curl -fL -o container/embedded/installer.iso '$(ISO_URL)'; fi; \
+	fi
+	$(CONTAINER_TOOL) build $(CONTAINER_ARGS) -t obuild -f Containerfile .
+	@rm -rf container/embedded
+
+container-img container-qcow2 container-qcow2-image container-vmdk container-iso: container-%:
+	CLOUD_CONFIG='$(CLOUD_CONFIG)' NAME='$(NAME)' ISO='$(ISO)' ISO_URL='$(ISO_URL)' ISO_DIGEST='$(ISO_DIGEST)' \
+	    container/run $*
+
 # make docs: write docs/cli.md from the program.
 docs: setup
 	.venv/bin/python -m obuild.cli.reference >docs/cli.md
@@ -100,7 +119,7 @@ lint: setup .venv/packages-test
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
-	shellcheck -s sh obuild/guests/resident/*.sh obuild/exports/cleaning/*.sh obuild/exports/iso/resident/*.sh
+	shellcheck -s sh obuild/guests/resident/*.sh container/make-image container/run obuild/exports/cleaning/*.sh obuild/exports/iso/resident/*.sh
 
 clean:
 	rm -rf demo-store .cache

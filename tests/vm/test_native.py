@@ -223,7 +223,7 @@ def test_killed_at_any_moment(victim: Native) -> None:
             try:
                 child.wait(chance.uniform(0.0, 1.5))
             except subprocess.TimeoutExpired:
-                child.send_signal(chance.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT]))
+                child.send_signal(chance.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM]))
         for child in children:
             _, errors = child.communicate()
             assert "Traceback" not in errors

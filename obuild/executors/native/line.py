@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
@@ -73,7 +73,7 @@ class Line:
         """As ssh.Connection.stream."""
         said = Tail()
         with self._container(command, subprocess.PIPE) as child:
-            listener = threading.Thread(target=_listen, args=(child, said, said), daemon=True)
+            listener = threading.Thread(target=_drain, args=(child, said), daemon=True)
             listener.start()
             assert child.stdin is not None
             try:
@@ -153,6 +153,11 @@ def _listen(
                     key.data(data)
                 else:
                     selector.unregister(key.fileobj)
+
+
+def _drain(child: subprocess.Popen[bytes], said: Tail) -> None:
+    with suppress(OSError, ValueError):  # an interrupt has closed the pipes
+        _listen(child, said, said)
 
 
 def _see(child: subprocess.Popen[bytes], said: Tail, what: str) -> None:
