@@ -42,7 +42,7 @@ def test_an_iso_and_a_cloud_config_become_a_disk(tmp_path: Path) -> None:
     env = {**os.environ, **PLAIN, "DISK_SIZE": "96M", "MEMORY": "256M", "FIRMWARE": "bios", "TOOL": "buildah"}
     subprocess.run(["buildah", "build", "-t", "localhost/debian12", tmp_path], check=True, env=env)
     args = f"--build-arg BASE=localhost/debian12 {os.environ.get('OBUILD_TEST_CONTAINER_ARGS', '')}"
-    make = ["make", "-C", ROOT, f"CONTAINER_ARGS={args}", "CONTAINER_TOOL=buildah"]
+    make: list[str | Path] = ["make", "-C", ROOT, f"CONTAINER_ARGS={args}", "CONTAINER_TOOL=buildah"]
     subprocess.run([*make, "container"], check=True, env=env)
     config = tmp_path / "config.yaml"
     config.write_text(CLOUD_CONFIG)
