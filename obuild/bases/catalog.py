@@ -132,12 +132,13 @@ def add(
     about: Card,
     key: Path | None,
     boot: Sequence[Path] = (),
+    size: int = 0,
     force: bool = False,
 ) -> Path:
     """Add an image made elsewhere as the base `name`, with the private key for its login.
 
-    `boot` are the kernel and the initial RAM disk, if the card says that QEMU loads them. UsageError if the file
-    is not a disk, or if the name is taken and not `force`.
+    `boot` are the kernel and the initial RAM disk, if the card says that QEMU loads them. With a `size` in bytes,
+    the disk grows. UsageError if the file is no disk, or cannot grow, or if the name is taken and not `force`.
     """
     from obuild.executors.qemu.ssh import load_key
 
@@ -157,6 +158,10 @@ def add(
             for path, suffix in zip(boot, (KERNEL, INITRD), strict=False):
                 qemu_img.copy(path, out.with_suffix(suffix))
             qemu_img.copy(file, out)
+            if size:
+                from obuild.bases import growing  # late: seldom needed
+
+                out = growing.grow(out, size)
             card_path(out).write_text(profile.dump(about))
         return store.base_image / out.name
 

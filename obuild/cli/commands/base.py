@@ -11,7 +11,7 @@ import typer
 from obuild.cli import text
 from obuild.cli.bar import Bar
 from obuild.cli.console import guarded, look_at, open_store, put, say
-from obuild.cli.options import StoreOption, VerboseOption
+from obuild.cli.options import StoreOption, VerboseOption, parse_bytes
 from obuild.errors import ObuildError, UsageError
 
 if TYPE_CHECKING:
@@ -156,6 +156,9 @@ def base_add(
         str, typer.Option(metavar="TEXT", help="Command line for that kernel; the console is added.")
     ] = "root=/dev/vda1 rw",
     uefi: Annotated[bool, typer.Option("--uefi", help="Boot the disk by UEFI instead of a BIOS.")] = False,
+    size: Annotated[
+        str, typer.Option(metavar="SIZE", help="Grow the disk and its last ext4 file system, for example to 40G.")
+    ] = "",
     force: Annotated[bool, typer.Option("--force", help="Replace an existing image of that name.")] = False,
     verbose: VerboseOption = False,
 ) -> None:
@@ -174,8 +177,27 @@ def base_add(
     if kernel:
         fields |= {"firmware": "kernel", "cmdline": cmdline}
     about = profile.from_strings(fields, where="obuild base add")
-    added = catalog.add(open_store(store, create=True), file, name, about=about, key=key, boot=boot, force=force)
+    grown = parse_bytes("--size", size) if size else 0
+    opened = open_store(store, create=True)
+    added = catalog.add(opened, file, name, about=about, key=key, boot=boot, size=grown, force=force)
     put(f"added {added}")
+
+
+@app.command("resize")
+@guarded
+def base_resize(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A base image.")],
+    size: Annotated[str, typer.Argument(metavar="SIZE", help="The new size of its disk, for example 40G.")],
+    store: StoreOption = "",
+    verbose: VerboseOption = False,
+) -> None:
+    """Grow the disk of a base image, its last partition and the ext4 file system there, without a boot.
+
+    Builds on it have new layers then; layers that are there stay as they are.
+    """
+    from obuild.bases.resizing import resize_base
+
+    put(f"resized {resize_base(open_store(store), name, parse_bytes('SIZE', size))}")
 
 
 @app.command("ls")
