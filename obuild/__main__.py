@@ -28,8 +28,12 @@ def main() -> None:
         finally:
             sys.stdout.flush()
     except KeyboardInterrupt:
-        sys.stderr.write("obuild: interrupted\n")
-        sys.exit(130)
+        _interrupted()
+    except RuntimeError as error:
+        # While a module is imported, Python 3.11 wraps what a descriptor's __set_name__ raises.
+        if not isinstance(error.__cause__, KeyboardInterrupt):
+            raise
+        _interrupted()
     except BrokenPipeError:  # `obuild --help | head`; commands handle it themselves
         streams.forget_output()
         sys.exit(1)
@@ -37,6 +41,11 @@ def main() -> None:
         streams.forget_output()
         sys.stderr.write(f"obuild: {error.message}\n")
         sys.exit(1)
+
+
+def _interrupted() -> NoReturn:
+    sys.stderr.write("obuild: interrupted\n")
+    sys.exit(130)
 
 
 def _terminate(number: int, frame: object) -> NoReturn:

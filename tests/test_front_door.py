@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import obuild
+from obuild import __main__
 
 
 @pytest.mark.parametrize("name", obuild.__all__)
@@ -54,3 +55,17 @@ def test_a_closed_standard_stream_is_not_reused_for_a_file(closed: str) -> None:
     script = "import os, obuild.host.streams as s; s.prepare(); fd = os.open('/dev/null', 0); exit(fd <= 2)"
     shell = f'"$0" -c "{script}" {closed}'
     assert subprocess.run(["sh", "-c", shell, sys.executable], cwd=Path(__file__).parent.parent).returncode == 0
+
+
+def test_an_interrupt_during_an_import_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run() -> None:
+        raise RuntimeError("Error calling __set_name__ on a descriptor") from KeyboardInterrupt()
+
+    monkeypatch.setattr("obuild.cli.main.run", run)
+    monkeypatch.setattr("obuild.__main__.streams.prepare", lambda: None)
+    with pytest.raises(SystemExit) as ended:
+        __main__.main()
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "obuild: interrupted\n"
