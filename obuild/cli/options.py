@@ -157,6 +157,16 @@ SysprepOption = Annotated[
 ]
 
 
+LabelOption = Annotated[
+    list[str],
+    typer.Option(
+        metavar="KEY=VALUE",
+        help="A label of a container image, such as instancetype.kubevirt.io/default-instancetype=u1.medium. "
+        "May be repeated.",
+    ),
+]
+
+
 class WithSysprep(typer.core.TyperCommand):
     """A command whose option --sysprep may stand alone; a value comes after an equals sign only."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +28,8 @@ class Options(NamedTuple):
 
     `compression` is that of qcow2 images, `cpus` is for an `ova`. A live system keeps its changes on the partition
     with the label `persist`, if any. An installer writes to `install_disk` ("" for the only one; `smallest`,
-    `largest`, or a name or serial number), and asks nobody if `unattended`.
+    `largest`, or a name or serial number), and asks nobody if `unattended`. `labels` are names and values in the
+    configuration of a container image.
     """
 
     compression: str = "zstd"
@@ -36,6 +37,7 @@ class Options(NamedTuple):
     persist: str = ""
     install_disk: str = ""
     unattended: bool = False
+    labels: tuple[tuple[str, str], ...] = ()
 
     def check(self, types: Collection[str]) -> None:
         """UsageError for a value that is wrong, or is for none of the types."""
@@ -48,6 +50,19 @@ class Options(NamedTuple):
             raise UsageError(f"--persist {self.persist!r}: it is the label of a partition", hint=hint)
         if (self.install_disk or self.unattended) and "installer-iso" not in types:
             raise UsageError("--disk and --unattended are for --type installer-iso")
+        if self.labels and not {"containerdisk", "oci-archive"} & set(types):
+            raise UsageError("--label is for container images", hint="--type containerdisk or oci-archive")
+
+
+def labels(words: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """Labels from words like KEY=VALUE. UsageError for another word."""
+    found = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not key:
+            raise UsageError(f"--label {word} is not KEY=VALUE")
+        found[key] = value
+    return tuple(sorted(found.items()))
 
 
 def id_of(layer: LayerId, what: str) -> uuid.UUID:

@@ -24,7 +24,7 @@ import pytest
 from obuild.errors import ObuildError, StoreError, UsageError
 from obuild.exports import free_space
 from obuild.exports.all import FORMATS
-from obuild.exports.disk import Disk, Options
+from obuild.exports.disk import Disk, Options, labels
 from obuild.exports.export import Wanted, export
 from obuild.exports.formats import ova, vhd, vhdx
 from obuild.guests.profile import Card
@@ -180,6 +180,24 @@ def test_a_containerdisk_is_one_disk_of_qemus_user(store: Store, tmp_path: Path,
     assert (folder.name, folder.mode, folder.uid, folder.gid) == ("disk", 0o555, 107, 107)
     assert (file.name, file.mode, file.uid, file.gid) == ("disk/disk.img", 0o444, 107, 107)
     subprocess.run(["qemu-img", "compare", "-F", "qcow2", raw, tmp_path / "disk/disk.img"], check=True)
+
+
+def test_labels_of_a_containerdisk_say_which_machine_it_wants(store: Store, tmp_path: Path) -> None:
+    given = labels(["instancetype.kubevirt.io/default-instancetype=u1.medium", "team=pg"])
+    (image,) = export(store, ID, wanted(tmp_path, "containerdisk", options=Options(labels=given)), say=silent)
+    config, _, _ = layout_of(image)
+    title = {"org.opencontainers.image.title": ID[:12]}
+    assert config["config"] == {
+        "Labels": {**title, "instancetype.kubevirt.io/default-instancetype": "u1.medium", "team": "pg"},
+        "Env": ["INSTANCETYPE_KUBEVIRT_IO_DEFAULT_INSTANCETYPE=u1.medium"],
+    }
+
+
+def test_a_label_that_is_none_is_refused(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--label team is not KEY=VALUE"):
+        labels(["team"])
+    with pytest.raises(UsageError, match="--label is for container images"):
+        export(store, ID, wanted(tmp_path, "raw", options=Options(labels=(("a", "b"),))), say=silent)
 
 
 @pytest.mark.parametrize(("type", "transport"), [("containerdisk", "oci"), ("oci-archive", "oci-archive")])

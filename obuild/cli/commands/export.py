@@ -13,6 +13,7 @@ from obuild.cli.console import guarded, key_password, note, open_store, put
 from obuild.cli.debugging import cleaner
 from obuild.cli.options import (
     IdArgument,
+    LabelOption,
     Machine,
     StoreOption,
     SysprepOption,
@@ -84,6 +85,7 @@ def export_layer(
     unattended: Annotated[
         bool, typer.Option("--unattended", help="An installer-iso writes without asking anybody.")
     ] = False,
+    label: LabelOption = [],  # noqa: B006  # typer copies it
     sbom: Annotated[
         bool,
         typer.Option(
@@ -106,7 +108,7 @@ def export_layer(
     """
     from obuild.builder.provision import base_below
     from obuild.exports.cleaning.operations import pick
-    from obuild.exports.disk import Options
+    from obuild.exports.disk import Options, labels
     from obuild.exports.export import Wanted, export
     from obuild.exports.signing import load
     from obuild.store.index import resolve
@@ -119,7 +121,7 @@ def export_layer(
     card = base_below(opened, layer).card
     if memory:
         card = replace(card, memory=parse_bytes("--memory", memory))
-    options = Options(compression, cpus, persist, disk, unattended)
+    options = Options(compression, cpus, persist, disk, unattended, labels(label))
     wanted = Wanted(types, out, stem, card, options, force, parse_bytes("--size", size) if size else 0, shrink)
     wanted = wanted._replace(documented=sbom, signer=signer)
     if sysprep is None:

@@ -15,6 +15,7 @@ from obuild.cli.console import environment, guarded, key_password, note, open_st
 from obuild.cli.debugging import cleaner
 from obuild.cli.options import (
     JsonOption,
+    LabelOption,
     Machine,
     StoreOption,
     SysprepOption,
@@ -70,6 +71,7 @@ def publish(
     no_sysprep: Annotated[bool, typer.Option("--no-sysprep", help="Publish the layers as they are.")] = False,
     keep_user: Annotated[bool, typer.Option("--keep-user", help="Keep the user that obuild logs in as.")] = False,
     regions: Annotated[str, typer.Option(metavar="REGION,...", help="Copy an AMI to these regions, too.")] = "",
+    label: LabelOption = [],  # noqa: B006  # typer copies it
     sbom: Annotated[
         bool, typer.Option("--sbom/--no-sbom", help="Attach lists of packages and the provenance in registries.")
     ] = True,
@@ -94,7 +96,7 @@ def publish(
     from obuild.builder.sysprep import knows
     from obuild.exports import version_file as versions
     from obuild.exports.cleaning.operations import pick
-    from obuild.exports.disk import Options
+    from obuild.exports.disk import Options, labels
     from obuild.exports.export import Wanted, export
     from obuild.exports.publish import Source
     from obuild.exports.publish import publish as send
@@ -114,6 +116,7 @@ def publish(
     if no_sysprep and (sysprep is not None or keep_user):
         raise UsageError("--no-sysprep cannot be used with --sysprep or --keep-user")
     operations = () if no_sysprep else pick(sysprep or "", keep_user=keep_user)
+    options = Options(compression, labels=labels(label))
     grown = parse_bytes("--size", size) if size else 0
     if version_file:
         version = versions.read(Path(version_file))
@@ -132,7 +135,7 @@ def publish(
             say(published.reference)
 
     def make(source: Source, types: Sequence[str], folder: Path, stem: str) -> None:
-        wanted = Wanted(types, folder, stem, source.card, Options(compression), size=grown, shrink=shrink)
+        wanted = Wanted(types, folder, stem, source.card, options, size=grown, shrink=shrink)
         wanted = wanted._replace(documented=sbom)
         if operations and (sysprep is not None or knows(source.card.os)):
             cleaning = cleaner(opened, store, source.layer, machine.settings(), operations)
@@ -141,7 +144,7 @@ def publish(
             note(f"{source.name} is published as it is, with its keys and logs")
             export(opened, source.layer, wanted, say=note)
 
-    recipe = repr((compression, grown, shrink, operations, sbom))
+    recipe = repr((options, grown, shrink, operations, sbom))
     try:
         with Bar(sys.stderr) as bar:
             settings = Settings(opened.uploads, environment(), bar.under(note), bar, type, replace, insecure)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tarfile
 import zlib
 from collections.abc import Iterator
@@ -26,6 +27,9 @@ ARCHES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 _TYPE = "application/vnd.oci.image"
 _CHUNK = 1 << 20
+
+#: The labels that say which machine an image is made for: `instancetype.kubevirt.io/default-instancetype`.
+_MACHINE = "instancetype.kubevirt.io/"
 _EPOCH = "1970-01-01T00:00:00Z"
 
 
@@ -42,7 +46,7 @@ def write(disk: Disk, out: Path) -> None:
         "architecture": arch,
         "os": "linux",
         "created": _EPOCH,
-        "config": {"Labels": {"org.opencontainers.image.title": disk.layer[:12]}},
+        "config": _settings(disk),
         "rootfs": {"type": "layers", "diff_ids": [diff_id]},
         "history": [{"created": _EPOCH, "created_by": "obuild export"}],
     }
@@ -60,6 +64,22 @@ def write(disk: Disk, out: Path) -> None:
     }
     (out / "index.json").write_bytes(_json(index))
     (out / "oci-layout").write_bytes(_json({"imageLayoutVersion": "1.0.0"}))
+
+
+def _settings(disk: Disk) -> dict[str, Any]:
+    """What a container of this image would have.
+
+    KubeVirt's importer (CDI) takes the defaults for machines from variables that are named after their labels:
+    https://github.com/kubevirt/containerized-data-importer/blob/main/doc/image-from-registry.md
+    """
+    given = dict(disk.options.labels)
+    settings: dict[str, Any] = {"Labels": {"org.opencontainers.image.title": disk.layer[:12], **given}}
+    variables = [f"{_variable(key)}={value}" for key, value in given.items() if key.startswith(_MACHINE)]
+    return {**settings, "Env": variables} if variables else settings
+
+
+def _variable(label: str) -> str:
+    return re.sub(r"[./-]", "_", label).upper()
 
 
 def write_archive(disk: Disk, out: Path) -> None:
