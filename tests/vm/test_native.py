@@ -16,7 +16,7 @@ import pytest
 from obuild.errors import UsageError
 from obuild.executors.native import provision
 from obuild.host import locks
-from tests.support.program import Program, base_images, layers, new_store
+from tests.support.program import Program, assert_clean, base_images, layers, new_store
 from tests.support.victim import Victim
 
 pytestmark = [
@@ -30,7 +30,7 @@ POINTS = ("native.mounted", "native.running", "step.done", "native.unmounted", "
 
 
 #: How long the kernel may take to end and unmount everything of a killed build, in seconds.
-END = 60.0
+END = 120.0
 
 
 def traces() -> set[str]:
@@ -165,6 +165,28 @@ def test_secrets_and_caches_leave_nothing_in_the_layer(
 
 def test_a_full_disk_fails_the_step(run: Callable[..., str]) -> None:
     assert "No space left" in run(shell("fallocate -l 9G /big"), code=1)
+
+
+def test_a_full_store_is_reported_and_the_build_works_once_there_is_room(
+    spec: Spec, source: Path, tmp_path: Path
+) -> None:
+    bases = base_images("micro")
+    image = sum(path.stat().st_blocks * 512 for path in (bases / "base-image").iterdir())
+    mount = tmp_path / "small"
+    mount.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={2 * image + (40 << 20)}", "tmpfs", mount], check=True)
+    try:
+        program = Program(new_store(mount / "store", bases), "native")
+        text = spec("((from micro) " + shell("head -c 80000000 /dev/urandom >/big && sync && echo written") + ")")
+        done = program.build(text, source, code=1)
+        assert "No space left on device" in done.stderr
+        assert "obuild prune --keep-bytes" in done.stderr
+        wait_for_nothing()
+        assert_clean(program)
+        subprocess.run(["mount", "-o", "remount,size=600M", mount], check=True)
+        assert "written\n" in program.build(text, source).stdout
+    finally:
+        subprocess.run(["umount", mount], check=True)
 
 
 def test_a_copy_is_shared_with_virtual_machines(shared: Program, spec: Spec, source: Path) -> None:

@@ -6,7 +6,9 @@ was mounted or made for it is gone: what a step leaves is on disk, as after a sh
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -14,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from obuild.errors import MachineError
+from obuild.errors import MachineError, ObuildError
 from obuild.events import SILENT, Teller
 from obuild.executors.native import container, mounts, namespace, storage
 from obuild.executors.native.guest_path import Places
@@ -28,6 +30,9 @@ from obuild.host.process import CancelScope
 from obuild.plan.keys import LayerId
 from obuild.store import parts
 from obuild.store.layers import Draft, Store
+
+#: A store with less free space than this, in bytes, is full: a step that failed there has failed because of it.
+LEAST_FREE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +89,14 @@ class Chain:
             with tell.phase("sealing"):
                 self._seal(place, draft, following)
         except BaseException as error:
+            full = shutil.disk_usage(self.config.store.root).free < LEAST_FREE
             self.close()
             if isinstance(error, MachineError):
                 self.config.scope.check()
+            if full and isinstance(
+                error, ObuildError
+            ):  # the guest's kernel only sees a disk that cannot be written
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
             raise
 
     def close(self) -> None:

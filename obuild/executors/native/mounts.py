@@ -41,9 +41,12 @@ class Mounts:
     points: tuple[tuple[Partition, Path], ...]
 
     def open(self) -> None:
-        """Allow writing."""
+        """Allow writing. MachineError if the kernel refuses."""
         for _, point in self.points:
-            self.namespace.remount(point, _FLAGS)
+            try:
+                self.namespace.remount(point, _FLAGS)
+            except OSError as error:
+                raise MachineError(f"the draft's file system cannot be written: {error.strerror}") from error
 
     def close(self) -> None:
         """Complete all file systems on the disk, as unmounting them would, and refuse writes from now on.
