@@ -267,7 +267,7 @@ def test_the_kind_of_the_store_selects_the_executor(program: Program) -> None:
     assert program("build", f"--store=other:{program.root}", *options).returncode == 0
     refused = program("build", f"--store=none:{program.root}", *options)
     assert (refused.returncode, refused.stdout) == (2, "")
-    assert "there is: qemu:PATH, other:PATH" in refused.stderr
+    assert "there is: qemu:PATH, native:PATH, other:PATH" in refused.stderr
 
 
 def test_run_prints_the_output_and_exits_with_the_status(program: Program) -> None:

@@ -495,7 +495,7 @@ def test_counters_are_not_compared(shell: str, begin: Begin, tmp_path: Path) -> 
     library = document("look")
     counter = tmp_path / "counter"
     (tmp_path / "written").write_text(f"f {counter}\nf {tmp_path}/setting\n")
-    tool = f'tool() {{ date +%N >{counter}; {tmp_path}/bin/real "$@"; }}'
+    tool = f'tool() {{ cat /proc/sys/kernel/random/uuid >{counter}; {tmp_path}/bin/real "$@"; }}'
     begins = f"exec 2>/dev/null\n{library}\n{tool}\ntool=tool dir={tmp_path}"
     begins += "; tool l $dir/written >$dir/written.before 2>$dir/hash"
     run(shell, f"{begins}; only_counters; look written; [ $now = $written ]; cat $dir/written >&1")
