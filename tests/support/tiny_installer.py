@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pycdlib
 
+from obuild.host import locks
 from tests.support.program import ROOT, base_images
 
 CMDLINE = "console=ttyS0 panic=-1 quiet no_timer_check cryptomgr.notests"
@@ -18,10 +19,11 @@ def iso() -> Path:
     """The ISO; it is made once for each state of the recipe."""
     kept = base_images(str(ROOT / "tests" / "recipes" / "tiny-installer.toml"))
     path = kept / "installer.iso"
-    if not path.exists():
-        part = path.with_suffix(".part")
-        _write(kept / "base-image" / "tiny-installer.qcow2", part)
-        part.replace(path)
+    with locks.file_lock(path.with_suffix(".lock")):  # several processes run tests
+        if not path.exists():
+            part = path.with_suffix(".part")
+            _write(kept / "base-image" / "tiny-installer.qcow2", part)
+            part.replace(path)
     return path
 
 
