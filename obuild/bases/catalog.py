@@ -154,14 +154,15 @@ def add(
                 load_key(key)
                 about = replace(about, key=str(_own_key(store, name).relative_to(store.root)))
                 _copy_key(key, folder / f"{name}.key")
-            out = folder / f"{name}.{'qcow2' if image.format == 'qcow2' else 'img'}"
+            out = folder / f"{name}.{'qcow2' if size or image.format == 'qcow2' else 'img'}"
             for path, suffix in zip(boot, (KERNEL, INITRD), strict=False):
                 qemu_img.copy(path, out.with_suffix(suffix))
-            qemu_img.copy(file, out)
             if size:
                 from obuild.bases import growing  # late: seldom needed
 
-                out = growing.grow(out, size)
+                growing.grow(file, out, size)
+            else:
+                qemu_img.copy(file, out)
             card_path(out).write_text(profile.dump(about))
         return store.base_image / out.name
 

@@ -8,10 +8,8 @@ from obuild.bases.kind import Recipe
 from obuild.errors import UsageError
 from obuild.host import qemu_img, units
 from obuild.host.blocks import Bytes
-from obuild.host.partitions import partitions
+from obuild.host.partitions import ROOT_TYPES, SECTOR, partitions
 from obuild.host.qemu_img import Image
-
-SECTOR = 512
 
 #: Enough for the MBR and the GPT with its usual 128 entries.
 _HEAD = 34 * SECTOR
@@ -21,12 +19,8 @@ _BOOT_CODE = 440
 
 #: Partition types of one architecture: its root (Discoverable Partitions), BIOS boot, PReP boot.
 _ARCH_TYPES = {
-    "4f68bce3-e8cd-4db1-96e7-fbcaf984b709": "x86_64",
+    **{type: arch for arch, type in ROOT_TYPES.items()},
     "21686148-6449-6e6f-744e-656564454649": "x86_64",
-    "b921b045-1df0-41c3-af44-4c6f280d3fae": "aarch64",
-    "72ec70a6-cf74-40e6-bd49-4bda08e8f224": "riscv64",
-    "5eead9a9-fe09-4a1e-a1d7-520d00531306": "s390x",
-    "c31c45e6-3f39-412e-80fb-4809c4980599": "ppc64le",
     "9e1a2d38-c612-4316-aa26-8b49521e5a8b": "ppc64le",
 }
 

@@ -7,19 +7,17 @@ from pathlib import Path
 from obuild.host import qemu_img, resize
 
 
-def grow(image: Path, size: int) -> Path:
-    """Make the disk in an image file `size` bytes; returns the new image beside it, which replaces the file.
+def grow(image: Path, grown: Path, size: int) -> None:
+    """Write the disk in an image file to the new qcow2 image `grown`, with `size` bytes.
 
-    In its folder there must be room for three copies of the disk's data. UsageError if the disk is larger, or if
-    its last file system is not ext2, ext3 or ext4.
+    In the folder of that there must be room for three copies of the disk's data. UsageError if the disk is larger,
+    or if its last file system is not ext2, ext3 or ext4.
     """
-    raw, grown = image.with_suffix(".raw"), image.with_suffix(".qcow2")
+    raw = grown.with_suffix(".raw")
     if qemu_img.detect(image) == "qcow2":
         qemu_img.unpack(image, raw)
-        image.unlink()
     else:
-        image.rename(raw)
+        qemu_img.copy(image, raw)
     resize.grow(raw, size)
     qemu_img.pack(raw, grown)
     raw.unlink()
-    return grown

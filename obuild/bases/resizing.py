@@ -27,11 +27,9 @@ def resize_base(store: Store, name: str, size: int) -> Path:
             raise UsageError(f"{name} has a sealed disk, which cannot grow", hint="set size in its recipe")
         with storage_errors(store.root), store.places.staged(name) as folder:
             for suffix in SUFFIXES:
-                place = (store.places.keys if suffix == ".key" else store.base_image) / f"{name}{suffix}"
+                place = store.places.place(name, suffix)
                 if place.exists() and suffix not in (MADE, *IMAGES):
                     qemu_img.copy(place, folder / place.name)
-            copy = folder / image.name
-            qemu_img.copy(image, copy)
-            copy.chmod(0o644)
-            grown = grow(copy, size)
+            grown = folder / f"{name}.qcow2"
+            grow(image, grown, size)
         return store.base_image / grown.name

@@ -123,6 +123,11 @@ def executor_of(store: str) -> str:
     return store.partition(":")[0] or EXECUTOR
 
 
+def called(id: str, layer: str) -> str:
+    """What a layer is called that the user has named by `id`: its tag, or else its short id."""
+    return layer[:12] if layer.startswith(id) else id
+
+
 def key_password(key: Path) -> str:
     """Return the password of an encrypted private key: from the environment, as for cosign, or from a person."""
     found = os.environ.get("COSIGN_PASSWORD")

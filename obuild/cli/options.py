@@ -157,6 +157,15 @@ SysprepOption = Annotated[
 ]
 
 
+CompressionOption = Annotated[
+    str, typer.Option(metavar="zstd|zlib|none", help="How qcow2 images are compressed, also in containers.")
+]
+SizeOption = Annotated[
+    str, typer.Option(metavar="SIZE", help="Grow the disk, its last partition and the ext file system there.")
+]
+ShrinkOption = Annotated[
+    bool, typer.Option("--shrink", help="Make the disk as small as its files allow, and 64 MiB.")
+]
 LabelOption = Annotated[
     list[str],
     typer.Option(

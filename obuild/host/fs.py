@@ -96,9 +96,13 @@ def _stays(path: Path, error: OSError) -> ObuildError:
 
 
 def in_memory(name: str, content: bytes = b"") -> BinaryIO:
-    """A file in memory only: a process that dies leaves nothing behind. `name` is what /proc shows."""
+    """A file in memory only, at its beginning: a process that dies leaves nothing behind.
+
+    `name` is what /proc shows.
+    """
     file = os.fdopen(os.memfd_create(f"obuild-{name}"), "r+b", buffering=0)
     file.write(content)
+    file.seek(0)
     return file
 
 

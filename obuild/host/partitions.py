@@ -15,6 +15,9 @@ SECTOR = 512
 #: The types of MBR partitions that hold others, and that of the one which covers a GPT.
 _EXTENDED, _PROTECTIVE = (0x05, 0x0F, 0x85), 0xEE
 
+#: The EFI system partition, in a GPT.
+ESP_TYPE = "c12a7328-f81f-11d2-ba4b-00a0c93ec93b"
+
 #: The root file system of each architecture: Discoverable Partitions Specification.
 ROOT_TYPES = {
     "x86_64": "4f68bce3-e8cd-4db1-96e7-fbcaf984b709",

@@ -96,8 +96,7 @@ def run(
     It reads `input`, or else the file `stdin`. `env` is added to our own environment. A program that is
     still running when we are interrupted is killed before the interrupt goes on.
     """
-    command = [require(str(argv[0])), *map(str, argv[1:])]
-    _log(argv)
+    command = _command(argv)
     with (
         stdin.open("rb") as read,
         subprocess.Popen(
@@ -129,8 +128,7 @@ def spawn(
     program is needed (the kernel's parent-death signal follows the thread, not the process). `shown` is
     logged in place of `argv` if that could not be run again by itself.
     """
-    command = [require("setpriv"), "--pdeathsig", "KILL", "--", require(str(argv[0])), *map(str, argv[1:])]
-    _log(shown or argv)
+    command = [require("setpriv"), "--pdeathsig", "KILL", "--", *_command(argv, shown)]
     return subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -144,8 +142,7 @@ def spawn(
 @contextmanager
 def piped(argv: Sequence[Arg], *, stdin: IO[bytes] | int) -> Iterator[subprocess.Popen[bytes]]:
     """Start a program whose stdout and stderr are pipes; when the block ends, it is killed if it still runs."""
-    command = [require(str(argv[0])), *map(str, argv[1:])]
-    _log(argv)
+    command = _command(argv)
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=stdin, stdout=pipe, stderr=pipe, start_new_session=True) as child:
         try:
@@ -162,8 +159,7 @@ def foreground(argv: Sequence[Arg]) -> int:
     """
     import termios  # late: seldom needed
 
-    command = [require(str(argv[0])), *map(str, argv[1:])]
-    _log(argv)
+    command = _command(argv)
     settings = termios.tcgetattr(0) if os.isatty(0) else None
     try:
         with subprocess.Popen(command) as child:
@@ -238,10 +234,13 @@ def ending(returncode: int) -> str:
     return f"was killed by signal {-returncode}" if returncode < 0 else f"failed with exit status {returncode}"
 
 
-def _log(argv: Sequence[Arg]) -> None:
+def _command(argv: Sequence[Arg], shown: Sequence[Arg] | None = None) -> list[str]:
+    """The command line of a program, which is logged, or `shown` in its place. UsageError as for `require`."""
     import logging  # late: a cached build starts no program
 
-    logging.getLogger("obuild").info("Exec %s", shlex.join(map(str, argv)))
+    command = [require(str(argv[0])), *map(str, argv[1:])]
+    logging.getLogger("obuild").info("Exec %s", shlex.join(map(str, shown or argv)))
+    return command
 
 
 def _quote(stderr: bytes) -> str:

@@ -16,7 +16,7 @@ from typing import BinaryIO, NamedTuple
 from obuild.errors import ObuildError, ProcessError, UsageError
 from obuild.host import process, sfdisk, sparse, units
 from obuild.host.blocks import raw_file
-from obuild.host.partitions import SECTOR, Partition, kind, partitions
+from obuild.host.partitions import ESP_TYPE, SECTOR, Partition, kind, partitions
 
 PROGRAMS = (*sfdisk.PROGRAMS, "e2fsck", "resize2fs")
 
@@ -29,7 +29,7 @@ _MIB = 1 << 20
 _BOOT_CODE = 440
 
 #: Types of an EFI system partition, in a GPT and in an MBR.
-_ESP = ("c12a7328-f81f-11d2-ba4b-00a0c93ec93b", "ef")
+_ESP = (ESP_TYPE, "ef")
 
 #: The length of a partition's type in an MBR; in a GPT it is longer.
 _MBR_TYPE = 2

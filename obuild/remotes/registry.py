@@ -6,23 +6,20 @@ none is ever read and written again.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from obuild.errors import ObuildError
 from obuild.remotes.blobs import PIECE, Blobs
 from obuild.remotes.docker_config import credentials
+from obuild.remotes.oci import INDEX, MANIFEST, descriptor, digest_of, index
 from obuild.remotes.registry_http import Http
 from obuild.remotes.uploads import Uploads
 
 if TYPE_CHECKING:
     import httpx
-
-MANIFEST = "application/vnd.oci.image.manifest.v1+json"
-INDEX = "application/vnd.oci.image.index.v1+json"
 
 #: What an image index or a manifest of any kind may be called.
 _ACCEPT = ", ".join(
@@ -32,9 +29,6 @@ _ACCEPT = ", ".join(
         "application/vnd.docker.distribution.manifest.v2+json",
     )
 )
-
-#: A reference from one manifest to another, as in an index: mediaType, digest, size and perhaps more.
-Descriptor = dict[str, Any]
 
 
 class Repository:
@@ -78,7 +72,7 @@ class Repository:
         )
         if reply.status_code == 404:
             return ""
-        return reply.headers.get("Docker-Content-Digest") or _digest(self.get(reference))
+        return reply.headers.get("Docker-Content-Digest") or digest_of(self.get(reference))
 
     def get(self, reference: str) -> bytes:
         """A manifest, b"" if there is none."""
@@ -96,7 +90,7 @@ class Repository:
         ObuildError if the registry has stored other bytes.
         """
         self._put(data, media_type, tag)
-        return _digest(data)
+        return digest_of(data)
 
     def attach(self, data: bytes, media_type: str, *, subject: str, artifact_type: str) -> str:
         """Store a manifest that refers to another by its field `subject`; returns its digest.
@@ -104,19 +98,19 @@ class Repository:
         A registry that does not list what refers to a manifest gets the list as the tag that the specification
         names for this: the digest with a dash. It is read and written again, so only one process may do this.
         """
-        digest = _digest(data)
+        digest = digest_of(data)
         reply = self._put(data, media_type, "")
         if "OCI-Subject" not in reply.headers:
             tag = subject.replace(":", "-")
             there = self.get(tag)
             others = json.loads(there).get("manifests", []) if there else []
-            entry = {"mediaType": media_type, "digest": digest, "size": len(data), "artifactType": artifact_type}
+            entry = {**descriptor(data, media_type), "artifactType": artifact_type}
             listed = [each for each in others if each.get("digest") != digest] + [entry]
             self.put(index(listed), INDEX, tag=tag)
         return digest
 
     def _put(self, data: bytes, media_type: str, tag: str) -> httpx.Response:
-        digest = _digest(data)
+        digest = digest_of(data)
         reply = self._http.send(
             *("PUT", self._manifest(tag or digest)),
             ok=(201,),
@@ -131,13 +125,3 @@ class Repository:
 
     def _manifest(self, reference: str) -> str:
         return f"/v2/{self.name}/manifests/{reference}"
-
-
-def index(manifests: list[Descriptor]) -> bytes:
-    """An image index of these."""
-    value = {"schemaVersion": 2, "mediaType": INDEX, "manifests": manifests}
-    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
-
-
-def _digest(data: bytes) -> str:
-    return f"sha256:{hashlib.sha256(data).hexdigest()}"

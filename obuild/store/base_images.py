@@ -87,11 +87,11 @@ class Places(NamedTuple):
         """Remove a base image and all its files. The caller holds the lock."""
         self._see_free(name)
         for suffix in reversed(SUFFIXES):  # the image first: without it there is no such base
-            self._place(name, suffix).unlink(missing_ok=True)
+            self.place(name, suffix).unlink(missing_ok=True)
 
     def _see_free(self, name: str) -> None:
         """StoreError if a folder is in the place of a file: only half of the base would be put in place."""
-        for place in (self._place(name, suffix) for suffix in SUFFIXES):
+        for place in (self.place(name, suffix) for suffix in SUFFIXES):
             if is_folder(place):
                 raise StoreError(f"{place} is a folder, where a file should be", hint="move it away")
 
@@ -99,7 +99,7 @@ class Places(NamedTuple):
         """Move the files into place. After a crash at any point it can be repeated: the image goes last."""
         ready = self._ready(name)
         for suffix in SUFFIXES:
-            new, place = ready / f"{name}{suffix}", self._place(name, suffix)
+            new, place = ready / f"{name}{suffix}", self.place(name, suffix)
             if is_file(new) and suffix == ".key":
                 place.parent.mkdir(mode=0o700, exist_ok=True)
                 replace_text(place, read_text(new), mode=0o600)
@@ -119,7 +119,8 @@ class Places(NamedTuple):
     def _ready(self, name: str) -> Path:
         return self.images / f".{name}.ready"
 
-    def _place(self, name: str, suffix: str) -> Path:
+    def place(self, name: str, suffix: str) -> Path:
+        """Where the file of a base image with this suffix is."""
         return (self.keys if suffix == ".key" else self.images) / f"{name}{suffix}"
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from obuild.bases.scratch import gpt
 from obuild.bases.scratch.kernel_modules import Modules
 from obuild.errors import ObuildError, UsageError
 from obuild.exports.all import FORMATS
@@ -22,7 +21,7 @@ from obuild.exports.export import Wanted, export
 from obuild.exports.formats import installer_iso, iso
 from obuild.exports.iso import initramfs, kernel, medium
 from obuild.guests.profile import Card
-from obuild.host import process
+from obuild.host import partitions, process
 from obuild.host.trees.folder import Folder
 from obuild.host.trees.nodes import Tree
 from obuild.plan.keys import LayerId
@@ -229,7 +228,7 @@ def test_an_image_boots_in_all_four_ways(raw: Path, tmp_path: Path) -> None:
         assert line in told
     table = subprocess.check_output(["sfdisk", "--dump", made], text=True)
     (start,) = (
-        line.split("start=")[1].split(",")[0] for line in table.splitlines() if gpt.ESP_TYPE.upper() in line
+        line.split("start=")[1].split(",")[0] for line in table.splitlines() if partitions.ESP_TYPE.upper() in line
     )
     listed = subprocess.check_output(["mdir", "-b", "-i", f"{made}@@{int(start) * 512}", "::/EFI/BOOT"], text=True)
     assert listed.strip() == "::/EFI/BOOT/BOOTX64.EFI"

@@ -18,7 +18,8 @@ from obuild.errors import ObuildError, UsageError
 from obuild.remotes import registry_auth, registry_http
 from obuild.remotes.blobs import Blobs
 from obuild.remotes.docker_config import Credentials
-from obuild.remotes.registry import INDEX, MANIFEST, Repository, index
+from obuild.remotes.oci import INDEX, MANIFEST, index
+from obuild.remotes.registry import Repository
 from obuild.remotes.registry_http import Http, Lost, Refused
 from obuild.remotes.uploads import Uploads
 from tests.support.registry import (

@@ -16,13 +16,6 @@ from obuild.host import sfdisk
 #: The backup table at the end of the disk takes 33 sectors; partitions end at a whole MiB.
 END = 1 << 20
 
-ESP_TYPE = "c12a7328-f81f-11d2-ba4b-00a0c93ec93b"
-
-ROOT_TYPES = {
-    "x86_64": "4f68bce3-e8cd-4db1-96e7-fbcaf984b709",
-    "aarch64": "b921b045-1df0-41c3-af44-4c6f280d3fae",
-}
-
 VERITY_TYPES = {
     "x86_64": "2c7357ed-ebd2-46d9-aec1-23d437ec2bf5",
     "aarch64": "df3300ce-d69f-4c92-978c-9bfb0f38d820",

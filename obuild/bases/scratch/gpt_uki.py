@@ -22,6 +22,7 @@ from obuild.bases.scratch.root_partition import START, disk_id, part_id
 from obuild.errors import UsageError
 from obuild.guests.profile import INITRD, KERNEL
 from obuild.host import process
+from obuild.host.partitions import ESP_TYPE, ROOT_TYPES
 
 FIRMWARES: tuple[str, ...] = ("uefi",)
 
@@ -87,8 +88,8 @@ def make_bootable(recipe: Recipe, disk: Path, work: Path) -> None:
     initrd = (work / f"boot{INITRD}").read_bytes()
     image.write_bytes(uki.build((work / STUB).read_bytes(), sections(work, cmdline, initrd)))
     size = disk.stat().st_size
-    root = Partition("root", START, root_size(size), gpt.ROOT_TYPES[recipe.card.arch], part_id(recipe, "root"))
-    system = Partition("esp", root.end, esp.SIZE, gpt.ESP_TYPE, part_id(recipe, "esp"))
+    root = Partition("root", START, root_size(size), ROOT_TYPES[recipe.card.arch], part_id(recipe, "root"))
+    system = Partition("esp", root.end, esp.SIZE, ESP_TYPE, part_id(recipe, "esp"))
     gpt.write(disk, disk_id(recipe), (root, system))
     epoch = int((work / "epoch").read_text())
     esp.write(disk, start=system.start, arch=recipe.card.arch, program=image, identity=system.id, epoch=epoch)

@@ -25,6 +25,7 @@ from obuild.bases.scratch.gpt import Partition
 from obuild.bases.scratch.root_files import HOST_KEY
 from obuild.bases.scratch.root_partition import START, part_id
 from obuild.host import process
+from obuild.host.partitions import ESP_TYPE, ROOT_TYPES
 from obuild.store.base_images import PCRS, SEALED
 
 FIRMWARES = gpt_uki.FIRMWARES
@@ -92,9 +93,9 @@ def _write_disk(recipe: Recipe, disk: Path, root: Path, tree: verity.Tree, image
     program.write_bytes(image)
     # The ids of the two are the halves of the root hash, so they can be found by the hash.
     first, second = (UUID(hex=half) for half in (tree.root_hash[:32], tree.root_hash[32:]))
-    data = Partition("root", START, _whole(root.stat().st_size), gpt.ROOT_TYPES[arch], first)
+    data = Partition("root", START, _whole(root.stat().st_size), ROOT_TYPES[arch], first)
     hashes = Partition("root-verity", data.end, _whole(len(tree.data)), gpt.VERITY_TYPES[arch], second)
-    system = Partition("esp", hashes.end, esp.SIZE, gpt.ESP_TYPE, part_id(recipe, "sealed-esp"))
+    system = Partition("esp", hashes.end, esp.SIZE, ESP_TYPE, part_id(recipe, "sealed-esp"))
     with disk.open("wb") as file:
         file.truncate(system.end + gpt.END)
         file.seek(data.start)

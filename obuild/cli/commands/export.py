@@ -9,12 +9,15 @@ from typing import Annotated
 
 import typer
 
-from obuild.cli.console import guarded, key_password, note, open_store, put
+from obuild.cli.console import called, guarded, key_password, note, open_store, put
 from obuild.cli.debugging import cleaner
 from obuild.cli.options import (
+    CompressionOption,
     IdArgument,
     LabelOption,
     Machine,
+    ShrinkOption,
+    SizeOption,
     StoreOption,
     SysprepOption,
     VerboseOption,
@@ -52,20 +55,13 @@ def export_layer(
         str, typer.Option(metavar="NAME", help="What the images are called. [default: the tag, or the short id]")
     ] = "",
     version: Annotated[str, typer.Option(metavar="VERSION", help="Put after the name: NAME-VERSION.qcow2.")] = "",
-    compression: Annotated[
-        str, typer.Option(metavar="zstd|zlib|none", help="How qcow2 images are compressed, also in containers.")
-    ] = "zstd",
+    compression: CompressionOption = "zstd",
     cpus: Annotated[int, typer.Option(metavar="N", min=1, help="The CPUs of the machine in an ova.")] = 1,
     memory: Annotated[
         str, typer.Option(metavar="SIZE", help="The memory of the machine in an ova. [default: that of its base]")
     ] = "",
-    size: Annotated[
-        str,
-        typer.Option(metavar="SIZE", help="Grow the disk, its last partition and the ext file system there."),
-    ] = "",
-    shrink: Annotated[
-        bool, typer.Option("--shrink", help="Make the disk as small as its files allow, and 64 MiB.")
-    ] = False,
+    size: SizeOption = "",
+    shrink: ShrinkOption = False,
     sysprep: SysprepOption = None,
     keep_user: Annotated[
         bool, typer.Option("--keep-user", help="With --sysprep, keep the user that obuild logs in as.")
@@ -116,7 +112,7 @@ def export_layer(
     signer = load(sign, partial(key_password, sign)) if sign else None
     opened = open_store(store)
     layer = resolve(opened, id)
-    stem = name or (layer[:12] if layer.startswith(id) else id.replace("/", "-").replace(":", "-"))
+    stem = name or called(id, layer).replace("/", "-").replace(":", "-")
     stem = f"{stem}-{version}" if version else stem
     card = base_below(opened, layer).card
     if memory:

@@ -11,12 +11,15 @@ from typing import Annotated
 import typer
 
 from obuild.cli.bar import Bar
-from obuild.cli.console import environment, guarded, key_password, note, open_store, put_json, say
+from obuild.cli.console import called, environment, guarded, key_password, note, open_store, put_json, say
 from obuild.cli.debugging import cleaner
 from obuild.cli.options import (
+    CompressionOption,
     JsonOption,
     LabelOption,
     Machine,
+    ShrinkOption,
+    SizeOption,
     StoreOption,
     SysprepOption,
     VerboseOption,
@@ -57,16 +60,9 @@ def publish(
     replace: Annotated[
         bool, typer.Option("--replace", help="Replace what is there. (Tags of a registry always move.)")
     ] = False,
-    compression: Annotated[
-        str, typer.Option(metavar="zstd|zlib|none", help="How qcow2 images are compressed, also in containers.")
-    ] = "zstd",
-    size: Annotated[
-        str,
-        typer.Option(metavar="SIZE", help="Grow the disk, its last partition and the ext file system there."),
-    ] = "",
-    shrink: Annotated[
-        bool, typer.Option("--shrink", help="Make the disk as small as its files allow, and 64 MiB.")
-    ] = False,
+    compression: CompressionOption = "zstd",
+    size: SizeOption = "",
+    shrink: ShrinkOption = False,
     sysprep: SysprepOption = None,
     no_sysprep: Annotated[bool, typer.Option("--no-sysprep", help="Publish the layers as they are.")] = False,
     keep_user: Annotated[bool, typer.Option("--keep-user", help="Keep the user that obuild logs in as.")] = False,
@@ -123,10 +119,7 @@ def publish(
     signer = load(sign, partial(key_password, sign)) if sign else None
     opened = open_store(store)
     layers = {id: resolve(opened, id) for id in ids}
-    sources = [
-        Source(layer, layer[:12] if layer.startswith(id) else id, base_below(opened, layer).card)
-        for id, layer in layers.items()
-    ]
+    sources = [Source(layer, called(id, layer), base_below(opened, layer).card) for id, layer in layers.items()]
     there: list[Published] = []
 
     def done(published: Published) -> None:

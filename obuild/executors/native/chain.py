@@ -18,6 +18,7 @@ from pathlib import Path
 
 from obuild.errors import MachineError, ObuildError
 from obuild.events import SILENT, Teller
+from obuild.executors import overlay
 from obuild.executors.native import container, mounts, namespace, storage
 from obuild.executors.native.guest_path import Places
 from obuild.executors.native.line import Line
@@ -28,7 +29,6 @@ from obuild.executors.native.volumes import Volumes
 from obuild.host import failpoints, qemu_img
 from obuild.host.process import CancelScope
 from obuild.plan.keys import LayerId
-from obuild.store import parts
 from obuild.store.layers import Draft, Store
 
 #: A store with less free space than this, in bytes, is full: a step that failed there has failed because of it.
@@ -93,9 +93,8 @@ class Chain:
             self.close()
             if isinstance(error, MachineError):
                 self.config.scope.check()
-            if full and isinstance(
-                error, ObuildError
-            ):  # the guest's kernel only sees a disk that cannot be written
+            # The guest's kernel only sees a disk that cannot be written.
+            if full and isinstance(error, ObuildError):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
             raise
 
@@ -107,10 +106,7 @@ class Chain:
     def _continued(self, draft: Draft) -> _Place | None:
         """The disk of the step before, if this draft stands on its layer."""
         place = self._place
-        if place is None or draft.parent is None or place.layer != draft.parent:
-            return None
-        if draft.below != _image_of(draft.parent):  # it stands on a flattened copy
-            self.close()
+        if place is None or not overlay.stands_on(draft, place.layer):
             return None
         os.link(place.top, draft.image)
         place.layer = None
@@ -146,7 +142,7 @@ class Chain:
         if draft.scratch:
             return None
         path = place.folder / "disks" / f"{draft.id}.qcow2"
-        return place.helper.submit(_create, path, _image_of(draft.id), place.size)
+        return place.helper.submit(_create, path, overlay.image_of(draft.id), place.size)
 
     def _finish(self, place: _Place, draft: Draft) -> None:
         """Complete the image of a scratch draft, and end everything."""
@@ -158,10 +154,10 @@ class Chain:
         """Complete the draft's image, and put the overlay for the next step on it."""
         place.mounts.close()
         failpoints.reach("native.unmounted")
-        overlay = following.result()
-        place.storage.put(overlay)
+        top = following.result()
+        place.storage.put(top)
         place.top.unlink(missing_ok=True)  # the layer has it now, under its own name
-        place.top = overlay
+        place.top = top
         place.layer = draft.id
         failpoints.reach("native.sealed")
 
@@ -169,11 +165,6 @@ class Chain:
 def _create(path: Path, backing: str, size: int) -> Path:
     qemu_img.create_overlay(path, backing, size=size)
     return path
-
-
-def _image_of(layer: LayerId) -> str:
-    """A layer's image as seen from a draft's, or from our overlays, which are as deep in the store."""
-    return parts.seen_from_image(parts.layer_image(layer))
 
 
 def _hostname(places: Places) -> str:

@@ -153,10 +153,8 @@ CGROUPS = "obuild"
 def sweep() -> None:
     """Remove the cgroups of containers whose build was killed. The kernel removes only empty ones."""
     top = Path("/sys/fs/cgroup")
-    for pattern in (
-        f"{CGROUPS}/*/",
-        f"*/{CGROUPS}/*/",
-    ):  # version 2 has one tree, version 1 one for each controller
+    # Version 2 has one tree, version 1 one for each controller.
+    for pattern in (f"{CGROUPS}/*/", f"*/{CGROUPS}/*/"):
         for group in top.glob(pattern):
             with suppress(OSError):
                 group.rmdir()

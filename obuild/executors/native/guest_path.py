@@ -12,9 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from obuild.errors import MachineError
-
-#: As in the kernel.
-_MOST_LINKS = 40
+from obuild.host.trees.nodes import MOST_LINKS
 
 
 class Places:
@@ -60,7 +58,7 @@ class Places:
                 found.append(name)
                 continue
             links += 1
-            if links > _MOST_LINKS:
+            if links > MOST_LINKS:
                 raise MachineError(f"{path} has too many levels of symbolic links")
             target = str(place.readlink())
             if target.startswith("/"):

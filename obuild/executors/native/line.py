@@ -107,8 +107,6 @@ class Line:
 
     @contextmanager
     def _container(self, command: str, stdin: IO[bytes] | int) -> Iterator[subprocess.Popen[bytes]]:
-        if not isinstance(stdin, int):
-            stdin.seek(0)
         with process.piped(self._command(command), stdin=stdin) as child:
             yield child
 

@@ -38,12 +38,13 @@ def check(settings: Settings, card: Card) -> None:
 
 def provision(setup: Setup) -> OpenExecutor:
     """Return what opens the executor for one chain of steps. UsageError if this host cannot run them."""
-    from obuild.executors.native import namespace, storage
+    from obuild.executors.native import namespace
     from obuild.executors.native.chain import Config
     from obuild.executors.native.container import limits
+    from obuild.host.nbd import PROGRAM
 
     _see_rights()
-    for program in (*namespace.PROGRAMS, storage.PROGRAM, "qemu-img"):
+    for program in (*namespace.PROGRAMS, PROGRAM, "qemu-img"):
         process.require(program)
     runtime = find_runtime()
     _see_arch(setup.settings.arch or setup.base.card.arch)

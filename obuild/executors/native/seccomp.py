@@ -10,21 +10,13 @@ import os
 #: What only needs a capability that no step has is listed, too: two locks are better than one.
 BLOCKED = (
     *("acct", "add_key", "bpf", "clock_adjtime", "clock_settime", "create_module", "delete_module"),
-    *(
-        "finit_module",
-        "fsconfig",
-        "fsmount",
-        "fsopen",
-        "fspick",
-        "get_kernel_syms",
-        "init_module",
-        "io_uring_enter",
-    ),
-    *("io_uring_register", "io_uring_setup", "ioperm", "iopl", "kcmp", "kexec_file_load", "kexec_load", "keyctl"),
-    *("lookup_dcookie", "mount", "mount_setattr", "move_mount", "nfsservctl", "open_by_handle_at", "open_tree"),
-    *("perf_event_open", "pivot_root", "process_vm_readv", "process_vm_writev", "query_module", "quotactl"),
-    *("reboot", "request_key", "setns", "settimeofday", "stime", "swapoff", "swapon", "sysfs", "_sysctl"),
-    *("umount", "umount2", "unshare", "uselib", "userfaultfd", "ustat", "vm86", "vm86old"),
+    *("finit_module", "fsconfig", "fsmount", "fsopen", "fspick", "get_kernel_syms", "init_module"),
+    *("io_uring_enter", "io_uring_register", "io_uring_setup", "ioperm", "iopl", "kcmp", "kexec_file_load"),
+    *("kexec_load", "keyctl", "lookup_dcookie", "mount", "mount_setattr", "move_mount", "nfsservctl"),
+    *("open_by_handle_at", "open_tree", "perf_event_open", "pivot_root", "process_vm_readv"),
+    *("process_vm_writev", "query_module", "quotactl", "reboot", "request_key", "setns", "settimeofday"),
+    *("stime", "swapoff", "swapon", "sysfs", "_sysctl", "umount", "umount2", "unshare", "uselib"),
+    *("userfaultfd", "ustat", "vm86", "vm86old"),
 )
 
 #: The flags of clone(2) for new namespaces: cgroup, ipc, mount, net, pid, user, uts.

@@ -14,13 +14,13 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from obuild.errors import MachineError
+from obuild.executors import overlay
 from obuild.executors.native.namespace import Namespace
 from obuild.executors.qmp import Qmp, QmpLost
 from obuild.host import process
 from obuild.host.fs import in_memory
+from obuild.host.nbd import PROGRAM
 from obuild.host.tail import KEPT
-
-PROGRAM = "qemu-storage-daemon"
 
 #: The name of the raw disk.
 DISK = "disk"
@@ -31,9 +31,6 @@ START_TIMEOUT = 60.0
 #: How long it may take to end, in seconds, before it is killed.
 END_TIMEOUT = 10.0
 
-#: The store makes a layer durable when it commits it: nothing needs to be flushed to disk before that.
-_FILE = {"discard": "unmap", "cache": {"no-flush": True}}
-
 
 class Storage:
     """A running daemon. Its disk is the newest of its images."""
@@ -42,21 +39,10 @@ class Storage:
         self._qmp = qmp
         self._count = 0
 
-    def put(self, overlay: Path) -> None:
-        """Put an overlay on top: writes go there, and the image below is complete and open only for reading."""
+    def put(self, path: Path) -> None:
+        """Put an overlay on top: writes go there from now on. See `overlay.put`."""
         self._count += 1
-        top = _image(overlay, self._count)
-        self._qmp.execute("blockdev-add", {**top, "backing": None})
-        self._qmp.execute("blockdev-snapshot", {"node": _node(self._count - 1), "overlay": _node(self._count)})
-
-
-def _node(number: int) -> str:
-    return f"disk{number}"
-
-
-def _image(path: Path, number: int) -> dict[str, object]:
-    file = {"driver": "file", "filename": str(path), **_FILE}
-    return {"driver": "qcow2", "node-name": _node(number), "file": file, **_FILE}
+        overlay.put(self._qmp, path, self._count)
 
 
 @contextmanager
@@ -71,10 +57,12 @@ def opened(namespace: Namespace, image: Path, folder: Path) -> Iterator[Storage]
     namespace.run(["mount", "--make-shared", folder])
     namespace.path(folder / DISK).touch()
     ours, theirs = socket.socketpair()
+    file = {"driver": "file", "filename": str(image), **overlay.OPTIONS}
+    disk = {"driver": "qcow2", "node-name": overlay.node(0), "file": file, **overlay.OPTIONS}
     export = {
         "type": "fuse",
         "id": "export",
-        "node-name": _node(0),
+        "node-name": overlay.node(0),
         "mountpoint": str(folder / DISK),
         "writable": True,
         "allow-other": "off",
@@ -82,7 +70,7 @@ def opened(namespace: Namespace, image: Path, folder: Path) -> Iterator[Storage]
     argv = [
         *("unshare", "--mount", "--propagation=unchanged", "--", PROGRAM),
         *("--chardev", f"socket,id=control,fd={theirs.fileno()}"),
-        *("--blockdev", json.dumps(_image(image, 0))),
+        *("--blockdev", json.dumps(disk)),
         *("--export", json.dumps(export)),
         *("--monitor", "chardev=control"),
     ]

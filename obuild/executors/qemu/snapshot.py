@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from obuild.errors import MachineError
+from obuild.executors import overlay
 from obuild.executors.qemu import machine
 from obuild.executors.qemu import memory as ram
 from obuild.executors.qemu.agent import Resident
@@ -26,7 +27,6 @@ from obuild.guests.all import Home
 from obuild.host import process, qemu_img, stamp
 from obuild.host.process import CancelScope
 from obuild.plan.keys import LayerId
-from obuild.store import parts
 from obuild.store.layers import Draft
 from obuild.store.warm import State
 
@@ -69,15 +69,9 @@ class Lasting:
         self._disks += 1
         path = self._disk(self._disks)
         path.parent.mkdir(exist_ok=True)
-        qemu_img.create_overlay(path, _image_of(draft.id), size=qemu_img.virtual_size(draft.image))
-        qmp, number = self.machine.qmp, self._disks
-        options: dict[str, object] = {"cache": {"no-flush": True}, "discard": "unmap"}
-        file = {"driver": "file", "filename": str(path), "node-name": f"file{number}"}
-        overlay = {"driver": "qcow2", "file": f"file{number}", "node-name": f"disk{number}", "backing": None}
-        qmp.execute("blockdev-add", {**file, **options})
-        qmp.execute("blockdev-add", {**overlay, **options})
-        qmp.execute("blockdev-snapshot", {"node": f"disk{number - 1}", "overlay": f"disk{number}"})
-        self._disk(number - 1).unlink(missing_ok=True)  # the layer has it now, under its own name
+        qemu_img.create_overlay(path, overlay.image_of(draft.id), size=qemu_img.virtual_size(draft.image))
+        overlay.put(self.machine.qmp, path, self._disks)
+        self._disk(self._disks - 1).unlink(missing_ok=True)  # the layer has it now, under its own name
         self.layer = draft.id
 
     def save(self, made: Path, boot_disk: Path | None = None) -> None:
@@ -101,7 +95,7 @@ class Lasting:
 
     def stands_on(self, draft: Draft) -> bool:
         """Return whether it can continue as the draft's machine: its disk is the parent's, as the draft has it."""
-        return self.layer is not None and self.layer == draft.parent and draft.below == _image_of(self.layer)
+        return overlay.stands_on(draft, self.layer)
 
     def go_on(self, draft: Draft | None, *, network: bool) -> bool:
         """Let the guest run on the draft's image, or on its current one if there is no draft.
@@ -117,11 +111,6 @@ class Lasting:
 
     def _disk(self, number: int) -> Path:
         return self.folder / "disks" / f"{number}.qcow2"
-
-
-def _image_of(layer: LayerId) -> str:
-    """Return a layer's image as seen from a draft's, or from a machine's disk, which is as deep in the store."""
-    return parts.seen_from_image(parts.layer_image(layer))
 
 
 @contextmanager

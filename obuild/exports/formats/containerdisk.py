@@ -8,7 +8,6 @@ Nothing in it tells when or where it was made.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import tarfile
 import zlib
@@ -18,6 +17,7 @@ from typing import Any, BinaryIO
 
 from obuild.exports.disk import Disk
 from obuild.exports.formats import qcow2
+from obuild.remotes.oci import CONFIG, MANIFEST, Descriptor, descriptor, index, packed
 
 #: The user and group of the disk.
 QEMU_USER = 107
@@ -25,7 +25,7 @@ QEMU_USER = 107
 #: What Go, and so every container tool, calls an architecture.
 ARCHES = {"x86_64": "amd64", "aarch64": "arm64"}
 
-_TYPE = "application/vnd.oci.image"
+_LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
 _CHUNK = 1 << 20
 
 #: The labels that say which machine an image is made for: `instancetype.kubevirt.io/default-instancetype`.
@@ -52,18 +52,13 @@ def write(disk: Disk, out: Path) -> None:
     }
     manifest = {
         "schemaVersion": 2,
-        "mediaType": f"{_TYPE}.manifest.v1+json",
-        "config": _put(config, f"{_TYPE}.config.v1+json", blobs),
+        "mediaType": MANIFEST,
+        "config": _put(config, CONFIG, blobs),
         "layers": [layer],
     }
-    described = _put(manifest, f"{_TYPE}.manifest.v1+json", blobs)
-    index = {
-        "schemaVersion": 2,
-        "mediaType": f"{_TYPE}.index.v1+json",
-        "manifests": [{**described, "platform": {"architecture": arch, "os": "linux"}}],
-    }
-    (out / "index.json").write_bytes(_json(index))
-    (out / "oci-layout").write_bytes(_json({"imageLayoutVersion": "1.0.0"}))
+    described = _put(manifest, MANIFEST, blobs)
+    (out / "index.json").write_bytes(index([{**described, "platform": {"architecture": arch, "os": "linux"}}]))
+    (out / "oci-layout").write_bytes(packed({"imageLayoutVersion": "1.0.0"}))
 
 
 def _settings(disk: Disk) -> dict[str, Any]:
@@ -98,24 +93,26 @@ def write_archive(disk: Disk, out: Path) -> None:
                     tar.addfile(entry, file)
 
 
-def _put_layer(image: Path, blobs: Path) -> tuple[str, dict[str, Any]]:
+def _put_layer(image: Path, blobs: Path) -> tuple[str, Descriptor]:
     """Write the only layer; returns the digest of its tar, and its descriptor."""
-    plain, packed = hashlib.sha256(), hashlib.sha256()
+    plain, zipped = hashlib.sha256(), hashlib.sha256()
     written = blobs / "layer"
     # The disk is compressed already: more than the least effort gains 3 %.
     deflate = zlib.compressobj(1, zlib.DEFLATED, 16 + zlib.MAX_WBITS)
     with image.open("rb") as source, written.open("wb") as file:
-        for data in (*_tar(source, image.stat().st_size), None):
-            if data is not None:
-                plain.update(data)
-            out = deflate.flush() if data is None else deflate.compress(data)
-            packed.update(out)
-            file.write(out)
-    digest = packed.hexdigest()
+
+        def put(data: bytes) -> None:
+            zipped.update(data)
+            file.write(data)
+
+        for data in _tar(source, image.stat().st_size):
+            plain.update(data)
+            put(deflate.compress(data))
+        put(deflate.flush())
+    digest = zipped.hexdigest()
     size = written.stat().st_size
     written.rename(blobs / digest)
-    descriptor = {"mediaType": f"{_TYPE}.layer.v1.tar+gzip", "digest": f"sha256:{digest}", "size": size}
-    return f"sha256:{plain.hexdigest()}", descriptor
+    return f"sha256:{plain.hexdigest()}", {"mediaType": _LAYER, "digest": f"sha256:{digest}", "size": size}
 
 
 def _tar(source: BinaryIO, size: int) -> Iterator[bytes]:
@@ -132,13 +129,9 @@ def _tar(source: BinaryIO, size: int) -> Iterator[bytes]:
     yield bytes(-size % tarfile.BLOCKSIZE + 2 * tarfile.BLOCKSIZE)
 
 
-def _put(value: dict[str, Any], kind: str, blobs: Path) -> dict[str, Any]:
+def _put(value: dict[str, Any], kind: str, blobs: Path) -> Descriptor:
     """Write a JSON blob; returns its descriptor."""
-    data = _json(value)
-    digest = hashlib.sha256(data).hexdigest()
-    (blobs / digest).write_bytes(data)
-    return {"mediaType": kind, "digest": f"sha256:{digest}", "size": len(data)}
-
-
-def _json(value: dict[str, Any]) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+    data = packed(value)
+    found = descriptor(data, kind)
+    (blobs / found["digest"].removeprefix("sha256:")).write_bytes(data)
+    return found

@@ -7,14 +7,13 @@ sha256-HEX.sig, where cosign looks for it: https://github.com/sigstore/cosign/bl
 from __future__ import annotations
 
 import hashlib
-import json
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from obuild.exports.signing import Signer
-from obuild.remotes.registry import MANIFEST, Descriptor, Repository
+from obuild.remotes.blobs import Progress
+from obuild.remotes.oci import CONFIG, MANIFEST, Descriptor, descriptor, packed
+from obuild.remotes.registry import Repository
 
 #: The media type of each document that an export leaves beside its images.
 KINDS = {
@@ -24,12 +23,8 @@ KINDS = {
 }
 
 _EMPTY = "application/vnd.oci.empty.v1+json"
-_CONFIG = "application/vnd.oci.image.config.v1+json"
 _PAYLOAD = "application/vnd.dev.cosign.simplesigning.v1+json"
 _SIGNATURE = "dev.cosignproject.cosign/signature"
-
-#: Gets the number of bytes that are there, and their total.
-Progress = Callable[[int, int], object]
 
 
 def attach(repository: Repository, subject: Descriptor, image: Path, progress: Progress) -> list[str]:
@@ -48,7 +43,7 @@ def attach(repository: Repository, subject: Descriptor, image: Path, progress: P
                 "subject": {key: subject[key] for key in ("mediaType", "digest", "size")},
             }
             digest = repository.attach(
-                _json(manifest), MANIFEST, subject=str(subject["digest"]), artifact_type=kind
+                packed(manifest), MANIFEST, subject=str(subject["digest"]), artifact_type=kind
             )
             found.append(digest)
     return found
@@ -56,7 +51,7 @@ def attach(repository: Repository, subject: Descriptor, image: Path, progress: P
 
 def sign(repository: Repository, digest: str, name: str, signer: Signer, progress: Progress) -> None:
     """Store the signature of what has this digest in the repository `name`, HOST/PATH."""
-    payload = _json(
+    payload = packed(
         {
             "critical": {
                 "identity": {"docker-reference": name},
@@ -78,20 +73,16 @@ def sign(repository: Repository, digest: str, name: str, signer: Signer, progres
     manifest = {
         "schemaVersion": 2,
         "mediaType": MANIFEST,
-        "config": _push(repository, _json(config), _CONFIG, progress),
+        "config": _push(repository, packed(config), CONFIG, progress),
         "layers": [{**layer, "annotations": {_SIGNATURE: signature}}],
     }
-    repository.put(_json(manifest), MANIFEST, tag=f"{digest.replace(':', '-')}.sig")
+    repository.put(packed(manifest), MANIFEST, tag=f"{digest.replace(':', '-')}.sig")
 
 
 def _push(repository: Repository, data: bytes, kind: str, progress: Progress) -> Descriptor:
-    digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+    found = descriptor(data, kind)
     with tempfile.NamedTemporaryFile(prefix="obuild-blob-") as file:
         file.write(data)
         file.flush()
-        repository.blobs.push(Path(file.name), digest, progress)
-    return {"mediaType": kind, "digest": digest, "size": len(data)}
-
-
-def _json(value: dict[str, Any]) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+        repository.blobs.push(Path(file.name), found["digest"], progress)
+    return found

@@ -5,6 +5,7 @@ boto3 finds credentials and the region as AWS's own tools do: in the environment
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -93,6 +94,11 @@ def explained(what: str) -> Iterator[None]:
         raise ObuildError(f"{what}: there are no credentials", hint=hint) from error
     except (BotoCoreError, Boto3Error) as error:
         raise ObuildError(f"{what}: {error}", hint="try again later: it goes on where it ended") from error
+
+
+def encoded(digest: bytes) -> str:
+    """A digest as AWS wants it in a request: base64."""
+    return base64.b64encode(digest).decode()
 
 
 def code_of(error: Any) -> str:

@@ -5,7 +5,6 @@ The interface is "EBS direct APIs" of the EC2 documentation.
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import os
 import uuid
@@ -13,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from obuild.exports.targets import parallel
+from obuild.exports.targets import aws, parallel
 from obuild.host import failpoints, sparse
 
 #: The size of a block, in bytes; the interface sets it.
@@ -65,7 +64,7 @@ def write(client: Any, snapshot: str, disk: Path, progress: Callable[[int, int],
             BlockIndex=block.number,
             BlockData=block.data,
             DataLength=BLOCK,
-            Checksum=_base64(block.sha256),
+            Checksum=aws.encoded(block.sha256),
             ChecksumAlgorithm="SHA256",
         )
         return block._replace(data=b"")
@@ -78,7 +77,7 @@ def write(client: Any, snapshot: str, disk: Path, progress: Callable[[int, int],
     client.complete_snapshot(
         SnapshotId=snapshot,
         ChangedBlocksCount=len(digests),
-        Checksum=_base64(together),
+        Checksum=aws.encoded(together),
         ChecksumAlgorithm="SHA256",
         ChecksumAggregationMethod="LINEAR",
     )
@@ -91,7 +90,3 @@ def blocks(disk: Path) -> Iterator[Block]:
             data = os.pread(file.fileno(), BLOCK, start).ljust(BLOCK, b"\0")
             if data.strip(b"\0"):
                 yield Block(start // BLOCK, data, hashlib.sha256(data).digest())
-
-
-def _base64(digest: bytes) -> str:
-    return base64.b64encode(digest).decode()

@@ -29,7 +29,7 @@ class File:
     def send(self, images: Sequence[Image]) -> list[Published]:
         (image,) = images
         folder = self._place.absolute().parent
-        digest, size = _measured(image.path)
+        digest, size = _measured(image.path, image.sha256)
         published = [Published(f"file:{self._place}", str(self._place.absolute()), digest, size)]
         if self._place.exists() or self._place.is_symlink():
             if digest and _measured(self._place) == (digest, size):
@@ -49,9 +49,12 @@ class File:
         return published
 
 
-def _measured(path: Path) -> tuple[str, int]:
-    """The digest and the size of a file. An OCI layout has the digest of its index, another folder none."""
+def _measured(path: Path, known: str = "") -> tuple[str, int]:
+    """The digest and the size of a file, whose sha256 may be `known`.
+
+    An OCI layout has the digest of its index, another folder none.
+    """
     files = [each for each in (path, *path.rglob("*")) if each.is_file() and not each.is_symlink()]
     stands = path / "index.json" if path.is_dir() else path
-    digest = f"sha256:{mtree.digest(stands)}" if stands.is_file() else ""
+    digest = f"sha256:{known or mtree.digest(stands)}" if stands.is_file() else ""
     return digest, sum(each.stat().st_size for each in files)

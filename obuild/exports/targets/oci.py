@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,8 @@ from obuild.guests.profile import Card
 from obuild.host import failpoints
 from obuild.host.units import size
 from obuild.remotes import reference
-from obuild.remotes.registry import INDEX, Descriptor, Repository, index
+from obuild.remotes.oci import INDEX, Descriptor, digest_of, index
+from obuild.remotes.registry import Repository
 from obuild.remotes.uploads import Uploads
 
 
@@ -33,7 +33,7 @@ class Oci:
 
     def check(self, cards: Sequence[Card]) -> None:
         with self._repository() as repository:
-            repository.blobs.check()
+            repository.check()
 
     def send(self, images: Sequence[Image]) -> list[Published]:
         with self._repository() as repository:
@@ -48,7 +48,7 @@ class Oci:
                 attached.attach(repository, entry, image.path, self._settings.progress)
             if self._settings.signer:
                 place = f"{self._reference.host}/{self._reference.repository}"
-                whole = f"sha256:{hashlib.sha256(data).hexdigest()}"
+                whole = digest_of(data)
                 attached.sign(repository, whole, place, self._settings.signer, self._settings.progress)
             digest = repository.put(data, kind, tag=self._reference.tag)
         total = sum(file.stat().st_size for image in images for file in (image.path / "blobs").rglob("*"))

@@ -6,7 +6,6 @@ server has the same MD5 of it, so an upload that was interrupted, also on anothe
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import re
 from collections.abc import Sequence
@@ -104,7 +103,7 @@ class S3:
 
     def _put(self, client: Any, path: Path, part: Part) -> None:
         with path.open("rb") as file:
-            client.put_object(Bucket=self._bucket, Key=self._key, Body=file, ContentMD5=_base64(part.md5))
+            client.put_object(Bucket=self._bucket, Key=self._key, Body=file, ContentMD5=aws.encoded(part.md5))
 
     def _upload(self, client: Any, path: Path, parts: Sequence[Part], size: int) -> None:
         """Send the parts that the server does not have, and have it put all together."""
@@ -121,7 +120,7 @@ class S3:
         def send(part: Part) -> tuple[Part, str]:
             with ReadFileChunk.from_filename(str(path), part.start, part.length) as body:
                 reply = client.upload_part(
-                    **where, UploadId=upload, PartNumber=part.number, Body=body, ContentMD5=_base64(part.md5)
+                    **where, UploadId=upload, PartNumber=part.number, Body=body, ContentMD5=aws.encoded(part.md5)
                 )
             return part, str(reply["ETag"])
 
@@ -188,7 +187,3 @@ def _is_same(there: dict[str, Any], parts: Sequence[Part], size: int, *, unknown
         return etag == parts[0].md5.hex()
     whole = hashlib.md5(b"".join(part.md5 for part in parts), usedforsecurity=False).hexdigest()
     return etag == f"{whole}-{len(parts)}"
-
-
-def _base64(md5: bytes) -> str:
-    return base64.b64encode(md5).decode()

@@ -9,15 +9,14 @@ import struct
 from collections.abc import Callable, Iterator
 from functools import lru_cache, wraps
 from typing import ParamSpec, TypeVar
-from uuid import UUID
 
 from obuild.errors import ObuildError, UsageError
 from obuild.host.blocks import Blocks
 from obuild.host.trees import ext_map, ext_xattrs
 from obuild.host.trees.nodes import Node, checked, decode, join
 
-#: Where the superblock is, and its magic number in it.
-SUPERBLOCK, MAGIC_AT, MAGIC = 1024, 56, b"\x53\xef"
+#: Where the superblock is.
+_SUPERBLOCK = 1024
 
 #: The features that change how files are read, and which this module does not know.
 _UNKNOWN = {
@@ -61,8 +60,7 @@ class Ext:
 
     def __init__(self, blocks: Blocks, start: int) -> None:
         self.disk, self._start = blocks, start
-        head = blocks.read(start + SUPERBLOCK, 1024)
-        self.uuid, self.label = str(UUID(bytes=head[104:120])), decode(head[120:136].rstrip(b"\0"))
+        head = blocks.read(start + _SUPERBLOCK, 1024)
         (incompatible,) = struct.unpack_from("<I", head, 96)
         _check(incompatible)
         log_block, self._per_group = struct.unpack_from("<I", head, 24)[0], struct.unpack_from("<I", head, 40)[0]
