@@ -138,7 +138,10 @@ NATIVE = {"executors.native.namespace", "executors.native.line"}
         ("fcntl", {"host.locks"}),
         ("threading", {"builder.scheduler", "builder.listener", *NATIVE}),
         ("multiprocessing", set()),
-        ("concurrent", {"builder.scheduler", "executors.native.chain", "exports.targets.parallel"}),
+        (
+            "concurrent",
+            {"builder.scheduler", "executors.native.chain", "exports.export", "exports.targets.parallel"},
+        ),
         ("asyncio", set()),
         ("pycdlib", {"bases.seed"}),
         ("yaml", {"bases.cloud_config"}),

@@ -1,4 +1,4 @@
-"""A progress bar for downloads, on one line of the terminal."""
+"""A progress bar for downloads, exports and uploads, on one line of the terminal."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Bar:
         self._wipe()
 
     def __call__(self, done: int, total: int) -> None:
-        """`done` bytes of `total` have arrived; `total` is 0 if unknown."""
+        """`done` bytes of `total` are done; `total` is 0 if unknown."""
         now = self._clock()
         if self._begun is None or done < self._begun[1]:
             self._begun = (now, done)

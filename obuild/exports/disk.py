@@ -19,7 +19,7 @@ _LABEL = re.compile(r"[A-Za-z0-9._-]{1,16}")
 _NAMESPACE = uuid.UUID("0c6c7a52-4f0b-4f6e-9a4d-4c0a4d0f2d7b")
 
 
-def _nobody(text: str) -> None:
+def _nobody(*heard: object) -> None:
     pass
 
 
@@ -73,7 +73,8 @@ def id_of(layer: LayerId, what: str) -> uuid.UUID:
 class Disk(NamedTuple):
     """A raw disk with holes, and what an image of it must say. `size` is in bytes, `card` is that of its base.
 
-    `say` tells the user something. Files that belong to one export are made in the folder of `path`.
+    `say` tells the user something, and `progress` how many bytes of how many have been read. Files that belong to
+    one export are made in the folder of `path`.
     """
 
     path: Path
@@ -82,7 +83,13 @@ class Disk(NamedTuple):
     card: Card
     options: Options = Options()
     say: Callable[[str], object] = _nobody
+    progress: Callable[[int, int], object] = _nobody
 
     def id(self, what: str) -> uuid.UUID:
         """The id that a format wants for `what`: the same for the same layer."""
         return id_of(self.layer, what)
+
+    def reading(self, total: int = 0) -> Callable[[int], object]:
+        """What a program that reads `total` bytes reports to; by default it reads the disk without its holes."""
+        total = total or self.path.stat().st_blocks * 512
+        return lambda done: self.progress(min(done, total), total)

@@ -48,6 +48,14 @@ class Wanted(NamedTuple):
     signer: Signer | None = None
 
 
+#: Hears how many bytes have been read for what is said last, and how many there are.
+Progress = Callable[[int, int], object]
+
+
+def _unheard(done: int, total: int) -> None:
+    pass
+
+
 #: Gives the image to export: that of a layer, or one on a copy of it, for as long as the block lasts.
 Prepare = Callable[[Layer], AbstractContextManager[Path]]
 
@@ -57,7 +65,13 @@ def _as_it_is(layer: Layer) -> AbstractContextManager[Path]:
 
 
 def export(
-    store: Store, id: LayerId, wanted: Wanted, *, say: Callable[[str], object], prepare: Prepare = _as_it_is
+    store: Store,
+    id: LayerId,
+    wanted: Wanted,
+    *,
+    say: Callable[[str], object],
+    progress: Progress = _unheard,
+    prepare: Prepare = _as_it_is,
 ) -> list[Path]:
     """Write the images; returns their paths in the order of the types. Each appears whole or not at all.
 
@@ -71,7 +85,8 @@ def export(
         _see_size(layer, wanted)
         papers = _documents(store, id, wanted, cleaned=prepare is not _as_it_is) if wanted.documented else None
         with prepare(layer) as image, _no_room(wanted.out):
-            return _export(layer.id, image, wanted, places, papers, say)
+            disk = Disk(Path(), 0, layer.id, wanted.card, wanted.options, say, progress)
+            return _export(disk, image, wanted, places, papers)
 
 
 @contextmanager
@@ -91,18 +106,16 @@ def _no_room(out: Path) -> Iterator[None]:
 
 
 def _export(
-    id: LayerId,
-    image: Path,
-    wanted: Wanted,
-    places: Sequence[Path],
-    papers: documents.Documents | None,
-    say: Callable[[str], object],
+    disk: Disk, image: Path, wanted: Wanted, places: Sequence[Path], papers: documents.Documents | None
 ) -> list[Path]:
+    """`disk` has no path and no size yet."""
+    say = disk.say
     wanted.out.mkdir(parents=True, exist_ok=True)
     with work_folder.folder_in(wanted.out) as work:
-        disk = Disk(work / "disk.raw", 0, id, wanted.card, wanted.options, say)
-        say(f"unpacking the disk of {id[:12]}")
-        qemu_img.unpack(image, disk.path)
+        disk = disk._replace(path=work / "disk.raw")
+        say(f"unpacking the disk of {disk.layer[:12]}")
+        packed = sum(each.stat().st_size for each in qemu_img.chain(image))
+        qemu_img.unpack(image, disk.path, progress=disk.reading(packed))
         if wanted.size:
             say(f"growing it to {units.size(wanted.size)}")
             resize.grow(disk.path, wanted.size)
@@ -120,7 +133,7 @@ def _export(
             say(f"writing {place}")
             made = work / place.name
             FORMATS[type].write(disk, made)
-            put_in_place(made, place)
+            put_in_place(made, place, disk.progress)
         beside = papers.write(disk, places) if papers else []
         documents.sign([*places, *beside], wanted.signer, work)
     return list(places)
@@ -134,13 +147,13 @@ def _documents(store: Store, id: LayerId, wanted: Wanted, *, cleaned: bool) -> d
     return papers
 
 
-def put_in_place(made: Path, place: Path) -> None:
+def put_in_place(made: Path, place: Path, progress: Progress = _unheard) -> None:
     """Move a finished image to its place, in the same file system, and note its checksum."""
-    digest = None if made.is_dir() else sparse.sha256(made)
+    digest = None
     if made.is_dir():  # it may have links and devices in it, which are not to be opened
         process.run(["sync", "--file-system", made])
     else:
-        fsync(made)
+        digest = _flushed(made, progress)
     failpoints.reach("export.made")
     if place.is_dir():  # it cannot be replaced as a whole
         discard(place)
@@ -148,6 +161,18 @@ def put_in_place(made: Path, place: Path) -> None:
     fsync(place.parent)
     failpoints.reach("export.placed")
     checksums.note(place, digest)
+
+
+def _flushed(made: Path, progress: Progress) -> str:
+    """Flush a file to the disk; returns its sha256, in hex, which is computed at the same time."""
+    from concurrent.futures import ThreadPoolExecutor  # late: for an export only
+
+    size = made.stat().st_size
+    with ThreadPoolExecutor(1) as other:
+        flushed = other.submit(fsync, made)
+        digest = sparse.sha256(made, lambda done: progress(done, size))
+        flushed.result()
+    return digest
 
 
 def _checked(wanted: Wanted) -> list[Path]:

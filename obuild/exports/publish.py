@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from obuild.errors import UsageError
 from obuild.exports import checksums
 from obuild.exports.all import FORMATS
-from obuild.exports.targets.all import KINDS, kind_of
+from obuild.exports.targets import beside
+from obuild.exports.targets.all import KINDS, Kind, kind_of
 from obuild.exports.targets.target import Image, Published, Settings, Target, filled
 from obuild.guests.profile import Card
 from obuild.plan.keys import LayerId
@@ -26,11 +28,15 @@ class Source(NamedTuple):
 
 
 class Delivery(NamedTuple):
-    """A target, and the layers that it takes."""
+    """A target, and the layers that it takes.
+
+    `beside` opens the target for another file, called like an image and a suffix; None if there cannot be one.
+    """
 
     text: str
     target: Target
     sources: Sequence[Source]
+    beside: Callable[[str], Target] | None = None
 
 
 class Key(NamedTuple):
@@ -73,8 +79,12 @@ def publish(
         images = _images(groups, folder)
         for delivery in deliveries:
             settings.say(f"publishing {delivery.text}")
-            for published in delivery.target.send([images[_key(delivery, each)] for each in delivery.sources]):
+            sent = [images[_key(delivery, each)] for each in delivery.sources]
+            for published in delivery.target.send(sent):
                 done(published)
+            if delivery.beside:
+                (image,) = sent
+                beside.send(image, delivery.target.stem, delivery.beside, settings.signer)
 
 
 def _deliveries(text: str, sources: Sequence[Source], settings: Settings) -> Iterator[Delivery]:
@@ -89,7 +99,14 @@ def _deliveries(text: str, sources: Sequence[Source], settings: Settings) -> Ite
     for some in [sources] if kind.together else [[each] for each in sources]:
         values = {"name": some[0].name, "version": settings.version, "arch": some[0].card.arch}
         shown = filled(text, values)
-        yield Delivery(shown, kind.open(shown.removeprefix(prefix), settings), some)
+        place = shown.removeprefix(prefix)
+        opened = partial(_beside, kind, place, settings) if kind.beside else None
+        yield Delivery(shown, kind.open(place, settings), some, opened)
+
+
+def _beside(kind: Kind, place: str, settings: Settings, suffix: str) -> Target:
+    """The target for a file beside the image at `place`, whatever it is."""
+    return kind.open(f"{place}{suffix}", settings._replace(type="raw", replace=True, say=lambda text: None))
 
 
 def _see_different(deliveries: Sequence[Delivery]) -> None:

@@ -35,6 +35,14 @@ class Signer:
     def __init__(self, key: EllipticCurvePrivateKey) -> None:
         self._key = key
 
+    @property
+    def hint(self) -> str:
+        """Which key it is, as Sigstore says it: the sha256 of the public key in DER, as base64."""
+        from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+        public = self._key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        return base64.b64encode(hashlib.sha256(public).digest()).decode()
+
     def sign(self, digest: bytes) -> bytes:
         """The signature, as base64, of what has this sha256."""
         from cryptography.exceptions import UnsupportedAlgorithm

@@ -11,7 +11,7 @@ import shlex
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -62,6 +62,9 @@ PACKAGES = {
 
 Arg = str | Path
 
+#: How often `run` reports progress, in seconds.
+_PROGRESS_PERIOD = 0.25
+
 
 def require(program: str) -> str:
     """The path of `program`. UsageError, with the package to install, if it is not on PATH.
@@ -90,30 +93,19 @@ def run(
     env: Mapping[str, str] | None = None,
     ok: tuple[int, ...] = (0,),
     cwd: Path | None = None,
+    progress: Callable[[int], object] | None = None,
 ) -> bytes:
     """Run a program to its end and return its stdout; ProcessError unless it exits with one of `ok`.
 
     It reads `input`, or else the file `stdin`. `env` is added to our own environment. A program that is
-    still running when we are interrupted is killed before the interrupt goes on.
+    still running when we are interrupted is killed before the interrupt goes on. `progress` is called from time
+    to time with the number of bytes that the program has read so far, from files, too.
     """
-    command = _command(argv)
     with (
         stdin.open("rb") as read,
-        subprocess.Popen(
-            command,
-            stdin=read if input is None else subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={**os.environ, **env} if env else None,
-            cwd=cwd,
-            start_new_session=True,
-        ) as child,
+        piped(argv, stdin=read if input is None else subprocess.PIPE, env=env, cwd=cwd) as child,
     ):
-        try:
-            out, err = child.communicate(input)
-        except BaseException:
-            os.killpg(child.pid, signal.SIGKILL)  # its helpers too: it leads a session of its own
-            raise
+        out, err = _output(child, input, progress)
     if child.returncode not in ok:
         raise ProcessError(f"{shlex.join(map(str, argv))} {ending(child.returncode)}{_quote(err)}")
     return out
@@ -139,16 +131,54 @@ def spawn(
     )
 
 
+def _output(
+    child: subprocess.Popen[bytes], input: bytes | None, progress: Callable[[int], object] | None
+) -> tuple[bytes, bytes]:
+    """What a program prints to stdout and stderr until it ends."""
+    while progress:
+        try:
+            return child.communicate(input, timeout=_PROGRESS_PERIOD)
+        except subprocess.TimeoutExpired:
+            progress(_bytes_read(child.pid))
+            input = None  # it has been taken
+    return child.communicate(input)
+
+
+def _bytes_read(pid: int) -> int:
+    """How much a program has read, as proc(5) counts it in `rchar`; 0 if that cannot be seen."""
+    try:
+        return int(Path(f"/proc/{pid}/io").read_text().split()[1])
+    except OSError:
+        return 0
+
+
 @contextmanager
-def piped(argv: Sequence[Arg], *, stdin: IO[bytes] | int) -> Iterator[subprocess.Popen[bytes]]:
-    """Start a program whose stdout and stderr are pipes; when the block ends, it is killed if it still runs."""
+def piped(
+    argv: Sequence[Arg],
+    *,
+    stdin: IO[bytes] | int,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a program whose stdout and stderr are pipes. An exception in the block kills it, then goes on.
+
+    `env` is added to our own environment.
+    """
     command = _command(argv)
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=stdin, stdout=pipe, stderr=pipe, start_new_session=True) as child:
+    with subprocess.Popen(
+        command,
+        stdin=stdin,
+        stdout=pipe,
+        stderr=pipe,
+        env={**os.environ, **env} if env else None,
+        cwd=cwd,
+        start_new_session=True,
+    ) as child:
         try:
             yield child
         except BaseException:
-            os.killpg(child.pid, signal.SIGKILL)
+            os.killpg(child.pid, signal.SIGKILL)  # its helpers too: it leads a session of its own
             raise
 
 

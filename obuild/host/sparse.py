@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 _CHUNK = 1 << 20
@@ -31,20 +31,32 @@ def blocks(descriptor: int, size: int) -> Iterator[int]:
         after = -(-stop // size) * size
 
 
-def sha256(path: Path) -> str:
-    """The digest of a file, in hex. Holes are not read: the kernel would keep their zeros in memory."""
+def sha256(path: Path, heard: Callable[[int], object] = lambda done: None) -> str:
+    """The digest of a file, in hex. Holes are not read: the kernel would keep their zeros in memory.
+
+    `heard` is called with the number of bytes that are hashed.
+    """
     hasher, done = hashlib.sha256(), 0
     with path.open("rb") as file:
-        for begin, stop in extents(file.fileno()):
-            _add_zeros(hasher, begin - done)
-            for at in range(begin, stop, _CHUNK):
-                hasher.update(os.pread(file.fileno(), min(_CHUNK, stop - at), at))
-            done = stop
-        _add_zeros(hasher, os.fstat(file.fileno()).st_size - done)
+        for piece in _pieces(file.fileno()):
+            hasher.update(piece)
+            done += len(piece)
+            heard(done)
     return hasher.hexdigest()
 
 
-def _add_zeros(hasher: hashlib._Hash, count: int) -> None:
-    while count > 0:
-        hasher.update(_ZEROS[: min(count, _CHUNK)])
-        count -= _CHUNK
+def _pieces(descriptor: int) -> Iterator[bytes]:
+    """The content of a file in pieces of up to 1 MiB."""
+    done = 0
+    for begin, stop in extents(descriptor):
+        yield from zeros(begin - done)
+        for at in range(begin, stop, _CHUNK):
+            yield os.pread(descriptor, min(_CHUNK, stop - at), at)
+        done = stop
+    yield from zeros(os.fstat(descriptor).st_size - done)
+
+
+def zeros(count: int) -> Iterator[bytes]:
+    """This many zeros, in pieces of up to 1 MiB."""
+    for left in range(count, 0, -_CHUNK):
+        yield _ZEROS[: min(left, _CHUNK)]

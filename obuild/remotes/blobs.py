@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import urlencode
 
 from obuild.errors import ObuildError
 from obuild.host import failpoints
@@ -55,7 +56,9 @@ class Blobs:
 
     def check(self) -> None:
         """See that the registry lets us push: ask for an upload, and cancel it."""
-        upload = self._begin()
+        self._cancel(self._begin())
+
+    def _cancel(self, upload: _Upload) -> None:
         with suppress(Refused, Lost):  # it ends by itself
             self._http.send("DELETE", upload.place, ok=(202, 204), what=self._what, again=False)
 
@@ -71,13 +74,35 @@ class Blobs:
         """
         size = path.stat().st_size
         progress(0, size)
-        sent = not self.has(digest)
+        sent = not self.has(digest) and not (size > self._piece and self._mount(digest))
         if sent and size <= self._piece:
             self._send_whole(path, size, digest)
         elif sent:
             self._send_pieces(f"{self._http.host}/{self._repository}@{digest}", path, size, digest, progress)
+        if size > self._piece:  # less is sent sooner than asked for
+            self._uploads.put(self._owner(digest), self._repository)
         progress(size, size)
         return sent
+
+    def _mount(self, digest: str) -> bool:
+        """Have the registry take a blob from the repository that we have sent it to before, if it does that."""
+        other = self._uploads.find(self._owner(digest))
+        if other in ("", self._repository):
+            return False
+        self._http.may_read(other)
+        place = f"{self._root}/uploads/?{urlencode({'mount': digest, 'from': other})}"
+        headers = {"Content-Length": "0"}
+        try:
+            reply = self._http.send("POST", place, ok=(201, 202), what=self._what, headers=headers)
+        except Refused:
+            return False
+        if reply.status_code == 202:  # it wants the blob; another upload will be begun
+            self._cancel(self._at(reply, 0))
+        return reply.status_code == 201
+
+    def _owner(self, digest: str) -> str:
+        """What is remembered under this name is the repository of the registry that a blob was sent to last."""
+        return f"{self._http.host}@{digest}"
 
     def _send_whole(self, path: Path, size: int, digest: str) -> None:
         """Send a blob in one request. After a failure, which may leave a part of it, a new upload begins."""

@@ -92,8 +92,18 @@ class Repository:
         self._put(data, media_type, tag)
         return digest_of(data)
 
-    def attach(self, data: bytes, media_type: str, *, subject: str, artifact_type: str) -> str:
+    def attach(
+        self,
+        data: bytes,
+        media_type: str,
+        *,
+        subject: str,
+        artifact_type: str,
+        annotations: Mapping[str, str] = {},
+    ) -> str:
         """Store a manifest that refers to another by its field `subject`; returns its digest.
+
+        `artifact_type` and `annotations` are what the manifest says of itself.
 
         A registry that does not list what refers to a manifest gets the list as the tag that the specification
         names for this: the digest with a dash. It is read and written again, so only one process may do this.
@@ -105,6 +115,7 @@ class Repository:
             there = self.get(tag)
             others = json.loads(there).get("manifests", []) if there else []
             entry = {**descriptor(data, media_type), "artifactType": artifact_type}
+            entry |= {"annotations": dict(annotations)} if annotations else {}
             listed = [each for each in others if each.get("digest") != digest] + [entry]
             self.put(index(listed), INDEX, tag=tag)
         return digest

@@ -39,15 +39,16 @@ def challenge(header: str) -> Challenge:
 
 
 class Login:
-    """The Authorization header for one scope of a registry, for example `repository:pg16:pull,push`.
+    """The Authorization header for some scopes of a registry, for example `repository:pg16:pull,push`.
 
-    `send` makes a request of the token server, without a login, and tries again as the registry's requests do.
+    A scope that is added holds from the next time that the registry asks. `send` makes a request of the token
+    server, without a login, and tries again as the registry's requests do.
     """
 
     def __init__(
         self, host: str, scope: str, credentials: Credentials | None, send: Callable[..., httpx.Response]
     ) -> None:
-        self._host, self._scope, self._credentials, self._send = host, scope, credentials, send
+        self._host, self.scopes, self._credentials, self._send = host, [scope], credentials, send
         self._challenge: Challenge | None = None
         self._header = ""
         self._until = float("inf")
@@ -75,7 +76,7 @@ class Login:
         if urlsplit(asked.realm).scheme != "https" and not _is_same_host(asked.realm, self._host):
             raise ObuildError(f"{self._host} names a token server without TLS: {asked.realm}")
         known = self._credentials
-        query = {"service": asked.service, "scope": self._scope}
+        query = {"service": asked.service, "scope": self.scopes}
         if known and known.identity:
             form = {**query, "grant_type": "refresh_token", "client_id": "obuild", "refresh_token": known.identity}
             reply = self._send("POST", asked.realm, data=form)

@@ -82,6 +82,11 @@ class Http:
     ) -> None:
         self._client.close()
 
+    def may_read(self, repository: str) -> None:
+        """When the registry asks for a login, ask for the right to read another repository, too."""
+        if (scope := f"repository:{repository}:pull") not in self._login.scopes:
+            self._login.scopes.append(scope)
+
     def absolute(self, place: str) -> str:
         """A URL of the registry; `place` may be a path, or a URL already."""
         return urljoin(self._root, place)

@@ -28,6 +28,7 @@ from obuild.exports.disk import Disk, Options, labels
 from obuild.exports.export import Wanted, export
 from obuild.exports.formats import ova, vhd, vhdx
 from obuild.guests.profile import Card
+from obuild.host import process
 from obuild.plan.keys import LayerId
 from obuild.store.layers import Store
 from tests.support.disks import START, ext4_disk, small_file_system
@@ -104,6 +105,23 @@ def test_each_disk_format_has_the_disks_content(store: Store, tmp_path: Path) ->
     assert info["format-specific"]["data"]["extended-l2"] is False
     assert info["format-specific"]["data"]["compression-type"] == "zstd"
     assert sorted(path.name for path in out.iterdir()) == sorted([*(path.name for path in paths), "SHA256SUMS"])
+
+
+def test_an_export_tells_how_far_it_is(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs are asked more often than usual."""
+    monkeypatch.setattr(process, "_PROGRESS_PERIOD", 0.001)
+    said: list[str] = []
+    heard: dict[str, list[tuple[int, int]]] = {}
+
+    def progress(done: int, total: int) -> None:
+        heard.setdefault(said[-1], []).append((done, total))
+
+    types = ("qcow2", "raw.gz", "vmdk", "containerdisk", "squashfs")
+    paths = export(store, ID, wanted(tmp_path, *types), say=said.append, progress=progress)
+    assert set(heard) >= {f"unpacking the disk of {ID[:12]}", *(f"writing {path}" for path in paths)}
+    assert all(0 <= done <= total > 0 for each in heard.values() for done, total in each)
+    size = paths[0].stat().st_size
+    assert heard[f"writing {paths[0]}"][-1] == (size, size)
 
 
 def test_a_compressed_raw_disk_unpacks_to_the_disk(store: Store, tmp_path: Path) -> None:

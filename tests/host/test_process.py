@@ -46,6 +46,23 @@ def test_run_without_input_reads_an_empty_stdin() -> None:
     assert process.run(["cat"]) == b""
 
 
+def test_run_tells_how_much_the_program_has_read(tmp_path: Path) -> None:
+    """It reads from the pipe until we have heard of the file."""
+    (tmp_path / "file").write_bytes(bytes(1 << 20))
+    os.mkfifo(tmp_path / "pipe")
+    heard: list[int] = []
+
+    def progress(done: int) -> None:
+        heard.append(done)
+        if done >= 1 << 20 and max(heard[:-1], default=0) < 1 << 20:
+            (tmp_path / "pipe").write_bytes(b"end")
+
+    said = process.run(["cat", "file", "pipe"], cwd=tmp_path, progress=progress)
+    assert said == bytes(1 << 20) + b"end"
+    assert heard == sorted(heard)
+    assert process.run(["cat"], input=b"short", progress=heard.append) == b"short"
+
+
 def test_a_failure_quotes_the_command_its_status_and_its_stderr() -> None:
     with pytest.raises(ProcessError) as caught:
         process.run(["sh", "-c", "echo 'so sad' >&2; exit 3"])

@@ -103,7 +103,8 @@ class Opened:
         return found
 
     def left(self, tmp_path: Path) -> int:
-        return len(list((tmp_path / "uploads").iterdir()))
+        """How many uploads are remembered. (Of a blob that has arrived, its repository is.)"""
+        return sum(path.read_text().startswith("http") for path in (tmp_path / "uploads").iterdir())
 
 
 def stored(running: Running, found: str) -> bytes:
@@ -124,6 +125,28 @@ def test_a_blob_arrives_in_pieces_once(plain: Running, middle: Between, blob: Pa
         assert not repository.blobs.push(blob, found, ignore)
     assert middle.count("POST") == 1
     assert opened.left(tmp_path) == 0
+
+
+@pytest.mark.parametrize(
+    ("answer", "again"),
+    [
+        (None, 0),
+        (Trouble("POST .*mount=", 202, {"Location": "/v2/team/two/blobs/uploads/new"}), 3),
+        (Trouble("POST .*mount=", 403), 3),
+    ],
+)
+def test_a_blob_that_another_repository_has_is_taken_from_there(
+    middle: Between, blob: Path, tmp_path: Path, answer: Trouble | None, again: int
+) -> None:
+    """Or it is sent, if the registry does not do that."""
+    Opened(middle.host, tmp_path, "team/one").push(blob)
+    pieces = middle.count("PATCH ")
+    middle.troubles += [answer] if answer else []
+    second = Opened(middle.host, tmp_path, f"team/two-{again}")
+    found = second.push(blob)
+    assert middle.count("PATCH ") == pieces + again
+    with second.repository as repository:
+        assert repository.blobs.has(found)
 
 
 def test_a_small_blob_arrives_in_one_request(plain: Running, middle: Between, tmp_path: Path) -> None:
@@ -342,8 +365,13 @@ def test_tokens_are_asked_for_the_repository_and_renewed(
         assert set(tokens.asked) == {"repository:team/a:pull,push"}
         assert len(tokens.asked) > middle.count("PATCH")
         assert stored(running, found) == blob.read_bytes()
+        with Repository(
+            middle.host, "team/b", uploads, environment=environment, insecure=True, piece=PIECE
+        ) as repository:
+            assert not repository.blobs.push(blob, found, ignore)
+        assert tokens.asked[-1] == "repository:team/b:pull,push repository:team/a:pull"
         with (
-            Repository(middle.host, "team/b", uploads, environment={}, insecure=True) as repository,
+            Repository(middle.host, "team/c", uploads, environment={}, insecure=True) as repository,
             pytest.raises(Refused, match="says 401 UNAUTHORIZED"),
         ):
             repository.blobs.push(blob, found, ignore)

@@ -223,11 +223,11 @@ def token_server(identity: Identity) -> Iterator[TokenServer]:
             self._give(form, form.get("refresh_token") == ["identity"])
 
         def _give(self, query: dict[str, list[str]], known: bool) -> None:
-            (scope,) = query["scope"]
-            state.asked.append(scope)
-            kind, name, actions = scope.split(":")
+            state.asked.append(" ".join(query["scope"]))
+            access = []
+            for kind, name, actions in (scope.split(":") for scope in query["scope"]):
+                access.append({"type": kind, "name": name, "actions": actions.split(",") if known else ["pull"]})
             now = int(time.time())
-            access = [{"type": kind, "name": name, "actions": actions.split(",") if known else ["pull"]}]
             claims = {"iss": "us", "sub": USER, "aud": "tests", "exp": now + state.lifetime, "nbf": now - 60}
             claims |= {"iat": now, "jti": hashlib.sha256(str(now).encode()).hexdigest(), "access": access}
             data = json.dumps({"token": identity.token(claims), "expires_in": state.lifetime}).encode()

@@ -18,7 +18,7 @@ from obuild.executors.qemu.shape import Shape
 from obuild.exports.disk import Disk, Options
 from obuild.exports.formats import installer_iso
 from obuild.guests.profile import Card
-from obuild.host import qemu_img
+from obuild.host import qemu_img, sparse
 from obuild.host.process import CancelScope
 from obuild.plan.keys import LayerId
 from tests.support.program import Program
@@ -93,19 +93,39 @@ def see_live(program: Program, images: Path, folder: Path, firmware: str, medium
     assert all(line.startswith("#") for line in table)
 
 
-def see_installer(images: Path, folder: Path, firmware: str, medium: tuple[str, ...]) -> None:
+def see_installer(images: Path, folder: Path, firmware: str, medium: tuple[str, ...]) -> Path:
+    """Install the layer; returns the image of the disk that has it."""
     size = (images / "pg.raw").stat().st_size
     with booted(folder, images / "pg.installer.iso", firmware, medium, disk=size + (8 << 20)) as running:
         running.power_off(ask=False)
     subprocess.run(["qemu-img", "compare", images / "pg.raw", folder / "disk.qcow2"], check=True)
+    return folder / "disk.qcow2"
 
 
 def test_a_live_system_runs(shared: Program, images: Path, tmp_path: Path) -> None:
     see_live(shared, images, tmp_path, "bios", DISK)
 
 
-def test_an_installer_writes_the_disk(images: Path, tmp_path: Path) -> None:
-    see_installer(images, tmp_path, "bios", DISK)
+def test_an_installer_writes_a_disk_that_boots(shared: Program, images: Path, tmp_path: Path) -> None:
+    disk = see_installer(images, tmp_path, "bios", DISK)
+    with machine.start(Shape(memory=128 << 20, boot_time=300), disk, CancelScope(), network=False) as running:
+        assert told(running, shared.store / "state/ssh/id_ed25519", "cat /marker") == "exported\n"
+        running.quit()
+
+
+def test_an_installer_that_reads_back_something_else_says_so(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not power off, as it would after a success: the message stays on the screen."""
+    monkeypatch.setattr(sparse, "sha256", lambda path, heard: "0" * 64)
+    iso = made(images, tmp_path, unattended=True)
+    with booted(tmp_path, iso, "bios", DISK, disk=(images / "pg.raw").stat().st_size) as running:
+        wait_for(running, "obuild: /dev/vda does not hold what was written: it may be damaged")
+        console = running.console(10_000)
+        assert running.qmp.execute("query-status")["status"] == "running"
+        running.quit()
+    assert "Installed" not in console
+    assert console.count("it may be damaged") == 1
 
 
 @pytest.mark.parametrize(("firmware", "medium"), MATRIX)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from obuild.cli.bar import Bar
 from obuild.cli.console import called, guarded, key_password, note, open_store, put
 from obuild.cli.debugging import cleaner
 from obuild.cli.options import (
@@ -120,13 +122,16 @@ def export_layer(
     options = Options(compression, cpus, persist, disk, unattended, labels(label))
     wanted = Wanted(types, out, stem, card, options, force, parse_bytes("--size", size) if size else 0, shrink)
     wanted = wanted._replace(documented=sbom, signer=signer)
-    if sysprep is None:
-        if keep_user or dry_run:
-            raise UsageError(f"--{'keep-user' if keep_user else 'dry-run'} needs --sysprep")
-        put(*map(str, export(opened, layer, wanted, say=note)))
-        return
-    cleaning = cleaner(opened, store, layer, machine.settings(), pick(sysprep, keep_user=keep_user))
-    if dry_run:
-        put(*(f"{operation}: {what}" for operation, what in cleaning.listed()))
-    else:
-        put(*map(str, export(opened, layer, wanted, say=note, prepare=lambda layer: cleaning.cleaned())))
+    if sysprep is None and (keep_user or dry_run):
+        raise UsageError(f"--{'keep-user' if keep_user else 'dry-run'} needs --sysprep")
+    with Bar(sys.stderr) as bar:
+        run = partial(export, opened, layer, wanted, say=bar.under(note), progress=bar)
+        if sysprep is None:
+            images = run()
+        else:
+            cleaning = cleaner(opened, store, layer, machine.settings(), pick(sysprep, keep_user=keep_user))
+            if dry_run:
+                put(*(f"{operation}: {what}" for operation, what in cleaning.listed()))
+                return
+            images = run(prepare=lambda layer: cleaning.cleaned())
+    put(*map(str, images))

@@ -69,11 +69,11 @@ def publish(
     regions: Annotated[str, typer.Option(metavar="REGION,...", help="Copy an AMI to these regions, too.")] = "",
     label: LabelOption = [],  # noqa: B006  # typer copies it
     sbom: Annotated[
-        bool, typer.Option("--sbom/--no-sbom", help="Attach lists of packages and the provenance in registries.")
+        bool, typer.Option("--sbom/--no-sbom", help="Publish lists of packages and the provenance, too.")
     ] = True,
     sign: Annotated[
         Path | None,
-        typer.Option(metavar="KEY", help="Sign images in registries with this key, as cosign does."),
+        typer.Option(metavar="KEY", help="Sign images and documents with this key, as cosign does."),
     ] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Talk to registries by http.")] = False,
     as_json: JsonOption = False,
@@ -130,12 +130,13 @@ def publish(
     def make(source: Source, types: Sequence[str], folder: Path, stem: str) -> None:
         wanted = Wanted(types, folder, stem, source.card, options, size=grown, shrink=shrink)
         wanted = wanted._replace(documented=sbom)
+        run = partial(export, opened, source.layer, wanted, say=bar.under(note), progress=bar)
         if operations and (sysprep is not None or knows(source.card.os)):
             cleaning = cleaner(opened, store, source.layer, machine.settings(), operations)
-            export(opened, source.layer, wanted, say=note, prepare=lambda layer: cleaning.cleaned())
+            run(prepare=lambda layer: cleaning.cleaned())
         else:
             note(f"{source.name} is published as it is, with its keys and logs")
-            export(opened, source.layer, wanted, say=note)
+            run()
 
     recipe = repr((options, grown, shrink, operations, sbom))
     try:

@@ -11,7 +11,7 @@ import hashlib
 import re
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -39,7 +39,7 @@ def write(disk: Disk, out: Path) -> None:
     qcow2.write(disk, image)
     blobs = out / "blobs" / "sha256"
     blobs.mkdir(parents=True)
-    diff_id, layer = _put_layer(image, blobs)
+    diff_id, layer = _put_layer(image, blobs, disk.reading(image.stat().st_size))
     image.unlink()
     arch = ARCHES.get(disk.card.arch, disk.card.arch)
     config = {
@@ -93,8 +93,8 @@ def write_archive(disk: Disk, out: Path) -> None:
                     tar.addfile(entry, file)
 
 
-def _put_layer(image: Path, blobs: Path) -> tuple[str, Descriptor]:
-    """Write the only layer; returns the digest of its tar, and its descriptor."""
+def _put_layer(image: Path, blobs: Path, heard: Callable[[int], object]) -> tuple[str, Descriptor]:
+    """Write the only layer; returns the digest of its tar, and its descriptor. `heard` gets the bytes read."""
     plain, zipped = hashlib.sha256(), hashlib.sha256()
     written = blobs / "layer"
     # The disk is compressed already: more than the least effort gains 3 %.
@@ -108,6 +108,7 @@ def _put_layer(image: Path, blobs: Path) -> tuple[str, Descriptor]:
         for data in _tar(source, image.stat().st_size):
             plain.update(data)
             put(deflate.compress(data))
+            heard(source.tell())
         put(deflate.flush())
     digest = zipped.hexdigest()
     size = written.stat().st_size

@@ -45,17 +45,17 @@ def write_tar(disk: Disk, out: Path) -> None:
 
 def write_gz(disk: Disk, out: Path) -> None:
     """As `write_tar`, compressed."""
-    compressed.gz(tar_of(disk), out)
+    compressed.gz(disk, tar_of(disk), out)
 
 
 def write_xz(disk: Disk, out: Path) -> None:
     """As `write_tar`, compressed."""
-    compressed.xz(tar_of(disk), out)
+    compressed.xz(disk, tar_of(disk), out)
 
 
 def write_zst(disk: Disk, out: Path) -> None:
     """As `write_tar`, compressed."""
-    compressed.zst(tar_of(disk), out)
+    compressed.zst(disk, tar_of(disk), out)
 
 
 def write_folder(disk: Disk, out: Path) -> None:
@@ -67,18 +67,15 @@ def write_folder(disk: Disk, out: Path) -> None:
 
 def write_squashfs(disk: Disk, out: Path) -> None:
     """See `Format.write`."""
-    squashfs(tar_of(disk), out)
-
-
-def squashfs(packed: Path, out: Path, *, level: int = 3) -> None:
-    """Make a squashfs image from a tar file as `tar.write` makes it, compressed by zstd with a level up to 22."""
+    packed = tar_of(disk)
     # mksquashfs dates the root and the image by the clock, unless this is earlier. Later times would be set to it.
     epoch = min(int(packed.stat().st_mtime), 2**32 - 1)
     argv: list[process.Arg] = [
         *("mksquashfs", "-", out, "-tar"),
-        *("-comp", "zstd", "-Xcompression-level", str(level)),
+        *("-comp", "zstd", "-Xcompression-level", "3"),
         # It takes no root folder from a tar file, but the user who runs it.
         *("-root-mode", "0755", "-root-uid", "0", "-root-gid", "0"),
         *("-noappend", "-no-progress", "-quiet"),
     ]
-    process.run(argv, stdin=packed, env={"SOURCE_DATE_EPOCH": str(epoch)})
+    env = {"SOURCE_DATE_EPOCH": str(epoch)}
+    process.run(argv, stdin=packed, env=env, progress=disk.reading(packed.stat().st_size))

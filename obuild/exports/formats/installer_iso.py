@@ -19,10 +19,10 @@ def check(size: int, card: Card) -> None:
 def write(disk: Disk, out: Path) -> None:
     """See `Format.write`."""
     with image.collect(disk, "install", out.name.removesuffix(".installer.iso")) as made:
-        _pack(disk.path, made.medium.live / PAYLOAD)
+        _pack(disk, made.medium.live / PAYLOAD)
         settings = {
             "size": str(disk.size),
-            "sha256": sparse.sha256(disk.path),
+            "sha256": sparse.sha256(disk.path, disk.reading(disk.size)),
             "disk": disk.options.install_disk,
             "unattended": "1" if disk.options.unattended else "",
         }
@@ -30,11 +30,11 @@ def write(disk: Disk, out: Path) -> None:
         made.write([Entry(f"Install {made.title}", made.kernel.cmdline)], out)
 
 
-def _pack(raw: Path, out: Path) -> None:
+def _pack(disk: Disk, out: Path) -> None:
     """Make a squashfs image with the one file disk.raw, whose holes are holes there, too."""
     argv: list[process.Arg] = [
-        *("mksquashfs", raw, out, "-comp", "zstd", "-Xcompression-level", "3"),
+        *("mksquashfs", disk.path, out, "-comp", "zstd", "-Xcompression-level", "3"),
         *("-all-root", "-root-mode", "0755", "-no-xattrs", "-noappend", "-no-progress", "-quiet"),
     ]
     # The times that it writes are not later than this.
-    process.run(argv, env={"SOURCE_DATE_EPOCH": str(EPOCH)})
+    process.run(argv, env={"SOURCE_DATE_EPOCH": str(EPOCH)}, progress=disk.reading(disk.size))

@@ -10,4 +10,4 @@ from obuild.host import qemu_img
 
 def write(disk: Disk, out: Path) -> None:
     """See `Format.write`."""
-    qemu_img.pack(disk.path, out, compression=disk.options.compression)
+    qemu_img.pack(disk.path, out, compression=disk.options.compression, progress=disk.reading())

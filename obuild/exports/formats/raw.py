@@ -15,14 +15,14 @@ def write(disk: Disk, out: Path) -> None:
 
 def write_gz(disk: Disk, out: Path) -> None:
     """As `write`, compressed."""
-    compressed.gz(disk.path, out)
+    compressed.gz(disk, disk.path, out)
 
 
 def write_xz(disk: Disk, out: Path) -> None:
     """As `write`, compressed."""
-    compressed.xz(disk.path, out)
+    compressed.xz(disk, disk.path, out)
 
 
 def write_zst(disk: Disk, out: Path) -> None:
     """As `write`, compressed."""
-    compressed.zst(disk.path, out)
+    compressed.zst(disk, disk.path, out)

@@ -13,7 +13,7 @@ _IDS = 0x188
 
 def write(disk: Disk, out: Path) -> None:
     """See `Format.write`."""
-    qemu_img.convert_raw(disk.path, out, "vdi")
+    qemu_img.convert_raw(disk.path, out, "vdi", progress=disk.reading())
     with out.open("r+b") as file:
         file.seek(_IDS)
         file.write(disk.id("vdi").bytes_le + disk.id("vdi snapshot").bytes_le)

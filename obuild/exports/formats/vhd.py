@@ -56,7 +56,8 @@ def write_dynamic(disk: Disk, out: Path) -> None:
     """As `write`, but with the blocks that hold data only, and of the disk's own size. By qemu-img, which puts the
     time and a random id into the footer and into the copy of it that comes first.
     """
-    qemu_img.convert_raw(disk.path, out, "vpc", "subformat=dynamic,force_size=on")
+    options = "subformat=dynamic,force_size=on"
+    qemu_img.convert_raw(disk.path, out, "vpc", options, progress=disk.reading())
     with out.open("r+b") as file:
         settled = bytearray(file.read(_SECTOR))
         settled[_TIME : _TIME + 4] = bytes(4)

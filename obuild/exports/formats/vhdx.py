@@ -30,7 +30,7 @@ _PAGE83 = UUID("beca12ab-b2e6-4523-93ef-c309e000c746")
 
 def write(disk: Disk, out: Path) -> None:
     """See `Format.write`."""
-    qemu_img.convert_raw(disk.path, out, "vhdx")
+    qemu_img.convert_raw(disk.path, out, "vhdx", progress=disk.reading())
     with out.open("r+b") as file:
         for number, place in enumerate(_HEADERS):
             _settle_header(file, place, number, disk)

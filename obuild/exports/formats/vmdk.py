@@ -50,7 +50,9 @@ def write(disk: Disk, out: Path) -> None:
         file.write(head.ljust(_FIRST * _SECTOR, b"\0"))
         tables = [0] * -(-sectors // (_GRAIN * _GRAINS))
         table, number = [0] * _GRAINS, -1
-        for grain, data in _grains(source):
+        heard = disk.reading()
+        for count, (grain, data) in enumerate(_grains(source)):
+            heard(count * _BYTES)
             if number not in (-1, grain // _GRAINS):
                 tables[number] = _put_table(file, table)
                 table = [0] * _GRAINS

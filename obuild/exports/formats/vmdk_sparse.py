@@ -33,7 +33,8 @@ def check(size: int, card: Card) -> None:
 
 def write(disk: Disk, out: Path) -> None:
     """See `Format.write`. The file's name is in its descriptor."""
-    qemu_img.convert_raw(disk.path, out, "vmdk", "subformat=monolithicSparse,adapter_type=lsilogic,hwversion=13")
+    options = "subformat=monolithicSparse,adapter_type=lsilogic,hwversion=13"
+    qemu_img.convert_raw(disk.path, out, "vmdk", options, progress=disk.reading())
     with out.open("r+b") as file:
         file.seek(_DESCRIPTOR)
         text, count = _CID.subn(vmdk.content_id(disk).encode(), file.read(_LENGTH).rstrip(b"\0"))

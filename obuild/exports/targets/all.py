@@ -19,23 +19,28 @@ from obuild.exports.targets.uplosi import Uplosi
 
 
 class Kind(NamedTuple):
-    """A kind of target: what it is, and what opens one. With `together`, one target takes all layers."""
+    """A kind of target: what it is, and what opens one.
+
+    With `together`, one target takes all layers. With `beside`, it takes other files, too, so documents and
+    signatures can lie beside an image.
+    """
 
     what: str
     open: Callable[[str, Settings], Target]
     together: bool = False
+    beside: bool = False
 
 
 #: By what a target begins with.
 KINDS = {
     "oci://": Kind("a container registry", Oci, together=True),
-    "s3://": Kind("an object in S3, MinIO, R2", S3),
-    "gs://": Kind("an object in Google Cloud Storage", Google),
-    "az://": Kind("a blob in Azure Blob Storage", Azure),
+    "s3://": Kind("an object in S3, MinIO, R2", S3, beside=True),
+    "gs://": Kind("an object in Google Cloud Storage", Google, beside=True),
+    "az://": Kind("a blob in Azure Blob Storage", Azure, beside=True),
     "ami:": Kind("an image of AWS's EC2", Ami),
     "uplosi:": Kind("the AMIs of an uplosi.conf", Uplosi),
-    "scp:": Kind("a file on another computer", Scp),
-    "file:": Kind("a file on this computer", File),
+    "scp:": Kind("a file on another computer", Scp, beside=True),
+    "file:": Kind("a file on this computer", File, beside=True),
 }
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:(//)?")

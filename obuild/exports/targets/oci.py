@@ -14,7 +14,7 @@ from obuild.guests.profile import Card
 from obuild.host import failpoints
 from obuild.host.units import size
 from obuild.remotes import reference
-from obuild.remotes.oci import INDEX, Descriptor, digest_of, index
+from obuild.remotes.oci import INDEX, Descriptor, descriptor, index
 from obuild.remotes.registry import Repository
 from obuild.remotes.uploads import Uploads
 
@@ -48,7 +48,7 @@ class Oci:
                 attached.attach(repository, entry, image.path, self._settings.progress)
             if self._settings.signer:
                 place = f"{self._reference.host}/{self._reference.repository}"
-                whole = digest_of(data)
+                whole = descriptor(data, kind)
                 attached.sign(repository, whole, place, self._settings.signer, self._settings.progress)
             digest = repository.put(data, kind, tag=self._reference.tag)
         total = sum(file.stat().st_size for image in images for file in (image.path / "blobs").rglob("*"))

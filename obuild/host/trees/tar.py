@@ -13,6 +13,7 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from obuild.host import sparse
 from obuild.host.trees.nodes import FileSystem, Node, Tree, decode, encode
 
 #: Files with at least this many bytes of holes are written with them.
@@ -113,17 +114,12 @@ def _data(node: Node, runs: Runs) -> Iterator[bytes]:
         end = at + length
         while at < end:
             if offset >= end or not piece:
-                yield from _zeros(end - at)
+                yield from sparse.zeros(end - at)
                 break
-            yield from _zeros(offset - at)
+            yield from sparse.zeros(offset - at)
             yield piece
             at = offset + len(piece)
             offset, piece = next(pieces, (node.size, b""))
-
-
-def _zeros(count: int) -> Iterator[bytes]:
-    for done in range(0, count, 1 << 20):
-        yield bytes(min(1 << 20, count - done))
 
 
 def _records(node: Node) -> dict[str, bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
@@ -106,7 +107,7 @@ def test_provenance_and_a_signature_are_attached(
     tag = published["digest"].replace(":", "-")
 
     listed = json.loads(skopeo(running, known, "inspect", "--raw", f"docker://{where}:{tag}"))
-    (entry,) = listed["manifests"]
+    entry, signature = listed["manifests"]
     assert entry["artifactType"] == "application/vnd.in-toto+json"
     manifest = json.loads(skopeo(running, known, "inspect", "--raw", f"docker://{where}@{entry['digest']}"))
     assert manifest["subject"]["digest"] == published["digest"]
@@ -121,6 +122,21 @@ def test_provenance_and_a_signature_are_attached(
     payload = (tmp_path / "signature" / layer["digest"].removeprefix("sha256:")).read_bytes()
     check(payload, layer["annotations"]["dev.cosignproject.cosign/signature"].encode(), key)
     assert json.loads(payload)["critical"]["image"] == {"docker-manifest-digest": published["digest"]}
+
+    assert signature["artifactType"] == "application/vnd.dev.sigstore.bundle.v0.3+json"
+    assert signature["annotations"]["dev.sigstore.bundle.predicateType"] == "https://sigstore.dev/cosign/sign/v1"
+    skopeo(running, known, "copy", f"docker://{where}@{signature['digest']}", f"dir:{tmp_path}/bundle")
+    (layer,) = json.loads((tmp_path / "bundle/manifest.json").read_bytes())["layers"]
+    bundle = json.loads((tmp_path / "bundle" / layer["digest"].removeprefix("sha256:")).read_bytes())
+    envelope = bundle["dsseEnvelope"]
+    payload = base64.b64decode(envelope["payload"])
+    kind = envelope["payloadType"].encode()
+    signed = b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(payload), payload)
+    check(signed, envelope["signatures"][0]["sig"].encode(), key)
+    assert json.loads(payload)["subject"] == [{"digest": {"sha256": published["digest"].removeprefix("sha256:")}}]
+    der = ["openssl", "pkey", "-pubin", "-in", str(key.with_suffix(".pub")), "-outform", "DER"]
+    hashed = hashlib.sha256(subprocess.check_output(der)).digest()
+    assert base64.b64decode(bundle["verificationMaterial"]["publicKey"]["hint"]) == hashed
 
 
 def test_a_registry_refuses_before_anything_is_exported(
@@ -164,7 +180,25 @@ def test_files_are_placed_with_their_checksums(obuild: Program, tmp_path: Path) 
     for name in names:
         images = [out / f"{name}.{suffix}" for suffix in ("raw", "qcow2")]
         subprocess.run(["qemu-img", "compare", "-f", "raw", "-F", "qcow2", *images], check=True)
+        statement = json.loads((out / f"{name}.qcow2.provenance.json").read_bytes())
+        assert digest((out / f"{name}.qcow2").read_bytes()) in {
+            f"sha256:{each['digest']['sha256']}" for each in statement["subject"]
+        }
     assert list(out.glob("*making*")) == []
+
+
+def test_files_have_signatures_beside_them(obuild: Program, tmp_path: Path) -> None:
+    key = pem(tmp_path / "key")
+    obuild("publish", "pg16", f"file:{tmp_path}/out/a.raw", f"file:{tmp_path}/out/a.oci", f"--sign={key}")
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {
+        *("SHA256SUMS", "a.raw", "a.raw.sig", "a.raw.provenance.json", "a.raw.provenance.json.sig"),
+        *("a.oci", "a.oci.provenance.json", "a.oci.provenance.json.sig"),
+    }
+    for name in ("a.raw", "a.raw.provenance.json"):
+        check((tmp_path / "out" / name).read_bytes(), (tmp_path / f"out/{name}.sig").read_bytes(), key)
+    obuild("publish", "pg16", f"file:{tmp_path}/bare/a.raw", "--no-sbom")
+    assert {path.name for path in (tmp_path / "bare").iterdir()} == {"SHA256SUMS", "a.raw"}
 
 
 def test_what_is_there_stays_unless_replaced(obuild: Program, tmp_path: Path) -> None:

@@ -219,6 +219,8 @@ def test_the_program_sends_to_a_bucket(client: Any, variables: dict[str, str], o
     (record,) = json.loads(done.stdout)
     data = client.get_object(Bucket="images", Key="pg16.qcow2")["Body"].read()
     assert record["digest"] == f"sha256:{hashlib.sha256(data).hexdigest()}"
+    beside = client.get_object(Bucket="images", Key="pg16.qcow2.provenance.json")["Body"].read()
+    assert json.loads(beside)["subject"][0]["digest"] == {"sha256": hashlib.sha256(data).hexdigest()}
     assert "swordfish" not in done.stdout + done.stderr
     assert "the bucket none" in obuild("publish", "pg16", "s3://none/a.raw", env=variables, code=1).stderr
 

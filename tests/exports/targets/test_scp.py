@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -95,3 +96,4 @@ def test_the_program_sends_a_file(there: Sftp, home: Path, obuild: Program) -> N
     done = obuild("publish", "pg16", "scp:there:{name}.qcow2", env={CONFIG: str(there.config)})
     assert done.stdout.strip() == "there:pg16.qcow2"
     assert (home / "pg16.qcow2").read_bytes()[:4] == b"QFI\xfb"
+    assert "subject" in json.loads((home / "pg16.qcow2.provenance.json").read_bytes())
