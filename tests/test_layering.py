@@ -135,7 +135,7 @@ NATIVE = {"executors.native.namespace", "executors.native.line"}
         ("sqlite3", {"store.index", "exports.packages.rpm"}),
         ("typer", CONSOLE),
         ("gc", {"__main__"}),  # what a program does to its own memory is no business of a library
-        ("fcntl", {"host.locks"}),
+        ("fcntl", {"host.locks", "executors.native.requirements"}),
         ("threading", {"builder.scheduler", "builder.listener", *NATIVE}),
         ("multiprocessing", set()),
         (

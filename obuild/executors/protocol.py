@@ -41,7 +41,8 @@ class Session(Protocol):
 
         `output` gets stdout and stderr in the order they were written. `caches` has a path for each cache of the
         command: the archive to start with, or a path without a file for an empty cache. The new archives are
-        beside these; the caller commits them. `secrets` has the value of each of the command's secrets. They are
+        beside these, and the caller commits them; that of a cache that has not changed may be the old one.
+        `secrets` has the value of each of the command's secrets. They are
         files at their targets while it runs, and nothing of them remains afterwards.
         """
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from obuild.errors import ObuildError
+from obuild.errors import ObuildError, ProcessError
 from obuild.host import failpoints, locks
 from obuild.host.regular import NotAFile, open_file, open_folder
 
@@ -80,7 +80,7 @@ def discard(path: Path) -> None:
         raise _stays(path, error) from error
     try:
         if stat.S_ISDIR(os.lstat(path.name, dir_fd=folder).st_mode):
-            shutil.rmtree(path.name, dir_fd=folder)
+            _remove_tree(path.name, folder)
         else:
             os.unlink(path.name, dir_fd=folder)
     except FileNotFoundError:
@@ -89,6 +89,24 @@ def discard(path: Path) -> None:
         raise _stays(path, error) from error
     finally:
         os.close(folder)
+
+
+def _remove_tree(name: str, folder: int) -> None:
+    """Remove a folder, however deep it is. OSError as rmdir(2)."""
+    try:
+        shutil.rmtree(name, dir_fd=folder)
+        return
+    except RecursionError:
+        pass
+    except OSError as error:  # Python keeps each folder open while it is in one below
+        if error.errno != errno.EMFILE:
+            raise
+    from obuild.host import process  # late: only a guest makes such folders
+
+    try:
+        process.run(["rm", "-rf", "--", f"./{name}"], cwd=Path(f"/proc/{os.getpid()}/fd/{folder}"))
+    except ProcessError as error:
+        raise OSError(errno.EIO, error.message) from error
 
 
 def _stays(path: Path, error: OSError) -> ObuildError:

@@ -27,6 +27,9 @@ ROOT_TYPES = {
     "ppc64le": "c31c45e6-3f39-412e-80fb-4809c4980599",
 }
 
+#: A member of a RAID, whose own mark may be at its end: in an MBR and in a GPT.
+_RAID = ("fd", "a19d880f-05fc-4d3b-a006-743f0f84911e")
+
 #: More than any disk has, in case a table is wrong.
 _MOST = 1024
 
@@ -147,6 +150,11 @@ SIGNATURES = (
     Signature("ufs", 8192 + 1372, b"\x54\x19\x01\x00"),
     Signature("linux_raid_member", 4096, b"\xfc\x4e\x2b\xa9"),
 )
+
+
+def kind_of(disk: Blocks, part: Partition) -> str:
+    """What a partition has, by the names of `SIGNATURES`; "" if nothing known."""
+    return "linux_raid_member" if part.type in _RAID else kind(disk, part.start)
 
 
 def kind(disk: Blocks, start: int) -> str:

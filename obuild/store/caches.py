@@ -2,7 +2,8 @@
 
 STORE/cache/c-NAME/cache.tar is an archive that only guests unpack, as root and inside the guest. The host only
 reads its table of contents, and only on import. The mtime of the archive is its version; the mtime of its
-folder is its last use. A copy is in cache-tmp/N-c-NAME, which is locked while a step has it.
+folder is its last use. A copy is in cache-tmp/N-c-NAME, which is locked while a step has it. Steps that run on
+this host also keep the content of an archive as a folder (`unpacked`).
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from obuild.errors import StoreError, UsageError
+from obuild.errors import ObuildError, StoreError, UsageError
 from obuild.host import failpoints, locks, qemu_img, stamp
-from obuild.host.fs import fsync, owned_folder, touch
+from obuild.host.fs import discard, fsync, owned_folder, touch
 from obuild.host.regular import is_file, is_folder, kind, open_file
 from obuild.host.stamp import Stamp
-from obuild.store import parts
+from obuild.store import parts, unpacked
 from obuild.store.usage import storage_errors
 
 
@@ -47,7 +48,7 @@ class CacheCopy:
             self._taken = self._version()
             if self._taken is not None:
                 touch(self._master.parent)
-                qemu_img.copy(self._master, self.path)
+                _link(self._master, self.path)
                 failpoints.reach("cache.copied")
 
     def save(self, archive: Path) -> bool:
@@ -55,7 +56,8 @@ class CacheCopy:
         with locks.file_lock(self._lock):
             if self._version() != self._taken:
                 return False
-            if self._taken is not None and _same_content(self._master, archive):
+            if self._taken is not None and same_content(self._master, archive):
+                unpacked.bring_back(self.path, self._master)
                 return True
             self._put(archive)
             return True
@@ -74,6 +76,7 @@ class CacheCopy:
         failpoints.reach("cache.saved")
         fsync(self._master.parent)
         fsync(self._master.parent.parent)
+        unpacked.bring_back(self.path, self._master)
 
     def _version(self) -> Stamp | None:
         """The stamp of the archive; None if there is none. StoreError if it is not a file."""
@@ -101,9 +104,10 @@ class Caches:
 
     @contextmanager
     def borrow(self, name: str, *, empty: bool = False) -> Iterator[CacheCopy]:
-        """A private copy of a cache, removed when the block ends; its `save` makes it the cache.
+        """A private copy of a cache, removed when the block ends; its `save` makes another archive the cache.
 
-        With `empty` nothing is copied: for a caller that wants to `replace` the cache.
+        Nobody may write to the copy, which may be a link. With `empty` nothing is copied: for a caller that wants
+        to `replace` the cache.
         """
         with storage_errors(self.root), owned_folder(self.copies, f"c-{escape(name)}") as folder:
             copy = CacheCopy(name, folder / "cache.tar", self.file(name), self._lock_file(name))
@@ -142,6 +146,14 @@ class Caches:
             return max(archive.stat().st_mtime, archive.parent.stat().st_mtime)
         return None
 
+    def outdated(self) -> list[str]:
+        """The caches beside whose archives is a folder that does not have their content."""
+        with suppress(FileNotFoundError):
+            names = sorted(name for name in os.listdir(self.folder) if name.startswith("c-"))
+            files = {unescape(name.removeprefix("c-")): self.folder / name / "cache.tar" for name in names}
+            return [name for name, file in files.items() if unpacked.is_outdated(file)]
+        return []
+
     def in_use(self, name: str) -> bool:
         """Whether a living process has a copy of a cache."""
         for copy in parts.entries(self.copies, parts.COPY):
@@ -167,6 +179,16 @@ class Caches:
             if last is None or last > used or self.in_use(name):
                 return False
             _empty(archive)
+            return True
+
+    def forget(self, name: str) -> bool:
+        """Remove the folder that does not have the content of a cache's archive; False if no such is there."""
+        with self.hold(name) as archive:
+            if not unpacked.is_outdated(archive):
+                return False
+            used = archive.parent.stat().st_mtime_ns
+            discard(unpacked.folder_of(archive))
+            os.utime(archive.parent, ns=(used, used))  # this was no use
             return True
 
     def export(self, name: str, file: Path, *, force: bool = False) -> None:
@@ -224,8 +246,18 @@ class Caches:
 
 def _empty(archive: Path) -> None:
     archive.unlink(missing_ok=True)
+    with suppress(ObuildError):  # it may be root's, and we are not: `prune` removes it
+        discard(unpacked.folder_of(archive))
     with suppress(OSError):  # it is already gone, or has files that are not ours
         archive.parent.rmdir()
+
+
+def _link(source: Path, dest: Path) -> None:
+    """Copy an archive, which nobody changes: without copying its content, if another user does not own it."""
+    try:
+        os.link(source, dest)
+    except OSError:
+        qemu_img.copy(source, dest)
 
 
 def check(path: Path) -> None:
@@ -282,7 +314,8 @@ def unescape(name: str) -> str:
     return unquote_to_bytes(name).decode("utf-8", "surrogateescape")
 
 
-def _same_content(one: Path, other: Path) -> bool:
-    import filecmp
+def same_content(one: Path, other: Path) -> bool:
+    """Whether two archives have the same bytes."""
+    import filecmp  # late: a cached build compares nothing
 
-    return filecmp.cmp(one, other, shallow=False)
+    return one.samefile(other) or filecmp.cmp(one, other, shallow=False)

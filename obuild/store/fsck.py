@@ -22,7 +22,7 @@ from obuild.host import locks, qemu_img, shortage
 from obuild.host.fs import discard
 from obuild.host.regular import is_file, is_folder, kind, open_file, read_bytes
 from obuild.plan.keys import LayerId
-from obuild.store import caches, format, mtree, parts, removal, warm
+from obuild.store import caches, format, mtree, parts, removal, unpacked, warm
 from obuild.store.base_images import IMAGES, SUFFIXES
 from obuild.store.downloads import UNFINISHED
 from obuild.store.index import Index
@@ -345,7 +345,8 @@ def _place(path: Path, store: Store) -> None:
 def _caches(store: Store, *, read_data: bool) -> Iterator[Finding]:
     for folder in _folders(store.caches.folder, _CACHE):
         archive = folder / "cache.tar"
-        yield from (_stray(store, path) for path in _entries(folder) if path != archive or not is_file(path))
+        right = {archive: is_file, unpacked.folder_of(archive): is_folder}
+        yield from (_stray(store, path) for path in _entries(folder) if path not in right or not right[path](path))
         if read_data and is_file(archive):
             try:
                 caches.check(archive)

@@ -22,7 +22,7 @@ from obuild.errors import StoreError
 from obuild.host import locks, units
 from obuild.host.regular import is_file, is_folder
 from obuild.plan.keys import LayerId
-from obuild.store import parts, usage, warm
+from obuild.store import parts, unpacked, usage, warm
 from obuild.store.layers import Store
 
 #: The prefix of files that are being written, and an age that no file being written reaches, in seconds.
@@ -232,7 +232,7 @@ def _caches(store: Store, now: float) -> Iterator[Item]:
     for name, archive in store.caches.archives().items():
         used = store.caches.last_used(name)
         if used is not None:
-            yield Item("cache", name, usage.on_disk(archive), used)
+            yield Item("cache", name, usage.on_disk(archive) + unpacked.size_of(archive), used)
 
 
 def _cache_used(store: Store, item: Item) -> float | None:
@@ -336,6 +336,22 @@ def _remove_memo(store: Store, item: Item, parents: Parents) -> bool:
     return True
 
 
+def _unpacked(store: Store, now: float) -> Iterator[Item]:
+    """Unpacked caches that no step would take: the archive has changed since, or the host has booted again."""
+    for name in store.caches.outdated():
+        folder = unpacked.folder_of(store.caches.file(name))
+        if (used := _mtime(folder)) is not None:
+            yield Item("unpacked", name, usage.on_disk(folder), used, why="it would be unpacked again")
+
+
+def _unpacked_used(store: Store, item: Item) -> float | None:
+    return _mtime(unpacked.folder_of(store.caches.file(item.name)))
+
+
+def _remove_unpacked(store: Store, item: Item, parents: Parents) -> bool:
+    return store.caches.forget(item.name)
+
+
 def _flats(store: Store, now: float) -> Iterator[Item]:
     """Flattened copies of layers without children: only children need them."""
     folder = store.flats.folder
@@ -414,6 +430,7 @@ SPARE = {
     "rubbish": Kind(_rubbish, _rubbish_used, _never, _remove_rubbish),
     "flat": Kind(_flats, _flat_used, _never, _remove_flat),
     "stale": Kind(_stale, _warm_used, _never, _remove_warm),
+    "unpacked": Kind(_unpacked, _unpacked_used, _never, _remove_unpacked),
     "memo": Kind(_memos, _memo_used, _never, _remove_memo),
     "unsent": Kind(_unsent, _unsent_used, _never, _remove_unsent),
 }

@@ -34,22 +34,31 @@ def on_disk(path: Path | str) -> int:
 
     The size of a file is divided equally among its hard links. What cannot be read, or vanishes, counts as 0.
     """
-    taken = 0
-    with suppress(OSError):
-        status = os.lstat(path)
-        taken = status.st_blocks * 512
-        if stat.S_ISDIR(status.st_mode):
-            taken += within(path)
-        elif status.st_nlink > 1:
-            taken //= status.st_nlink
-    return taken
+    return _sizes([path])
 
 
 def within(folder: Path | str) -> int:
     """As `on_disk`, for the content of a folder without the folder itself; 0 if it is gone."""
+    return _sizes(_inside(folder))
+
+
+def _sizes(left: list[Path | str]) -> int:
+    taken = 0
+    while left:  # a guest may nest folders deeper than Python can call functions
+        path = left.pop()
+        with suppress(OSError):
+            status = os.lstat(path)
+            is_folder = stat.S_ISDIR(status.st_mode)
+            taken += status.st_blocks * 512 // (1 if is_folder else status.st_nlink)
+            if is_folder:
+                left += _inside(path)
+    return taken
+
+
+def _inside(folder: Path | str) -> list[Path | str]:
     with suppress(OSError):
-        return sum(on_disk(os.path.join(folder, name)) for name in os.listdir(folder))  # noqa: PTH118  # fast
-    return 0
+        return [os.path.join(folder, name) for name in os.listdir(folder)]  # noqa: PTH118  # fast
+    return []
 
 
 def in_words(root: Path) -> str:

@@ -343,7 +343,7 @@ def test_a_cache_starts_empty_and_has_what_was_saved(store: Store) -> None:
 def test_a_borrowed_cache_that_is_not_saved_changes_nothing(store: Store) -> None:
     save(store, "c", b"one")
     with store.caches.borrow("c") as copy:
-        copy.path.write_bytes(b"scribbled")
+        copy.path.with_suffix(".new").write_bytes(b"two")
     with store.caches.borrow("c") as copy:
         assert copy.path.read_bytes() == b"one"
 

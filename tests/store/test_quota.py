@@ -79,14 +79,13 @@ def test_each_kind_is_counted(store: Store, chain: ChainMaker) -> None:
     with held(store, "cache", "c"):
         seen = sizes(store)
         assert seen["in the making"][0] == 1
-        assert seen["in the making"][1] >= FAT
+        assert min(seen["in the making"][1], seen["caches"][1]) >= FAT // 2  # links to the same file
     assert {what: count for what, (count, _) in seen.items()} == {
         **{"base images": 1, "layers": 2, "caches": 1, "in the making": 1, "rubbish": 1},
         **{"warm states": 1, "state": 1},
     }
     assert all(size > 0 for _, size in seen.values())
     assert seen["rubbish"][1] >= FAT
-    assert seen["caches"][1] >= FAT
 
 
 def test_the_sum_is_the_size_of_the_folders(store: Store, chain: ChainMaker) -> None:

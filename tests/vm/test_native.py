@@ -13,8 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from obuild.errors import UsageError
-from obuild.executors.native import provision
 from obuild.host import locks
 from tests.support.program import Program, assert_clean, base_images, layers, new_store
 from tests.support.victim import Victim
@@ -163,6 +161,25 @@ def test_secrets_and_caches_leave_nothing_in_the_layer(
             assert b"hidden" not in path.read_bytes(), path
 
 
+def test_a_cache_is_unpacked_once(shared: Program, run: Callable[..., str]) -> None:
+    field = "(cache (kept (target /kept)))"
+    look = "cd /kept && stat -c '%n %i %a %u' *"
+    out = run(
+        shell("cd /kept && touch plain setuid && chown 1234 setuid && chmod 4755 setuid", field),
+        shell(f"{look}", field),
+        shell(f"{look}; echo more >more; mkdir -m 700 deep", field),
+        shell(f"{look}; rm more", field),
+    )
+    shown = [line for line in out.splitlines() if line.startswith(("plain ", "setuid "))]
+    assert len(shown) == 6
+    assert len(set(shown)) == 2  # the same inodes, so nobody has unpacked them
+    assert any(line.startswith("setuid ") and line.endswith(" 4755 1234") for line in shown)
+    archive = subprocess.check_output(["tar", "-tf", shared.store / "cache/c-kept/cache.tar"], text=True)
+    assert sorted(archive.split()) == ["./", "./deep/", "./plain", "./setuid"]
+    shared("cache", "rm", "kept")
+    assert not (shared.store / "cache/c-kept").exists()
+
+
 def test_a_full_disk_fails_the_step(run: Callable[..., str]) -> None:
     assert "No space left" in run(shell("fallocate -l 9G /big"), code=1)
 
@@ -297,12 +314,6 @@ def test_a_missing_program_is_named_with_its_package(victim: Native, tmp_path: P
     )
     assert f"{program} is not installed" in done.stderr
     assert "apt install qemu-system-common" in done.stderr
-
-
-def test_a_missing_container_runtime_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shutil.which", lambda name, path=None: None)
-    with pytest.raises(UsageError, match="runc is not installed"):
-        provision.find_runtime()
 
 
 @pytest.mark.parametrize("os_name", ["windows", "freebsd", "openbsd"])

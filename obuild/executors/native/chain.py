@@ -82,7 +82,7 @@ class Chain:
                 failpoints.reach("native.mounted")
                 following = self._overlay(place, draft)
             end = partial(self._finish, place, draft)
-            yield Session(line, places, Volumes(place.folder / "caches", line), tell, end)
+            yield Session(line, places, Volumes(self.config.store.caches, line, tell), tell, end)
             if following is None:
                 self.close()
                 return
@@ -119,7 +119,7 @@ class Chain:
         container.sweep()
         with ExitStack() as stack:
             folder = stack.enter_context(self.config.store.chain_folder()).absolute()
-            for name in ("run", "storage", "disks", "caches"):
+            for name in ("run", "storage", "disks"):
                 (folder / name).mkdir(mode=0o700)
             draft.lay()
             inside = stack.enter_context(namespace.opened(self.config.scope))

@@ -17,9 +17,6 @@ from obuild.executors.native import seccomp
 from obuild.guests import linux
 from obuild.host.process import Arg, terminal_name
 
-#: The runtimes, best first.
-RUNTIMES = ("runc", "crun")
-
 #: The capabilities of root in a container of docker.
 CAPABILITIES = tuple(
     f"CAP_{name}"

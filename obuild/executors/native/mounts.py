@@ -12,7 +12,8 @@ from obuild.errors import MachineError, ObuildError, ProcessError
 from obuild.executors.native.guest_path import Places
 from obuild.executors.native.namespace import Namespace
 from obuild.host.blocks import Blocks, raw_file
-from obuild.host.partitions import Partition, kind
+from obuild.host.partitions import Partition, kind_of, partitions
+from obuild.host.trees import ext_health
 from obuild.host.trees import root as trees
 from obuild.host.trees.mounted import root_in
 
@@ -26,9 +27,6 @@ _FLAGS = _MS_NODEV | _MS_NOATIME
 
 _TYPES = {"ext": "ext4"}
 _OPTIONS = {"xfs": ",nouuid"}
-
-#: Where an ext file system has its state, and the flag there which says that it has errors.
-_STATE_AT, _ERRORS = 1024 + 58, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +77,14 @@ class Mounts:
 
 
 def see_errors(disk: Blocks, part: Partition) -> None:
-    """MachineError if the kernel has found an ext file system damaged, so that fsck would repair it."""
-    if kind(disk, part.start) == "ext" and disk.read(part.start + _STATE_AT, 1)[0] & _ERRORS:
+    """MachineError if fsck would repair a file system."""
+    if kind_of(disk, part) != "ext":
+        return
+    state = ext_health.health(disk, part.start)
+    why = "has errors" if state.damaged else "was not unmounted and has no journal" if state.unsure else ""
+    if why:
         raise MachineError(
-            f"the file system on {part.called} has errors",
+            f"the file system on {part.called} {why}",
             hint="`obuild shell` with --store=qemu:… can look at it; e2fsck repairs it",
         )
 
@@ -93,24 +95,41 @@ def mount(namespace: Namespace, disk: Path, top: Path) -> Mounts:
     UsageError if there is no root file system of Linux, or more than one. MachineError if one is damaged.
     """
     with raw_file(namespace.path(disk)) as blocks:
-        root, others = trees.layout(blocks)
-        points = [(root, top)]
-        _mount(namespace, disk, blocks, root, top)
+        _replay(namespace, disk, blocks, top)
+        layout = trees.layout(blocks)
+        points = [(layout.root, top)]
+        _mount(namespace, disk, blocks, layout.root, top)
         place = top / root_in(namespace.path(top))
         places = Places(namespace.path(place))
-        for path, part in others.items():
+        others = {path: (part, "") for path, part in layout.others.items()}
+        others |= {path: (layout.root, f",{option}") for path, option in layout.subvolumes.items()}
+        for path in sorted(others):  # a folder before those in it
+            part, option = others[path]
             point = Path(f"{place}{places.resolve(path)}")
-            _mount(namespace, disk, blocks, part, point)
+            _mount(namespace, disk, blocks, part, point, option)
             points.append((part, point))
     return Mounts(namespace, disk, place, tuple(points))
 
 
-def _mount(namespace: Namespace, disk: Path, blocks: Blocks, part: Partition, point: Path) -> None:
+def _replay(namespace: Namespace, disk: Path, blocks: Blocks, top: Path) -> None:
+    """Mount every file system that was not unmounted: the kernel brings its files up to date from its journal."""
+    for part in partitions(blocks):
+        if kind_of(blocks, part) == "ext" and ext_health.health(blocks, part.start).unfinished:
+            _mount(namespace, disk, blocks, part, top)
+            namespace.unmount(top)
+
+
+def _mount(
+    namespace: Namespace, disk: Path, blocks: Blocks, part: Partition, point: Path, option: str = ""
+) -> None:
     see_errors(blocks, part)
-    name = kind(blocks, part.start)
+    name = kind_of(blocks, part)
     # The loop device goes with the mount.
-    options = f"loop,offset={part.start},sizelimit={part.size},nodev,noatime{_OPTIONS.get(name, '')}"
+    where = f"loop,offset={part.start},sizelimit={part.size}"
+    options = f"{where},nodev,noatime{_OPTIONS.get(name, '')}{option}"
     try:
         namespace.run(["mount", "-t", _TYPES.get(name, name), "-o", options, disk, point])
     except ProcessError as error:
-        raise ObuildError(f"{part.called} cannot be mounted: {error.message}") from error
+        known = Path("/proc/filesystems").read_text().split()
+        hint = "" if name in ("ext", *known) else f"this host's kernel has no {name}: modprobe {name}"
+        raise ObuildError(f"{part.called} cannot be mounted: {error.message}", hint=hint) from error

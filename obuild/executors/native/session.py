@@ -45,7 +45,7 @@ class Session:
         """As the protocol says."""
         with ExitStack() as stack:
             line = stack.enter_context(self._ready())
-            mounts, pack = stack.enter_context(self.volumes.opened(command, caches, self.places, self.tell))
+            mounts, pack = stack.enter_context(self.volumes.opened(command, caches, self.places))
             hidden = stack.enter_context(self._secrets(command, secrets))
             failpoints.reach("native.running")
             with self.tell.phase("running"):

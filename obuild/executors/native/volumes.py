@@ -5,72 +5,103 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from obuild.errors import MachineError
-from obuild.events import Phase, Teller
+from obuild.events import Teller
 from obuild.executors import transfer
 from obuild.executors.native.container import Bind
 from obuild.executors.native.guest_path import Places
 from obuild.executors.native.line import Line
 from obuild.guests import linux
-from obuild.host.fs import discard
 from obuild.plan.steps import Command
+from obuild.store import unpacked
+from obuild.store.caches import Caches, same_content
 
 #: Where a container that packs or unpacks a cache has its folder.
 _PLACE = "/run/cache"
 
 
-@dataclass(frozen=True, slots=True)
-class Volumes:
-    """The open caches of a command. `folder` is on the store's file system, and ours alone."""
+class _Volume(NamedTuple):
+    """An open cache: our archive of it, its tree, and the state of the tree before the command runs."""
 
-    folder: Path
+    name: str
+    archive: Path
+    tree: Path
+    state: unpacked.State | None
+
+
+class Volumes(NamedTuple):
+    """Opens caches. Their trees are beside their archives, which are ours alone."""
+
+    caches: Caches
     line: Line
+    tell: Teller
 
     @contextmanager
     def opened(
-        self, command: Command, archives: Sequence[Path], places: Places, tell: Teller
+        self, command: Command, archives: Sequence[Path], places: Places
     ) -> Iterator[tuple[list[Bind], Callable[[], tuple[Path, ...]]]]:
-        """What to mount for the caches of a command, and what packs them when it has ended."""
-        uid, gid = linux.ids(command.user)
+        """What to mount for the caches of a command, and what packs them when it has ended.
+
+        A cache that has not changed is not packed: its archive is the one that came.
+        """
+        owner = linux.ids(command.user)
         binds: list[Bind] = []
+        volumes: list[_Volume] = []
         try:
-            for slot, (cache, archive) in enumerate(zip(command.caches, archives, strict=True)):
-                folder = self.folder / str(slot)
-                folder.mkdir()
-                os.chown(folder, uid, gid)
+            for cache, archive in zip(command.caches, archives, strict=True):
                 target = places.resolve(cache.target)
-                binds.append(Bind(folder, target))
                 if target == "/":
                     why = f"{cache.target} is the root of the guest"
                     raise MachineError(f"mounting cache {cache.name} failed in the guest: {why}")
-                if archive.exists():
-                    with tell.phase("sending", cache.name, archive.stat().st_size) as phase:
-                        self._unpack(folder, archive, phase, f"unpacking cache {cache.name}")
-                places.ensure_folder(target, uid, gid)
-                places.mount(target, folder)
-            yield binds, partial(self._pack, command, archives, binds, tell)
+                volumes.append(self._volume(cache.name, archive.absolute(), owner))
+                binds.append(Bind(volumes[-1].tree, target))
+                places.ensure_folder(target, *owner)
+                places.mount(target, volumes[-1].tree)
+            yield binds, lambda: tuple(map(self._packed, volumes))
         finally:
-            for bind in binds:
-                places.unmount(bind.source)
-                discard(bind.source)
+            for volume in volumes:
+                places.unmount(volume.tree)
 
-    def _unpack(self, folder: Path, archive: Path, phase: Phase, what: str) -> None:
-        line = self.line.mounting([Bind(folder, _PLACE)])
-        line.stream(linux.unpack_command(_PLACE), partial(transfer.write_file, archive, phase), what=what)
+    def _volume(self, name: str, archive: Path, owner: tuple[int, int]) -> _Volume:
+        """The tree that the last step has left, or one that is unpacked now."""
+        with self.caches.hold(name) as master:
+            state = unpacked.take(master, archive)
+        tree = unpacked.tree_of(archive)
+        if state is None:
+            unpacked.make(archive)
+            os.chown(tree, *owner)
+            if archive.exists():
+                self._unpack(name, archive, tree)
+                state = unpacked.look(tree)
+        return _Volume(name, archive, tree, state)
 
-    def _pack(
-        self, command: Command, archives: Sequence[Path], binds: Sequence[Bind], tell: Teller
-    ) -> tuple[Path, ...]:
-        packed = []
-        for cache, archive, bind in zip(command.caches, archives, binds, strict=True):
-            new = archive.with_suffix(".new")
-            line = self.line.mounting([Bind(bind.source, _PLACE)])
-            with tell.phase("fetching", cache.name) as phase, new.open("wb") as file:
-                out = transfer.Counted(file, phase)
-                line.fetch(linux.pack_command(_PLACE), b"", out, what=f"packing cache {cache.name}")
-            packed.append(new)
-        return tuple(packed)
+    def _unpack(self, name: str, archive: Path, tree: Path) -> None:
+        line = self.line.mounting([Bind(tree, _PLACE)])
+        with self.tell.phase("sending", name, archive.stat().st_size) as phase:
+            send = partial(transfer.write_file, archive, phase)
+            line.stream(linux.unpack_command(_PLACE), send, what=f"unpacking cache {name}")
+
+    def _packed(self, volume: _Volume) -> Path:
+        """An archive of a cache after the command, with which its tree is labelled."""
+        state = unpacked.look(volume.tree)
+        archive = volume.archive
+        if state is None or state != volume.state:
+            archive = self._pack(volume)
+            if volume.archive.exists() and same_content(volume.archive, archive):
+                archive.unlink()
+                archive = volume.archive
+        if state is not None:
+            unpacked.label(volume.tree.parent, archive, state)
+        return archive
+
+    def _pack(self, volume: _Volume) -> Path:
+        new = volume.archive.with_suffix(".new")
+        line = self.line.mounting([Bind(volume.tree, _PLACE)])
+        with self.tell.phase("fetching", volume.name) as phase, new.open("wb") as file:
+            out = transfer.Counted(file, phase)
+            line.fetch(linux.pack_command(_PLACE), b"", out, what=f"packing cache {volume.name}")
+        return new

@@ -28,7 +28,7 @@ _UNKNOWN = {
     0x10000: "encrypt",
 }
 _KNOWN = 0x2 | 0x40 | 0x80 | 0x100 | 0x200 | 0x400 | 0x2000 | 0x4000 | 0x20000
-_RECOVER, _64BIT = 0x4, 0x80
+RECOVER, _64BIT = 0x4, 0x80
 
 _ROOT = 2
 _EXTENTS_FLAG = 0x80000
@@ -205,11 +205,11 @@ class Ext:
 def _check(incompatible: int) -> None:
     """UsageError if the file system has a feature that this module cannot read, or changes in its journal."""
     unknown = [name for bit, name in _UNKNOWN.items() if incompatible & bit]
-    if not unknown and incompatible & ~(_KNOWN | _RECOVER):
-        unknown = [f"{incompatible & ~(_KNOWN | _RECOVER):#x}"]
+    if not unknown and incompatible & ~(_KNOWN | RECOVER):
+        unknown = [f"{incompatible & ~(_KNOWN | RECOVER):#x}"]
     if unknown:
         raise UsageError(f"the ext4 file system has the feature {', '.join(unknown)}, which obuild cannot read")
-    if incompatible & _RECOVER:
+    if incompatible & RECOVER:
         raise UsageError(
             "the file system was not unmounted: changes in its journal are not in its files yet",
             hint="a step on this layer, (run (shell true)), makes a layer where they are",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from obuild.host.partitions import Partition
@@ -20,20 +20,43 @@ class Names(NamedTuple):
     label: str
 
 
+class _Line(NamedTuple):
+    device: str
+    path: str  # without a slash at its beginning
+    options: list[str]
+
+
 def mounts(text: str, parts: list[Partition], names: Callable[[Partition], Names]) -> dict[str, Partition]:
     """The partition for each folder that is mounted from one of `parts`; paths have no leading slash.
 
     The root is left out. So are lines about other disks, swap, and what is no disk.
     """
     found = {}
+    for line in _lines(text):
+        part = next((part for part in parts if _is(line.device, part, names)), None)
+        if part is not None:
+            found[line.path] = part
+    return found
+
+
+def subvolumes(text: str, root: Partition, names: Names) -> dict[str, str]:
+    """The option that chooses the subvolume for each folder that is mounted from the root's own partition."""
+    found = {}
+    for line in _lines(text):
+        chosen = [option for option in line.options if option.startswith(("subvol=", "subvolid="))]
+        if chosen and _is(line.device, root, lambda part: names):
+            found[line.path] = chosen[-1]
+    return found
+
+
+def _lines(text: str) -> Iterator[_Line]:
+    """What is mounted in folders; the root is left out, and swap."""
     for line in text.splitlines():
         fields = [_ESCAPE.sub(lambda code: chr(int(code[1], 8)), field) for field in line.split()]
         if len(fields) < 3 or fields[0].startswith("#") or not fields[1].strip("/"):
             continue
-        part = next((part for part in parts if _is(fields[0], part, names)), None)
-        if part is not None and fields[2] != "swap" and fields[1].startswith("/"):
-            found[fields[1].strip("/")] = part
-    return found
+        if fields[2] != "swap" and fields[1].startswith("/"):
+            yield _Line(fields[0], fields[1].strip("/"), fields[3].split(",") if len(fields) > 3 else [])
 
 
 def _is(device: str, part: Partition, names: Callable[[Partition], Names]) -> bool:

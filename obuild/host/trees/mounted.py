@@ -17,8 +17,8 @@ from obuild.host.trees.folder import Folder
 #: The kinds that can be mounted, and with which options besides `ro`.
 OPTIONS = {"xfs": "nouuid,", "btrfs": ""}
 
-#: Where the subvolume with the root is if it is not the default one: Ubuntu, openSUSE, Fedora.
-_SUBVOLUMES = ("", "@", "root")
+#: Where the subvolume with the root is if it is not the default one: Ubuntu, Debian, Fedora.
+_SUBVOLUMES = ("", "@", "@rootfs", "root")
 
 
 class NeedsFile(UsageError):

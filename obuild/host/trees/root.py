@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from obuild.errors import UsageError
 from obuild.host.blocks import Blocks, raw_file
-from obuild.host.partitions import ROOT_TYPES, Partition, kind, partitions
+from obuild.host.partitions import ROOT_TYPES, Partition, kind_of, partitions
 from obuild.host.trees import file_systems, fstab
 from obuild.host.trees.nodes import FileSystem, Tree, decode
 
@@ -42,24 +43,39 @@ def of_disk(disk: Blocks) -> Iterator[Tree]:
         yield Tree(mounts)
 
 
-def layout(disk: Blocks) -> tuple[Partition, dict[str, Partition]]:
-    """The partition of the root file system, and those that its fstab mounts, by path. Errors as for `of_disk`."""
+class Layout(NamedTuple):
+    """The partition of the root file system, and what its fstab mounts, by path.
+
+    That is other partitions, and subvolumes of the root's own, with the option of mount(8) that chooses each.
+    """
+
+    root: Partition
+    others: dict[str, Partition]
+    subvolumes: dict[str, str]
+
+
+def layout(disk: Blocks) -> Layout:
+    """Where everything is. Errors as for `of_disk`."""
     with ExitStack() as stack:
         kinds, part, root = _open_root(disk, stack)
-        return part, _others(disk, kinds, part, root)
+        table, own = _fstab(root), file_systems.names(disk, part, kinds[part])
+        return Layout(part, _others(disk, kinds, part, root), fstab.subvolumes(table, part, own))
 
 
 def _open_root(disk: Blocks, stack: ExitStack) -> tuple[dict[Partition, str], Partition, FileSystem]:
-    kinds = {part: kind(disk, part.start) for part in partitions(disk)}
+    kinds = {part: kind_of(disk, part) for part in partitions(disk)}
     return kinds, *_root(disk, kinds, stack)
 
 
 def _others(
     disk: Blocks, kinds: dict[Partition, str], root: Partition, system: FileSystem
 ) -> dict[str, Partition]:
-    table = Tree({"": system}).read("etc/fstab") or b""
     others = [part for part in kinds if part != root and kinds[part] in file_systems.KINDS]
-    return fstab.mounts(decode(table), others, lambda part: file_systems.names(disk, part, kinds[part]))
+    return fstab.mounts(_fstab(system), others, lambda part: file_systems.names(disk, part, kinds[part]))
+
+
+def _fstab(system: FileSystem) -> str:
+    return decode(Tree({"": system}).read("etc/fstab") or b"")
 
 
 def _root(disk: Blocks, kinds: dict[Partition, str], stack: ExitStack) -> tuple[Partition, FileSystem]:
