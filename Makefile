@@ -64,7 +64,7 @@ demo: setup
 	@echo '                 $(OBUILD) --help; docs/spec.md describes the language'
 
 test: setup lint
-	.venv/bin/pytest -q -n $(WORKERS) --maxprocesses 8 --dist worksteal
+	.venv/bin/pytest -q -n $(WORKERS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 # make test-arch: run the tests with guests in emulated guests of other architectures; ARCHES=s390x for one of them.
 test-arch: setup .venv/packages-arch

@@ -23,9 +23,21 @@ from tests.support.fakes import POWER_OFF, FakeExecutor, ScriptedGuests, boot_di
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+#: The tests that take longest, the slowest first: each worker takes a file at a time, in this order.
+SLOWEST = (
+    *("tests/vm/test_left_behind", "tests/vm/test_build", "tests/vm/test_debian", "tests/vm/test_warm"),
+    *("tests/executors/test_conformance", "tests/vm/", "tests/store/test_crashes", "tests/store/test_strangers"),
+    *("tests/cli/test_main", "tests/store/"),
+)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run the slowest tests first, so that no worker is left alone with one at the end."""
-    items.sort(key=lambda item: ("test_debian" not in item.nodeid, item.get_closest_marker("vm") is None))
+
+    def place(item: pytest.Item) -> int:
+        return next((at for at, name in enumerate(SLOWEST) if item.nodeid.startswith(name)), len(SLOWEST))
+
+    items.sort(key=place)
 
 
 @pytest.fixture

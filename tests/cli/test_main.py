@@ -17,18 +17,14 @@ from obuild.bases.sources import Choices
 from obuild.cli import main
 from obuild.plan.keys import LayerId
 from obuild.store.layers import Store
+from tests.support import forked
 
 HELLO = "((from there) (run (shell true)))"
 
 
 def obuild(*args: str | Path, code: int, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """Run the program; it must end with `code`, and never with a traceback."""
-    done = subprocess.run(
-        [sys.executable, "-m", "obuild", *map(str, args)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **(env or {})},
-    )
+    done = forked.run([*map(str, args)], env=env)
     assert "Traceback" not in done.stderr
     assert done.returncode == code, done.stdout + done.stderr
     return done

@@ -201,6 +201,14 @@ def test_a_command_reaches_the_network_only_if_it_is_open(place: Place, network:
 # -- secrets and caches
 
 
+#: After a secret, QEMU boots again, and again for the layer; tests/vm/test_build.py has that, too.
+SECRETS = [
+    pytest.param(name, marks=[pytest.mark.vm, pytest.mark.long] if name.startswith("qemu") else [])
+    for name in EXECUTORS
+]
+
+
+@pytest.mark.parametrize("place", SECRETS, indirect=True)
 def test_a_secret_exists_only_while_its_command_runs(place: Place) -> None:
     secret = command("cat /run/deep/secret", secrets=(Secret("s", "/run/deep/secret"),))
     with place.layer() as (id, session):

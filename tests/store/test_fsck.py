@@ -8,7 +8,6 @@ import os
 import shutil
 import sqlite3
 import subprocess
-import sys
 import tarfile
 import time
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from obuild.store import flatten, fsck, gc, removal
 from obuild.store.index import Index
 from obuild.store.layers import Layer, Store
 from obuild.store.warm import Warm
+from tests.support import forked
 from tests.support.fakes import FakeExecutor, Heard
 from tests.support.states import MACHINE, PLENTY, flipped, longer, save
 
@@ -370,8 +370,7 @@ def test_the_command_prints_its_findings_and_exits_with_1_until_all_are_repaired
     store: Store, made: list[Layer]
 ) -> None:
     def run(*options: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "obuild", "fsck", f"--store=qemu:{store.root}", *options]
-        return subprocess.run(command, capture_output=True, text=True)
+        return forked.run(["fsck", f"--store=qemu:{store.root}", *options])
 
     done = run()
     assert (done.returncode, done.stdout) == (0, "clean: 7 layers\n")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import pytest
 
 from obuild.store import fsck
 from obuild.store.layers import Store
+from tests.support import forked
 from tests.support.disks import small_file_system
 from tests.support.fake_obuild import fill
 
@@ -46,12 +46,8 @@ class Program:
         assert self.run("base", "add", disk, "--name=tiny").returncode == 0
 
     def run(self, *args: str | Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "tests.support.fake_obuild", *map(str, args), f"--store=qemu:{self.root}"],
-            capture_output=True,
-            text=True,
-            env={**os.environ, **(env or {})},
-        )
+        argv = [*map(str, args), f"--store=qemu:{self.root}"]
+        done = forked.run(argv, module="tests.support.fake_obuild", env=env)
         assert "Traceback" not in done.stderr, done.stderr
         return done
 

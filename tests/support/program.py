@@ -15,6 +15,7 @@ import pytest
 from obuild.bases import kind, making, recipe
 from obuild.host import locks
 from obuild.store.layers import Store
+from tests.support import forked
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -22,6 +23,11 @@ ROOT = Path(__file__).parent.parent.parent
 def layers(output: str) -> list[str]:
     """The ids of the layers that a build reports as used or made, in order."""
     return re.findall(r'^---> (?:using|saved as) "([0-9a-f]{64})"', output, re.MULTILINE)
+
+
+def boots(done: subprocess.CompletedProcess[str]) -> list[str]:
+    """Return the ids of the boots in which steps ran; the steps print them."""
+    return re.findall(r"^[0-9a-f]{8}-[0-9a-f-]{27}$", done.stdout, re.MULTILINE)
 
 
 class Program:
@@ -35,13 +41,7 @@ class Program:
         self, *args: str | Path, code: int = 0, env: dict[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
         """Run it, and check that it ends with `code` and without a traceback."""
-        done = subprocess.run(
-            self.argv(*args),
-            capture_output=True,
-            text=True,
-            errors="surrogateescape",
-            env={**os.environ, **(env or {})},
-        )
+        done = forked.run(self.argv(*args)[3:], env=env)
         assert "Traceback" not in done.stderr, done.stderr
         assert done.returncode == code, done.stdout + done.stderr
         return done

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from obuild.store import fsck
 from obuild.store.layers import Store
+from tests.support import forked
 
 SAVED = re.compile(r'---> saved as "([0-9a-f]{64})"')
 
@@ -34,22 +35,19 @@ class Victim:
         self.words = words
         self.saved: set[str] = set()
 
-    def start(self, *command: str, kill_at: str = "") -> subprocess.Popen[str]:
-        args = [str(self.words.get(word, word)) for word in command]
-        return subprocess.Popen(
-            [sys.executable, "-m", self.module, *args, f"--store={self.executor}:{self.root}"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OBUILD_KILL_AT": kill_at},
-        )
+    def start(self, *command: str) -> subprocess.Popen[str]:
+        argv = [sys.executable, "-m", self.module, *self._args(command)]
+        return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def run(self, *command: str, kill_at: str = "") -> int:
         """Run a command to its end, and record what it says it has saved."""
-        out, errors = (child := self.start(*command, kill_at=kill_at)).communicate()
-        assert "Traceback" not in errors, errors
-        self.saved |= set(SAVED.findall(out))
-        return child.returncode
+        done = forked.run(self._args(command), module=self.module, env={"OBUILD_KILL_AT": kill_at})
+        assert "Traceback" not in done.stderr, done.stderr
+        self.saved |= set(SAVED.findall(done.stdout))
+        return done.returncode
+
+    def _args(self, command: Iterable[str]) -> list[str]:
+        return [*(str(self.words.get(word, word)) for word in command), f"--store={self.executor}:{self.root}"]
 
     def check(self) -> None:
         """A crash leaves only rubbish: the next command removes it, and then the store is sound."""

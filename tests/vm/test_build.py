@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.program import SAVED, Program, extents, layers, rename_base
+from tests.support.program import SAVED, Program, boots, extents, layers, rename_base
 
 pytestmark = pytest.mark.vm
 
@@ -27,7 +27,7 @@ def info(image: Path) -> dict[str, object]:
     return parsed
 
 
-def test_a_spec_is_built_and_then_comes_from_the_cache(fresh: Program, spec: Spec, source: Path) -> None:
+def test_a_spec_is_built_and_then_comes_from_the_cache(ready: Program, spec: Spec, source: Path) -> None:
     (source / "hello.sh").write_text("echo hello $WHO\n")
     path = spec("""
         ((from micro)
@@ -36,13 +36,14 @@ def test_a_spec_is_built_and_then_comes_from_the_cache(fresh: Program, spec: Spe
          (env WHO world)
          (run (shell "sh hello.sh >greeting; cat greeting; echo to stderr >&2; printf no-newline")))
     """)
-    first = fresh.build(path, source)
-    ids = SAVED.findall(first.stdout)
+    first = ready.build(path, source)
+    ids = layers(first.stdout)
+    assert SAVED.findall(first.stdout) == ids[1:]  # the store had the first, the base
     assert len(ids) == 3
     assert "hello world\nto stderr\nno-newline\n---> saved" in first.stdout
     assert first.stdout.endswith(f'Got: "{ids[-1]}"\n')
 
-    result = fresh.store / "result"
+    result = ready.store / "result"
     assert {entry.name for entry in result.iterdir()} == set(ids)
     base_layer = info(result / ids[0] / "rootfs/image.qcow2")
     for parent, child in itertools.pairwise(ids):
@@ -52,23 +53,23 @@ def test_a_spec_is_built_and_then_comes_from_the_cache(fresh: Program, spec: Spe
         subprocess.run(["qemu-img", "check", "-q", result / child / "rootfs/image.qcow2"], check=True)
     assert (result / ids[-1] / "log").read_text() == "hello world\nto stderr\nno-newline"
 
-    again = fresh.build(path, source, "-v")
+    again = ready.build(path, source, "-v")
     assert USING.findall(again.stdout) == ids
     assert not SAVED.findall(again.stdout)
     assert "Exec" not in again.stderr  # no QEMU, no qemu-img: no program was started
     assert "hello world\n" in again.stdout  # the old output is shown again
 
     path.write_text(path.read_text().replace("WHO world", "WHO moon"))
-    changed = fresh.build(path, source)
+    changed = ready.build(path, source)
     assert USING.findall(changed.stdout) == ids[:2]
     assert len(SAVED.findall(changed.stdout)) == 1
     assert "hello moon" in changed.stdout
 
-    assert not any((fresh.store / "result-tmp").iterdir())
-    assert not any((fresh.store / "state/locks").iterdir())
-    listed = fresh("ls").stdout
+    assert not any((ready.store / "result-tmp").iterdir())
+    assert not any((ready.store / "state/locks").iterdir())
+    listed = ready("ls").stdout
     assert all(id[:12] in listed for id in ids)
-    assert fresh("logs", ids[-1][:10]).stdout == "hello world\nto stderr\nno-newline"
+    assert ready("logs", ids[-1][:10]).stdout == "hello world\nto stderr\nno-newline"
 
 
 def test_a_failing_commands_output_is_shown_and_it_is_not_saved(ready: Program, spec: Spec, source: Path) -> None:
@@ -262,11 +263,13 @@ def test_caches_outlive_steps_and_stay_out_of_layers(shared: Program, spec: Spec
     out = run("cat /var/one/link; stat -c '%A %u' /two/file; echo V >/two/file")
     assert "1\n-rw------- 5\n" in out
     assert "\nV\n" in run("cat /two/file; rm /var/one/file")  # overwritten in place: nothing grew
-    assert "gone\n" in run("test -e /var/one/file || echo gone")
-    after = spec(
-        '((from micro) (run (cache (one (target /var/one))) (shell "true # a")) (run (shell "ls -A /var/one")))'
+    after = shared.build(
+        spec("""((from micro) (run (cache (one (target /var/one))) (shell "test -e /var/one/file || echo gone"))
+                (run (shell "ls -A /var/one")))"""),
+        source,
     )
-    assert "link" not in shared.build(after, source).stdout
+    assert "gone\n" in after.stdout
+    assert "link" not in after.stdout
     assert sorted(entry.name for entry in (shared.store / "cache").iterdir()) == ["c-..%2Ftwo", "c-one"]
 
 
@@ -331,16 +334,23 @@ def test_a_secret_exists_for_one_command_and_leaves_no_trace(
         ((from micro)
          (user (uid 9) (gid 9))
          (run (secrets (token (target /new/folder/token)) (other (target /etc/hostname)))
-              (shell "cd /new/folder; stat -c '%u %a' token; echo x 2>/dev/null >>token || echo read-only; \
+              (shell "cat /proc/sys/kernel/random/boot_id
+cd /new/folder; stat -c '%u %a' token; echo x 2>/dev/null >>token || echo read-only; \
 wc -c </new/folder/token; cat /new/folder/token /etc/hostname"))
          (user (uid 0) (gid 0))
-         (run (shell "ls -d /new /run/obuild-secrets || echo gone; cat /etc/hostname")))
+         (run (shell "ls -d /new /run/obuild-secrets || echo gone
+cat /etc/hostname /proc/sys/kernel/random/boot_id")))
     """)
     assert "--secret token:FILE" in ready.build(path, source, code=2).stderr
     options = ("--secret", f"token:{tmp_path / 'token'}", "--secret", f"other:{tmp_path / 'token'}", "-v")
     done = ready.build(path, source, *options)
     assert "9 400\nread-only\n30\n***\n***\n" in done.stdout
     assert "\ngone\nmicro\n" in done.stdout
+    # The machine that saw the secret is neither saved nor continued: another one was booted from the layer's disk.
+    assert len({*boots(done)}) == 2
+    with_secret, after = layers(done.stdout)[-2:]
+    assert (ready.store / "warm" / after).is_dir()
+    assert (ready.store / "warm" / with_secret / "disk.qcow2").is_file()
     assert value.decode() not in done.stdout + done.stderr
     for found in ready.store.rglob("*"):
         if found.suffix == ".qcow2" and "result" in found.parts:

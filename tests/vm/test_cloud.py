@@ -78,7 +78,7 @@ def test_a_cloud_image_becomes_a_base(
     ]
     # The store's key logs us in, the seed is gone, cloud-init is off, and the disk has grown.
     look = "cat /root/made /sys/block/vda/size; test ! -e /dev/vdb; test -e /etc/cloud/cloud-init.disabled"
-    built = program.build(spec(f'((from mine) (run (shell "{look}")))'), source).stdout
+    built = program.build(spec(f'((from mine) (run (shell "{look}")))'), source, "--vm", "boot").stdout
     assert "mine\n2097152\n" in built
     assert "exists already, and its recipe has not changed" in program("base", "make", mine, "--if-changed").stdout
     mine.write_text(mine.read_text().replace("echo second", "echo third"))

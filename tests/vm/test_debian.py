@@ -23,7 +23,7 @@ def test_a_step_runs_on_debian(debian: Program, tmp_path: Path) -> None:
     spec = tmp_path / "test.spec"
     command = ". /etc/os-release; echo $ID $VERSION_ID; systemctl is-active ssh; apt-get --version | head -n 1"
     spec.write_text(f'((from debian-12) (run (shell "{command}")))')
-    output = debian.build(spec, tmp_path).stdout
+    output = debian.build(spec, tmp_path, "--vm", "boot").stdout
     assert "\ndebian 12\nactive\napt " in output
 
 

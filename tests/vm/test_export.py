@@ -118,7 +118,7 @@ def test_a_cleaned_image_boots_in_another_store_and_lets_its_own_user_in(
     other = Program(tmp_path / "other")
     other("base", "add", image, "--name=exported", "--memory=128M", "--key", own)
     look = "wc -c </var/log/build.log; cat /root/.ssh/authorized_keys /etc/ssh/*.pub; df -k / | tail -1"
-    text = other.build(spec(f'((from exported) (run (shell "{look}")))'), source).stdout
+    text = other.build(spec(f'((from exported) (run (shell "{look}")))'), source, "--vm", "boot").stdout
     told = text[text.index("\n0\n") + 1 :].splitlines()
     assert told[1].split()[:2] == make_key(own).split()[:2]
     host_key = told[2].split()[:2]

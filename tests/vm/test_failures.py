@@ -97,6 +97,7 @@ def test_a_power_off_that_ends_processes_first_is_reported_as_one(
     assert_clean(shared)
 
 
+@pytest.mark.long
 def test_a_key_that_the_guest_does_not_accept_is_an_error(fresh: Program, spec: Spec, source: Path) -> None:
     fresh.build(spec("((from micro))"), source)  # the first layer gets the store's key
     (fresh.store / "state/ssh/id_ed25519").unlink()
