@@ -136,17 +136,18 @@ NATIVE = {"executors.native.namespace", "executors.native.line"}
         ("typer", CONSOLE),
         ("gc", {"__main__"}),  # what a program does to its own memory is no business of a library
         ("fcntl", {"host.locks", "executors.native.requirements"}),
-        ("threading", {"builder.scheduler", "builder.listener", *NATIVE}),
+        ("threading", {"builder.scheduler", "builder.listener", "remotes.slices", *NATIVE}),
         ("multiprocessing", set()),
         (
             "concurrent",
-            {"builder.scheduler", "executors.native.chain", "exports.export", "exports.targets.parallel"},
+            {"builder.scheduler", "executors.native.chain", "exports.export", "host.parallel"},
         ),
         ("asyncio", set()),
         ("pycdlib", {"bases.seed"}),
         ("yaml", {"bases.cloud_config"}),
-        ("boto3", {"exports.targets.aws"}),
+        ("boto3", {"remotes.aws"}),
         ("obstore", {"exports.targets.buckets"}),
+        ("zstandard", {"remotes.zstd"}),
         ("httpx", {"remotes.blobs", "remotes.registry", "remotes.registry_auth", "remotes.registry_http"}),
     ],
 )

@@ -25,10 +25,11 @@ HELP: dict[str, tuple[str, ...]] = {
     "Look": ("ls", "logs", "inspect", "shell", "run", "cp"),
     "Store": ("tag", "rm", "prune", "df", "fsck", "cache"),
     "Images": ("base", "export", "publish", "sbom", "diff"),
+    "Share": ("push", "pull", "remote"),
 }
 
 #: Commands of two words, such as `tag ls`.
-GROUPS = ("tag", "cache", "base")
+GROUPS = ("tag", "cache", "base", "remote")
 
 #: Aliases, which the help omits: OBuilder's names, and older ones of obuild.
 ALIASES = {"log": "logs", "explain": "inspect", "delete": "rm", "gc": "prune"}

@@ -48,6 +48,13 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 NetworkOption = Annotated[
     str, typer.Option("--network", metavar="host", help="Give the machine network access. [default: none]")
 ]
+InsecureOption = Annotated[bool, typer.Option("--insecure", help="Talk to registries by http.")]
+RemoteArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="REMOTE", help="Where layers are shared: oci://HOST/REPOSITORY, s3://BUCKET/PREFIX or dir:PATH."
+    ),
+]
 UserOption = Annotated[
     str,
     typer.Option("--user", "-u", metavar="UID[:GID]|NAME", help="The user. [default: that of the layer's step]"),
@@ -183,6 +190,16 @@ class WithSysprep(typer.core.TyperCommand):
         end = args.index("--") if "--" in args else len(args)
         plain = ["--sysprep=" if arg == "--sysprep" else arg for arg in args[:end]]
         return super().parse_args(ctx, plain + args[end:])
+
+
+def in_remote(words: list[str], command: str, *, least: int = 1) -> tuple[list[str], str]:
+    """The names of layers, and the remote that follows them. UsageError if there are too few, or no remote."""
+    from obuild.remotes.all import is_remote
+
+    if not is_remote(words[-1]) or len(words) <= least:
+        hint = f"obuild {command} pg16 oci://registry.example/team/layers"
+        raise UsageError(f"{command} needs {'a layer and ' if least else ''}a remote, in this order", hint=hint)
+    return words[:-1], words[-1]
 
 
 def parse_bytes(option: str, text: str, *, default_unit: str = "") -> int:

@@ -58,6 +58,11 @@ POINTS = (
     "publish.exported",
     "publish.piece",
     "publish.sent",
+    "push.blob",
+    "push.tagging",
+    "push.tagged",
+    "pull.blob",
+    "pull.filled",
 )
 
 # What is killed is the process, so this state is the process's. Only tests and OBUILD_KILL_AT set it.

@@ -273,6 +273,29 @@ def allocation(image: Path) -> list[tuple[int, int, Path | None]]:
     return [(part["start"], part["length"], images[part["depth"]] if part["data"] else None) for part in told]
 
 
+class Part(NamedTuple):
+    """A part of a disk that an image holds itself. `offset` is where its bytes are in the file.
+
+    It is None where they are compressed, and where the part is zeros.
+    """
+
+    start: int
+    length: int
+    zero: bool
+    offset: int | None
+
+
+def own_parts(image: Path) -> list[Part]:
+    """What a qcow2 image holds, in order, without what it leaves to the image below, which is not opened."""
+    alone = {"driver": "qcow2", "backing": None, "file": {"driver": "file", "filename": str(image)}}
+    told = json.loads(process.run(["qemu-img", "map", "--output=json", f"json:{json.dumps(alone)}"]))
+    return [
+        Part(part["start"], part["length"], not part["data"], part.get("offset") if part["data"] else None)
+        for part in told
+        if part["present"]
+    ]
+
+
 def _refuse_references(path: Path, info: dict[str, object]) -> None:
     backing = info.get("backing-filename")
     specific = info.get("format-specific")

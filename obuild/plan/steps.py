@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from obuild.guests.profile import Card
 from obuild.plan import keys, tree
@@ -98,6 +98,19 @@ class Graft(NamedTuple):
 
 
 Action = Import | Command | Transfer | Graft
+
+
+class Keyed(Protocol):
+    """What a layer needs to be filed: its key, the id that follows from that, and its parent."""
+
+    @property
+    def key(self) -> str: ...
+
+    @property
+    def id(self) -> LayerId: ...
+
+    @property
+    def parent(self) -> LayerId | None: ...
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from urllib.parse import urlencode
 
 from obuild.errors import ObuildError
 from obuild.host import failpoints
-from obuild.remotes.registry_http import TRIES, Http, Lost, Refused
+from obuild.remotes.registry_http import TRIES, Body, Http, Lost, Refused
 from obuild.remotes.uploads import Uploads
 
 if TYPE_CHECKING:
@@ -33,6 +33,9 @@ _CHUNK = 1 << 20
 #: What registries say that take no pieces.
 _NO_PIECES = (400, 404, 405, 416)
 
+#: How a registry says that a blob is elsewhere, and how often it may.
+_ELSEWHERE, _REDIRECTIONS = (301, 302, 303, 307, 308), 4
+
 _RANGE = re.compile(r"(?:bytes=)?0-([0-9]+)")
 
 #: Called with the number of bytes that the registry has, and their total.
@@ -49,7 +52,8 @@ class _Upload(NamedTuple):
 class Blobs:
     """The blobs of a repository. All methods may raise Lost and Refused."""
 
-    def __init__(self, http: Http, repository: str, uploads: Uploads, *, piece: int = PIECE) -> None:
+    def __init__(self, http: Http, repository: str, uploads: Uploads | None, *, piece: int = PIECE) -> None:
+        """Without `uploads`, blobs are sent whole."""
         self._http, self._repository, self._uploads, self._piece = http, repository, uploads, piece
         self._root = f"/v2/{repository}/blobs"
         self._what = f"sending to {repository}"
@@ -75,18 +79,19 @@ class Blobs:
         size = path.stat().st_size
         progress(0, size)
         sent = not self.has(digest) and not (size > self._piece and self._mount(digest))
-        if sent and size <= self._piece:
-            self._send_whole(path, size, digest)
+        if sent and self._uploads and size > self._piece:
+            name = f"{self._http.host}/{self._repository}@{digest}"
+            self._send_pieces(self._uploads, name, path, size, digest, progress)
         elif sent:
-            self._send_pieces(f"{self._http.host}/{self._repository}@{digest}", path, size, digest, progress)
-        if size > self._piece:  # less is sent sooner than asked for
+            self._send_whole(size, digest, lambda: _read(path, 0, size))
+        if self._uploads and size > self._piece:  # less is sent sooner than asked for
             self._uploads.put(self._owner(digest), self._repository)
         progress(size, size)
         return sent
 
     def _mount(self, digest: str) -> bool:
         """Have the registry take a blob from the repository that we have sent it to before, if it does that."""
-        other = self._uploads.find(self._owner(digest))
+        other = self._uploads.find(self._owner(digest)) if self._uploads else ""
         if other in ("", self._repository):
             return False
         self._http.may_read(other)
@@ -104,7 +109,25 @@ class Blobs:
         """What is remembered under this name is the repository of the registry that a blob was sent to last."""
         return f"{self._http.host}@{digest}"
 
-    def _send_whole(self, path: Path, size: int, digest: str) -> None:
+    def put(self, data: bytes, digest: str) -> None:
+        """Send a blob that fits into memory."""
+        self._send_whole(len(data), digest, lambda: [data])
+
+    def get(self, digest: str, most: int) -> bytes:
+        """A blob, b"" if it is not there. ObuildError if it has more than `most` bytes.
+
+        The caller compares its digest. A registry may say that it is on another server.
+        """
+        place = f"{self._root}/{digest}"
+        for _ in range(_REDIRECTIONS):
+            what = f"reading from {self._repository}"
+            reply = self._http.send("GET", place, ok=(200, 404, *_ELSEWHERE), what=what, most=most)
+            if reply.status_code not in _ELSEWHERE:
+                return reply.content if reply.status_code == 200 else b""
+            place = self._at(reply, 0).place
+        raise ObuildError(f"{self._http.host} sends us round in circles for a blob")
+
+    def _send_whole(self, size: int, digest: str, body: Body) -> None:
         """Send a blob in one request. After a failure, which may leave a part of it, a new upload begins."""
         for attempt in range(1, TRIES + 1):
             try:
@@ -113,7 +136,7 @@ class Blobs:
                     ok=(201, 204),
                     what=self._what,
                     headers=_headers(size),
-                    body=lambda: _read(path, 0, size),
+                    body=body,
                     again=False,
                 )
                 return
@@ -124,9 +147,11 @@ class Blobs:
             if self.has(digest):  # only the answer was lost
                 return
 
-    def _send_pieces(self, name: str, path: Path, size: int, digest: str, progress: Progress) -> None:
+    def _send_pieces(
+        self, uploads: Uploads, name: str, path: Path, size: int, digest: str, progress: Progress
+    ) -> None:
         """Send what the registry does not have yet. Each piece is remembered as soon as the registry has it."""
-        upload = self._asked(self._uploads.find(name)) or self._begin()
+        upload = self._asked(uploads.find(name)) or self._begin()
         piece, furthest, failures = self._piece, upload.done, 0
         while upload.done < size:
             progress(upload.done, size)
@@ -135,7 +160,7 @@ class Blobs:
                 upload = self._patch(upload, path, length)
             except Refused as error:
                 if error.status in _NO_PIECES:
-                    self._send_whole(path, size, digest)
+                    self._send_whole(size, digest, lambda: _read(path, 0, size))
                     break
                 if error.status != 413 or length <= _SMALLEST:
                     raise
@@ -149,11 +174,11 @@ class Blobs:
                 upload = self._asked(upload.place) or self._begin()
             if upload.done > furthest:
                 furthest, failures = upload.done, 0
-            self._uploads.put(name, upload.place)
+            uploads.put(name, upload.place)
             failpoints.reach("publish.piece")
         else:
             self._finish(upload, digest)
-        self._uploads.forget(name)
+        uploads.forget(name)
 
     def _begin(self) -> _Upload:
         headers = {"Content-Length": "0"}
@@ -197,7 +222,7 @@ class Blobs:
     def _at(self, reply: httpx.Response, done: int) -> _Upload:
         place = reply.headers.get("Location", "")
         if not place:
-            raise ObuildError(f"{self._http.host} does not say where to send a blob")
+            raise ObuildError(f"{self._http.host} does not say where a blob is, or goes")
         return _Upload(self._http.absolute(place), done)
 
 

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from obuild.errors import ObuildError
+from obuild.errors import ObuildError, UsageError
 from obuild.remotes.blobs import PIECE, Blobs
 from obuild.remotes.docker_config import credentials
 from obuild.remotes.oci import INDEX, MANIFEST, descriptor, digest_of, index
-from obuild.remotes.registry_http import Http
+from obuild.remotes.registry_http import Http, Refused
 from obuild.remotes.uploads import Uploads
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Repository:
         self,
         host: str,
         name: str,
-        uploads: Uploads,
+        uploads: Uploads | None,
         *,
         environment: Mapping[str, str],
         insecure: bool = False,
@@ -119,6 +119,46 @@ class Repository:
             listed = [each for each in others if each.get("digest") != digest] + [entry]
             self.put(index(listed), INDEX, tag=tag)
         return digest
+
+    def tags(self) -> list[str]:
+        """All tags."""
+        found: list[str] = []
+        place = f"/v2/{self.name}/tags/list?n=1000"
+        while place:
+            reply = self._http.send("GET", place, ok=(200, 404), what=f"reading from {self.name}")
+            if reply.status_code == 404:
+                return []
+            try:
+                found += map(str, reply.json()["tags"] or ())
+            except (ValueError, TypeError, KeyError) as error:
+                raise ObuildError(f"{self.host} sent no list of tags") from error
+            place = reply.links.get("next", {}).get("url", "")
+        return found
+
+    def referrers(self, digest: str, artifact_type: str) -> list[str]:
+        """The digests of manifests of a type that refer to the one with a digest: see `attach`."""
+        reply = self._http.send(
+            *("GET", f"/v2/{self.name}/referrers/{digest}"),
+            ok=(200, 404),
+            what=f"reading from {self.name}",
+        )
+        data = reply.content if reply.status_code == 200 else self.get(digest.replace(":", "-"))
+        try:
+            entries = json.loads(data)["manifests"] if data else []
+            return [str(each["digest"]) for each in entries if each.get("artifactType") == artifact_type]
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ObuildError(f"{self.host} sent no list of what refers to {digest}") from error
+
+    def remove(self, digest: str) -> None:
+        """Remove a manifest, with its tags. UsageError if the registry does not let anybody."""
+        try:
+            what = f"removing from {self.name}"
+            self._http.send("DELETE", self._manifest(digest), ok=(200, 202, 404), what=what)
+        except Refused as error:
+            if error.status not in (405, 501):
+                raise
+            hint = "its own configuration may allow it; of docker-registry, storage: {delete: {enabled: true}}"
+            raise UsageError(f"{self.host} lets nobody remove anything", hint=hint) from error
 
     def _put(self, data: bytes, media_type: str, tag: str) -> httpx.Response:
         digest = digest_of(data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from time import sleep, time
@@ -30,6 +31,9 @@ _LONGEST_WAIT = 300.0
 
 #: How long a registry may be silent, in seconds.
 TIMEOUT = 60.0
+
+#: The longest answer that is read, in bytes, if it is not said otherwise.
+LONGEST = 8 << 20
 
 _KEPT = "try again later: it goes on where it ended"
 
@@ -70,7 +74,9 @@ class Http:
         self.host = host
         self._root = f"{'http' if insecure else 'https'}://{HUB_SERVER if host == HUB else host}"
         self._client = httpx.Client(
-            verify=_tls(certificates / host), timeout=TIMEOUT, headers={"User-Agent": "obuild"}
+            verify=_tls(certificates / host),
+            timeout=TIMEOUT,
+            headers={"User-Agent": "obuild", "Accept-Encoding": "identity"},
         )
         self._login = Login(host, scope, credentials, self._retried)
 
@@ -101,8 +107,11 @@ class Http:
         headers: Mapping[str, str] | None = None,
         body: Body | None = None,
         again: bool = True,
+        most: int = LONGEST,
     ) -> httpx.Response:
         """Send a request, log in if the registry asks, and return an answer with a status of `ok`.
+
+        ObuildError if the answer has more than `most` bytes.
 
         After 429, 5xx and cut connections it is sent again, but without `again` only after 429. Lost if that does
         not help; Refused, with `what` was wanted, for any other status.
@@ -110,7 +119,7 @@ class Http:
         url = self.absolute(place)
         for _ in range(2):
             sent = {**self._authorization(url), **(headers or {})}
-            reply = self._retried(method, url, headers=sent, body=body, again=again)
+            reply = self._retried(method, url, headers=sent, body=body, again=again, most=most)
             if reply.status_code != 401 or not self._answered(reply):
                 break
         if reply.status_code in ok:
@@ -132,11 +141,19 @@ class Http:
         )
 
     def _retried(
-        self, method: str, url: str, *, body: Body | None = None, again: bool = True, **options: Any
+        self,
+        method: str,
+        url: str,
+        *,
+        body: Body | None = None,
+        again: bool = True,
+        most: int = LONGEST,
+        **options: Any,
     ) -> httpx.Response:
         for attempt in range(1, TRIES + 1):
             try:
-                reply = self._client.request(method, url, content=body() if body else None, **options)
+                request = self._client.build_request(method, url, content=body() if body else None, **options)
+                reply = self._answer(request, most)
             except self._httpx.TransportError as error:
                 problem = self._lost(error)
                 if attempt == TRIES or not again or not isinstance(problem, Lost):
@@ -152,6 +169,19 @@ class Http:
             else:
                 self.pause(attempt)
         raise AssertionError("the last attempt returns or raises")
+
+    def _answer(self, request: httpx.Request, most: int) -> httpx.Response:
+        """Send a request, and read the answer as far as it may go."""
+        reply = self._client.send(request, stream=True)
+        with closing(reply):
+            content = bytearray()
+            for piece in reply.iter_bytes():
+                content += piece
+                if len(content) > most:
+                    raise ObuildError(f"{self.host} sends more than {most} bytes for {request.url.path}")
+        lengths = ("content-length", "content-encoding", "transfer-encoding")
+        headers = [(name, value) for name, value in reply.headers.multi_items() if name not in lengths]
+        return self._httpx.Response(reply.status_code, headers=headers, content=bytes(content), request=request)
 
     def _lost(self, error: httpx.TransportError) -> ObuildError:
         text = str(error)

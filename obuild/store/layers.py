@@ -26,7 +26,7 @@ from obuild.host.fs import discard, fsync, leaving, move_out, owned_folder, touc
 from obuild.host.regular import NotAFile, is_file, is_folder, kind, open_file, read_bytes
 from obuild.plan import keys
 from obuild.plan.keys import LayerId
-from obuild.plan.steps import Step
+from obuild.plan.steps import Keyed
 from obuild.store import format, mtree, parts
 from obuild.store.base_images import Places
 from obuild.store.saved import States
@@ -367,7 +367,7 @@ class Store:
             yield layer
 
     @contextmanager
-    def draft(self, step: Step) -> Iterator[Draft]:
+    def draft(self, step: Keyed) -> Iterator[Draft]:
         """A folder to make the step's layer in; committed when the block ends, removed if it raises.
 
         The caller has the claim on the step's id, and the parent in use. The block must leave a complete

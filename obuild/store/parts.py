@@ -38,8 +38,9 @@ DRAFT = re.compile(rf"(?:flat-)?{keys.SHA256}")
 COPY = re.compile(r"[0-9]+-(?:c-.+|scratch-[0-9a-f]{12}|native|spool)", re.DOTALL)
 #: A running machine, or a saved one that is being removed, in warm-tmp/.
 MACHINE = re.compile(r"[0-9]+-.+|gone-[0-9]+", re.DOTALL)
-#: A manifest of files in a layer, in state/manifests/; or one that is being written.
-MEMO = re.compile(rf"{keys.SHA256}-[0-9a-f]+\.json|\.{keys.SHA256}-[0-9a-f]+\.json\..+", re.DOTALL)
+#: A manifest of files in a layer, or what its disk holds, in state/manifests/; or one that is being written.
+_MEMO = rf"{keys.SHA256}-(?:[0-9a-f]+|content)\.json"
+MEMO = re.compile(rf"{_MEMO}|\.{_MEMO}\..+", re.DOTALL)
 #: Where an unfinished upload goes on, in state/uploads/; or one that is being written.
 UPLOAD = re.compile(rf"{keys.SHA256}|\.{keys.SHA256}\..+", re.DOTALL)
 #: A tag, in tags/, with %2F for a slash; or one that is being written.

@@ -82,13 +82,16 @@ def password_file(folder: Path) -> str:
 
 
 @contextmanager
-def registry(folder: Path, *, auth: str = "", tls: Identity | None = None) -> Iterator[Running]:
+def registry(
+    folder: Path, *, auth: str = "", tls: Identity | None = None, delete: bool = False
+) -> Iterator[Running]:
     """Run a registry until the block ends."""
     certificate = f", tls: {{certificate: {tls.crt}, key: {tls.pem}}}" if tls else ""
+    removal = f"delete: {{enabled: {str(delete).lower()}}}"
     config = folder / "config.yml"
     config.write_text(
         "version: 0.1\nlog: {level: info, accesslog: {disabled: true}}\n"
-        f"storage: {{filesystem: {{rootdirectory: {folder / 'data'}}}}}\n"
+        f"storage: {{filesystem: {{rootdirectory: {folder / 'data'}}}, {removal}}}\n"
         f"http: {{addr: '127.0.0.1:0', secret: tests{certificate}}}\n{auth}\n"
     )
     argv = ["docker-registry", "serve", str(config)]

@@ -15,6 +15,7 @@ from obuild.cli.console import called, environment, guarded, key_password, note,
 from obuild.cli.debugging import cleaner
 from obuild.cli.options import (
     CompressionOption,
+    InsecureOption,
     JsonOption,
     LabelOption,
     Machine,
@@ -75,7 +76,7 @@ def publish(
         Path | None,
         typer.Option(metavar="KEY", help="Sign images and documents with this key, as cosign does."),
     ] = None,
-    insecure: Annotated[bool, typer.Option("--insecure", help="Talk to registries by http.")] = False,
+    insecure: InsecureOption = False,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:

@@ -12,10 +12,11 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from obuild.errors import ObuildError, UsageError
-from obuild.exports.targets import aws, ebs
+from obuild.exports.targets import ebs
 from obuild.exports.targets.target import Image, Published, Settings
 from obuild.guests.profile import Card
 from obuild.host import failpoints
+from obuild.remotes import aws
 
 #: What EC2 calls an architecture.
 ARCHES = {"x86_64": "x86_64", "aarch64": "arm64"}

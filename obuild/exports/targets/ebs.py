@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from obuild.exports.targets import aws, parallel
-from obuild.host import failpoints, sparse
+from obuild.host import failpoints, parallel, sparse
+from obuild.remotes import aws
 
 #: The size of a block, in bytes; the interface sets it.
 BLOCK = 512 << 10

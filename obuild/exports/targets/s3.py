@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from obuild.errors import ObuildError, UsageError
-from obuild.exports.targets import aws, parallel
 from obuild.exports.targets.target import Image, Published, Settings, file_type_of, stem_of
 from obuild.guests.profile import Card
-from obuild.host import failpoints
+from obuild.host import failpoints, parallel
 from obuild.host.units import size as readable
+from obuild.remotes import aws
 
 #: The size of a part, in bytes, and how many an object may have.
 PART, MOST = 64 << 20, 10_000

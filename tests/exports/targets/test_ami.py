@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 
 from obuild.errors import ObuildError, UsageError
-from obuild.exports.targets import aws, ebs
+from obuild.exports.targets import ebs
 from obuild.exports.targets.ami import Ami, Wish, boot_of, snapshots_of
 from obuild.exports.targets.target import Image, Settings
 from obuild.guests.profile import Card
 from obuild.plan.keys import LayerId
+from obuild.remotes import aws
 from tests.support.aws import environment
 from tests.support.program import Program
 

@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 
 from obuild.errors import ObuildError, UsageError
-from obuild.exports.targets import aws, s3
+from obuild.exports.targets import s3
 from obuild.exports.targets.s3 import S3
 from obuild.exports.targets.target import Image, Settings
 from obuild.guests.profile import Card
 from obuild.plan.keys import LayerId
+from obuild.remotes import aws
 from tests.support.aws import environment
 from tests.support.program import Program
 from tests.support.swift import swift

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from obuild.errors import UsageError
-from obuild.exports.targets import aws, uplosi
+from obuild.exports.targets import uplosi
 from obuild.exports.targets.ami import Wish
 from obuild.exports.targets.target import Settings
+from obuild.remotes import aws
 from tests.support.aws import environment
 from tests.support.program import Program
 

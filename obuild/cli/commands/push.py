@@ -1,0 +1,69 @@
+"""Send layers to a remote."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from obuild.cli.bar import Bar
+from obuild.cli.console import environment, guarded, note, open_store, say
+from obuild.cli.options import InsecureOption, StoreOption, VerboseOption, in_remote
+from obuild.host import units
+
+if TYPE_CHECKING:
+    from obuild.plan.keys import LayerId
+    from obuild.remotes.push import Sent
+
+app = typer.Typer()
+
+
+@app.command()
+@guarded
+def push(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="ID... REMOTE",
+            help="Layers, by id or tag, and where to: oci://HOST/REPOSITORY, s3://BUCKET/PREFIX or dir:PATH.",
+        ),
+    ],
+    store: StoreOption = "",
+    *,
+    caches: Annotated[bool, typer.Option("--caches", help="Send the caches of the store, too.")] = False,
+    insecure: InsecureOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Send layers, and all below them, to where other stores can pull them.
+
+    What is there already is not sent again. A tag is set there, too, and moves.
+
+    Example: obuild push pg16 oci://registry.example/team/layers
+    """
+    from obuild.remotes import names
+    from obuild.remotes.all import Access, open_remote
+    from obuild.remotes.push import chain_of
+    from obuild.remotes.push import push as send
+    from obuild.store.index import resolve
+    from obuild.store.tags import could_be_id
+
+    ids, name = in_remote(words, "push", least=0 if caches else 1)
+    opened = open_store(store)
+    layers = {id: resolve(opened, id) for id in ids}
+    with open_remote(name, Access(environment(), insecure)) as remote, Bar(sys.stderr) as bar:
+        tell = bar.under(note)
+
+        def done(id: LayerId, sent: Sent) -> None:
+            tell(f"{id[:12]} is in {name} now; {units.size(sent.sent)} were sent")
+
+        for word, id in layers.items():
+            there = send(opened, id, remote, progress=bar, done=done)
+            if not could_be_id(word):
+                names.put(remote, word, there, chain_of(opened, id))
+            bar.under(say)(f"{id} {there[-1].digest}")
+        if caches:
+            from obuild.remotes.caches import push_caches
+
+            for cache, size in push_caches(opened, remote):
+                tell(f"the cache {cache} is in {name} now; {units.size(size)} were sent")

@@ -1,0 +1,53 @@
+"""The table of kinds of remotes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from obuild.errors import UsageError
+from obuild.remotes.protocol import Opened
+
+
+class Access(NamedTuple):
+    """What a remote may need: environment variables, in which credentials are found, and whether http will do."""
+
+    environment: Mapping[str, str]
+    insecure: bool = False
+
+
+def _folder(place: str, name: str, access: Access) -> Opened:
+    from obuild.remotes.folder import open_folder
+
+    return open_folder(place, name)
+
+
+def _oci(place: str, name: str, access: Access) -> Opened:
+    from obuild.remotes.registry_remote import open_registry
+
+    return open_registry(place, name, environment=access.environment, insecure=access.insecure)
+
+
+def _s3(place: str, name: str, access: Access) -> Opened:
+    from obuild.remotes.s3 import open_bucket
+
+    return open_bucket(place, name)
+
+
+#: Each opens what follows the prefix; it imports its libraries then.
+KINDS: dict[str, Callable[[str, str, Access], Opened]] = {"oci://": _oci, "s3://": _s3, "dir:": _folder}
+
+
+def open_remote(name: str, access: Access) -> Opened:
+    """Open a remote. UsageError if there is none with such a name, or a library is missing."""
+    for prefix, kind in KINDS.items():
+        if name.startswith(prefix):
+            return kind(name.removeprefix(prefix), name, access)
+    raise UsageError(
+        f"{name!r} is not a remote", hint="write oci://HOST/REPOSITORY, s3://BUCKET/PREFIX or dir:PATH"
+    )
+
+
+def is_remote(name: str) -> bool:
+    """Whether a name is that of a remote, by its beginning."""
+    return name.startswith(tuple(KINDS))

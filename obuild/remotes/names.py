@@ -1,0 +1,111 @@
+"""What users call layers in a remote: an id, or a tag, which is an index of the layer and its ancestors there."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+
+from obuild.errors import ObuildError, UsageError
+from obuild.plan import keys
+from obuild.plan.keys import LayerId
+from obuild.remotes import pull
+from obuild.remotes.layer import ARTIFACT, Manifest
+from obuild.remotes.oci import INDEX, MANIFEST, packed
+from obuild.remotes.protocol import Remote, Tagged
+from obuild.store.tags import could_be_id, is_name
+
+#: The annotations of an index, and of its entries.
+_NAME, LAYER = "vnd.obuild.tag", "vnd.obuild.layer"
+
+#: The tags of OCI know neither slashes nor colons.
+_ESCAPES = {"_": "__", "/": "_s", ":": "_c"}
+
+_ID = re.compile(keys.SHA256)
+_DIGEST = re.compile(rf"sha256:{keys.SHA256}")
+
+
+def tag_of(name: str) -> str:
+    """The tag of OCI for a user's. UsageError if it would be too long."""
+    found = "".join(_ESCAPES.get(letter, letter) for letter in name)
+    if len(found) > 128:
+        raise UsageError(
+            f"the tag {name} is too long for a registry", hint="tag the layer with a shorter name, too"
+        )
+    return found
+
+
+def name_of(tag: str) -> str:
+    """The user's tag for one of OCI; "" if it stands for none."""
+    backward = {escape: letter for letter, escape in _ESCAPES.items()}
+    name = re.sub("__|_s|_c", lambda found: backward[found[0]], tag)
+    return name if is_name(name) and tag_of(name) == tag else ""
+
+
+def put(remote: Remote, name: str, layers: Sequence[Manifest], ids: Sequence[LayerId]) -> None:
+    """Set a tag in a remote to the last of these layers; the others are its ancestors, the base first."""
+    entries = [
+        {
+            "mediaType": MANIFEST,
+            "artifactType": ARTIFACT,
+            "digest": layer.digest,
+            "size": layer.size,
+            "annotations": {LAYER: id},
+        }
+        for id, layer in zip(reversed(ids), reversed(layers), strict=True)
+    ]
+    index = {
+        "schemaVersion": 2,
+        "mediaType": INDEX,
+        "artifactType": ARTIFACT,
+        "manifests": entries,
+        "annotations": {_NAME: name},
+    }
+    remote.tag(tag_of(name), Tagged(INDEX, packed(index)), replace=True)
+
+
+def read(remote: Remote, name: str, data: bytes) -> list[tuple[LayerId, str]]:
+    """The layers of an index, each with the digest of its manifest; the tagged one first. ObuildError."""
+    try:
+        entries = json.loads(data)["manifests"]
+        found = [(str(each["annotations"][LAYER]), str(each["digest"])) for each in entries]
+        if found and all(_ID.fullmatch(id) and _DIGEST.fullmatch(digest) for id, digest in found):
+            return [(LayerId(id), digest) for id, digest in found]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        pass
+    raise ObuildError(f"{name} in {remote.name} is not a tag of obuild", hint=f"obuild remote ls {remote.name}")
+
+
+def resolve(remote: Remote, name: str) -> LayerId:
+    """The layer that a tag, an id or its first digits name in a remote. UsageError if there is none or more."""
+    if not could_be_id(name):
+        data = remote.manifests([tag_of(name)]).get(tag_of(name)) if is_name(name) else None
+        if data is None:
+            raise _unknown(remote, name)
+        return read(remote, name, data)[0][0]
+    found = [name] if _ID.fullmatch(name) else [tag for tag in ids(remote.tags()) if tag.startswith(name)]
+    if not found:
+        raise _unknown(remote, name)
+    if len(found) > 1:
+        raise UsageError(f"{name!r} could be {len(found)} layers in {remote.name}", hint="give more digits")
+    return LayerId(found[0])
+
+
+def find(remote: Remote, name: str) -> list[pull.Found]:
+    """The layer that a name stands for, with its ancestors, the base first. UsageError if it is not there."""
+    id = resolve(remote, name)
+    tip = pull.find(remote, id)
+    if tip is None:
+        raise _unknown(remote, name)
+    return pull.chain(remote, tip)
+
+
+def ids(tags: Sequence[str]) -> list[LayerId]:
+    """The ids among tags."""
+    return [LayerId(tag) for tag in tags if _ID.fullmatch(tag)]
+
+
+def _unknown(remote: Remote, name: str) -> UsageError:
+    return UsageError(
+        f"{remote.name} has no layer with the id or the tag {name!r}", hint=f"obuild remote ls {remote.name}"
+    )
