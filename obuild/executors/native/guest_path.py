@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from obuild.errors import MachineError
 from obuild.host.trees.nodes import MOST_LINKS
@@ -88,27 +86,3 @@ class Places:
             os.chown(place, uid, gid)
             made.append(place)
         return made
-
-
-@contextmanager
-def placeholder(places: Places, path: str) -> Iterator[str]:
-    """Make an empty file to mount another one over, unless there is a file; yield its resolved path.
-
-    It is removed afterwards, with the folders that were made for it and are empty.
-    """
-    target = places.resolve(path)
-    file = places.host(target)
-    if file is None or os.path.lexists(file):
-        yield target
-        return
-    made = places.ensure_folder(str(PurePosixPath(target).parent), 0, 0)
-    file.touch(exist_ok=False)
-    try:
-        yield target
-    finally:
-        file.unlink(missing_ok=True)
-        for folder in reversed(made):
-            try:
-                folder.rmdir()
-            except OSError:  # the command has put something there
-                break

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from obuild.events import Teller
 from obuild.executors import transfer
-from obuild.executors.native import policy, resolver
 from obuild.executors.native.container import Bind
-from obuild.executors.native.guest_path import Places, placeholder
+from obuild.executors.native.guest_path import Places
+from obuild.executors.native.lent import lent, placeholder
 from obuild.executors.native.line import Line
 from obuild.executors.native.volumes import Volumes
 from obuild.executors.protocol import Outcome
@@ -44,20 +44,20 @@ class Session:
     ) -> Outcome:
         """As the protocol says."""
         with ExitStack() as stack:
-            line = stack.enter_context(self._ready())
+            stack.enter_context(lent(self.places, network=self.line.network))
             mounts, pack = stack.enter_context(self.volumes.opened(command, caches, self.places))
             hidden = stack.enter_context(self._secrets(command, secrets))
             failpoints.reach("native.running")
             with self.tell.phase("running"):
-                line = line.mounting((*mounts, *hidden))
+                line = self.line.mounting((*mounts, *hidden))
                 status = line.run(linux.root_shell("root"), partial(self._script, command), output)
             return Outcome(status, pack())
 
     def interact(self, command: Command) -> int:
         """Open a shell at our own terminal, where the command would run. Return its exit status."""
         env = (*OFFLINE, *command.env)
-        with self._ready() as line:
-            return line.interact(linux.shell_command("root", cwd=command.cwd, env=env, user=command.user))
+        with lent(self.places, network=self.line.network):
+            return self.line.interact(linux.shell_command("root", cwd=command.cwd, env=env, user=command.user))
 
     def send(self, action: Transfer) -> None:
         """As the protocol says."""
@@ -79,13 +79,6 @@ class Session:
         return linux.run_script(
             command.argv, cwd=command.cwd, env=(*OFFLINE, *command.env), user=command.user, mark=mark
         )
-
-    @contextmanager
-    def _ready(self) -> Iterator[Line]:
-        """What a command finds besides the files of its layer, and what is put back after it."""
-        dns = resolver.of_the_host(self.places) if self.line.network else nullcontext()
-        with dns, policy.no_services(self.line, self.places) as binds:
-            yield self.line.mounting(binds)
 
     @contextmanager
     def _secrets(self, command: Command, values: Mapping[str, bytes]) -> Iterator[list[Bind]]:
