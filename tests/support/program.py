@@ -52,7 +52,17 @@ class Program:
         return self("build", "-f", spec, *options, source, code=code, env=env)
 
     def argv(self, *args: str | Path) -> list[str]:
-        return [sys.executable, "-m", "obuild", *map(str, args), f"--store={self.executor}:{self.store}"]
+        """The command line. What follows `--` in the arguments is the command of somebody else."""
+        words = list(map(str, args))
+        end = words.index("--") if "--" in words else len(words)
+        return [
+            sys.executable,
+            "-m",
+            "obuild",
+            *words[:end],
+            f"--store={self.executor}:{self.store}",
+            *words[end:],
+        ]
 
 
 def base_images(*recipes: str) -> Path:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from obuild.executors.qemu.arches import ARCHES
+from obuild.host import locks
+from tests.support.native import wait_for_nothing
 from tests.support.program import Program, base_images, booted_store, new_store
 
 #: The recipe of `micro` for each architecture. Emulating the others is slow, so only `make test-arch` asks for
@@ -61,3 +63,12 @@ def spec(tmp_path: Path) -> Callable[[str], Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def alone(whole_run: Path) -> Iterator[None]:
+    """Run one test with native steps at a time, and check that nothing is left after it."""
+    with locks.file_lock(whole_run / "native.lock"):
+        wait_for_nothing()
+        yield
+        wait_for_nothing()

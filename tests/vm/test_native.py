@@ -4,62 +4,29 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from obuild.host import locks
+from obuild.store.layers import Store
+from tests.support.disks import ext4_disk
+from tests.support.native import wait_for_nothing
 from tests.support.program import Program, assert_clean, base_images, layers, new_store
 from tests.support.victim import Victim
 
 pytestmark = [
     pytest.mark.vm,
+    pytest.mark.usefixtures("alone"),
     pytest.mark.skipif(os.geteuid() != 0, reason="native steps need root"),
 ]
 
 Spec = Callable[[str], Path]
 
 POINTS = ("native.mounted", "native.running", "step.done", "native.unmounted", "native.sealed", "commit.sealed")
-
-
-#: How long the kernel may take to end and unmount everything of a killed build, in seconds.
-END = 120.0
-
-
-def traces() -> set[str]:
-    """What builds may leave on the host: programs, mounts and loop devices."""
-    found = set()
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
-        with suppress(OSError):
-            command = entry.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            if "-native/" in command:
-                found.add(command)
-    mounts = Path("/proc/mounts").read_text() + subprocess.check_output(["losetup", "-a"], text=True)
-    # A disk in another mount namespace has no path here that tells more.
-    ours = ("(/)", "(/disk)")
-    return found | {line for line in mounts.splitlines() if "-native/" in line or line.endswith(ours)}
-
-
-def wait_for_nothing() -> None:
-    """Wait until nothing is left of the builds that have ended or were killed."""
-    deadline = time.monotonic() + END
-    while left := traces():
-        assert time.monotonic() < deadline, left
-        time.sleep(0.01)  # the kernel tells nobody
-
-
-@pytest.fixture(autouse=True)
-def alone(whole_run: Path) -> Iterator[None]:
-    """Run one of these tests at a time, and check that nothing is left after it."""
-    with locks.file_lock(whole_run / "native.lock"):
-        wait_for_nothing()
-        yield
-        wait_for_nothing()
 
 
 @pytest.fixture(scope="module")
@@ -87,12 +54,15 @@ def shell(text: str, *fields: str) -> str:
 
 def test_a_step_leaves_only_files(run: Callable[..., str]) -> None:
     out = run(
-        shell("echo kept >/kept; echo lost >/run/lost; sleep 9990 & mkdir /dev/shm/lost; ls -d /proc/1"),
-        shell("cat /kept; ls /run/lost /dev/shm/lost; ps ax -o args | grep '[s]leep 9990' || echo no process"),
+        shell(
+            "echo kept >/kept; echo lost >/run/lost; mkdir /dev/shm/lost; exec 3>/held; echo held >&3;"
+            " (trap '' HUP TERM; exec setsid sleep 9990) & ls -d /proc/1"
+        ),
+        shell("cat /kept; ls /run/lost /dev/shm/lost; ps ax -o args | grep '[s]leep 9990' || cat /held"),
     )
     assert "\nkept\n" in out
     assert "/run/lost" in out.partition("\nkept\n")[2]
-    assert "\nno process\n" in out
+    assert "\nheld\n" in out
 
 
 def test_what_a_step_is_not_allowed_to_do(run: Callable[..., str]) -> None:
@@ -120,6 +90,21 @@ def test_links_of_the_guest_lead_nowhere_on_the_host(run: Callable[..., str], tm
     )
     assert list(outside.iterdir()) == []
     assert "\netc\n" in out
+
+
+def test_a_base_whose_own_folders_lead_to_the_host(spec: Spec, source: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    busybox = shutil.which("busybox")
+    folders = ("mkdir bin", f"write {busybox} bin/sh", "sif /bin/sh mode 0100755", f"symlink etc {outside}")
+    links = [f"symlink {name} {outside}" for name in ("proc", "sys", "dev", "run", "usr", "var")]
+    disk = ext4_disk(tmp_path / "odd.img", *folders, *links)
+    program = Program(Store.open(tmp_path / "store").root, "native")
+    program("base", "add", disk, "--name", "odd")
+    path = spec('((from odd) (shell sh -c) (run (network host) (cache (c (target /var/c))) (shell "echo ran")))')
+    done = program.build(path, source, code=1)
+    assert "/proc" in done.stderr
+    assert list(outside.iterdir()) == []
 
 
 def test_resolv_conf_is_the_hosts_and_comes_back(run: Callable[..., str]) -> None:
