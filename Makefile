@@ -119,7 +119,8 @@ lint: setup .venv/packages-test
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
-	shellcheck -s sh obuild/guests/resident/*.sh container/make-image container/run obuild/exports/cleaning/*.sh obuild/exports/iso/resident/*.sh
+	shellcheck -s sh obuild/guests/resident/*.sh container/make-image container/run obuild/exports/cleaning/*.sh obuild/exports/iso/resident/*.sh \
+	    specs/postgres-vm/common/*.sh specs/postgres-vm/common/create-postgres-cluster specs/postgres-vm/flavors/*/*.sh
 
 clean:
 	rm -rf demo-store .cache
