@@ -2,10 +2,14 @@
 
 mmdebstrap fills a folder; while it still stands, inside the same namespace, mke2fs copies it into the partition of
 a raw disk. So a plain user can make an image, and nothing is left behind when we are interrupted.
+
+For root, the folder is in memory if there is enough of it: dpkg flushes each of its steps to the disk, and a new
+root has tens of thousands of files that are removed again.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,10 +21,16 @@ from obuild.bases.scratch.options import Options
 from obuild.bases.scratch.root_partition import START
 from obuild.errors import ProcessError, UsageError
 from obuild.guests.profile import DEBIAN_ARCHES, INITRD, KERNEL
-from obuild.host import failpoints, process
+from obuild.host import failpoints, memory, process
 
 #: The date for programs that read one while packages are configured. The image's own date is not known yet.
 EPOCH = 1_672_531_200
+
+#: In `work`: where mmdebstrap makes the new root, and what the hook lays aside.
+_CHROOTS, _LISTS, _DEBS = "tmp", "lists", "debs"
+
+#: With less memory to spare, the new root is on the disk: debian-12 takes 0.6 GB, in bytes.
+_LEAST_MEMORY = 2 << 30
 
 #: The kernel and its initial RAM disk, if the hook moves them out of the root.
 BOOT = (f"boot{KERNEL}", f"boot{INITRD}")
@@ -36,25 +46,14 @@ def run(recipe: Recipe, work: Path, making: Making) -> Path:
     sources = apt.lines(options.mirror or apt.MIRROR, options.suite, updates=options.updates)
     if making.pins == "use":
         sources = (pins.archive(recipe, work, making),)
-    _write_inputs(recipe, work, keep=keep)
-    disk = work / "disk.raw"
-    with disk.open("wb") as file:
-        file.truncate(recipe.size)
-    taken = (*BOOT, *layouts.of(recipe).TAKEN)
-    for name in (disk.name, "epoch", "packages", "login-key", "complaint", *taken):
-        (work / name).touch()
-        (work / name).chmod(0o666)
-    chroots, lists, debs = (work / name for name in ("tmp", "lists", "debs"))
-    for folder in (chroots, lists, debs):
-        folder.mkdir()
-        folder.chmod(0o1777)
-    (work / "bare").mkdir()
-    (work / "bare").chmod(0o755)
     try:
-        process.run(
-            argv(recipe, work / "hook", sources, root=os.geteuid() == 0),
-            env={"TMPDIR": str(chroots), "LC_ALL": "C.UTF-8", "TZ": "UTC", "SOURCE_DATE_EPOCH": str(EPOCH)},
-        )
+        try:
+            disk = _filled(recipe, work, sources, keep=keep, memory=(most := _memory()))
+        except ProcessError as error:
+            if not most or os.strerror(errno.ENOSPC) not in error.message:
+                raise
+            making.say(f"{recipe.name}: more than fits into memory; once more, on the disk")
+            disk = _filled(recipe, work, sources, keep=keep)
     except ProcessError:
         if complaint := (work / "complaint").read_text().strip():
             raise UsageError(f"{recipe.name}: {complaint}") from None
@@ -63,14 +62,49 @@ def run(recipe: Recipe, work: Path, making: Making) -> Path:
         raise
     failpoints.reach("make.filled")
     found = packages_in(work)
-    making.installed(pins.keep(found, lists, debs, making, mirror=options.mirror) if keep else Installed(found))
+    kept = (work / _LISTS, work / _DEBS)
+    making.installed(pins.keep(found, *kept, making, mirror=options.mirror) if keep else Installed(found))
     epoch = int((work / "epoch").read_text())
     ext4.set_times(disk, start=START, epoch=epoch)
     return disk
 
 
-def argv(recipe: Recipe, hook: Path, sources: Sequence[str], *, root: bool) -> list[str | Path]:
-    """The command that takes packages from `sources`, lines of sources.list, and has `hook` make a disk."""
+def _filled(recipe: Recipe, work: Path, sources: Sequence[str], *, keep: bool, memory: int = 0) -> Path:
+    """Call mmdebstrap, and return the disk. What an earlier call has left in `work` is written again."""
+    _write_inputs(recipe, work, keep=keep)
+    disk = work / "disk.raw"
+    with disk.open("wb") as file:
+        file.truncate(recipe.size)
+    taken = (*BOOT, *layouts.of(recipe).TAKEN)
+    for name in (disk.name, "epoch", "packages", "login-key", "complaint", *taken):
+        (work / name).touch()
+        (work / name).chmod(0o666)
+    for name, mode in ((_CHROOTS, 0o1777), (_LISTS, 0o1777), (_DEBS, 0o1777), ("bare", 0o755)):
+        (work / name).mkdir(exist_ok=True)
+        (work / name).chmod(mode)
+    process.run(
+        argv(recipe, work / "hook", sources, root=os.geteuid() == 0, memory=memory),
+        env={
+            "TMPDIR": str(work / _CHROOTS),
+            "LC_ALL": "C.UTF-8",
+            "TZ": "UTC",
+            "SOURCE_DATE_EPOCH": str(EPOCH),
+        },
+    )
+    return disk
+
+
+def _memory() -> int:
+    """How much memory the new root may take, in bytes: half of what is there; 0 if it has to be on the disk."""
+    half = memory.available() // 2
+    return half if os.geteuid() == 0 and half >= _LEAST_MEMORY else 0
+
+
+def argv(recipe: Recipe, hook: Path, sources: Sequence[str], *, root: bool, memory: int = 0) -> list[str | Path]:
+    """The command that takes packages from `sources`, lines of sources.list, and has `hook` make a disk.
+
+    With `memory`, TMPDIR is hidden by a file system in memory of at most so many bytes.
+    """
     options: Options = recipe.options
     # "extract" configures nothing, so it has no later hook to offer.
     when = "extract" if options.variant == "extract" else "customize"
@@ -78,8 +112,10 @@ def argv(recipe: Recipe, hook: Path, sources: Sequence[str], *, root: bool) -> l
     # `unshare` with us. Those of a plain user may run on for a while; see `work_folder`.
     ends = ["setpriv", "--pdeathsig", "KILL", "--"]
     shell = ["unshare", "--mount", "--pid", "--mount-proc", "--fork", "--kill-child", "--"]
+    hide = f'mount -t tmpfs -o mode=1777,size={memory} chroots "$TMPDIR" && exec "$@"'
     return [
         *((*ends, *shell) if root else ()),
+        *(("sh", "-c", hide, "sh") if memory else ()),
         "mmdebstrap",
         f"--mode={'root' if root else 'unshare'}",
         f"--variant={options.variant}",
@@ -94,7 +130,7 @@ def argv(recipe: Recipe, hook: Path, sources: Sequence[str], *, root: bool) -> l
         *(f"--aptopt={line}" for line in apt.config(sources)),
         "--dpkgopt=force-unsafe-io",
         f"--include={','.join(options.packages)}",
-        f"--setup-hook={mmdebstrap_hook.MERGE_USR}",
+        *(f"--setup-hook={hook}" for hook in (mmdebstrap_hook.MERGE_USR, mmdebstrap_hook.HOST_KEYS)),
         f"--{when}-hook={hook}",
         options.suite,
         "-",

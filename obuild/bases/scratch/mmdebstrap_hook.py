@@ -17,6 +17,12 @@ from obuild.host.qemu_img import KEY_BLOCK
 #: Packages for a merged /usr do not bring the links themselves.
 MERGE_USR = 'for dir in bin sbin lib lib64; do mkdir -p "$1/usr/$dir" && ln -sT "usr/$dir" "$1/$dir"; done'
 
+#: So that openssh-server makes no keys, of which one takes long. None is in the image: see "Room for keys" below.
+HOST_KEYS = (
+    'mkdir -p -m 755 "$1/etc" "$1/etc/ssh" && '
+    'for kind in rsa ecdsa ed25519; do touch "$1/etc/ssh/ssh_host_${kind}_key"; done'
+)
+
 #: While the recipe's script runs, cpio in the new root takes no times, inodes or order from this host.
 _CPIO = """\
 #!/bin/sh
@@ -46,10 +52,10 @@ dates=$(grep -h -m 1 '^Date: ' "$root"/var/lib/apt/lists/*Release)
 SOURCE_DATE_EPOCH=$(echo "$dates" | sed 's/^Date: //' | date -f - +%s | sort -n | tail -n 1)""",
 }
 
-#: The packages, and what the archive said of them: by other names, so that nothing is copied.
+#: The packages, and what the archive said of them.
 LAY_ASIDE = """\
-ln "$root"/var/cache/apt/archives/*.deb {here}/debs
-ln "$root"/var/lib/apt/lists/*Release "$root"/var/lib/apt/lists/*_Packages {here}/lists
+cp "$root"/var/cache/apt/archives/*.deb {here}/debs
+cp "$root"/var/lib/apt/lists/*Release "$root"/var/lib/apt/lists/*_Packages {here}/lists
 """
 
 #: A link out of the new root, such as /var/run, leads to a folder of this host while nothing runs in the root.
@@ -174,6 +180,7 @@ END
 see_inside etc/ssh
 see_inside "$home/.ssh"
 rm -f "$root"/etc/ssh/ssh_host_*
+rmdir "$root/etc/ssh" 2>/dev/null || true
 if [ -d "$root/etc/ssh" ]; then
     mkdir -p "$root$home/.ssh"
     cp {here}/blank "$root$home/.ssh/authorized_keys"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import struct
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from obuild.bases.scratch import image as scratch
 from obuild.bases.sources import Choices
 from obuild.errors import ProcessError, UsageError
 from obuild.guests.profile import Card
-from obuild.host import process
+from obuild.host import memory, process
 from obuild.store.layers import Store
 from tests.support.recipes import recipe_of
 
@@ -76,6 +78,30 @@ def test_nothing_that_root_starts_outlives_us() -> None:
     assert argv[:5] == ["setpriv", "--pdeathsig", "KILL", "--", "unshare"]
     assert "--kill-child" in argv[: argv.index("mmdebstrap")]
     assert "--mode=root" in argv
+
+
+def test_a_root_that_does_not_fit_into_memory_is_made_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    def run(words: Sequence[str | Path], **options: object) -> bytes:
+        calls.append(" ".join(map(str, words)))
+        raise ProcessError(f"dpkg: {os.strerror(errno.ENOSPC)}")
+
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(memory, "available", lambda: 6 << 30)
+    monkeypatch.setattr(process, "run", run)
+    said: list[str] = []
+    with pytest.raises(ProcessError, match="dpkg"):  # the disk is full, too
+        make(RECIPE, tmp_path, said.append)
+    assert [f"size={3 << 30}" in call for call in calls] == [True, False]
+    assert said[-1] == f"{RECIPE.name}: more than fits into memory; once more, on the disk"
+    monkeypatch.setattr(memory, "available", lambda: 3 << 30)
+    with pytest.raises(ProcessError, match="dpkg"):
+        make(RECIPE, tmp_path, said.append)
+    assert "tmpfs" not in calls.pop()
+    assert len(calls) == 2
 
 
 def test_unpacked_packages_have_only_the_hook_after_unpacking() -> None:
