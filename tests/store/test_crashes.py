@@ -46,9 +46,9 @@ MACHINE = (
 )
 
 BUILD = ("build", "--qemu-accel=tcg", "-f", "SPEC", "SOURCE")
-#: The points of making a base from a recipe, which tests/bases/test_interrupted.py tries, and of publishing, which
-#: tests/exports/targets and tests/remotes do.
-ELSEWHERE = ("make.", "download.", "publish.")
+#: The points of making a base from a recipe, which tests/bases/test_interrupted.py tries, and of publishing,
+#: pushing and pulling, which tests/exports/targets and tests/remotes do.
+ELSEWHERE = ("make.", "download.", "publish.", "push.", "pull.")
 
 TAG = ("build", "--qemu-accel=tcg", "-t", "web", "-f", "SPEC", "SOURCE")
 BASE = ("base", "add", "DISK", "--name=tiny", "--force")
