@@ -27,9 +27,9 @@ PhaseName = Literal[
     "booting",
     "mounting",
     "resuming",
-    "sending",  # the subject is a cache's name, the folder that a copy goes to, or "secrets"
+    "sending",  # the subject is a cache's name, the folder that a copy goes to, "secrets", or remotes
     "running",
-    "fetching",  # the subject is a cache's name or the build that files are taken from
+    "fetching",  # the subject is a cache's name, the build that files are taken from, or a remote
     "sealing",
     "saving",  # a machine, for later steps
     "committing",
@@ -85,6 +85,13 @@ class Hit(NamedTuple):
     id: str
     log: Path
     told: bool = False
+
+
+class InRemote(NamedTuple):
+    """The step's layer is in the remote with this name, and stays there: nothing here needs it."""
+
+    id: str
+    remote: str
 
 
 class Output(NamedTuple):
@@ -151,6 +158,7 @@ What = (
     | Planned
     | Started
     | Hit
+    | InRemote
     | Output
     | PhaseStarted
     | Progress

@@ -136,11 +136,11 @@ NATIVE = {"executors.native.namespace", "executors.native.line"}
         ("typer", CONSOLE),
         ("gc", {"__main__"}),  # what a program does to its own memory is no business of a library
         ("fcntl", {"host.locks", "executors.native.requirements"}),
-        ("threading", {"builder.scheduler", "builder.listener", "remotes.slices", *NATIVE}),
+        ("threading", {"builder.scheduler", "builder.listener", "builder.sharing", "remotes.slices", *NATIVE}),
         ("multiprocessing", set()),
         (
             "concurrent",
-            {"builder.scheduler", "executors.native.chain", "exports.export", "host.parallel"},
+            {"builder.scheduler", "builder.sharing", "executors.native.chain", "exports.export", "host.parallel"},
         ),
         ("asyncio", set()),
         ("pycdlib", {"bases.seed"}),

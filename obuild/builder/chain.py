@@ -21,6 +21,7 @@ from obuild.plan.steps import Base, Chain, Command, Graft, Import, Step, Transfe
 from obuild.store.layers import Draft, Store
 
 if TYPE_CHECKING:  # late: a cached build needs no executor
+    from obuild.builder.sharing import Sharing
     from obuild.executors.protocol import Executor, OnFailure
 
 #: How long a build waits for another process to finish writing to the index, in seconds.
@@ -46,6 +47,7 @@ class Builder:
     archive: Callable[[Graft, Teller], Path] = _no_archive
     make_room: Callable[[], None] = lambda: None
     on_failure: OnFailure | None = None
+    sharing: Sharing | None = None
     scope: CancelScope = field(default_factory=CancelScope)
 
     def build(self, chain: Chain) -> LayerId:
@@ -54,24 +56,43 @@ class Builder:
         Every layer reported as saved stays, whatever happens later. StepFailed if a command fails, Cancelled if
         `scope` is cancelled.
         """
-        op = 0
         with ExitStack() as tip:  # holds the current layer, and so keeps all layers below it
-            for step in chain.steps:
-                self.scope.check()
-                for heading in step.headings[:-1]:
-                    op += 1
-                    self.tell.of_op(op)(Started(heading))
-                op += 1
-                tell = self.tell.of_op(op, step.id)
-                tell(Started(step.headings[-1]))
+            for step, tell in self._started(chain):
                 with located(tell.place):
                     held = self._hold(step, tell)
                 tip.pop_all().close()
                 tip.push(held)
+        return chain.steps[-1].id
+
+    def show(self, chain: Chain) -> LayerId | None:
+        """Report the layers of a chain that stay in a remote; returns the last one's id.
+
+        None if the remote has failed on the way: then the chain has to be built.
+        """
+        assert self.sharing, "only a build with remotes finds layers there"
+        for step, tell in self._started(chain):
+            with located(tell.place):
+                if held := self._found(step, tell):
+                    held.close()
+                elif not self.sharing.show(step, tell, log=step is chain.steps[-1]):
+                    return None
+        return chain.steps[-1].id
+
+    def _started(self, chain: Chain) -> Iterator[tuple[Step, Teller]]:
+        """The steps of a chain, each with a teller for its place; reports the ops."""
+        op = 0
+        for step in chain.steps:
+            self.scope.check()
+            for heading in step.headings[:-1]:
+                op += 1
+                self.tell.of_op(op)(Started(heading))
+            op += 1
+            tell = self.tell.of_op(op, step.id)
+            tell(Started(step.headings[-1]))
+            yield step, tell
         for heading in chain.tail:
             op += 1
             self.tell.of_op(op)(Started(heading))
-        return chain.steps[-1].id
 
     def _hold(self, step: Step, tell: Teller) -> ExitStack:
         """Find the step's layer or make it: look, lock, look again. The layer is held until the stack closes."""
@@ -89,6 +110,8 @@ class Builder:
             if follower.heard:
                 tell.note("that build was interrupted; this one builds the step")
             self.make_room()
+            if self.sharing and self.sharing.fetch(step, tell) and (held := self._found(step, tell)):
+                return held
             began = time.time()
             try:
                 self._make(step, tell)
@@ -98,6 +121,8 @@ class Builder:
                 raise
             self._remember(step, began, tell)
             tell(Saved(step.id, time.time() - began))
+            if self.sharing:
+                self.sharing.send(step.id)
             with ExitStack() as stack:  # while we have the claim, nobody can remove the layer
                 if stack.enter_context(self.store.use(step.id)) is None:
                     raise StoreError(f"layer {step.id} was just removed from the store", hint="build again")

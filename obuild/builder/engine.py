@@ -32,6 +32,7 @@ from obuild.store.usage import storage_errors
 if TYPE_CHECKING:
     from obuild.builder.extract import Extractor
     from obuild.builder.no_cache import Forgetter
+    from obuild.builder.sharing import Sharing, Wish
     from obuild.executors.protocol import Executor, OnFailure
 
 
@@ -54,6 +55,8 @@ class Engine:
     tags: Sequence[str] = ()
     executor: str = "qemu"
     no_cache: bool = False
+    remotes: Wish | None = None
+    _sharing: Sharing | None = field(default=None, init=False)
     _forgetter: Forgetter | None = field(default=None, init=False)
     _machines: Machines = field(init=False)
     _tell: Teller = field(init=False)
@@ -76,14 +79,19 @@ class Engine:
         Builder.build raises. An exception of the listener ends the build, and is raised.
         """
         began = time.monotonic()
-        self._tell = Teller(Guarded(self.listener, threads=self.jobs > 1))
+        self._tell = Teller(Guarded(self.listener, threads=self.jobs > 1 or self.remotes is not None))
         self._scope = CancelScope()
         self._machines = Machines(self.store, self.settings, self.executor, self._scope)
         try:
             if self._cancelled:  # perhaps before this scope existed
                 self._scope.cancel()
             self._scope.check()
-            last = self._build(stage)
+            with ExitStack() as stack:
+                if self.remotes:
+                    from obuild.builder.sharing import Sharing  # late: seldom needed
+
+                    self._sharing = stack.enter_context(Sharing(self.store, self.remotes, self._tell, self._scope))
+                last = self._build(stage)
             self._tell(Done(last, time.monotonic() - began))
             return last
         except ListenerFailed as lost:
@@ -167,11 +175,18 @@ class Engine:
                 self._hold(chain.steps)
                 tell(outline(stage.plan.actions, chain.steps))
             room = partial(self.make_room, tell)
-            self._prepare(chain, room, tell)
             executor = self._machines_of(chain.base, stack, tell)
             builder = Builder(
-                self.store, executor, tell, self.secrets, archive, room, self.on_failure, self._scope
+                *(self.store, executor, tell, self.secrets, archive, room, self.on_failure),
+                sharing=self._sharing,
+                scope=self._scope,
             )
+            if self._sharing:
+                self._sharing.look(chain.steps)
+                outermost = not stage.path and not self.tags
+                if outermost and self._sharing.has_all(chain.steps) and (layer := builder.show(chain)):
+                    return Built(layer, chain.base)
+            self._prepare(chain, room, tell)
             layer = builder.build(chain)
             self._hold(chain.steps)
             return Built(layer, chain.base)
@@ -216,7 +231,8 @@ class Engine:
         if missing:
             process.require("qemu-img")
             make_room()  # on a full disk, not even the result of the KVM probe could be saved
-        if not all(isinstance(step.action, Import) for step in missing):
+        there = self._sharing.available(chain.steps) if self._sharing else ()
+        if not all(isinstance(step.action, Import) or step in there for step in missing):
             self._machines.of(chain.base, tell)
 
 

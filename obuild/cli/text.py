@@ -14,6 +14,7 @@ from obuild.events import (
     Done,
     Event,
     Hit,
+    InRemote,
     Note,
     Output,
     Place,
@@ -61,6 +62,8 @@ class Lines:
                     with open_file(log) as file:
                         self.copy(file)
                 self._line(f'---> using "{id}" from cache', _YELLOW)
+            case InRemote(id, remote):
+                self._line(f'---> "{id}" is in {remote}', _YELLOW)
             case Output(data):
                 self._raw(data)
             case Saved(id):

@@ -40,12 +40,16 @@ KINDS: dict[str, Callable[[str, str, Access], Opened]] = {"oci://": _oci, "s3://
 
 def open_remote(name: str, access: Access) -> Opened:
     """Open a remote. UsageError if there is none with such a name, or a library is missing."""
-    for prefix, kind in KINDS.items():
-        if name.startswith(prefix):
-            return kind(name.removeprefix(prefix), name, access)
-    raise UsageError(
-        f"{name!r} is not a remote", hint="write oci://HOST/REPOSITORY, s3://BUCKET/PREFIX or dir:PATH"
-    )
+    see_remote(name)
+    prefix = next(prefix for prefix in KINDS if name.startswith(prefix))
+    return KINDS[prefix](name.removeprefix(prefix), name, access)
+
+
+def see_remote(name: str) -> None:
+    """UsageError unless a name begins like that of a remote."""
+    if not is_remote(name):
+        hint = "write oci://HOST/REPOSITORY, s3://BUCKET/PREFIX or dir:PATH"
+        raise UsageError(f"{name!r} is not a remote", hint=hint)
 
 
 def is_remote(name: str) -> bool:

@@ -15,7 +15,7 @@ from obuild.errors import ObuildError
 from obuild.host import failpoints, parallel
 from obuild.remotes.layer import LARGEST_MANIFEST, Blob
 from obuild.remotes.oci import digest_of, index, packed
-from obuild.remotes.protocol import WORKERS, Tagged
+from obuild.remotes.protocol import WORKERS, Tagged, Unusable
 
 #: The annotation of an entry of index.json that has its tag.
 _TAG = "org.opencontainers.image.ref.name"
@@ -86,7 +86,7 @@ class Layout:
     def get(self, blob: Blob) -> bytes:
         data = self._blob(blob.digest, blob.size)
         if data is None:
-            raise ObuildError(f"{self.name} has lost the blob {blob.digest}")
+            raise Unusable(f"{self.name} has lost the blob {blob.digest}")
         return data
 
     def put(self, blob: Blob, data: bytes) -> None:
@@ -188,7 +188,7 @@ class Layout:
     def _blob(self, digest: str, most: int) -> bytes | None:
         data = self._objects.read(_path(digest), most)
         if data is not None and digest_of(data) != digest:
-            raise ObuildError(f"the blob {digest} of {self.name} is damaged")
+            raise Unusable(f"the blob {digest} of {self.name} is damaged")
         return data
 
 

@@ -11,10 +11,15 @@ from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
+from obuild.errors import ObuildError
 from obuild.remotes.layer import Blob
 
 #: How many requests are under way at once.
 WORKERS = 8
+
+
+class Unusable(ObuildError):
+    """One layer in a remote cannot be used; others may."""
 
 
 class Tagged(NamedTuple):

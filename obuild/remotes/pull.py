@@ -17,7 +17,7 @@ from obuild.plan.keys import LayerId
 from obuild.remotes import content, zstd
 from obuild.remotes.layer import Blob, Config, Manifest, content_of, read_config
 from obuild.remotes.oci import digest_of
-from obuild.remotes.protocol import WORKERS, Remote
+from obuild.remotes.protocol import WORKERS, Remote, Unusable
 from obuild.remotes.push import Progress, checked, damaged, manifests
 from obuild.remotes.slices import SLICE, Slice
 from obuild.store.index import Index
@@ -119,7 +119,7 @@ def fetch(
         told = LayerId(content_of(content.of(store, config.parent), config.size, config.slices))
     if told != found.manifest.content:
         parent = (config.parent or found.id)[:12]
-        raise ObuildError(
+        raise Unusable(
             f"layer {found.id[:12]} in {remote.name} was built on another build of {parent} than is in the store",
             hint=f"`obuild rm {parent}` and try again: then that is fetched, too",
         )

@@ -27,7 +27,7 @@ from obuild.remotes.layer import (
     read_manifest,
 )
 from obuild.remotes.oci import MANIFEST, digest_of
-from obuild.remotes.protocol import WORKERS, Remote, Tagged
+from obuild.remotes.protocol import WORKERS, Remote, Tagged, Unusable
 from obuild.remotes.slices import SLICE, Cutter, Slice
 from obuild.store.index import Index
 from obuild.store.layers import Layer, Store
@@ -106,15 +106,15 @@ def checked(remote: Remote, id: str, data: bytes) -> Manifest:
         raise damaged(remote, id, error) from error
 
 
-def damaged(remote: Remote, id: str, error: Exception) -> ObuildError:
+def damaged(remote: Remote, id: str, error: Exception) -> Unusable:
     """What to say of a layer in a remote that cannot be used."""
     hint = f"obuild remote rm {id[:12]} {remote.name} removes it there"
-    return ObuildError(f"layer {id[:12]} in {remote.name} cannot be used: {error}", hint=hint)
+    return Unusable(f"layer {id[:12]} in {remote.name} cannot be used: {error}", hint=hint)
 
 
 def _see_same(store: Store, remote: Remote, id: LayerId, there: Manifest) -> None:
     if there.content != content.of(store, id):
-        raise ObuildError(
+        raise Unusable(
             f"{remote.name} has another build of layer {id[:12]}, with other content",
             hint=f"`obuild rm {id[:12]}` here, then pull it; or `obuild remote rm {id[:12]} {remote.name}`",
         )

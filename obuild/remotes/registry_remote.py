@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from obuild.errors import ObuildError, UsageError
+from obuild.errors import UsageError
 from obuild.host import failpoints, parallel
 from obuild.remotes import reference
 from obuild.remotes.layer import LARGEST_MANIFEST, Blob
 from obuild.remotes.oci import digest_of
-from obuild.remotes.protocol import WORKERS, Tagged
+from obuild.remotes.protocol import WORKERS, Tagged, Unusable
 from obuild.remotes.registry import Repository
 
 
@@ -24,7 +24,7 @@ class Registry:
         def get(reference: str) -> tuple[str, bytes]:
             data = self._repository.get(reference)
             if len(data) > LARGEST_MANIFEST or (data and ":" in reference and digest_of(data) != reference):
-                raise ObuildError(f"{self.name} has a wrong manifest for {reference}")
+                raise Unusable(f"{self.name} has a wrong manifest for {reference}")
             return reference, data
 
         return {reference: data for reference, data in parallel.each(get, references, WORKERS) if data}
@@ -38,9 +38,9 @@ class Registry:
     def get(self, blob: Blob) -> bytes:
         data = self._repository.blobs.get(blob.digest, blob.size)
         if not data:
-            raise ObuildError(f"{self.name} has lost the blob {blob.digest}")
+            raise Unusable(f"{self.name} has lost the blob {blob.digest}")
         if digest_of(data) != blob.digest:
-            raise ObuildError(f"the blob {blob.digest} of {self.name} is damaged")
+            raise Unusable(f"the blob {blob.digest} of {self.name} is damaged")
         return data
 
     def put(self, blob: Blob, data: bytes) -> None:

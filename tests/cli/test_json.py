@@ -24,6 +24,7 @@ from obuild.events import (
     Done,
     Event,
     Hit,
+    InRemote,
     Note,
     Output,
     PhaseEnded,
@@ -41,6 +42,7 @@ from obuild.events import (
 )
 from obuild.exports import diff
 from obuild.exports.targets.target import Published
+from obuild.remotes import gc as remotes_gc
 from obuild.store import gc
 from obuild.store.caches import Cache
 from obuild.store.inspect import Description, Listed, Neighbour
@@ -85,6 +87,7 @@ def records(*said: What) -> list[dict[str, Any]]:
             Hit("abc", Path("/\udcff"), told=True),
             {"event": "hit", "id": "abc", "log_base64": "L/8=", "told": True},
         ),
+        (InRemote("abc", "dir:/r"), {"event": "in_remote", "id": "abc", "remote": "dir:/r"}),
         (PhaseStarted("booting"), {"event": "phase_started", "phase": "booting", "subject": "", "total": 0}),
         (
             Progress("sending", "cache", 1, 2),
@@ -311,6 +314,10 @@ def test_the_manual_has_every_field_of_a_failure() -> None:
 def test_the_manual_has_every_field_of_what_commands_print(command: str, record: Any) -> None:
     assert documented(f"`obuild {command} --json`") == names(record)
     assert names(Neighbour) == {"id", "op"}
+
+
+def test_the_manual_has_every_field_of_layers_in_a_remote() -> None:
+    assert documented("`obuild remote ls --json`") == names(remotes_gc.Listed) - {"blobs"}
 
 
 def test_the_manual_has_every_field_of_a_plan_to_make_room() -> None:

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from obuild.cli import text as ui
-from obuild.cli.console import executor_of, guarded, lines, open_store, read_file, read_spec, spec_path
+from obuild.cli.console import (
+    environment,
+    executor_of,
+    guarded,
+    lines,
+    open_store,
+    read_file,
+    read_spec,
+    spec_path,
+)
 from obuild.cli.options import (
     MACHINE,
     Machine,
@@ -24,10 +33,13 @@ from obuild.cli.options import (
 from obuild.errors import UsageError
 
 if TYPE_CHECKING:
+    from obuild.builder.sharing import Wish
     from obuild.events import Listener
     from obuild.store.layers import Store
 
 app = typer.Typer()
+
+REMOTES = "Remotes"
 
 
 @app.command()
@@ -101,6 +113,32 @@ def build(
             help="If a command fails: stop, open a shell in its machine, or keep the machine until Ctrl-C.",
         ),
     ] = "stop",
+    remote: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar="OBUILD_REMOTE",
+            metavar="REMOTE",
+            rich_help_panel=REMOTES,
+            show_default=False,
+            help="Fetch layers that the store lacks from here, and send those that are made: "
+            "oci://HOST/REPOSITORY, s3://BUCKET/PREFIX or dir:PATH. May be repeated.",
+        ),
+    ] = None,
+    remote_mode: Annotated[
+        str,
+        typer.Option(metavar="read|write|both", rich_help_panel=REMOTES, help="Fetch, send, or both."),
+    ] = "both",
+    remote_required: Annotated[
+        bool,
+        typer.Option("--remote-required", rich_help_panel=REMOTES, help="Fail if a remote fails."),
+    ] = False,
+    remote_insecure: Annotated[
+        bool, typer.Option("--remote-insecure", rich_help_panel=REMOTES, help="Talk to registries by http.")
+    ] = False,
+    pull: Annotated[
+        bool,
+        typer.Option("--pull", rich_help_panel=REMOTES, help="Fetch the result even if nothing here needs it."),
+    ] = False,
     verbose: VerboseOption = False,
 ) -> None:
     """Build a spec: make the layers that are not in the store yet.
@@ -129,6 +167,8 @@ def build(
             builder.on_failure = failing.chosen(on_failure, jobs=jobs)
             builder.tags = names
             builder.no_cache = no_cache
+            if remote:
+                builder.remotes = _remotes(remote, remote_mode, remote_required, remote_insecure, pull)
             if reserve or max_size:
                 from obuild.store.quota import Room
 
@@ -159,6 +199,25 @@ def _in_turn(
     from obuild.cli.turns import Turns  # late: seldom needed
 
     return Turns(tell, store)
+
+
+def _remotes(names: list[str], mode: str, required: bool, insecure: bool, whole: bool) -> "Wish":
+    """UsageError for an unknown mode, or a name that is not that of a remote."""
+    from obuild.builder.sharing import Wish
+    from obuild.remotes.all import Access, see_remote
+
+    if mode not in ("read", "write", "both"):
+        raise UsageError(f"--remote-mode {mode}: it can be read, write or both")
+    for name in names:
+        see_remote(name)
+    return Wish(
+        tuple(names),
+        Access(environment(), insecure),
+        read=mode != "write",
+        write=mode != "read",
+        required=required,
+        whole=whole,
+    )
 
 
 def _secrets(given: list[str]) -> dict[str, bytes]:

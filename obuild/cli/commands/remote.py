@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -48,8 +49,7 @@ def list_layers(
     with open_remote(remote, Access(environment(), insecure)) as opened:
         found = gc.listing(opened)
     if as_json:
-        names = ("id", "parent", "op", "created", "size", "tags")
-        put_json([{name: getattr(each, name) for name in names} for each in found])
+        put_json([{name: value for name, value in asdict(each).items() if name != "blobs"} for each in found])
         return
     put(*map(_line, found))
     put(f"{units.count(len(found), 'layer')}, {units.size(gc.total(found))}")

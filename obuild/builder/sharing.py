@@ -1,0 +1,233 @@
+"""The remotes of a build: layers that it lacks are fetched from there, and those that it makes are sent.
+
+Nothing is asked while the store has all layers. Layers are sent by one thread, in the background. A remote that
+fails is left alone from then on: the build goes on without it, unless it is required.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING
+
+from obuild.errors import Cancelled, ObuildError, StoreError, UsageError
+from obuild.events import PROGRESS_PERIOD, InRemote, Output, Phase, Teller
+from obuild.host.process import CancelScope
+from obuild.plan.keys import LayerId
+from obuild.plan.steps import Import, Step
+from obuild.remotes.all import Access, open_remote
+from obuild.store.layers import Store
+
+if TYPE_CHECKING:
+    from obuild.remotes.protocol import Remote
+    from obuild.remotes.pull import Found
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """The remotes that a build is to use, in this order, and how. With `whole`, the result is fetched, too."""
+
+    names: tuple[str, ...]
+    access: Access
+    read: bool = True
+    write: bool = True
+    required: bool = False
+    whole: bool = False
+
+
+@dataclass
+class Sharing:
+    """The remotes of one build; a context manager that waits until all is sent. Any thread may use it."""
+
+    store: Store
+    wish: Wish
+    tell: Teller
+    scope: CancelScope
+    _stack: ExitStack = field(default_factory=ExitStack, init=False)
+    _remotes: dict[str, Remote] = field(default_factory=dict, init=False)
+    _failed: set[str] = field(default_factory=set, init=False)
+    _found: dict[LayerId, tuple[Remote, Found]] = field(default_factory=dict, init=False)
+    _asked: set[LayerId] = field(default_factory=set, init=False)
+    _lock: threading.RLock = field(default_factory=threading.RLock, init=False)
+    _sending: list[Future[None]] = field(default_factory=list, init=False)
+    _sender: ThreadPoolExecutor | None = field(default=None, init=False)
+    _sent: int = field(default=0, init=False)
+
+    def __enter__(self) -> Sharing:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        with self._stack:
+            if self._sender is None:
+                return
+            try:
+                if isinstance(error, Cancelled | KeyboardInterrupt):
+                    self.scope.cancel()  # ends what is being sent
+                else:
+                    self._wait()
+            except ObuildError:
+                if error is None:
+                    raise
+            finally:
+                for future in self._sending:
+                    future.cancel()
+                self._sender.shutdown()
+
+    # -- reading
+
+    def look(self, steps: Sequence[Step]) -> None:
+        """Ask the remotes for the layers of a chain that the store lacks, all at once."""
+        if not self.wish.read:
+            return
+        with self._lock:
+            unknown = [step.id for step in steps if step.id not in self._asked and not self.store.find(step.id)]
+            self._asked.update(unknown)
+            for name in self.wish.names if unknown else ():
+                wanted = [id for id in unknown if id not in self._found]
+                with self._using(name) as remote:
+                    if remote and wanted:
+                        from obuild.remotes.pull import Found
+                        from obuild.remotes.push import manifests
+
+                        for id, manifest in manifests(remote, wanted).items():
+                            self._found[id] = remote, Found(id, manifest)
+
+    def available(self, steps: Sequence[Step]) -> list[Step]:
+        """The steps of a chain that need not be made, from the first: the store or a remote has their layers.
+
+        A base counts if its image is here, because importing it is no work.
+        """
+        found = []
+        for step in steps:
+            if not (self.store.find(step.id) or _is_image_here(step) or step.id in self._found):
+                break
+            found.append(step)
+        return found
+
+    def has_all(self, steps: Sequence[Step]) -> bool:
+        """Whether nothing has to be fetched or made: one remote has the result, and all that the store lacks."""
+        if self.wish.whole or steps[-1].id not in self._found:
+            return False
+        remote, _ = self._found[steps[-1].id]
+        missing = [step.id for step in steps if not self.store.find(step.id)]
+        return all(id in self._found and self._found[id][0] is remote for id in missing)
+
+    def show(self, step: Step, tell: Teller, *, log: bool) -> bool:
+        """Report a layer that stays in its remote, with its log if that is wanted. False if it is lost."""
+        remote, found = self._found[step.id]
+        with self._using(remote.name) as open:
+            if open is None:
+                return False
+            if log:
+                from obuild.remotes.pull import config_of, read_file
+
+                for data in read_file(open, found, config_of(open, found), "log"):
+                    tell(Output(data))
+            tell(InRemote(step.id, remote.name))
+            return True
+        return False
+
+    def fetch(self, step: Step, tell: Teller) -> bool:
+        """Fetch the layer of a step if a remote has it; the caller has the claim on it, and its parent in use.
+
+        False if the step has to be made.
+        """
+        if step.id not in self._found or _is_image_here(step):
+            return False
+        remote, found = self._found[step.id]
+        with self._using(remote.name) as open:
+            if open:
+                from obuild.bases import own_keys
+                from obuild.remotes.pull import fetch
+
+                with tell.phase("fetching", remote.name) as phase:
+                    blocks = partial(own_keys.blocks, self.store)
+                    fetch(self.store, open, found, blocks, progress=self._advancing(phase))
+                tell.note(f"fetched from {remote.name}")
+                return True
+        return False
+
+    def _advancing(self, phase: Phase) -> Callable[[int, int], None]:
+        last = 0
+
+        def progress(done: int, total: int) -> None:
+            nonlocal last
+            self.scope.check()
+            phase.advance(done - last)
+            last = done
+
+        return progress
+
+    # -- writing
+
+    def send(self, id: LayerId) -> None:
+        """Send a new layer, with those below it that a remote lacks, as soon as earlier ones are sent."""
+        if not self.wish.write:
+            return
+        with self._lock:
+            self._sender = self._sender or ThreadPoolExecutor(1, thread_name_prefix="sending")
+            self._sending.append(self._sender.submit(self._send, id))
+
+    def _send(self, id: LayerId) -> None:
+        from obuild.remotes.push import push
+
+        for name in self.wish.names:
+            try:
+                with self._using(name) as remote:
+                    if remote:
+                        push(self.store, id, remote, progress=self._count)
+            except StoreError as error:  # somebody has just removed the layer
+                self.tell.note(f"{error.message}; it is not sent")
+
+    def _count(self, done: int, total: int) -> None:
+        self.scope.check()
+        self._sent = done
+
+    def _wait(self) -> None:
+        """Wait until all is sent, and show how far it is."""
+        left = {future for future in self._sending if not future.done()}
+        if left:
+            with self.tell.phase("sending", ", ".join(self.wish.names)) as phase:
+                while left:
+                    self.scope.check()
+                    left = wait(left, timeout=PROGRESS_PERIOD).not_done
+                    phase.advance(self._sent)
+        for future in self._sending:
+            future.result()
+
+    # -- both
+
+    @contextmanager
+    def _using(self, name: str) -> Iterator[Remote | None]:
+        """A remote, None if it has failed before. If the block fails because of it, a note says so."""
+        from obuild.remotes.protocol import Unusable
+
+        try:
+            with self._lock:
+                remote = None if name in self._failed else self._opened(name)
+            yield remote
+        except (Cancelled, StoreError, UsageError):
+            raise
+        except Unusable as error:
+            if self.wish.required:
+                raise
+            self.tell.note(f"{error.message}; this build goes on without that layer")
+        except ObuildError as error:
+            if self.wish.required:
+                raise
+            self._failed.add(name)
+            self.tell.note(f"{error.message}; this build goes on without {name}")
+
+    def _opened(self, name: str) -> Remote:
+        if name not in self._remotes:
+            self._remotes[name] = self._stack.enter_context(open_remote(name, self.wish.access))
+        return self._remotes[name]
+
+
+def _is_image_here(step: Step) -> bool:
+    """Whether a step imports a base image that is here: then its layer is not fetched."""
+    return isinstance(step.action, Import) and step.action.base.path.exists()
