@@ -85,6 +85,7 @@ def test_a_cloud_image_becomes_a_base(
     assert "stale" in program("base", "ls").stdout
 
 
+@pytest.mark.long
 def test_a_failing_command_fails_the_image_with_cloud_inits_output(
     program: Program, tiny_cloud: Path, tmp_path: Path
 ) -> None:

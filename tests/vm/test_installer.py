@@ -188,6 +188,7 @@ def test_windows_setup_reboots_reports_and_leaves_ssh(program: Program, tiny: Pa
     assert (program.store / "base-image" / "mine.qcow2").is_file()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("point", ["machine.started"])
 def test_a_killed_process_leaves_the_downloads(program: Program, recipe: Callable[..., Path], point: str) -> None:
     program("base", "make", recipe(), code=-9, env={"OBUILD_KILL_AT": point})
