@@ -5,8 +5,10 @@ from __future__ import annotations
 import random
 import subprocess
 from pathlib import Path
+from typing import NamedTuple
 
 from obuild.host import qemu_img
+from obuild.plan import keys
 from obuild.plan.keys import LayerId
 from obuild.plan.steps import Chain, Step
 from obuild.store.layers import Store
@@ -26,7 +28,18 @@ def scribble(image: Path, chance: random.Random, *, size: int = SIZE, count: int
     subprocess.run(["qemu-io", "-f", "qcow2", *commands, image], check=True, stdout=subprocess.DEVNULL)
 
 
-def make(store: Store, step: Step, chance: random.Random, *, size: int = SIZE) -> LayerId:
+class Plain(NamedTuple):
+    """A layer with this key, without a step."""
+
+    key: str
+    parent: LayerId | None = None
+
+    @property
+    def id(self) -> LayerId:
+        return keys.layer_id(self.key)
+
+
+def make(store: Store, step: Step | Plain, chance: random.Random, *, size: int = SIZE) -> LayerId:
     """Make a layer with random changes on its parent's."""
     with store.claim(step.id), store.draft(step) as draft:
         if draft.parent:
@@ -34,7 +47,7 @@ def make(store: Store, step: Step, chance: random.Random, *, size: int = SIZE) -
         else:
             subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", draft.image, str(size)], check=True)
         scribble(draft.image, chance, size=size)
-        draft.log.write(f"log of {step.headings[-1]}\n".encode())
+        draft.log.write(f"log of {step.id}\n".encode())
     return step.id
 
 

@@ -114,7 +114,7 @@ class Trouble:
     """What happens to one request, the next whose `METHOD path` matches.
 
     With a `status`, the registry does not see it. "cut" passes half of the body on and ends the connection; "lost"
-    passes all on, and ends it before the answer.
+    passes all on, and ends it before the answer, "short" in the middle of it; "endless" answers with zeros.
     """
 
     pattern: str
@@ -170,6 +170,13 @@ def between(target: str) -> Iterator[Between]:
             upstream.close()
             if trouble and trouble.how == "lost":
                 self.close_connection = True
+                return
+            if trouble and trouble.how in ("short", "endless"):
+                self.close_connection = True
+                self.send_response_only(reply.status)
+                self.send_header("Content-Length", str(len(data) if trouble.how == "short" else 1 << 40))
+                self.end_headers()
+                self.wfile.write(data[: len(data) // 2] if trouble.how == "short" else bytes(32 << 20))
                 return
             self._reply(reply.status, dict(reply.headers.items()), data)
 

@@ -1,0 +1,203 @@
+"""Pushing and pulling that breaks off: killed at each point, on a full disk, or by the server."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from obuild.errors import ObuildError, StoreError
+from obuild.host import failpoints
+from obuild.plan import keys
+from obuild.plan.keys import LayerId
+from obuild.remotes import pull, push, registry_http
+from obuild.remotes.all import Access, open_remote
+from obuild.remotes.protocol import Remote
+from obuild.spec import UnixUser
+from obuild.store import fsck
+from obuild.store.layers import Store
+from tests.support import images, odd
+from tests.support.disks import small_file_system
+from tests.support.fake_obuild import fill
+from tests.support.registry import Between, Trouble, between
+from tests.support.remotes import Watched
+
+PUSH = ("push.blob", "push.blob:3", "push.tagging", "push.tagging:2", "push.tagged")
+PULL = ("pull.blob", "pull.blob:3", "pull.filled", "pull.filled:2", "commit.sealed:2", "commit.renamed")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, LayerId]:
+    """A store, and its last of two layers."""
+    store = Store.open(tmp_path_factory.mktemp("source") / "store")
+    base = images.make(store, images.Plain(keys.of_base("0" * 64)), random.Random(1))
+    key = keys.of_copy(base, dest="/", user=UnixUser(0, 0), files=())
+    return store, images.make(store, images.Plain(key, base), random.Random(2))
+
+
+@contextmanager
+def opened(name: str) -> Iterator[Remote]:
+    with open_remote(name, Access({"HOME": "/nonexistent"}, insecure=True)) as remote:
+        yield remote
+
+
+def fetch(store: Store, remote: Remote, id: LayerId) -> None:
+    tip = pull.find(remote, id)
+    assert tip
+    pull.pull(store, remote, pull.chain(remote, tip), lambda card: [])
+
+
+def command(store: Path, *args: str, kill: str = "") -> int:
+    """Run the program, which is killed at a point; returns how it ended."""
+    before = partial(failpoints.kill_at, kill) if kill else lambda: None
+    ended, out, err = odd.run([*args, f"--store=qemu:{store}"], before=before)
+    assert ended in (0, -signal.SIGKILL), out + err
+    return ended
+
+
+@pytest.mark.parametrize("point", PUSH)
+def test_a_killed_push_goes_on(source: tuple[Store, LayerId], tmp_path: Path, point: str) -> None:
+    store, id = source
+    name = f"dir:{tmp_path / 'remote'}"
+    assert command(store.root, "push", id, name, kill=point) == -signal.SIGKILL
+    with opened(name) as remote:
+        for whole in remote.tags():
+            fetch(Store.open(tmp_path / "early"), remote, LayerId(whole))
+        before = {each.name for each in (tmp_path / "remote/blobs/sha256").iterdir()}
+        watched = Watched(remote)
+        push.push(store, id, watched)
+        assert not {each.digest.removeprefix("sha256:") for each in watched.sent} & before, "nothing goes twice"
+        fetch(Store.open(tmp_path / "other"), remote, id)
+
+
+@pytest.mark.parametrize("point", PULL)
+def test_a_killed_pull_goes_on(source: tuple[Store, LayerId], tmp_path: Path, point: str) -> None:
+    store, id = source
+    name = f"dir:{tmp_path / 'remote'}"
+    with opened(name) as remote:
+        push.push(store, id, remote)
+    other = tmp_path / "other"
+    assert command(other, "pull", id, name, kill=point) == -signal.SIGKILL
+    assert command(other, "pull", id, name) == 0
+    found = [each.where for each in fsck.check(Store.open(other), read_data=True)]
+    assert [each for each in found if not each.endswith(".lock")] == [], "the lock of a killed process is rubbish"
+    seen = [images.visible(Store(root).layer(id).image, tmp_path) for root in (store.root, other)]
+    assert seen[0] == seen[1]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
+def test_a_full_disk_at_either_end(source: tuple[Store, LayerId], tmp_path: Path) -> None:
+    store, id = source
+    with small_file_system(tmp_path / "small.img", tmp_path / "small", 8 << 20) as small:
+        other = Store.open(small / "store")
+        fill(small)
+        with opened(f"dir:{small / 'remote'}") as remote, pytest.raises(ObuildError, match="No space left"):
+            push.push(store, id, remote)
+        with opened(f"dir:{tmp_path / 'remote'}") as remote:
+            push.push(store, id, remote)
+            with pytest.raises(StoreError, match="space"):
+                fetch(other, remote, id)
+            assert list(other.result_tmp.iterdir()) == []
+            (small / "filler").unlink()
+            fetch(other, remote, id)
+        with opened(f"dir:{small / 'remote'}") as remote:
+            push.push(store, id, remote)
+            assert len(remote.tags()) == 2
+
+
+class TestRegistry:
+    """A registry that makes trouble."""
+
+    @pytest.fixture
+    def middle(self, registry_host: str) -> Iterator[Between]:
+        with between(registry_host) as state:
+            yield state
+
+    @pytest.fixture
+    def waits(self, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+        """How long the client has waited; it does not."""
+        waits: list[float] = []
+        monkeypatch.setattr(registry_http, "sleep", waits.append)
+        return waits
+
+    def test_what_passes_by_itself_is_waited_for(
+        self, source: tuple[Store, LayerId], middle: Between, waits: list[float], tmp_path: Path
+    ) -> None:
+        store, id = source
+        middle.troubles = [
+            Trouble("GET .*/manifests/", status=429, headers={"Retry-After": "7"}),
+            Trouble("HEAD .*/blobs/", status=500),
+            Trouble("POST .*/uploads/", status=503),
+            Trouble("PUT .*/uploads/", how="cut"),
+            Trouble("PUT .*/manifests/", how="lost"),
+            Trouble("GET .*/blobs/", status=502),
+            Trouble("GET .*/blobs/", how="lost"),
+            Trouble("GET .*/blobs/", how="short"),
+        ]
+        with opened(f"oci://{middle.host}/breaks/waits") as remote:
+            push.push(store, id, remote)
+            fetch(Store.open(tmp_path / "other"), remote, id)
+        assert middle.troubles == []
+        assert 7.0 in waits
+
+    def test_a_server_that_dies_is_named_and_the_next_try_goes_on(
+        self, source: tuple[Store, LayerId], middle: Between, registry_host: str, waits: list[float]
+    ) -> None:
+        store, id = source
+        with opened(f"oci://{middle.host}/breaks/dies") as remote:
+            watched = Watched(remote)
+            middle.troubles = [Trouble("PUT .*/manifests/", how="cut") for _ in range(registry_http.TRIES)]
+            with pytest.raises(ObuildError, match=f"cannot reach {middle.host}"):
+                push.push(store, id, watched)
+        sent = {each.digest for each in watched.sent}
+        with opened(f"oci://{registry_host}/breaks/dies") as remote:
+            watched = Watched(remote)
+            push.push(store, id, watched)
+        assert sent
+        assert not sent & {each.digest for each in watched.sent}
+
+    def test_blobs_may_be_elsewhere(
+        self, source: tuple[Store, LayerId], middle: Between, registry_host: str, tmp_path: Path
+    ) -> None:
+        store, id = source
+        with opened(f"oci://{middle.host}/breaks/elsewhere") as remote:
+            there = push.push(store, id, remote)
+            place = f"http://{registry_host}/v2/breaks/elsewhere/blobs/{there[-1].blobs[0].digest}"
+            middle.troubles = [
+                Trouble(f"GET .*/blobs/{there[-1].blobs[0].digest}", status=307, headers={"Location": place})
+            ]
+            fetch(Store.open(tmp_path / "other"), remote, id)
+            assert middle.troubles == []
+
+    def test_an_answer_without_an_end_is_not_read(
+        self, source: tuple[Store, LayerId], middle: Between, tmp_path: Path
+    ) -> None:
+        store, id = source
+        with opened(f"oci://{middle.host}/breaks/long") as remote:
+            push.push(store, id, remote)
+            middle.troubles = [Trouble("GET .*/blobs/", how="endless")]
+            with pytest.raises(ObuildError, match="sends more than"):
+                fetch(Store.open(tmp_path / "other"), remote, id)
+
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [
+            ("oci://127.0.0.1:1/x/y", "cannot reach 127.0.0.1:1"),
+            ("s3://nothing/x", "reading from s3://nothing/x"),
+        ],
+    )
+    def test_a_remote_that_is_not_there(
+        self, waits: list[float], monkeypatch: pytest.MonkeyPatch, name: str, message: str
+    ) -> None:
+        for key, value in {"ACCESS_KEY_ID": "x", "SECRET_ACCESS_KEY": "y", "REGION": "eu-central-1"}.items():
+            monkeypatch.setenv(f"AWS_{key}", value)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+        with opened(name) as remote, pytest.raises(ObuildError, match=message):
+            pull.find(remote, LayerId("a" * 64))
