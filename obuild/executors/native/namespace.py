@@ -16,7 +16,7 @@ from obuild.host.process import Arg, CancelScope
 PROGRAMS = ("unshare", "nsenter", "mount", "umount")
 
 #: From linux/sched.h and linux/mount.h.
-_CLONE_FS, _CLONE_NEWNS, _MS_REMOUNT = 0x200, 0x20000, 32
+_CLONE_FS, _CLONE_NEWNS, _MS_REMOUNT, _MS_SHARED = 0x200, 0x20000, 32, 1 << 20
 
 
 class Namespace:
@@ -33,6 +33,14 @@ class Namespace:
     def run(self, argv: Sequence[Arg]) -> bytes:
         """As `process.run`, inside."""
         return process.run(self.enter(argv))
+
+    def mount_memory(self, point: Path) -> None:
+        """Mount a file system in memory, for root only. OSError if the kernel refuses."""
+        self._call("mount", b"obuild", os.fsencode(point), b"tmpfs", 0, b"mode=700")
+
+    def share(self, point: Path) -> None:
+        """Share what is mounted at `point` later with the mount namespaces that are made from this one."""
+        self._call("mount", None, os.fsencode(point), None, _MS_SHARED, None)
 
     def remount(self, point: Path, flags: int) -> None:
         """Change the flags of a file system, as mount(2) with MS_REMOUNT. OSError if the kernel refuses."""

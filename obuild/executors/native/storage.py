@@ -53,8 +53,8 @@ def opened(namespace: Namespace, image: Path, folder: Path) -> Iterator[Storage]
     mounted from its disk, and were the last that does, the kernel would unmount them while it ends the daemon, and
     wait forever for the daemon to write to the disk.
     """
-    namespace.run(["mount", "-t", "tmpfs", "-o", "mode=700", "obuild", folder])
-    namespace.run(["mount", "--make-shared", folder])
+    namespace.mount_memory(folder)
+    namespace.share(folder)
     namespace.path(folder / DISK).touch()
     ours, theirs = socket.socketpair()
     file = {"driver": "file", "filename": str(image), **overlay.OPTIONS}
