@@ -92,17 +92,17 @@ def open_store(store: str, *, create: bool = False, sweep: bool = True, quiet: b
 
     if create and not store and not quiet:
         note(f"the store is {default_store()}; --store or OBUILD_STORE names another")
-    return Store.open(_store_path(store), create=create, sweep=sweep)
+    return Store.open(store_path(store), create=create, sweep=sweep)
 
 
 def look_at(store: str) -> Store:
     """Open the store that --store names, or the default one, for a command that changes nothing in it."""
     from obuild.store.layers import Store
 
-    return Store.look(_store_path(store))
+    return Store.look(store_path(store))
 
 
-def _store_path(store: str) -> Path:
+def store_path(store: str) -> Path:
     """UsageError if --store is not KIND:PATH."""
     if not store:
         return default_store()

@@ -21,7 +21,7 @@ from obuild.version import VERSION
 
 #: The commands in the order of the help. Each is a module in `commands`.
 HELP: dict[str, tuple[str, ...]] = {
-    "Build": ("build", "plan", "fmt", "dockerfile", "healthcheck"),
+    "Build": ("build", "plan", "fmt", "dockerfile", "healthcheck", "doctor"),
     "Look": ("ls", "logs", "inspect", "shell", "run", "cp"),
     "Store": ("tag", "rm", "prune", "df", "fsck", "cache"),
     "Images": ("base", "export", "publish", "sbom", "diff"),

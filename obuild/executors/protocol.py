@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Protocol, runtime_checkable
 from obuild.events import SILENT, Teller
 from obuild.executors.settings import Settings
 from obuild.guests.profile import Card
+from obuild.host.capability import Capability
 from obuild.host.process import CancelScope
 from obuild.plan.steps import Base, Command, Extract, Graft, Transfer
 from obuild.store.layers import Draft, Store
@@ -123,3 +124,6 @@ class Kind(Protocol):
 
     def provision(self, setup: Setup) -> OpenExecutor:
         """Check that this host has what the guests need. UsageError if not."""
+
+    def capabilities(self) -> Iterator[Capability]:
+        """Look at what this host can do with such an executor, for people."""

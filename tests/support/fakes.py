@@ -21,6 +21,7 @@ from obuild.executors.qemu.config import Config
 from obuild.executors.qemu.shape import Shape
 from obuild.executors.settings import Settings
 from obuild.guests.profile import Card
+from obuild.host.capability import Capability
 from obuild.plan import archive
 from obuild.plan.keys import LayerId
 from obuild.plan.steps import Command, Extract, Graft, Transfer
@@ -106,6 +107,9 @@ class ScriptedGuests:
 
     def check(self, settings: Settings, card: Card) -> None:
         provision.check(settings, card)
+
+    def capabilities(self) -> Iterator[Capability]:
+        return provision.capabilities()
 
     def provision(self, setup: Setup) -> OpenExecutor:
         config = provision.configure(setup)

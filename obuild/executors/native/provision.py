@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing
 from functools import partial
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from obuild.guests.profile import Card
 if TYPE_CHECKING:  # late: a cached build needs no executor
     from obuild.executors.native.chain import Chain, Config
     from obuild.executors.protocol import OpenExecutor, Setup
+    from obuild.host.capability import Capability
 
 
 def check(settings: Settings, card: Card) -> None:
@@ -30,10 +32,17 @@ def provision(setup: Setup) -> OpenExecutor:
     from obuild.executors.native.chain import Config
     from obuild.executors.native.container import limits
 
-    requirements.see_host()
+    runtime = requirements.see_host()
     requirements.see_arch(setup.settings.arch or setup.base.card.arch)
-    runtime = requirements.find_runtime()
     return partial(_chain, Config(setup.store, runtime, limits(setup.settings.memory), setup.scope))
+
+
+def capabilities() -> Iterator[Capability]:
+    """See `Kind.capabilities`."""
+    from obuild.executors.native import requirements
+    from obuild.host.capability import checked
+
+    yield checked("native steps", requirements.see_host)
 
 
 def _chain(config: Config) -> AbstractContextManager[Chain]:

@@ -33,14 +33,15 @@ _CGROUPS_V2 = Path("/sys/fs/cgroup/cgroup.controllers")
 _OLDEST_RUNC = (1, 0)
 
 
-def see_host() -> None:
-    """UsageError if we lack a right, a device or a program."""
+def see_host() -> str:
+    """The container runtime. UsageError if we lack it, a right, a device or a program."""
     _see_rights()
     _see_device(_FUSE)
     _see_device(_LOOP_CONTROL)
     _see_loop_device()
     for program in (*namespace.PROGRAMS, PROGRAM, "qemu-img"):
         process.require(program)
+    return find_runtime()
 
 
 def _see_rights() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # late: a cached build needs no machine
     from obuild.executors.qemu.boots import Boots
     from obuild.executors.qemu.config import Config
     from obuild.executors.qemu.warm_chain import WarmChain
+    from obuild.host.capability import Capability
     from obuild.store.layers import Store
 
 
@@ -30,6 +31,13 @@ def check(settings: Settings, card: Card) -> None:
 def provision(setup: Setup) -> OpenExecutor:
     """Return what opens the machines for one chain of steps. UsageError if this host cannot run them."""
     return partial(chain, configure(setup))
+
+
+def capabilities() -> Iterator[Capability]:
+    """See `Kind.capabilities`."""
+    from obuild.executors.qemu import capabilities
+
+    return capabilities.look()
 
 
 def chain(config: Config) -> AbstractContextManager[Boots | WarmChain]:

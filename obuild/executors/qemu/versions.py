@@ -20,12 +20,12 @@ Version = tuple[int, int]
 TRIED: tuple[Version, Version] = ((7, 2), (7, 2))
 
 
-def untried(binary: str, *, memo: Path) -> str:
+def untried(binary: str, *, memo: Path | None = None) -> str:
     """Return "" if warm machines were tested with this QEMU, else a reason why not.
 
-    QEMU's version is kept in the file `memo` until the program is replaced.
+    QEMU's version is kept in the file `memo`, if any, until the program is replaced.
     """
-    found = _version(binary, memo)
+    found = _parse(_kept(binary, memo) if memo else told(binary))
     if found is None:
         return f"{binary} does not report its version"
     first, last = TRIED
@@ -35,19 +35,24 @@ def untried(binary: str, *, memo: Path) -> str:
     return f"this is QEMU {_shown(found)}, and they were tested with {tried}"
 
 
-def _version(binary: str, memo: Path) -> Version | None:
-    """Return the major and minor number. UsageError if there is no such program."""
+def told(binary: str) -> str:
+    """Return what QEMU says of itself. UsageError if there is no such program."""
+    return process.run([binary, "--version"]).decode(errors="replace").partition("\n")[0]
+
+
+def _kept(binary: str, memo: Path) -> str:
+    """As `told`, from the memo if that is of this program."""
     path = Path(process.require(binary)).resolve()
     key = [str(path), *stamp.of(path)]
     try:
         kept = json.loads(read_text(memo))
         if kept["key"] == key:
-            return _parse(str(kept["said"]))
+            return str(kept["said"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         pass
-    said = process.run([binary, "--version"]).decode(errors="replace").partition("\n")[0]
+    said = told(binary)
     replace_text(memo, json.dumps({"key": key, "said": said}))
-    return _parse(said)
+    return said
 
 
 def _parse(said: str) -> Version | None:
