@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import selectors
 import shutil
 import subprocess
@@ -25,6 +26,9 @@ from obuild.host.tail import Tail
 from obuild.plan.archive import Sink
 
 _CHUNK = 1 << 18
+
+#: A line of runc's log.
+_LOGGED = re.compile(r'^time="[^"]*" level=\w+ msg="(.*)"$', re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +138,7 @@ class Line:
         return self.namespace.enter(container.command(self.runtime, self.work / "runtime", bundle, name))
 
     def _lost(self, said: Tail) -> MachineError:
-        reason = f":\n{said.text}" if said.text else ""
+        reason = f":\n{_plain(said.text)}" if said.text else ""
         return MachineError(f"the container ended before the command did{reason}")
 
 
@@ -160,4 +164,9 @@ def _drain(child: subprocess.Popen[bytes], said: Tail) -> None:
 
 def _see(child: subprocess.Popen[bytes], said: Tail, what: str) -> None:
     if child.wait() != 0:
-        raise MachineError(f"{what} failed in the guest: {said.text}")
+        raise MachineError(f"{what} failed in the guest: {_plain(said.text)}")
+
+
+def _plain(text: str) -> str:
+    """Text with the messages of runc's log in place of its lines."""
+    return _LOGGED.sub(lambda line: line[1].replace('\\"', '"'), text)
