@@ -50,16 +50,22 @@ class Outlook:
 
 
 def forecast(
-    stage: Stage, *, source: Path, store: Store, secrets: Sequence[str], say: catalog.Say = lambda text: None
+    stage: Stage,
+    *,
+    source: Path,
+    store: Store,
+    secrets: Sequence[str],
+    say: catalog.Say = lambda text: None,
+    executor: str = "qemu",
 ) -> list[Outlook]:
     """Return what a build of `stage` would find and make, step by step, inner builds first. Errors as for a build.
 
-    `say` is called once for each base image that is stale.
+    `executor` is the kind that the build would use. `say` is called once for each base image that is stale.
     """
     bases = {name: _base(store, say, name) for name in bases_of(stage)}
 
     def one(stage: Stage, builds: Mapping[str, Stage]) -> Plan:
-        return plan(stage, source=source, bases=bases, builds=builds, secrets=secrets)
+        return plan(stage, source=source, bases=bases, builds=builds, secrets=secrets, executor=executor)
 
     return [outlook for each in plan_stages(stage, one).all() for outlook in _forecast(each.plan, store)]
 

@@ -200,6 +200,8 @@ def test_a_copy_is_shared_with_virtual_machines(shared: Program, spec: Spec, sou
     plan = Program(shared.store)("plan", "-f", spec(text), source).stdout
     assert made[1][:12] in plan
     assert "2 of 3 steps are in the store" in plan
+    assert "the executor changed: native → qemu" in plan
+    assert "3 of 3 steps are in the store" in shared("plan", "-f", spec(text), source).stdout
 
 
 class Native(Victim):

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from obuild.cli import text as ui
-from obuild.cli.console import guarded, look_at, note, put, put_json, read_spec, spec_path
+from obuild.cli.console import executor_of, guarded, look_at, note, put, put_json, read_spec, spec_path
 from obuild.cli.options import JsonOption, SourceArgument, SpecOption, StoreOption
 from obuild.errors import UsageError
 
@@ -42,7 +42,8 @@ def plan(
     names = [item.partition(":")[0] for item in secret or []]
     if "" in names:
         raise UsageError("--secret takes an ID, or ID:FILE")
-    steps = forecast(stage, source=Path(source), store=look_at(store), secrets=names, say=note)
+    opened, executor = look_at(store), executor_of(store)
+    steps = forecast(stage, source=Path(source), store=opened, secrets=names, say=note, executor=executor)
     if as_json:
         put_json(steps)
     else:
