@@ -532,6 +532,34 @@ def test_fmt_prints_checks_and_rewrites_a_spec(here: Path) -> None:
     assert obuild("fmt", "--check", "-f", spec, code=0).stdout == ""
 
 
+def test_fmt_checks_and_rewrites_several_specs(here: Path) -> None:
+    """As pre-commit calls it."""
+    good, bad, wrong = here / "good.spec", here / "bad.spec", here / "wrong.spec"
+    good.write_bytes(b"((from a)\n)\n")
+    bad.write_text("((from   a))")
+    wrong.write_text("((form a))")
+    assert obuild("fmt", "--check", good, code=0).stderr == ""
+    said = obuild("fmt", "--check", good, bad, code=1).stderr
+    assert f"{bad} would change\n" in said
+    assert "1 of 2 specs would change" in said
+    said = obuild("fmt", "--write", wrong, bad, good, code=2).stderr
+    assert f"{wrong}:1:" in said
+    assert "1 of 3 specs cannot be read" in said
+    assert bad.read_bytes() == good.read_bytes()
+    assert "cannot read" in obuild("fmt", "--check", here / "none", good, code=2).stderr
+    for options in (("-f", good), (), ("--check", "--write")):
+        assert "several specs" in obuild("fmt", *options, good, code=2).stderr
+
+
+def test_plan_gives_editors_the_place_of_a_mistake(here: Path) -> None:
+    (here / "spec").write_text("((from a)\n (runn (shell x)))")
+    done = obuild("plan", f"--store=qemu:{here / 'store'}", "--json", "-f", here / "spec", here, code=2)
+    mistake = json.loads(done.stdout)
+    assert (mistake["line"], mistake["column"]) == (2, 2)
+    assert "runn" in mistake["message"]
+    assert f"spec:2:2: {mistake['message']}" in done.stderr
+
+
 def test_fmt_refuses_impossible_options(here: Path) -> None:
     (here / "spec").write_text("(from x)")
     assert "spec:1:2:" in obuild("fmt", "-f", here / "spec", code=2).stderr

@@ -10,7 +10,7 @@ import typer
 from obuild.cli import text as ui
 from obuild.cli.console import executor_of, guarded, look_at, note, put, put_json, read_spec, spec_path
 from obuild.cli.options import JsonOption, SourceArgument, SpecOption, StoreOption
-from obuild.errors import UsageError
+from obuild.errors import SpecError, UsageError
 
 app = typer.Typer()
 
@@ -31,14 +31,19 @@ def plan(
     """Show what a build would do, and why, without building.
 
     Each step is marked `cached` or `build`. A step that is not in the store is compared with the most similar
-    layer that is.
+    layer that is. With --json, a mistake in the spec is printed with its line and column, for editors.
 
     Example: obuild plan .
     """
     from obuild.builder.preview import forecast
     from obuild.spec import parse
 
-    stage = parse(read_spec(spec_path(source, spec)))
+    try:
+        stage = parse(read_spec(spec_path(source, spec)))
+    except SpecError as error:
+        if as_json:  # so that an editor can mark the place
+            put_json({"line": error.line, "column": error.column, "message": error.message, "hint": error.hint})
+        raise
     names = [item.partition(":")[0] for item in secret or []]
     if "" in names:
         raise UsageError("--secret takes an ID, or ID:FILE")
