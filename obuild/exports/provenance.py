@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from obuild.exports import json_text
 from obuild.plan import diff, keys
 from obuild.plan.keys import Fields, LayerId
 from obuild.spec import sexp
@@ -50,14 +51,14 @@ def predicate(store: Store, id: LayerId, changes: Mapping[str, Any]) -> dict[str
 def statement(subjects: Mapping[str, str], about: dict[str, Any]) -> bytes:
     """The statement that `about` is the provenance of files; `subjects` are their names and sha256 in hex."""
     named = [{"name": name, "digest": {"sha256": digest}} for name, digest in sorted(subjects.items())]
-    return _json({"_type": STATEMENT, "subject": named, "predicateType": PREDICATE, "predicate": about})
+    return json_text.dump({"_type": STATEMENT, "subject": named, "predicateType": PREDICATE, "predicate": about})
 
 
 def subjects(data: bytes, about: dict[str, Any]) -> dict[str, str] | None:
     """The subjects of a statement as `statement` writes it; None if it is about something else than `about`."""
     try:
         found = json.loads(data)
-        if found["predicate"] != json.loads(_json(about)):
+        if found["predicate"] != json.loads(json_text.dump(about)):
             return None
         return {str(each["name"]): str(each["digest"]["sha256"]) for each in found["subject"]}
     except (ValueError, KeyError, TypeError):
@@ -84,7 +85,3 @@ def _step(id: LayerId, key: Fields) -> dict[str, Any]:
 
 def _manifest_digest(key: Fields) -> str:
     return hashlib.sha256(sexp.dumps(key["files"]).encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def _json(value: dict[str, Any]) -> bytes:
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")

@@ -6,11 +6,11 @@ SPDX 2.3: https://spdx.github.io/spdx-spec/v2.3/
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from obuild.exports import json_text
 from obuild.exports.disk import id_of
 from obuild.exports.packages.all import Inventory
 from obuild.exports.packages.package import Package, purl
@@ -46,7 +46,7 @@ def cyclonedx(found: Inventory, layer: LayerId) -> bytes:
         },
         "components": [_component(package, purl(package, release)) for package in found.packages],
     }
-    return _json(document)
+    return json_text.dump(document)
 
 
 def _component(package: Package, url: str) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def spdx(found: Inventory, layer: LayerId) -> bytes:
             *(_related("SPDXRef-layer", "CONTAINS", package["SPDXID"]) for package in packages),
         ],
     }
-    return _json(document)
+    return json_text.dump(document)
 
 
 def _package(number: int, package: Package, found: Inventory) -> dict[str, Any]:
@@ -105,10 +105,6 @@ def _related(one: str, how: str, other: str) -> dict[str, str]:
 def _present(**fields: Any) -> dict[str, Any]:
     """The fields that have a value."""
     return {name: value for name, value in fields.items() if value}
-
-
-def _json(document: dict[str, Any]) -> bytes:
-    return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "replace")
 
 
 FORMATS = {"cyclonedx": Format("cdx.json", cyclonedx), "spdx": Format("spdx.json", spdx)}

@@ -12,7 +12,16 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable
 
-from obuild.guests.posix import ensure_folder, inline, open_shell, refuse_root, say_status, script, take_secret
+from obuild.guests.posix import (
+    ensure_folder,
+    inline,
+    open_shell,
+    refuse_root,
+    resident,
+    say_status,
+    script,
+    take_secret,
+)
 from obuild.guests.tar import Packing, by_gnu_tar
 from obuild.spec import UnixUser, WindowsUser
 
@@ -247,15 +256,9 @@ def freeze_script(mark: str) -> bytes:
     """
     lines = [
         "exec 2>&1",
-        # innermost first; a disk that is mounted twice is frozen once
-        "mounts= devices=",
-        "while read -r id parent device top mount options rest; do",
-        'case " $rest" in *" - "*" /dev/"*) ;; *) continue ;; esac',
-        'case "$options" in ro | ro,*) continue ;; esac',
-        'case " $devices " in *" $device "*) continue ;; esac',
-        'devices="$devices $device" mounts="$mount $mounts"; done </proc/self/mountinfo',
-        "sync; status=0",
-        'for mount in $mounts; do mount=$(printf %b "$mount")',
+        resident("disks.sh"),
+        "find_disks; sync; status=0",
+        'for mount in $disks; do mount=$(printf %b "$mount")',
         'fsfreeze -f "$mount" || mount -o remount,ro "$mount" || status=1; done',
         say_status(mark, "$status"),
     ]

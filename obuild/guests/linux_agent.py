@@ -29,12 +29,8 @@ The guest needs virtio_console, cgroups (version 2), fanotify, coreutils or busy
 from __future__ import annotations
 
 import struct
-from pathlib import Path
 
-from obuild.guests.posix import say_status, script
-
-#: The shell scripts and the program that are sent into guests.
-_HERE = Path(__file__).parent / "resident"
+from obuild.guests.posix import RESIDENT, resident, say_status, script
 
 #: The names of the two ports in the guest, in /dev/virtio-ports/.
 CONTROL_PORT, DATA_PORT = "obuild", "obuild-data"
@@ -96,10 +92,11 @@ def start(mark: str) -> bytes:
         "(",
         names,
         f"program='{program}'",
-        _source("start.sh"),
+        resident("disks.sh"),
+        resident("start.sh"),
         *("cat >>$dir/settings <<'END'", names, "END"),
-        *(f"cat >$dir/{part} <<'END'\n{_source(f'{part}.sh')}END" for part in ("look", "library")),
-        f"cat >$dir/shell <<'END'\ndir='{FOLDER}'\n{_source('shell.sh')}END",
+        *(f"cat >$dir/{part} <<'END'\n{resident(f'{part}.sh')}END" for part in ("look", "library")),
+        f"cat >$dir/shell <<'END'\ndir='{FOLDER}'\n{resident('shell.sh')}END",
         "setsid $dir/tool w $dir/shell </dev/null >/dev/null 2>&1 &",
         ") 2>&1",
         say_status(mark, "$?"),
@@ -107,14 +104,10 @@ def start(mark: str) -> bytes:
     return script(lines)
 
 
-def _source(name: str) -> str:
-    return (_HERE / name).read_text(encoding="ascii")
-
-
 def _program() -> bytes:
     """The program whose source is amd64.S, as an executable for x86_64. Format: elf(5)."""
     start, head = 0x400000, 64 + 56
-    code = (_HERE / "amd64.bin").read_bytes()
+    code = (RESIDENT / "amd64.bin").read_bytes()
     size = head + len(code)
     elf = struct.pack(
         "<16sHHIQQQIHHHHHH",

@@ -4,6 +4,15 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable
+from pathlib import Path
+
+#: The shell scripts and the program that are sent into guests.
+RESIDENT = Path(__file__).parent / "resident"
+
+
+def resident(name: str) -> str:
+    """Return the text of one of these scripts."""
+    return (RESIDENT / name).read_text(encoding="ascii")
 
 
 def script(lines: Iterable[str]) -> bytes:

@@ -33,7 +33,10 @@ PLAIN = {"STORAGE_DRIVER": "vfs", "BUILDAH_ISOLATION": "chroot"}
 
 
 def test_an_iso_and_a_cloud_config_become_a_disk(tmp_path: Path) -> None:
-    """OBUILD_TEST_CONTAINER_ARGS is for what pip and apt need on this host, such as -v options."""
+    """OBUILD_TEST_CONTAINER_ARGS is for what pip and apt need on this host, such as -v options.
+
+    The base image is made here: it needs no registry.
+    """
     rootfs = tmp_path / "rootfs.tar"
     subprocess.run(
         ["mmdebstrap", "--variant=minbase", "--include=ca-certificates", "bookworm", rootfs], check=True

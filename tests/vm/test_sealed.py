@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +20,7 @@ from obuild.executors.qemu.machine import Machine
 from obuild.executors.qemu.shape import Shape
 from obuild.host import qemu_img
 from obuild.host.process import CancelScope
+from tests.support import foreign
 from tests.support.program import ROOT, Program
 
 pytestmark = pytest.mark.vm
@@ -37,9 +41,16 @@ def sealed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def booted(
-    store: Path, folder: Path, *, name: str = "sealed", arch: str = "x86_64", flipped: int = 0, tpm: bool = False
+    store: Path,
+    folder: Path,
+    *,
+    name: str = "sealed",
+    arch: str = "x86_64",
+    flipped: int = 0,
+    tpm: bool = False,
+    clock: str = "utc",
 ) -> Iterator[Machine]:
-    """A machine on the sealed disk, with another byte at the offset `flipped`."""
+    """A machine on the sealed disk, with another byte at the offset `flipped`. It begins at the time `clock`."""
     raw = store / f"base-image/{name}.verity.raw"
     overlay = folder / "overlay.qcow2"
     qemu_img.create_grown(overlay, qemu_img.inspect(raw), size=raw.stat().st_size)
@@ -52,7 +63,8 @@ def booted(
         qemu_img.write_at(overlay, sector, bytes(content))
     state = folder / "tpm" if tpm else None
     shape = Shape(arch=arch, firmware="uefi", memory=512 << 20, boot_time=300, tpm=state)
-    with machine.start(shape, overlay, CancelScope(), network=False) as running:
+    time = ("-rtc", f"base={clock}")
+    with machine.start(shape, overlay, CancelScope(), network=False, extra=time) as running:
         yield running
 
 
@@ -91,6 +103,16 @@ def test_a_flipped_bit_of_the_root_does_not_boot(sealed: Path, tmp_path: Path) -
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("year", ["1970", "2040"])
+def test_a_machine_whose_clock_is_wrong_boots(sealed: Path, tmp_path: Path, year: str) -> None:
+    with booted(sealed, tmp_path, clock=f"{year}-01-01T00:00:00") as running:
+        assert told(running, sealed.with_name("key"), "date +%Y; touch /etc/new; date -r /etc/new +%Y") == (
+            f"{year}\n{year}\n"
+        )
+        running.quit()
+
+
+@pytest.mark.long
 def test_podvm_can_be_debugged_by_ssh(tmp_path: Path) -> None:
     store, keys = tmp_path / "store", tmp_path / "keys"
     keys.write_text(f"{ssh.make_key(tmp_path / 'key')}\n")
@@ -100,6 +122,23 @@ def test_podvm_can_be_debugged_by_ssh(tmp_path: Path) -> None:
         found = told(running, tmp_path / "key", "systemctl is-system-running --wait; ls /root/.ssh; ls /boot")
         running.quit()
     assert found.split() == ["running", "authorized_keys2"]
+
+
+@pytest.mark.arch
+@pytest.mark.long
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can map all users")
+@pytest.mark.skipif(not foreign.program("aarch64").exists(), reason="needs qemu-user-static")
+def test_podvm_for_aarch64_is_made_by_qemu_user(tmp_path: Path) -> None:
+    store, keys = tmp_path / "store", tmp_path / "keys"
+    keys.write_text(f"{ssh.make_key(tmp_path / 'key')}\n")
+    keys.chmod(0o400)
+    obuild = [sys.executable, "-m", "tests.support.foreign", "aarch64", sys.executable, "-m", "obuild"]
+    chosen = ["podvm-aarch64", "--profile", "debug", "--set", f"authorized_keys={keys}"]
+    subprocess.run([*obuild, "base", "make", *chosen, f"--store=qemu:{store}"], check=True, cwd=ROOT)
+    with booted(store, tmp_path, name="podvm-aarch64", arch="aarch64") as running:
+        found = told(running, tmp_path / "key", "uname -m; systemctl is-system-running --wait")
+        running.quit()
+    assert found.split() == ["aarch64", "running"]
 
 
 @pytest.mark.arch

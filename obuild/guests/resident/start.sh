@@ -1,5 +1,5 @@
 # Check that the guest has what the resident shell needs, and prepare it. Set by the caller: $dir, $control_name,
-# $data_name.
+# $data_name, find_disks.
 
 lacks() {
     echo "$1"
@@ -38,14 +38,7 @@ group=$cgroups/obuild
 mkdir -p $group/shell $group/step
 [ -e $group/step/cgroup.kill ] || lacks "its kernel is older than 5.14"
 
-disks='' devices=''
-while read -r id parent device root mount options rest; do
-    # innermost first; a disk that is mounted twice is frozen once
-    case " $rest" in *" - "*" /dev/"*) ;; *) continue ;; esac
-    case "$options" in ro | ro,*) continue ;; esac
-    case " $devices " in *" $device "*) continue ;; esac
-    devices="$devices $device" disks="$mount $disks"
-done </proc/self/mountinfo
+find_disks
 [ -n "$disks" ] || lacks "it has no disk to freeze"
 
 # The processes of this login, which stay for a while: all ancestors up to the one that init has started.
