@@ -18,6 +18,7 @@ from obuild.errors import ObuildError, words
 from obuild.host import process
 from obuild.host.blocks import beyond
 from obuild.host.fs import in_memory
+from obuild.host.tail import end_of
 
 PROGRAM = "qemu-storage-daemon"
 
@@ -124,9 +125,7 @@ def disk_of(image: Path) -> Iterator[Nbd]:
             try:
                 yield Nbd(connection)
             except _Lost as error:
-                told.seek(0)
-                said = told.read().decode(errors="replace").strip()
-                raise ObuildError(f"{image} cannot be read: {said or error}") from error
+                raise ObuildError(f"{image} cannot be read: {end_of(told) or error}") from error
 
 
 def _argv(image: Path, listening: int) -> list[process.Arg]:

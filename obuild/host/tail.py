@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from typing import BinaryIO
+
 #: How many bytes are kept.
 KEPT = 2000
 
@@ -20,3 +23,10 @@ class Tail:
     def text(self) -> str:
         """The end of the output, as text that a message can quote."""
         return self._end.decode(errors="replace").strip()
+
+
+def end_of(file: BinaryIO) -> str:
+    """The end of what a program that may still run has written to a file, as such text."""
+    size = os.fstat(file.fileno()).st_size
+    # Not at the file's position: the program moves that.
+    return os.pread(file.fileno(), KEPT, max(0, size - KEPT)).decode(errors="replace").strip()

@@ -20,7 +20,7 @@ from obuild.executors.qmp import Qmp, QmpLost
 from obuild.host import process
 from obuild.host.fs import in_memory
 from obuild.host.nbd import PROGRAM
-from obuild.host.tail import KEPT
+from obuild.host.tail import end_of
 
 #: The name of the raw disk.
 DISK = "disk"
@@ -81,7 +81,7 @@ def opened(namespace: Namespace, image: Path, folder: Path) -> Iterator[Storage]
             try:
                 qmp.negotiate(START_TIMEOUT)
             except QmpLost as error:
-                raise MachineError(f"the image cannot be opened as a disk:\n{_text(said.fileno())}") from error
+                raise MachineError(f"the image cannot be opened as a disk:\n{end_of(said)}") from error
             yield Storage(qmp)
         finally:
             # Nothing that counts is lost if it is killed. But the kernel would need a second for that.
@@ -90,10 +90,6 @@ def opened(namespace: Namespace, image: Path, folder: Path) -> Iterator[Storage]
                 _await(child.pid)
             child.kill()
             child.wait()
-
-
-def _text(fd: int) -> str:
-    return os.pread(fd, KEPT, 0).decode(errors="replace").strip()
 
 
 def _await(pid: int) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import re
 import select
 import signal
@@ -30,7 +29,7 @@ from obuild.executors.qmp import Qmp, QmpLost
 from obuild.host import process
 from obuild.host.fs import in_memory
 from obuild.host.process import CancelScope
-from obuild.host.tail import KEPT
+from obuild.host.tail import end_of
 
 #: In seconds. QEMU itself, without a guest, starts in well under a second; this is for a host that swaps.
 START_TIMEOUT = 60.0
@@ -260,7 +259,7 @@ class Machine:
         except subprocess.TimeoutExpired:
             raise MachineError("QEMU does not quit") from None
         if status != 0:
-            raise MachineError(f"QEMU {process.ending(status)}: {_tail(self._stderr)}")
+            raise MachineError(f"QEMU {process.ending(status)}: {_said(self._stderr)}")
 
     def _gone(self) -> MachineError:
         """Return the error for a QEMU that has ended; its console is lost."""
@@ -269,7 +268,7 @@ class Machine:
         if self.child.wait() == -signal.SIGBUS:
             raise OSError(errno.ENOSPC, "there is no room for the guest's memory")
         return MachineError(
-            f"QEMU {process.ending(self.child.wait())} before the step was done: {_tail(self._stderr)}"
+            f"QEMU {process.ending(self.child.wait())} before the step was done: {_said(self._stderr)}"
         )
 
     def _switched_off(self) -> bool:
@@ -343,7 +342,7 @@ def _greet(
     except QmpLost:
         status = child.wait()
         raise MachineError(
-            f"QEMU did not start, it {process.ending(status)}: {_tail(stderr)}",
+            f"QEMU did not start, it {process.ending(status)}: {_said(stderr)}",
             hint="see --qemu-memory, --qemu-cpus and --qemu-accel",
         ) from None
 
@@ -367,11 +366,8 @@ def what_it_did(reason: str) -> str:
     return reasons.get(reason, f"stopped ({reason})")
 
 
-def _tail(file: BinaryIO) -> str:
-    size = os.fstat(file.fileno()).st_size
-    tail = os.pread(file.fileno(), KEPT, max(0, size - KEPT))  # not at the file's position: QEMU may move that
-    text = tail.decode(errors="replace").strip()
-    return text or "it printed nothing"
+def _said(stderr: BinaryIO) -> str:
+    return end_of(stderr) or "it printed nothing"
 
 
 def printable(line: str) -> str:
