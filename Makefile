@@ -11,7 +11,7 @@ PACKAGES := python3-venv qemu-system-x86 qemu-utils mmdebstrap debian-archive-ke
 # What `make test-arch` also needs: QEMU for each architecture, and tools that work on a foreign root from outside.
 ARCHES ?= aarch64 s390x ppc64le riscv64
 ARCH_PACKAGES := qemu-system-arm qemu-system-misc qemu-system-ppc cpio kmod xz-utils qemu-efi-aarch64 mtools squashfs-tools \
-	qemu-user-static arch-test
+	qemu-user-static arch-test runc
 
 # What the tests need: the tar of FreeBSD and Windows, another clock, another shell, an assembler, shellcheck, compressors,
 # floppies, UEFI, TPMs, what reads container images, and a registry.

@@ -6,8 +6,10 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -165,6 +167,28 @@ def test_a_cache_is_unpacked_once(shared: Program, run: Callable[..., str]) -> N
     assert sorted(archive.split()) == ["./", "./deep/", "./plain", "./setuid"]
     shared("cache", "rm", "kept")
     assert not (shared.store / "cache/c-kept").exists()
+
+
+def test_builds_in_two_stores_at_once(spec: Spec, source: Path, tmp_path: Path) -> None:
+    """The kernel must not take the container of one for that of the other."""
+    with socket.create_server(("127.0.0.1", 0)) as server, ExitStack() as stack:
+        meet = f"exec 3<>/dev/tcp/127.0.0.1/{server.getsockname()[1]}; cat <&3"
+        path = spec(f"((from micro) {shell(meet, '(network host)')} {shell('echo met')})")
+        builds, guests = [], []
+        for name in ("one", "two"):
+            program = Program(new_store(tmp_path / name, base_images("micro")), "native")
+            argv = program.argv("build", "-f", path, source)
+            builds.append(stack.enter_context(subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)))
+        server.settimeout(120)
+        for _ in builds:
+            guests.append(stack.enter_context(server.accept()[0]))
+        groups = subprocess.check_output("find /sys/fs/cgroup -path '*pids*/obuild/*' -type d", shell=True)
+        assert len(groups.split()) in (0, 2)  # none: cgroups of version 2 have no such folder
+        for guest in guests:
+            guest.shutdown(socket.SHUT_RDWR)
+        for build in builds:
+            assert "\nmet\n" in build.communicate()[0]
+            assert build.returncode == 0
 
 
 def test_a_full_disk_fails_the_step(run: Callable[..., str]) -> None:

@@ -131,7 +131,7 @@ class Chain:
             served = stack.enter_context(storage.opened(inside, draft.image.absolute(), folder / "storage"))
             points = mounts.mount(inside, folder / "storage" / storage.DISK, work / "root")
             stack.callback(points.unmount)
-            line = Line(inside, points.root, work, folder.name, self.config.runtime, self.config.limits)
+            line = Line(inside, points.root, work, self.config.runtime, self.config.limits)
             size = qemu_img.virtual_size(draft.image)
             place = _Place(folder, line, points, served, size, helper, folder / "disks" / "none")
             self._open = stack.pop_all()

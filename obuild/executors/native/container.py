@@ -147,11 +147,18 @@ def command(runtime: str, state: Path, bundle: Path, name: str) -> list[Arg]:
 CGROUPS = "obuild"
 
 
+def name_of(owner: int, number: int) -> str:
+    """The name of a container and its cgroup; `owner` is the process that ends with the chain."""
+    return f"{owner}-{number}"
+
+
 def sweep() -> None:
     """Remove the cgroups of containers whose build was killed. The kernel removes only empty ones."""
     top = Path("/sys/fs/cgroup")
     # Version 2 has one tree, version 1 one for each controller.
     for pattern in (f"{CGROUPS}/*/", f"*/{CGROUPS}/*/"):
         for group in top.glob(pattern):
-            with suppress(OSError):
-                group.rmdir()
+            # That of another build may be empty because its container is just being made.
+            if not Path(f"/proc/{group.name.partition('-')[0]}").exists():
+                with suppress(OSError):
+                    group.rmdir()

@@ -42,7 +42,6 @@ class Line:
     namespace: Namespace
     root: Path
     work: Path
-    name: str
     runtime: str
     limits: Limits
     hostname: str = "obuild"
@@ -120,7 +119,7 @@ class Line:
         Its first process is a shell that waits for the command, and meanwhile for every process without a parent.
         """
         number = next(self._numbers)
-        name = f"{self.name}-{number}"
+        name = container.name_of(self.namespace.pid, number)
         bundle = self.work / f"container-{number}"
         about = container.describe(
             self.root,

@@ -23,6 +23,7 @@ class Namespace:
     """A mount and a PID namespace, held by the process `pid`. Nothing that is mounted here is seen outside."""
 
     def __init__(self, pid: int) -> None:
+        self.pid = pid
         self._proc = Path(f"/proc/{pid}")
 
     def enter(self, argv: Sequence[Arg]) -> list[Arg]:
