@@ -17,6 +17,7 @@ from tests.support.program import SAVED, Program, assert_clean, base_images, boo
 
 pytestmark = [
     pytest.mark.vm,
+    pytest.mark.long,
     pytest.mark.usefixtures("alone"),
     pytest.mark.skipif(os.geteuid() != 0, reason="native steps need root"),
 ]
