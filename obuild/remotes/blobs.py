@@ -94,12 +94,12 @@ class Blobs:
         other = self._uploads.find(self._owner(digest)) if self._uploads else ""
         if other in ("", self._repository):
             return False
-        self._http.may_read(other)
         place = f"{self._root}/uploads/?{urlencode({'mount': digest, 'from': other})}"
         headers = {"Content-Length": "0"}
         try:
-            reply = self._http.send("POST", place, ok=(201, 202), what=self._what, headers=headers)
-        except Refused:
+            with self._http.reading(other):
+                reply = self._http.send("POST", place, ok=(201, 202), what=self._what, headers=headers)
+        except ObuildError:  # some token servers give nothing if they cannot give all
             return False
         if reply.status_code == 202:  # it wants the blob; another upload will be begun
             self._cancel(self._at(reply, 0))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from time import sleep, time
@@ -88,10 +88,14 @@ class Http:
     ) -> None:
         self._client.close()
 
-    def may_read(self, repository: str) -> None:
-        """When the registry asks for a login, ask for the right to read another repository, too."""
-        if (scope := f"repository:{repository}:pull") not in self._login.scopes:
-            self._login.scopes.append(scope)
+    @contextmanager
+    def reading(self, repository: str) -> Iterator[None]:
+        """If the registry asks for a login in the block, ask for the right to read another repository, too."""
+        self._login.scopes.append(f"repository:{repository}:pull")
+        try:
+            yield
+        finally:
+            self._login.scopes.pop()
 
     def absolute(self, place: str) -> str:
         """A URL of the registry; `place` may be a path, or a URL already."""

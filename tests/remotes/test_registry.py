@@ -370,6 +370,11 @@ def test_tokens_are_asked_for_the_repository_and_renewed(
         ) as repository:
             assert not repository.blobs.push(blob, found, ignore)
         assert tokens.asked[-1] == "repository:team/b:pull,push repository:team/a:pull"
+        tokens.denied = "team/b"
+        with Repository(
+            middle.host, "team/d", uploads, environment=environment, insecure=True, piece=PIECE
+        ) as repository:
+            assert repository.blobs.push(blob, found, ignore)
         with (
             Repository(middle.host, "team/c", uploads, environment={}, insecure=True) as repository,
             pytest.raises(Refused, match="says 401 UNAUTHORIZED"),

@@ -199,11 +199,15 @@ def between(target: str) -> Iterator[Between]:
 
 @dataclass
 class TokenServer:
-    """A token server: `asked` has the scopes that it gave tokens for, each good for `lifetime` seconds."""
+    """A token server: `asked` has the scopes that it was asked for; tokens are good for `lifetime` seconds.
+
+    It gives none at all to who asks for a right to the repository `denied`, too.
+    """
 
     identity: Identity
     address: str = ""
     lifetime: int = 300
+    denied: str = ""
     asked: list[str] = field(default_factory=list)
 
     @property
@@ -234,6 +238,9 @@ def token_server(identity: Identity) -> Iterator[TokenServer]:
 
         def _give(self, query: dict[str, list[str]], known: bool) -> None:
             state.asked.append(" ".join(query["scope"]))
+            if any(scope.split(":")[1] == state.denied for scope in query["scope"]):
+                self.send_error(403)
+                return
             access = []
             for kind, name, actions in (scope.split(":") for scope in query["scope"]):
                 access.append({"type": kind, "name": name, "actions": actions.split(",") if known else ["pull"]})
