@@ -4,29 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from itertools import islice
 from typing import TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def each(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
+def each(
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    workers: int,
+    *,
+    weight: Callable[[Item], int] = lambda item: 0,
+    most: int = 0,
+) -> Iterator[Result]:
     """Call a function for each item in threads; yields the results in no order, as they come.
 
-    Items are taken as workers become free, so few are in memory. The first exception ends it: what runs is waited
-    for, nothing else begins.
+    Items are taken as workers become free, so few are in memory; those under way together weigh at most `most`, or
+    there is only one. The first exception ends it: what runs is waited for, nothing else begins.
     """
     left = iter(items)
-    running: set[Future[Result]] = set()
+    following = next(left, None)
+    running: dict[Future[Result], int] = {}
     with ThreadPoolExecutor(workers) as pool:
         try:
-            while True:
-                running |= {pool.submit(function, item) for item in islice(left, 2 * workers - len(running))}
-                if not running:
-                    return
-                done, running = wait(running, return_when=FIRST_COMPLETED)
-                for future in done:
+            while following is not None or running:
+                while following is not None and len(running) < 2 * workers:
+                    heavy = weight(following)
+                    if running and sum(running.values()) + heavy > most:
+                        break
+                    running[pool.submit(function, following)] = heavy
+                    following = next(left, None)
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    del running[future]
                     yield future.result()
         finally:
             pool.shutdown(cancel_futures=True)

@@ -111,7 +111,7 @@ class Blobs:
 
     def put(self, data: bytes, digest: str) -> None:
         """Send a blob that fits into memory."""
-        self._send_whole(len(data), digest, lambda: [data])
+        self._send_whole(len(data), digest, lambda: _once(data))
 
     def get(self, digest: str, most: int) -> bytes:
         """A blob, b"" if it is not there. ObuildError if it has more than `most` bytes.
@@ -224,6 +224,11 @@ class Blobs:
         if not place:
             raise ObuildError(f"{self._http.host} does not say where a blob is, or goes")
         return _Upload(self._http.absolute(place), done)
+
+
+def _once(data: bytes) -> Iterator[bytes]:
+    """The data in one piece. httpx keeps a request until garbage is collected, but not what a generator had."""
+    yield data
 
 
 def _named(upload: _Upload, digest: str) -> str:

@@ -15,7 +15,7 @@ from obuild.host.regular import open_file
 from obuild.remotes import oci, zstd
 from obuild.remotes.layer import LARGEST_CONFIG, Blob
 from obuild.remotes.oci import MANIFEST, digest_of
-from obuild.remotes.protocol import WORKERS, Remote, Tagged
+from obuild.remotes.protocol import IN_MEMORY, Remote, Tagged
 from obuild.remotes.slices import SLICE
 from obuild.store import caches
 from obuild.store.layers import Store
@@ -25,6 +25,9 @@ _CONFIG = "application/vnd.obuild.cache.config.v1+json"
 _PIECE = "application/vnd.obuild.file.v1+zstd"
 
 PREFIX = "cache-"
+
+#: So many pieces are in memory at once, unpacked and packed.
+_WORKERS = IN_MEMORY // (2 * SLICE)
 
 #: The longest name of a cache that is accepted, in characters.
 _LONGEST = 80
@@ -48,7 +51,7 @@ def _push(remote: Remote, name: str, descriptor: int) -> int:
         blob = Blob(digest_of(compressed), len(compressed))
         return number, digest_of(data), blob, _put(remote, blob, compressed)
 
-    pieces = sorted(parallel.each(send, range(-(-size // SLICE)), WORKERS))
+    pieces = sorted(parallel.each(send, range(-(-size // SLICE)), _WORKERS))
     config = oci.packed(
         {"format": 1, "name": name, "size": size, "digests": [digest for _, digest, _, _ in pieces]}
     )
@@ -104,7 +107,7 @@ def _pull(store: Store, remote: Remote, tag: str, data: bytes) -> str:
                 raise ValueError("a piece does not hold what its config says")
             os.pwrite(file.fileno(), content, number * SLICE)
 
-        for _ in parallel.each(take, range(len(blobs)), WORKERS):
+        for _ in parallel.each(take, range(len(blobs)), _WORKERS):
             pass
         file.flush()
         try:

@@ -17,6 +17,9 @@ from obuild.remotes.layer import Blob
 #: How many requests are under way at once.
 WORKERS = 8
 
+#: How much of slices, unpacked and packed, is in memory at once, in bytes.
+IN_MEMORY = 16 << 20
+
 
 class Unusable(ObuildError):
     """One layer in a remote cannot be used; others may."""

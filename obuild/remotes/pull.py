@@ -17,7 +17,7 @@ from obuild.plan.keys import LayerId
 from obuild.remotes import content, zstd
 from obuild.remotes.layer import Blob, Config, Manifest, content_of, read_config
 from obuild.remotes.oci import digest_of
-from obuild.remotes.protocol import WORKERS, Remote, Unusable
+from obuild.remotes.protocol import IN_MEMORY, WORKERS, Remote, Unusable
 from obuild.remotes.push import Progress, checked, damaged, manifests
 from obuild.remotes.slices import SLICE, Slice
 from obuild.store.index import Index
@@ -172,7 +172,7 @@ def _fill(
             failpoints.reach("pull.blob")
             return job.length
 
-        for length in parallel.each(take, jobs, WORKERS):
+        for length in parallel.each(take, jobs, WORKERS, weight=lambda job: 2 * job.length, most=IN_MEMORY):
             count += length
             progress(count, total)
         for offset, block in blocks:

@@ -27,7 +27,7 @@ from obuild.remotes.layer import (
     read_manifest,
 )
 from obuild.remotes.oci import MANIFEST, digest_of
-from obuild.remotes.protocol import WORKERS, Remote, Tagged, Unusable
+from obuild.remotes.protocol import IN_MEMORY, WORKERS, Remote, Tagged, Unusable
 from obuild.remotes.slices import SLICE, Cutter, Slice
 from obuild.store.index import Index
 from obuild.store.layers import Layer, Store
@@ -145,9 +145,12 @@ def _send(
             blob = Blob(digest_of(packed), len(packed))
             return piece, what, blob, _put(remote, blob, packed, known)
 
+        def weight(piece: _Piece) -> int:
+            return 2 * (SLICE if piece.name else cutter.length(piece.number))
+
         whats: dict[_Piece, Slice | str] = {}
         blobs: dict[_Piece, Blob] = {}
-        for piece, what, blob, bytes_sent in parallel.each(send, pieces, WORKERS):
+        for piece, what, blob, bytes_sent in parallel.each(send, pieces, WORKERS, weight=weight, most=IN_MEMORY):
             whats[piece] = what
             if blob is not None:
                 blobs[piece] = blob

@@ -178,14 +178,15 @@ class Http:
         """Send a request, and read the answer as far as it may go."""
         reply = self._client.send(request, stream=True)
         with closing(reply):
-            content = bytearray()
+            pieces, size = [], 0
             for piece in reply.iter_bytes():
-                content += piece
-                if len(content) > most:
+                pieces.append(piece)
+                size += len(piece)
+                if size > most:
                     raise ObuildError(f"{self.host} sends more than {most} bytes for {request.url.path}")
         lengths = ("content-length", "content-encoding", "transfer-encoding")
         headers = [(name, value) for name, value in reply.headers.multi_items() if name not in lengths]
-        return self._httpx.Response(reply.status_code, headers=headers, content=bytes(content), request=request)
+        return self._httpx.Response(reply.status_code, headers=headers, content=b"".join(pieces), request=request)
 
     def _lost(self, error: httpx.TransportError) -> ObuildError:
         text = str(error)

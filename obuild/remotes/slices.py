@@ -75,6 +75,10 @@ class Cutter:
         """Which slices there are, in order."""
         return sorted(self._parts)
 
+    def length(self, number: int) -> int:
+        """The most data that a slice may have, in bytes."""
+        return sum(part.length for part in self._parts[number] if not part.zero)
+
     def cut(self, number: int) -> tuple[Slice, bytes]:
         """A slice, and its data. It has neither data nor zeros if the image adds nothing there."""
         begin = number * SLICE
