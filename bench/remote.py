@@ -61,10 +61,10 @@ class Bench:
             size = self.mib << 20
             backing = ["-b", draft.below, "-F", "qcow2"] if what.parent else []
             extended = ["-o", "extended_l2=on,cluster_size=128k"] if what.parent else []
-            create = ["qemu-img", "create", "-q", "-f", "qcow2", *extended, *backing, draft.image, str(size)]
+            create = ["qemu-img", "create", "-q", "-f", "qcow2", *extended, *backing, str(draft.image), str(size)]
             subprocess.run(create, check=True)
             if content:
-                convert = ["qemu-img", "convert", "-n", "-f", "raw", "-O", "qcow2", content, draft.image]
+                convert = ["qemu-img", "convert", "-n", "-f", "raw", "-O", "qcow2", str(content), str(draft.image)]
                 subprocess.run(convert, check=True)
         return what.id
 
@@ -149,7 +149,14 @@ class Bench:
         name = self.name()
         sent = []
         for each in (self.id, id):
-            argv = [PROGRAM, "push", "--insecure", each, f"oci://{name}", f"--store=qemu:{self.store.root}"]
+            argv = [
+                str(PROGRAM),
+                "push",
+                "--insecure",
+                str(each),
+                f"oci://{name}",
+                f"--store=qemu:{self.store.root}",
+            ]
             subprocess.run(argv, check=True, capture_output=True)
             sent.append(self.taken())
         self.see("sent for a change of 1 %", (sent[1] - sent[0]) / sent[0], CHANGED)
@@ -165,12 +172,20 @@ class Bench:
         (self.folder / "disk.img").write_bytes(boot_disk("", POWER_OFF))
         steps = " ".join(f"(run (shell step{number}))" for number in range(5))
         (self.folder / "five.spec").write_text(f"((from tiny) {steps})")
-        build = ["build", "--remote-insecure", "--remote", remote, "-f", self.folder / "five.spec", source]
+        build = [
+            "build",
+            "--remote-insecure",
+            "--remote",
+            remote,
+            "-f",
+            str(self.folder / "five.spec"),
+            str(source),
+        ]
         fake = [sys.executable, "-m", "tests.support.fake_obuild"]
         took = []
         for number in range(runs + 1):
             store = f"--store=qemu:{self.folder / f'store{number}'}"
-            add = [PROGRAM, "base", "add", self.folder / "disk.img", "--name=tiny", store]
+            add = [str(PROGRAM), "base", "add", str(self.folder / "disk.img"), "--name=tiny", store]
             subprocess.run(add, check=True, capture_output=True)
             if number == 0:
                 subprocess.run([*fake, *build, store], check=True, capture_output=True)

@@ -7,7 +7,7 @@ fails is left alone from then on: the build goes on without it, unless it is req
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -23,13 +23,19 @@ from obuild.remotes.all import Access, open_remote
 from obuild.store.layers import Store
 
 if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+    from obuild.remotes.layer import Manifest
     from obuild.remotes.protocol import Remote
     from obuild.remotes.pull import Found
 
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """The remotes that a build is to use, in this order, and how. With `whole`, the result is fetched, too."""
+    """The remotes that a build is to use, in this order, and how. With `whole`, the result is fetched, too.
+
+    What is sent is signed by the key `sign`. With keys to `trust`, only layers that one has signed are taken.
+    """
 
     names: tuple[str, ...]
     access: Access
@@ -37,6 +43,8 @@ class Wish:
     write: bool = True
     required: bool = False
     whole: bool = False
+    sign: Ed25519PrivateKey | None = None
+    trust: tuple[Ed25519PublicKey, ...] = ()
 
 
 @dataclass
@@ -93,8 +101,25 @@ class Sharing:
                         from obuild.remotes.pull import Found
                         from obuild.remotes.push import manifests
 
-                        for id, manifest in manifests(remote, wanted).items():
+                        there = manifests(remote, wanted)
+                        for id in self._unsigned(remote, there):
+                            del there[id]
+                        for id, manifest in there.items():
                             self._found[id] = remote, Found(id, manifest)
+
+    def _unsigned(self, remote: Remote, there: Mapping[LayerId, Manifest]) -> Collection[LayerId]:
+        """Those of these layers that no trusted key has signed. A note says so, or that nobody looks."""
+        if not self.wish.trust:
+            if there and self.store.first_use(remote.name):
+                self.tell.note(f"layers of {remote.name} are believed without a signature; --trust asks for one")
+            return ()
+        from obuild.remotes.trust import unsigned
+
+        found = unsigned(remote, there, self.wish.trust)
+        if found:
+            layers = "1 layer" if len(found) == 1 else f"{len(found)} layers"
+            self.tell.note(f"{layers} in {remote.name} have no signature by a trusted key, and are not used")
+        return found
 
     def available(self, steps: Sequence[Step]) -> list[Step]:
         """The steps of a chain that need not be made, from the first: the store or a remote has their layers.
@@ -179,9 +204,20 @@ class Sharing:
             try:
                 with self._using(name) as remote:
                     if remote:
-                        push(self.store, id, remote, progress=self._count)
+                        there = push(self.store, id, remote, progress=self._count)
+                        self._sign(remote, there)
             except StoreError as error:  # somebody has just removed the layer
                 self.tell.note(f"{error.message}; it is not sent")
+
+    def _sign(self, remote: Remote, layers: Sequence[Manifest]) -> None:
+        if self.wish.sign is None:
+            return
+        from obuild.remotes.oci import MANIFEST
+        from obuild.remotes.protocol import Tagged
+        from obuild.remotes.trust import sign
+
+        for data in remote.manifests([each.digest for each in layers]).values():
+            sign(remote, Tagged(MANIFEST, data), self.wish.sign)
 
     def _count(self, done: int, total: int) -> None:
         self.scope.check()

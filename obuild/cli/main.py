@@ -25,11 +25,11 @@ HELP: dict[str, tuple[str, ...]] = {
     "Look": ("ls", "logs", "inspect", "shell", "run", "cp"),
     "Store": ("tag", "rm", "prune", "df", "fsck", "cache"),
     "Images": ("base", "export", "publish", "sbom", "diff"),
-    "Share": ("push", "pull", "remote"),
+    "Share": ("push", "pull", "remote", "key"),
 }
 
 #: Commands of two words, such as `tag ls`.
-GROUPS = ("tag", "cache", "base", "remote")
+GROUPS = ("tag", "cache", "base", "remote", "key")
 
 #: Aliases, which the help omits: OBuilder's names, and older ones of obuild.
 ALIASES = {"log": "logs", "explain": "inspect", "delete": "rm", "gc": "prune"}

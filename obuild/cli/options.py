@@ -6,6 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
@@ -49,6 +50,17 @@ NetworkOption = Annotated[
     str, typer.Option("--network", metavar="host", help="Give the machine network access. [default: none]")
 ]
 InsecureOption = Annotated[bool, typer.Option("--insecure", help="Talk to registries by http.")]
+SignOption = Annotated[
+    Path | None, typer.Option("--sign", metavar="KEY", help="Sign the layers there with this key.")
+]
+TrustOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--trust",
+        metavar="PUBKEY",
+        help="Take only layers that this key has signed. May be repeated: one of the keys is enough.",
+    ),
+]
 RemoteArgument = Annotated[
     str,
     typer.Argument(

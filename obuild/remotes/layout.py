@@ -149,12 +149,9 @@ class Layout:
         used, left = set(), [str(each["digest"]) for each in self._entries()]
         while left:
             used |= set(map(_path, left))
-            found = [json.loads(data) for data in self.manifests(left).values()]
-            left = [str(inner["digest"]) for each in found for inner in each.get("manifests", ())]
-            left = [each for each in left if _path(each) not in used]
-            for each in found:
-                blobs = [*each.get("layers", ()), *([each["config"]] if "config" in each else ())]
-                used |= {_path(str(blob["digest"])) for blob in blobs}
+            found = [_named(data) for data in self.manifests(left).values()]
+            used |= {_path(digest) for _, blobs in found for digest in blobs}
+            left = [digest for inner, _ in found for digest in inner if _path(digest) not in used]
         return used
 
     def _stored(self, manifest: Tagged) -> dict[str, Any]:
@@ -194,6 +191,17 @@ class Layout:
 
 #: The annotation of an entry of index.json for what refers to another manifest: the digest of that.
 _SUBJECT = "vnd.obuild.subject"
+
+
+def _named(data: bytes) -> tuple[list[str], list[str]]:
+    """The digests of the manifests and of the blobs that a manifest names; none if it is damaged."""
+    with suppress(ValueError, TypeError, AttributeError, KeyError, RecursionError):
+        document = json.loads(data)
+        inner = [str(each["digest"]) for each in document.get("manifests", ())]
+        blobs = [str(each["digest"]) for each in (*document.get("layers", ()), document.get("config")) if each]
+        if all(map(_path, (*inner, *blobs))):
+            return inner, blobs
+    return [], []
 
 
 def _notes(entry: dict[str, Any]) -> dict[str, Any]:

@@ -5,21 +5,28 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from obuild.errors import ObuildError, UsageError
 from obuild.plan import keys
 from obuild.plan.keys import LayerId
-from obuild.remotes import pull
+from obuild.remotes import pull, trust
 from obuild.remotes.layer import ARTIFACT, Manifest
-from obuild.remotes.oci import INDEX, MANIFEST, packed
-from obuild.remotes.protocol import Remote, Tagged
+from obuild.remotes.oci import INDEX, MANIFEST, digest_of, packed
+from obuild.remotes.protocol import Remote, Tagged, Unusable
 from obuild.store.tags import could_be_id, is_name
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 #: The annotations of an index, and of its entries.
 _NAME, LAYER = "vnd.obuild.tag", "vnd.obuild.layer"
 
 #: The tags of OCI know neither slashes nor colons.
 _ESCAPES = {"_": "__", "/": "_s", ":": "_c"}
+
+#: Tags that say what refers to a manifest where a registry has no list of that, and those of caches.
+_TAKEN = re.compile(rf"(?:sha256|cache)-{keys.SHA256}(?:\.sig)?")
 
 _ID = re.compile(keys.SHA256)
 _DIGEST = re.compile(rf"sha256:{keys.SHA256}")
@@ -28,6 +35,8 @@ _DIGEST = re.compile(rf"sha256:{keys.SHA256}")
 def tag_of(name: str) -> str:
     """The tag of OCI for a user's. UsageError if it would be too long."""
     found = "".join(_ESCAPES.get(letter, letter) for letter in name)
+    if _TAKEN.fullmatch(found):
+        raise UsageError(f"the tag {name} means something else in a registry")
     if len(found) > 128:
         raise UsageError(
             f"the tag {name} is too long for a registry", hint="tag the layer with a shorter name, too"
@@ -39,11 +48,14 @@ def name_of(tag: str) -> str:
     """The user's tag for one of OCI; "" if it stands for none."""
     backward = {escape: letter for letter, escape in _ESCAPES.items()}
     name = re.sub("__|_s|_c", lambda found: backward[found[0]], tag)
-    return name if is_name(name) and tag_of(name) == tag else ""
+    return name if is_name(name) and not _TAKEN.fullmatch(tag) and tag_of(name) == tag else ""
 
 
-def put(remote: Remote, name: str, layers: Sequence[Manifest], ids: Sequence[LayerId]) -> None:
-    """Set a tag in a remote to the last of these layers; the others are its ancestors, the base first."""
+def put(remote: Remote, name: str, layers: Sequence[Manifest], ids: Sequence[LayerId]) -> Tagged:
+    """Set a tag in a remote to the last of these layers; the others are its ancestors, the base first.
+
+    Returns the index that says so.
+    """
     entries = [
         {
             "mediaType": MANIFEST,
@@ -61,7 +73,9 @@ def put(remote: Remote, name: str, layers: Sequence[Manifest], ids: Sequence[Lay
         "manifests": entries,
         "annotations": {_NAME: name},
     }
-    remote.tag(tag_of(name), Tagged(INDEX, packed(index)), replace=True)
+    document = Tagged(INDEX, packed(index))
+    remote.tag(tag_of(name), document, replace=True)
+    return document
 
 
 def read(remote: Remote, name: str, data: bytes) -> list[tuple[LayerId, str]]:
@@ -91,13 +105,29 @@ def resolve(remote: Remote, name: str) -> LayerId:
     return LayerId(found[0])
 
 
-def find(remote: Remote, name: str) -> list[pull.Found]:
-    """The layer that a name stands for, with its ancestors, the base first. UsageError if it is not there."""
+def find(remote: Remote, name: str, *, trusted: Sequence[Ed25519PublicKey] = ()) -> list[pull.Found]:
+    """The layer that a name stands for, with its ancestors, the base first. UsageError if it is not there.
+
+    With keys that are `trusted`, Unusable unless one has signed each layer, and the tag.
+    """
     id = resolve(remote, name)
+    if trusted and not could_be_id(name):
+        _see_tag_signed(remote, name, id, trusted)
     tip = pull.find(remote, id)
     if tip is None:
         raise _unknown(remote, name)
-    return pull.chain(remote, tip)
+    found = pull.chain(remote, tip)
+    if trusted:
+        trust.see_signed(remote, {each.id: each.manifest for each in found}, trusted)
+    return found
+
+
+def _see_tag_signed(remote: Remote, name: str, id: LayerId, trusted: Sequence[Ed25519PublicKey]) -> None:
+    """Unusable unless a tag is signed as it is: else it could name another signed layer."""
+    data = remote.manifests([tag_of(name)]).get(tag_of(name), b"")
+    named = data and read(remote, name, data)[0][0] == id and json.loads(data)["annotations"].get(_NAME) == name
+    if not named or not trust.is_signed(remote, digest_of(data), trusted):
+        raise Unusable(f"the tag {name} in {remote.name} is not signed by a trusted key")
 
 
 def ids(tags: Sequence[str]) -> list[LayerId]:

@@ -42,7 +42,7 @@ _OURS: tuple[tuple[str, str, Callable[[Path], bool]], ...] = (
     ("outbox", parts.ID.pattern, is_folder),
     ("warm-tmp", parts.MACHINE.pattern, is_folder),
     ("downloads", parts.DOWNLOAD.pattern, is_file),
-    ("state", r"\.?(?:digests|accel|qemu)\.json(?:\..+)?", is_file),
+    ("state", r"\.?(?:digests|accel|qemu|remotes)\.json(?:\..+)?", is_file),
     ("state/db", r".+", is_file),
     ("state/locks", r".+\.lock", is_file),
     ("state/manifests", parts.MEMO.pattern, is_file),

@@ -18,6 +18,7 @@ from obuild.errors import ObuildError, StepFailed
 from obuild.events import Done, Hit, InRemote, Note, Output, PhaseStarted, Saved
 from obuild.executors.settings import Settings
 from obuild.plan.keys import LayerId
+from obuild.remotes import trust
 from obuild.remotes.all import Access, open_remote
 from obuild.remotes.protocol import Remote
 from obuild.store.layers import Store
@@ -270,3 +271,28 @@ class TestFailures:
             host.build()
         assert not host.heard.of(Done)
         assert not [each for each in host.heard.of(PhaseStarted) if each.phase == "sending"]
+
+
+def test_only_signed_layers_are_taken_if_keys_are_trusted(
+    hosts: Callable[[str], Host], steps: FakeExecutor, tmp_path: Path
+) -> None:
+    public = trust.public_key(trust.make(tmp_path / "our.key"))
+    first, second, third = hosts("first"), hosts("second"), hosts("third")
+    first.build('(run (shell "one"))')
+    second.build('(run (shell "one"))', trust=(public,), write=False)
+    assert len(second.heard.of(Saved)) == 2
+    assert any(note.startswith("2 layers in") and "no signature" in note for note in second.notes)
+    first.build(sign=trust.private_key(tmp_path / "our.key"))
+    third.build(trust=(public,))
+    assert len(third.heard.of(InRemote)) == 4, "those below were signed, too"
+
+
+def test_the_first_use_of_a_remote_says_that_it_is_believed(
+    hosts: Callable[[str], Host], steps: FakeExecutor
+) -> None:
+    first, second = hosts("first"), hosts("second")
+    first.build()
+    second.build()
+    assert any("believed without a signature" in note for note in second.notes)
+    second.build()
+    assert second.notes == []

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from obuild.plan.steps import Chain
-from obuild.remotes import names
+from obuild.remotes import names, trust
 from obuild.store.layers import Store
 from tests.support import odd
 from tests.support.fakes import packed
@@ -47,7 +47,8 @@ def test_a_tag_travels_with_its_layers(obuild: Shared) -> None:
     assert said.count("were sent") == 3
     assert obuild("push", "team/web_1:2", obuild.name).count("were sent") == 0
     said = obuild("pull", "team/web_1:2", obuild.name, other=True)
-    assert said.splitlines() == [two, *(f"obuild: {id[:12]} is here now" for id in obuild.ids)]
+    assert said.splitlines()[0] == two
+    assert said.splitlines()[2:] == [f"obuild: {id[:12]} is here now" for id in obuild.ids]
     assert obuild.other.tags.get("team/web_1:2") == two
     assert obuild("logs", one, other=True) == obuild("logs", one)
     ops = [line.rpartition("  ")[2] for line in obuild("ls", other=True).splitlines()]
@@ -128,3 +129,26 @@ def test_a_tag_has_one_name_in_a_registry(name: str) -> None:
 
 def test_what_is_no_tag_of_a_user_is_not_taken_for_one() -> None:
     assert not any(map(names.name_of, ("a_b", "f" * 64, "sha256-abc.sig_", "_x")))
+
+
+def test_signed_layers_are_pulled_with_their_key(obuild: Shared, tmp_path: Path) -> None:
+    root, _, two = obuild.ids
+    key, public = str(tmp_path / "our.key"), str(tmp_path / "our.key.pub")
+    assert trust.make(tmp_path / "our.key") == Path(public)
+    obuild("tag", two, "web")
+    obuild("push", "web", obuild.name)
+    assert "is not signed" in obuild("pull", "--trust", public, "web", obuild.name, code=1, other=True)
+    assert "is not signed" in obuild("pull", "--trust", public, root, obuild.name, code=1, other=True)
+    assert obuild.other.ids() == []
+    assert "is not a private key" in obuild("push", "--sign", public, "web", obuild.name, code=2)
+    obuild("push", "--sign", key, "web", obuild.name)
+    assert "without a signature" not in obuild("pull", "--trust", public, "web", obuild.name, other=True)
+    assert obuild("remote", "ls", obuild.name).count("\n") == 4
+
+
+def test_the_first_pull_without_a_key_says_so(obuild: Shared) -> None:
+    obuild("push", obuild.ids[0], obuild.name)
+    told = "are believed without a signature"
+    assert told in obuild("pull", obuild.ids[0], obuild.name, other=True)
+    assert told not in obuild("pull", obuild.ids[0], obuild.name, other=True)
+    assert obuild("fsck", other=True)

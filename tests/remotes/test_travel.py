@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import subprocess
 from collections.abc import Callable
@@ -15,8 +16,10 @@ from obuild.guests.profile import Card
 from obuild.host import qemu_img
 from obuild.plan.keys import LayerId
 from obuild.plan.steps import Chain
-from obuild.remotes import content, pull, push
-from obuild.remotes.protocol import Remote
+from obuild.remotes import content, names, pull, push
+from obuild.remotes.all import Access, open_remote
+from obuild.remotes.oci import MANIFEST
+from obuild.remotes.protocol import Remote, Tagged
 from obuild.store import flatten, fsck
 from obuild.store.index import Index
 from obuild.store.layers import Store
@@ -248,3 +251,32 @@ def test_a_layout_is_one_for_others(store: Store, layers: list[LayerId], folder:
     subprocess.run(["skopeo", "--insecure-policy", "copy", "-q", source, f"{copy}:{layers[0]}"], check=True)
     index = json.loads((tmp_path / "copy" / "index.json").read_bytes())
     assert index["manifests"][0]["digest"] == push.manifests(folder, [layers[0]])[layers[0]].digest
+
+
+def test_only_blobs_that_nothing_names_are_swept(
+    store: Store, layers: list[LayerId], folder: Remote, tmp_path: Path
+) -> None:
+    there = push.push(store, layers[2], folder)
+    names.put(folder, "web", there[:2], layers[:2])
+    folder.attach(Tagged(MANIFEST, b"no JSON"), Tagged(MANIFEST, folder.manifests([layers[0]])[layers[0]]), "x")
+    blobs = tmp_path / "remote" / "blobs" / "sha256"
+    assert folder.sweep() == 0, "all of it is new"
+    folder.remove([layers[2]])
+    for blob in blobs.iterdir():
+        os.utime(blob, (0, 0))
+    assert folder.sweep() > 0
+    fetch(Store.open(tmp_path / "other"), folder, layers[1])
+    assert not folder.has(there[2].digest)
+
+
+def test_skopeo_reads_what_a_registry_has(
+    store: Store, layers: list[LayerId], registry_host: str, access: Access, tmp_path: Path
+) -> None:
+    place = f"{registry_host}/tests/skopeo"
+    with open_remote(f"oci://{place}", access) as remote:
+        push.push(store, layers[0], remote)
+    copy = [f"docker://{place}:{layers[0]}", f"oci:{tmp_path / 'copy'}:{layers[0]}"]
+    argv = ["skopeo", "--insecure-policy", "copy", "-q", "--src-tls-verify=false", *copy]
+    subprocess.run(argv, check=True)
+    with open_remote(f"dir:{tmp_path / 'copy'}", access) as copied:
+        assert fetch(Store.open(tmp_path / "other"), copied, layers[0]) == [layers[0]]

@@ -23,9 +23,11 @@ from obuild.cli.console import (
 from obuild.cli.options import (
     MACHINE,
     Machine,
+    SignOption,
     SourceArgument,
     SpecOption,
     StoreOption,
+    TrustOption,
     VerboseOption,
     machine_options,
     parse_bytes,
@@ -139,6 +141,8 @@ def build(
         bool,
         typer.Option("--pull", rich_help_panel=REMOTES, help="Fetch the result even if nothing here needs it."),
     ] = False,
+    sign: SignOption = None,
+    trust: TrustOption = None,
     verbose: VerboseOption = False,
 ) -> None:
     """Build a spec: make the layers that are not in the store yet.
@@ -168,7 +172,8 @@ def build(
             builder.tags = names
             builder.no_cache = no_cache
             if remote:
-                builder.remotes = _remotes(remote, remote_mode, remote_required, remote_insecure, pull)
+                wish = _remotes(remote, remote_mode, remote_required, remote_insecure, pull)
+                builder.remotes = _keyed(wish, sign, trust or [])
             if reserve or max_size:
                 from obuild.store.quota import Room
 
@@ -218,6 +223,18 @@ def _remotes(names: list[str], mode: str, required: bool, insecure: bool, whole:
         required=required,
         whole=whole,
     )
+
+
+def _keyed(wish: "Wish", sign: Path | None, trust: list[Path]) -> "Wish":
+    """The wish with the keys in these files. UsageError if they cannot be used."""
+    if not sign and not trust:
+        return wish
+    from dataclasses import replace
+
+    from obuild.remotes.trust import private_key, public_key
+
+    keys = tuple(map(public_key, trust))
+    return replace(wish, sign=private_key(sign) if sign else None, trust=keys)
 
 
 def _secrets(given: list[str]) -> dict[str, bytes]:

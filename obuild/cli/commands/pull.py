@@ -10,7 +10,7 @@ import typer
 
 from obuild.cli.bar import Bar
 from obuild.cli.console import environment, guarded, note, open_store, say
-from obuild.cli.options import InsecureOption, StoreOption, VerboseOption, in_remote
+from obuild.cli.options import InsecureOption, StoreOption, TrustOption, VerboseOption, in_remote
 
 app = typer.Typer()
 
@@ -28,6 +28,7 @@ def pull(
     store: StoreOption = "",
     *,
     caches: Annotated[bool, typer.Option("--caches", help="Fetch the caches that are there, too.")] = False,
+    trust: TrustOption = None,
     insecure: InsecureOption = False,
     verbose: VerboseOption = False,
 ) -> None:
@@ -41,13 +42,17 @@ def pull(
     from obuild.remotes import names
     from obuild.remotes.all import Access, open_remote
     from obuild.remotes.pull import pull as fetch
+    from obuild.remotes.trust import public_key
     from obuild.store.tags import could_be_id
 
     ids, name = in_remote(words, "pull", least=0 if caches else 1)
     with open_remote(name, Access(environment(), insecure)) as remote, Bar(sys.stderr) as bar:
         tell = bar.under(note)
-        found = {word: names.find(remote, word) for word in ids}
+        keys = [public_key(path) for path in trust or ()]
+        found = {word: names.find(remote, word, trusted=keys) for word in ids}
         opened = open_store(store, create=True)
+        if not keys and opened.first_use(name):
+            note(f"layers of {name} are believed without a signature; --trust asks for one")
         for word, chain in found.items():
             blocks = partial(own_keys.blocks, opened)
             fetch(opened, remote, chain, blocks, progress=bar, done=lambda id: tell(f"{id[:12]} is here now"))

@@ -9,7 +9,7 @@ import typer
 
 from obuild.cli.bar import Bar
 from obuild.cli.console import environment, guarded, note, open_store, say
-from obuild.cli.options import InsecureOption, StoreOption, VerboseOption, in_remote
+from obuild.cli.options import InsecureOption, SignOption, StoreOption, VerboseOption, in_remote
 from obuild.host import units
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def push(
     store: StoreOption = "",
     *,
     caches: Annotated[bool, typer.Option("--caches", help="Send the caches of the store, too.")] = False,
+    sign: SignOption = None,
     insecure: InsecureOption = False,
     verbose: VerboseOption = False,
 ) -> None:
@@ -41,14 +42,17 @@ def push(
 
     Example: obuild push pg16 oci://registry.example/team/layers
     """
-    from obuild.remotes import names
+    from obuild.remotes import names, trust
     from obuild.remotes.all import Access, open_remote
+    from obuild.remotes.oci import MANIFEST
+    from obuild.remotes.protocol import Tagged
     from obuild.remotes.push import chain_of
     from obuild.remotes.push import push as send
     from obuild.store.index import resolve
     from obuild.store.tags import could_be_id
 
     ids, name = in_remote(words, "push", least=0 if caches else 1)
+    key = trust.private_key(sign) if sign else None
     opened = open_store(store)
     layers = {id: resolve(opened, id) for id in ids}
     with open_remote(name, Access(environment(), insecure)) as remote, Bar(sys.stderr) as bar:
@@ -59,8 +63,14 @@ def push(
 
         for word, id in layers.items():
             there = send(opened, id, remote, progress=bar, done=done)
+            documents = [
+                Tagged(MANIFEST, data) for data in remote.manifests([each.digest for each in there]).values()
+            ]
             if not could_be_id(word):
-                names.put(remote, word, there, chain_of(opened, id))
+                documents.append(names.put(remote, word, there, chain_of(opened, id)))
+            if key:
+                for document in documents:
+                    trust.sign(remote, document, key)
             bar.under(say)(f"{id} {there[-1].digest}")
         if caches:
             from obuild.remotes.caches import push_caches
