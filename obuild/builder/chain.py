@@ -32,7 +32,7 @@ def _no_archive(action: Graft, tell: Teller) -> Path:
     raise TypeError("a copy from another build needs an extractor")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Builder:
     """What the build of one stage works with. `executor` is called when a machine is first needed.
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from obuild.executors.protocol import Executor, OnFailure
 
 
-@dataclass
+@dataclass(eq=False)
 class Engine:
     """Builds specs from one source folder into one store, and reports to `listener`. `secrets` are values by id.
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from obuild.executors.protocol import OpenExecutor
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Machines:
     """Executors of one kind, by the base of their guests. Whatever they start belongs to `scope`."""
 

@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 from obuild.errors import UsageError
 from obuild.guests.profile import OSES, Card
-from obuild.guests.windows_quoting import arguments, is_cmd
 from obuild.spec import UnixUser, WindowsUser
 
 #: The administrator of Windows containers; in a machine it stands for the user that SSH logs in as.
@@ -122,6 +121,8 @@ def check_command(os: str, argv: Sequence[str], env: Sequence[tuple[str, str]], 
     if os != "windows":
         _check_size(os, argv, env)
         return
+    from obuild.guests.windows_quoting import arguments, is_cmd  # late: few specs are for Windows
+
     texts = (*texts, *itertools.chain(*env))
     _check_utf8(*argv, *texts)
     if re.search(r"\.(bat|cmd)$", argv[0], re.IGNORECASE):

@@ -47,7 +47,7 @@ def file_lock(path: Path, *, wait: bool = True) -> Iterator[bool]:
             os.close(fd)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Claim:
     """A lock that its holder can leave a message in. If `held` is False, `word` is the last holder's message."""
 

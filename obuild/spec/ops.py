@@ -37,15 +37,29 @@ class WindowsUser(NamedTuple):
     name: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Placed:
-    """An op's position in its file, from 1. It does not count in comparisons."""
+    """An op's position in its file, from 1. It does not count in comparisons.
 
-    line: int = field(default=0, compare=False, repr=False)
-    column: int = field(default=0, compare=False, repr=False)
+    The ops share these comparisons: to generate them for each is a good part of the time to load this module.
+    """
+
+    line: int = field(default=0, repr=False)
+    column: int = field(default=0, repr=False)
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self._content() == other._content()
+
+    def __hash__(self) -> int:
+        return hash(self._content())
+
+    def _content(self) -> tuple[object, ...]:
+        """All but the position, whose fields are not positional."""
+        names: tuple[str, ...] = self.__match_args__
+        return tuple(getattr(self, name) for name in names)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Run(_Placed):
     """Run a command."""
 
@@ -55,7 +69,7 @@ class Run(_Placed):
     secrets: tuple[Secret, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Copy(_Placed):
     """Copy files from the context or, if `origin` is given, from that build."""
 
@@ -65,7 +79,7 @@ class Copy(_Placed):
     origin: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Env(_Placed):
     """Set a variable for the ops that follow."""
 
@@ -73,28 +87,28 @@ class Env(_Placed):
     value: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Workdir(_Placed):
     """Change the working folder of the ops that follow."""
 
     path: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class User(_Placed):
     """Change the user of the ops that follow."""
 
     user: UnixUser | WindowsUser
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Shell(_Placed):
     """Change the shell that runs the commands of the ops that follow."""
 
     argv: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Comment(_Placed):
     """A comment, which does nothing."""
 

@@ -87,7 +87,7 @@ class Layer(NamedTuple):
             return None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Draft:
     """A layer that is being made; `log` is open for writing. It exists exactly while its lock is held.
 

@@ -152,7 +152,6 @@ def build(
     Example: obuild build -t hello .
     """
     from obuild.builder import engine
-    from obuild.builder import on_failure as failing
     from obuild.spec import parse
     from obuild.store.tags import checked
 
@@ -168,7 +167,10 @@ def build(
         with _in_turn(tell, opened, jobs) as listener:
             builder = engine.Engine(Path(source), opened, settings, listener, values, jobs)
             builder.executor = executor_of(store)
-            builder.on_failure = failing.chosen(on_failure, jobs=jobs)
+            if on_failure != "stop":
+                from obuild.builder import on_failure as failing
+
+                builder.on_failure = failing.chosen(on_failure, jobs=jobs)
             builder.tags = names
             builder.no_cache = no_cache
             if remote:
