@@ -26,7 +26,7 @@ WORKERS ?= $(shell expr $$(nproc) + 1)
 
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: help setup demo test test-arch test-crash test-long bench-steps container docs lint clean
+.PHONY: help setup demo test pytest test-arch test-crash test-long bench-steps container docs lint clean
 help:
 	@sed -n 's/^# make/make/p' Makefile
 
@@ -36,6 +36,7 @@ setup: .venv/packages .venv/python
 .venv/packages-arch: WANTED := $(ARCH_PACKAGES)
 .venv/packages-test: WANTED := $(TEST_PACKAGES)
 .venv/packages-long: WANTED := $(LONG_PACKAGES)
+.venv/packages-test: | .venv/packages  # apt-get runs once at a time
 .venv/packages .venv/packages-arch .venv/packages-test .venv/packages-long: Makefile
 	@missing=$$(for package in $(WANTED); do \
 	    dpkg-query -W -f '$${Status}' $$package 2>/dev/null | grep -q 'ok installed' || echo $$package; done); \
@@ -64,7 +65,11 @@ demo: setup
 	@echo 'Or look around:  $(OBUILD) ls --store=$(STORE)'
 	@echo '                 $(OBUILD) --help; docs/spec.md describes the language'
 
-test: setup lint
+# Checking the types takes one CPU for most of a minute, in which tests can run on the others.
+test:
+	@$(MAKE) --no-print-directory --jobs=2 lint pytest
+
+pytest: setup .venv/packages-test
 	.venv/bin/pytest -q -n $(WORKERS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 # make test-arch: run the tests with guests in emulated guests of other architectures; ARCHES=s390x for one of them.
