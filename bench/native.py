@@ -18,17 +18,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
 from bench.overhead import KEPT
+from bench.peers import Peers
 from bench.programs import copy_images, images_of, make_sources
 from bench.watch import Failed, step_costs, watch
-from obuild.host import qemu_img
-from obuild.host.blocks import raw_file
-from obuild.host.trees import root as trees
 
 BASE = "debian-12"
 CACHED, SOURCES = 5000, 200
@@ -38,6 +36,7 @@ PACKAGES = (
 GET = "DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends"
 INSTALL = f"{GET} install {PACKAGES} >/dev/null"
 COMPILE = "rm -f *.o && make -s -j2"
+CACHES = {"debs": "var/cache/apt/archives", "lists": "var/lib/apt/lists"}
 DEBS = "(cache (debs (target /var/cache/apt/archives)) (lists (target /var/lib/apt/lists)))"
 SMALL = "(cache (small (target /c)))"
 FILL = f"cd /c && for d in $(seq {CACHED // 100}); do mkdir $d; for n in $(seq 100); do echo $n >$d/$n; done; done"
@@ -74,10 +73,10 @@ TARGETS = (
 
 
 class Bench:
-    """The store, the sources, and a raw disk of the base. `mark` makes each step unlike any other."""
+    """The store and the sources, in a folder. `mark` makes each step unlike any other."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.disk, self.top, self.mark = folder, folder / "disk.raw", folder / "top", 0
+        self.folder, self.mark = folder, 0
 
     def prepare(self, images: list[Path]) -> None:
         make_sources(self.folder)
@@ -92,8 +91,6 @@ class Bench:
         copy_images(images_of(BASE, images), BASE, store)
         self.build(FILLED)
         self.build(COMPILER)
-        (image,) = (store / "base-image").glob(f"{BASE}.qcow2")
-        qemu_img.unpack(image, self.disk)
 
     def build(self, ops: str, kind: str = "native") -> tuple[float, list[float]]:
         """Build the ops; the seconds from exec to exit, and those of each step after the base."""
@@ -101,82 +98,17 @@ class Bench:
         spec = self.folder / "spec"
         spec.write_text(f"((from {BASE}){ops.replace('MARK', f'{os.getpid()}-{self.mark}')})\n")
         store = f"--store={kind}:{self.folder / 'store'}"
-        argv: list[str | Path] = [
-            Path(sys.executable).with_name("obuild"),
-            "build",
-            store,
-            "-f",
-            spec,
-            "--progress",
-            "json",
-        ]
-        build = watch([*argv, self.folder / "src"], events=True)
+        argv: list[str | Path] = [Path(sys.executable).with_name("obuild"), "build", store, "-f", spec]
+        build = watch([*argv, "--progress", "json", self.folder / "src"], events=True)
         return build.seconds, step_costs(build)
 
     def last_step(self, op: str, kind: str = "native", below: str = "") -> float:
         """The seconds of a step, when the disk is mounted and the machine is resumed."""
         return self.build(f'{below}(run (shell "true # MARK")){op}', kind)[1][-1]
 
-    def mount(self, disk: Path) -> None:
-        """Mount the root of a raw disk at `top`."""
-        with raw_file(disk) as blocks:
-            start = trees.layout(blocks).root.start
-        self.top.mkdir(exist_ok=True)
-        subprocess.run(["mount", "-o", f"loop,offset={start}", disk, self.top], check=True)
-
-    def in_chroot(self, command: str) -> float:
-        """Run a command in a chroot with the files of the caches."""
-        copy, top = self.folder / "copy.raw", self.top
-        subprocess.run(["cp", "--sparse=always", self.disk, copy], check=True)
-        self.mount(copy)
-        try:
-            for name, place in (("debs", "var/cache/apt/archives"), ("lists", "var/lib/apt/lists")):
-                archive = self.folder / f"store/cache/c-{name}/cache.tar"
-                (top / place).mkdir(exist_ok=True)
-                subprocess.run(["tar", "-xf", archive, "-C", top / place], check=True)
-            policy = top / "usr/sbin/policy-rc.d"
-            policy.write_text("#!/bin/sh\nexit 101\n")
-            policy.chmod(0o755)
-            os.sync()
-            started = time.perf_counter()
-            subprocess.run(["chroot", top, "sh", "-c", command], check=True, stderr=subprocess.DEVNULL)
-        finally:
-            subprocess.run(["umount", top], check=True)
-        seconds = time.perf_counter() - started
-        copy.unlink()
-        return seconds
-
-    @contextmanager
-    def buildah(self) -> Iterator[Callable[[str], float]]:
-        """Builds by buildah, on the same root, in a storage of its own."""
-        argv: list[str | Path] = ["buildah", "--root", self.folder / "images", "--runroot", self.folder / "run"]
-        self.mount(self.disk)
-        try:
-            (self.folder / "Containerfile").write_text("FROM scratch\nCOPY . /\n")
-            self._bud(argv, "obuild-bench", self.top)
-        finally:
-            subprocess.run(["umount", self.top], check=True)
-
-        def build(lines: str) -> float:
-            (self.folder / "Containerfile").write_text(f"FROM obuild-bench\n{lines}")
-            started = time.perf_counter()
-            self._bud(argv, "built", self.folder / "src")
-            return time.perf_counter() - started
-
-        try:
-            yield build
-        finally:
-            for command in (["rm", "--all"], ["rmi", "--all", "--force"]):  # nothing stays mounted
-                subprocess.run([*argv, *command], stdout=subprocess.DEVNULL)
-
-    def _bud(self, argv: list[str | Path], tag: str, context: Path) -> None:
-        options = ["--runtime=runc", "--layers", "--quiet", "--network=none", "--pull=never", "-t", tag]
-        file: list[str | Path] = ["-f", self.folder / "Containerfile", context]
-        subprocess.run([*argv, "bud", *options, *file], check=True, stdout=subprocess.DEVNULL)
-
 
 def cases(
-    bench: Bench, buildah: Callable[[str], float] | None, *, machine: bool
+    bench: Bench, peers: Peers, buildah: Callable[[str], float] | None, *, machine: bool
 ) -> dict[str, dict[str, Callable[[], float]]]:
     """How to measure each case in each way, in seconds."""
     trues = "".join(f'(run (shell "true # {n} MARK"))' for n in range(10))
@@ -201,7 +133,7 @@ def cases(
         "step": {"native": lambda: statistics.median(bench.build(trues)[1][1:])},
         "apt": {
             "native": lambda: bench.last_step(apt),
-            "chroot": lambda: bench.in_chroot(INSTALL),
+            "chroot": lambda: peers.in_chroot(INSTALL, CACHES),
             **({"machine": lambda: bench.last_step(apt, "qemu")} if machine else {}),
         },
         "compile": {
@@ -248,9 +180,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=KEPT.parent, prefix="bench-native-") as name:
         bench = Bench(Path(name))
         bench.prepare(options.store_from)
+        peers = Peers(Path(name), Path(name) / f"store/base-image/{BASE}.qcow2")
         wanted = shutil.which("buildah") and "true-10" in (options.case or ["true-10"])
-        with bench.buildah() if wanted else nullcontext() as buildah:
-            ways = cases(bench, buildah, machine=options.machine)
+        with peers.buildah() if wanted else nullcontext() as buildah:
+            ways = cases(bench, peers, buildah, machine=options.machine)
             for _ in range(options.repeat):
                 for case in options.case or ways:
                     for way, measure in ways[case].items():

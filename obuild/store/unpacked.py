@@ -90,7 +90,8 @@ def take(master: Path, copy: Path) -> State | None:
     folder = folder_of(copy)
     if state_of(folder, copy) is None and state_of(folder_of(master), copy) is not None:
         discard(folder)
-        folder_of(master).rename(folder)
+        with suppress(OSError):  # the store came with a container image, where folders cannot be renamed
+            folder_of(master).rename(folder)
     state = state_of(folder, copy)
     (folder / _ABOUT).unlink(missing_ok=True)
     return state
@@ -107,7 +108,8 @@ def bring_back(copy: Path, master: Path) -> None:
     with suppress(OSError):  # there is none, or it is root's and we are not
         theirs.rename(copy.with_suffix(".old"))
     if state_of(ours, master) is not None:
-        ours.rename(theirs)
+        with suppress(OSError):  # the old one could not be moved
+            ours.rename(theirs)
 
 
 def look(tree: Path) -> State | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable
@@ -128,6 +129,21 @@ def test_a_folder_counts_as_a_part_of_its_cache(filled: Store) -> None:
     assert list(fsck.check(filled)) == []
     filled.caches.remove("c")
     assert os.listdir(filled.caches.folder) == []
+
+
+def test_folders_that_cannot_be_renamed_are_unpacked_again(filled: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in the lower layer of an overlay file system."""
+
+    def refuse(source: Path, dest: Path) -> Path:
+        if source.suffix == ".unpacked":
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        return real(source, dest)
+
+    real = Path.rename
+    monkeypatch.setattr(Path, "rename", refuse)
+    assert not step(filled)
+    assert not step(filled, "two")
+    assert filled.caches.file("c").read_text() == "two"
 
 
 def test_a_change_of_anything_changes_the_state(tmp_path: Path) -> None:
