@@ -32,6 +32,9 @@ _LONGEST_WAIT = 300.0
 #: How long a registry may be silent, in seconds.
 TIMEOUT = 60.0
 
+#: How long it may take to connect, in seconds.
+CONNECTING = 10.0
+
 #: The longest answer that is read, in bytes, if it is not said otherwise.
 LONGEST = 8 << 20
 
@@ -75,7 +78,7 @@ class Http:
         self._root = f"{'http' if insecure else 'https'}://{HUB_SERVER if host == HUB else host}"
         self._client = httpx.Client(
             verify=_tls(certificates / host),
-            timeout=TIMEOUT,
+            timeout=httpx.Timeout(TIMEOUT, connect=CONNECTING),
             headers={"User-Agent": "obuild", "Accept-Encoding": "identity"},
         )
         self._login = Login(host, scope, credentials, self._retried)
@@ -191,7 +194,8 @@ class Http:
     def _lost(self, error: httpx.TransportError) -> ObuildError:
         text = str(error)
         if isinstance(error, self._httpx.TimeoutException):
-            return Lost(f"{self.host} sent nothing for {TIMEOUT:g} s", hint=_KEPT)
+            silent = CONNECTING if isinstance(error, self._httpx.ConnectTimeout) else TIMEOUT
+            return Lost(f"{self.host} sent nothing for {silent:g} s", hint=_KEPT)
         if "CERTIFICATE_VERIFY_FAILED" in text:
             hint = f"put its authority's certificate into {CERTIFICATES / self.host}/ca.crt, or set SSL_CERT_FILE"
             return ObuildError(f"the certificate of {self.host} is not trusted: {text}", hint=hint)

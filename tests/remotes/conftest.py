@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 
 from obuild.plan.steps import Chain
+from obuild.remotes import aws
 from obuild.remotes.all import Access, open_remote
 from obuild.remotes.protocol import Remote
 from obuild.store.layers import Store
 from tests.support import images
 from tests.support.aws import environment, moto
 from tests.support.registry import registry
+from tests.support.swift import swift
 
 _numbers = itertools.count()
 
@@ -34,14 +36,22 @@ def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict
         with pytest.MonkeyPatch.context() as patch:
             for name, value in variables.items():
                 patch.setenv(name, value)
-            from obuild.remotes import aws
-
             place = {"LocationConstraint": variables["AWS_REGION"]}
             aws.client("s3").create_bucket(Bucket="layers", CreateBucketConfiguration=place)
         yield "layers", variables
 
 
-@pytest.fixture(params=["dir", "oci", "s3"])
+@pytest.fixture(scope="session")
+def swift_bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[str, str]]]:
+    """A bucket on a real server with S3's interface, which knows no conditions."""
+    with swift(tmp_path_factory.mktemp("swift")) as variables, pytest.MonkeyPatch.context() as patch:
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        aws.client("s3").create_bucket(Bucket="layers")
+        yield "layers", variables
+
+
+@pytest.fixture(params=["dir", "oci", "s3", pytest.param("swift", marks=pytest.mark.long)])
 def address(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The name of a new remote of each kind."""
     number = next(_numbers)
@@ -49,7 +59,7 @@ def address(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
         return f"dir:{tmp_path / 'remote'}"
     if request.param == "oci":
         return f"oci://{request.getfixturevalue('registry_host')}/tests/r{number}"
-    name, variables = request.getfixturevalue("bucket")
+    name, variables = request.getfixturevalue("swift_bucket" if request.param == "swift" else "bucket")
     for key, value in variables.items():
         monkeypatch.setenv(key, value)
     return f"s3://{name}/r{number}"
