@@ -51,7 +51,7 @@ def swift_bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str
         yield "layers", variables
 
 
-@pytest.fixture(params=["dir", "oci", "s3", pytest.param("swift", marks=pytest.mark.long)])
+@pytest.fixture(params=["dir", "oci", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("s3", "swift"))])
 def address(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The name of a new remote of each kind."""
     number = next(_numbers)

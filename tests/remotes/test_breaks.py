@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import random
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import pytest
+from _pytest.mark import ParameterSet
 
 from obuild.errors import ObuildError, StoreError
 from obuild.host import failpoints
@@ -28,8 +29,14 @@ from tests.support.fake_obuild import fill
 from tests.support.registry import Between, Trouble, between
 from tests.support.remotes import Watched
 
-PUSH = ("push.blob", "push.blob:3", "push.tagging", "push.tagging:2", "push.tagged")
-PULL = ("pull.blob", "pull.blob:3", "pull.filled", "pull.filled:2", "commit.sealed:2", "commit.renamed")
+
+def points(short: Sequence[str], *others: str) -> list[ParameterSet | str]:
+    """Failpoints; the others are for make test-long."""
+    return [*short, *(pytest.param(point, marks=pytest.mark.long) for point in others)]
+
+
+PUSH = points(["push.blob:3", "push.tagging:2"], "push.blob", "push.tagging", "push.tagged")
+PULL = points(["pull.blob:3", "pull.filled:2"], "pull.blob", "pull.filled", "commit.sealed:2", "commit.renamed")
 
 
 @pytest.fixture(scope="module")
