@@ -242,7 +242,7 @@ def test_a_tree_that_does_not_fit_is_refused(store: Store, tmp_path: Path) -> No
 
 @pytest.mark.usefixtures("archive")
 def test_a_home_folder_outside_the_root_is_refused(store: Store, tmp_path: Path) -> None:
-    script = f'mkdir "$1/etc/ssh"; ln -s {tmp_path} "$1/root"'
+    script = f'mkdir -p "$1/etc/ssh"; ln -s {tmp_path} "$1/root"'
     with pytest.raises(UsageError, match=r"mine: /+root/\.ssh is behind a link that leads out of the new root"):
         make(store, tmp_path, f"script = '{script}'\n")
     assert not (tmp_path / ".ssh").exists()
