@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.program import Program, assert_clean, base_images, new_store
+from tests.support.program import Program, assert_clean, base_images, booted_store, new_store
 
 pytestmark = pytest.mark.vm
 
@@ -103,20 +103,22 @@ class Guest:
         assert (bool(why), all(why)) == (row.boots, True), (row.name, why)
 
 
-def guest_of(base: str, folder: Path) -> Guest:
-    guest = Guest(base, Program(new_store(folder / "store", base_images(base))), folder / "source")
+def guest_of(base: str, store: Path, rows: Sequence[Row]) -> Guest:
+    guest = Guest(base, Program(store), store.with_name("source"))
     guest.source.mkdir()
     # leave out what would end the SSH connection of cold steps
-    harmless = [row for row in rows_of(base) if "lo down" not in row.leave and "/dev/null" not in row.leave]
+    harmless = [row for row in rows if "lo down" not in row.leave and "/dev/null" not in row.leave]
     all_left = step(*(f"( {row.leave}\n) >/dev/null 2>&1 || :" for row in harmless))
-    output = guest.build(f"((from {base}) {all_left} {step(*looks(*rows_of(base)))})", "--vm", "boot")
+    output = guest.build(f"((from {base}) {all_left} {step(*looks(*rows))})", "--vm", "boot")
     (guest.cold,) = seen(output)
     return guest
 
 
 @pytest.fixture(scope="module")
-def micro(tmp_path_factory: pytest.TempPathFactory) -> Guest:
-    return guest_of("micro", tmp_path_factory.mktemp("micro"))
+def micro(tmp_path_factory: pytest.TempPathFactory, whole_run: Path) -> Guest:
+    store = tmp_path_factory.mktemp("micro") / "store"
+    booted_store(store, base_images("micro"), whole_run)
+    return guest_of("micro", store, [row for row in ROWS if not row.long])
 
 
 def reasons(text: str) -> list[str]:
@@ -164,4 +166,5 @@ def test_what_cannot_be_undone_makes_the_next_step_boot(micro: Guest) -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("base", ["micro", "debian-12"])
 def test_each_step_finds_the_state_after_a_boot(base: str, tmp_path: Path) -> None:
-    check_chain(guest_of(base, tmp_path), rows_of(base))
+    store = new_store(tmp_path / "store", base_images(base))
+    check_chain(guest_of(base, store, rows_of(base)), rows_of(base))
