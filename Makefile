@@ -21,8 +21,8 @@ TEST_PACKAGES := libarchive-tools faketime gpg gpg-agent gpgv busybox-static bin
 # What `make test-long` also needs: a real server with S3's interface.
 LONG_PACKAGES := swift-proxy swift-account swift-container swift-object memcached
 
-# Two more processes than CPUs run the tests: many wait for disks, for guests, or for each other.
-WORKERS ?= $(shell expr $$(nproc) + 2)
+# One more process than CPUs runs the tests: those with guests wait for much of their time.
+WORKERS ?= $(shell expr $$(nproc) + 1)
 
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 

@@ -112,8 +112,8 @@ EXECUTORS: dict[str, Callable[[Path, Path], AbstractContextManager[Place]]] = {
     "qemu-boot": partial(qemu, vm="boot"),
     "qemu-warm": partial(qemu, vm="warm"),
 }
-#: A boot for each session takes long, and other tests with guests cover most of it.
-MARKS = {"qemu-boot": [pytest.mark.vm, pytest.mark.long], "qemu-warm": [pytest.mark.vm]}
+#: Guests take long, and tests/vm has most of it for them.
+MARKS = {name: [pytest.mark.vm, pytest.mark.long] for name in ("qemu-boot", "qemu-warm")}
 PARAMS = [pytest.param(name, marks=MARKS.get(name, [])) for name in EXECUTORS]
 
 
@@ -201,14 +201,6 @@ def test_a_command_reaches_the_network_only_if_it_is_open(place: Place, network:
 # -- secrets and caches
 
 
-#: After a secret, QEMU boots again, and again for the layer; tests/vm/test_build.py has that, too.
-SECRETS = [
-    pytest.param(name, marks=[pytest.mark.vm, pytest.mark.long] if name.startswith("qemu") else [])
-    for name in EXECUTORS
-]
-
-
-@pytest.mark.parametrize("place", SECRETS, indirect=True)
 def test_a_secret_exists_only_while_its_command_runs(place: Place) -> None:
     secret = command("cat /run/deep/secret", secrets=(Secret("s", "/run/deep/secret"),))
     with place.layer() as (id, session):

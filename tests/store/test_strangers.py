@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from obuild.plan.keys import LayerId
 from obuild.store import fsck, parts
 from obuild.store.layers import Store
 from obuild.store.usage import no_space
-from tests.support import odd
+from tests.support import forked, odd
 from tests.support.snapshots import looks
 
 ID = "a" * 64
@@ -93,9 +92,9 @@ def run(words: dict[str, str]) -> Run:
         args = [words.get(word, word) for word in command]
         count = 2 if command[0] in ("base", "cache") else 1
         args.insert(count, f"--store=qemu:{store}")
-        code, _, said = odd.run(args, before=partial(os.chdir, cwd or "."))
-        assert "Traceback" not in said, said
-        return code, said
+        done = forked.run(args, module="tests.support.fake_obuild", cwd=cwd, limit=odd.LIMIT)
+        assert "Traceback" not in done.stderr, done.stderr
+        return done.returncode, done.stderr
 
     return run
 

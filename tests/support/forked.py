@@ -32,15 +32,19 @@ LATE = ("paramiko", "scp", "sqlite_utils", "tarfile", "tests.support.fakes")
 
 
 def run(
-    argv: Sequence[str], *, module: str = "obuild", env: Mapping[str, str] | None = None, cwd: Path | None = None
+    argv: Sequence[str],
+    *,
+    module: str = "obuild",
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    limit: int = 0,
 ) -> subprocess.CompletedProcess[str]:
-    """Run `python -m module argv` with nothing on stdin. `env` is added to our own environment."""
-    request = {
-        "argv": [*argv],
-        "module": module,
-        "env": {**os.environ, **(env or {})},
-        "cwd": str(cwd or Path.cwd()),
-    }
+    """Run `python -m module argv` with nothing on stdin. `env` is added to our own environment.
+
+    It is killed after `limit` seconds, if that is not 0.
+    """
+    request = {"argv": [*argv], "module": module, "env": {**os.environ, **(env or {})}, "limit": limit}
+    request["cwd"] = str(cwd or Path.cwd())
     ended, status = os.pipe()
     with (
         os.fdopen(ended, "rb") as end,
@@ -100,6 +104,7 @@ def _become(asked: int, streams: Sequence[int]) -> str:
     os.environ.clear()
     os.environ.update(request["env"])
     sys.argv = [request["module"], *request["argv"]]
+    signal.alarm(request["limit"])
     return str(request["module"])
 
 

@@ -28,7 +28,7 @@ from obuild.host.fs import discard, in_memory
 from obuild.plan.keys import LayerId
 from obuild.store import flatten
 from obuild.store.layers import Store
-from tests.support import fake_obuild
+from tests.support import fake_obuild, forked
 from tests.support.fakes import POWER_OFF, boot_disk
 
 #: How long a command may take before it counts as hanging, in seconds.
@@ -151,7 +151,9 @@ class Yard:
         words = self.words()
         count = 2 if command[0] in ("base", "cache") else 1
         args = [words.get(word, word) for word in command]
-        return run([*args[:count], f"--store=qemu:{store}", *args[count:]])
+        argv = [*args[:count], f"--store=qemu:{store}", *args[count:]]
+        done = forked.run(argv, module="tests.support.fake_obuild", limit=LIMIT)
+        return done.returncode, done.stdout, done.stderr
 
     def copy(self, name: str = "copy") -> Path:
         """A fresh copy of the store, in place of the last one."""

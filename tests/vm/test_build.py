@@ -273,6 +273,7 @@ def test_caches_outlive_steps_and_stay_out_of_layers(shared: Program, spec: Spec
     assert sorted(entry.name for entry in (shared.store / "cache").iterdir()) == ["c-..%2Ftwo", "c-one"]
 
 
+@pytest.mark.long
 def test_nested_caches_work_in_any_order(shared: Program, spec: Spec, source: Path) -> None:
     def run(command: str) -> str:
         path = spec(f"""((from micro) (run (cache (inner (target /outer/inner)) (outer (target /outer)))

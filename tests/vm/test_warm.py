@@ -192,6 +192,7 @@ def served() -> Iterator[int]:
         yield server.getsockname()[1]
 
 
+@pytest.mark.long
 def test_a_damaged_state_causes_a_note_and_a_boot(ready: Program, spec: Spec, source: Path) -> None:
     """tests/store/test_warm.py has every kind of damage."""
     before = ready.build(spec(f'((from micro) (run (shell "{BOOT_ID}")))'), source)
