@@ -28,7 +28,7 @@ PhaseName = Literal[
     "mounting",
     "resuming",
     "sending",  # the subject is a cache's name, the folder that a copy goes to, "secrets", or remotes
-    "running",
+    "running",  # the subject is "host" if the command has access to the network
     "fetching",  # the subject is a cache's name, the build that files are taken from, or a remote
     "sealing",
     "saving",  # a machine, for later steps
@@ -92,6 +92,18 @@ class InRemote(NamedTuple):
 
     id: str
     remote: str
+
+
+class Missing(NamedTuple):
+    """The step's layer is not in the store, and is made now.
+
+    `why` says in words how the step differs from the layer `nearest`, the most similar one in the store ("" if
+    there is none), and `seconds` is how long that one took. None or empty if unknown.
+    """
+
+    why: tuple[str, ...] = ()
+    nearest: str = ""
+    seconds: float | None = None
 
 
 class Output(NamedTuple):
@@ -159,6 +171,7 @@ What = (
     | Started
     | Hit
     | InRemote
+    | Missing
     | Output
     | PhaseStarted
     | Progress

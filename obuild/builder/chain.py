@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from obuild.builder.inflight import Follower, failure, failure_word
+from obuild.builder.reasons import Reasons
 from obuild.errors import ObuildError, StepFailed, StoreError
-from obuild.events import Hit, Output, Place, Saved, Started, Teller
+from obuild.events import Hit, Missing, Output, Place, Saved, Started, Teller
 from obuild.guests import profile
 from obuild.host import failpoints, qemu_img, stamp
 from obuild.host.mask import Mask
@@ -56,10 +57,11 @@ class Builder:
         Every layer reported as saved stays, whatever happens later. StepFailed if a command fails, Cancelled if
         `scope` is cancelled.
         """
+        reasons = Reasons(self.store)
         with ExitStack() as tip:  # holds the current layer, and so keeps all layers below it
             for step, tell in self._started(chain):
                 with located(tell.place):
-                    held = self._hold(step, tell)
+                    held = self._hold(step, tell, reasons)
                 tip.pop_all().close()
                 tip.push(held)
         return chain.steps[-1].id
@@ -94,7 +96,7 @@ class Builder:
             op += 1
             self.tell.of_op(op)(Started(heading))
 
-    def _hold(self, step: Step, tell: Teller) -> ExitStack:
+    def _hold(self, step: Step, tell: Teller, reasons: Reasons) -> ExitStack:
         """Find the step's layer or make it: look, lock, look again. The layer is held until the stack closes."""
         if held := self._found(step, tell):
             return held
@@ -112,6 +114,7 @@ class Builder:
             self.make_room()
             if self.sharing and self.sharing.fetch(step, tell) and (held := self._found(step, tell)):
                 return held
+            tell(self._missing(step, reasons))
             began = time.time()
             try:
                 self._make(step, tell)
@@ -137,6 +140,14 @@ class Builder:
             layer.open_log().close()
             tell(Hit(layer.id, layer.log, told=bool(follower and follower.told(layer.log))))
             return stack.pop_all()
+
+    def _missing(self, step: Step, reasons: Reasons) -> Missing:
+        """Say why the step has to be made. If the index or another layer is damaged, nothing can be said."""
+        from obuild.store.index import Index  # late: a cached build needs no database
+
+        with suppress(ObuildError, OSError), Index(self.store, wait=INDEX_WAIT) as index:
+            return reasons.missing(step, index)
+        return Missing()
 
     def _make(self, step: Step, tell: Teller) -> None:
         """Fill a draft with the step's result, and commit it."""

@@ -6,32 +6,23 @@ Only looks and compares: boots nothing, makes no base image, writes no layer.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from obuild.bases import catalog
+from obuild.builder.reasons import Reasons
 from obuild.builder.stages import plan_stages
-from obuild.plan import diff, keys
-from obuild.plan.keys import Fields, LayerId
+from obuild.plan.keys import LayerId
 from obuild.plan.planner import PendingGraft, Plan, bases_of, plan
-from obuild.plan.steps import Base, Import, Step
+from obuild.plan.steps import Base, Step
 from obuild.spec import Stage
-from obuild.store.layers import Layer, Store
+from obuild.store.layers import Store
 
 if TYPE_CHECKING:
-    from obuild.store.index import Index, Row
-
-#: A step is compared with the layers used last, until this many characters of keys have been read, which takes
-#: about a second. The key of a copy may list 100,000 files.
-ENOUGH = 2_000_000
-
-#: The most layers that a step is compared with: a parent may have 10,000 children.
-MANY = 300
-
-NOTHING_LIKE_IT = "no similar layer in the store"
+    from obuild.store.index import Index
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,61 +102,17 @@ class _Forecaster:
             yield Outlook(each.headings[-1], None, False, (why,) if why else ())
 
     def known(self, steps: Iterable[Step]) -> Iterator[Outlook]:
-        stood: LayerId | None = None  # the previous step's layer, or the layer nearest to it
+        reasons = Reasons(self.store)
         for step in steps:
             op = step.headings[-1]
             if self.store.find(step.id):
-                stood = step.id
                 yield Outlook(op, step.id, True)
-                continue
-            near = self.nearest(step, stood)
-            if near is None:
-                stood = None
-                yield Outlook(op, step.id, False, (NOTHING_LIKE_IT,))
-                continue
-            layer, old = near
-            stood = layer.id
-            yield Outlook(op, step.id, False, tuple(diff.differences(old, keys.fields(step.key))), layer.id)
+            else:
+                reason = reasons.missing(step, self.index)
+                yield Outlook(op, step.id, False, reason.why, LayerId(reason.nearest) if reason.nearest else None)
 
     @cached_property
     def index(self) -> Index:
         from obuild.store.index import Index  # late: needed only if a layer is not there
 
         return self.stack.enter_context(Index(self.store))
-
-    def nearest(self, step: Step, stood: LayerId | None) -> tuple[Layer, Fields] | None:
-        """Return the layer most similar to a step among the children of `stood`; if equal, the one used last."""
-        if isinstance(step.action, Import):
-            name = step.action.base.name  # a key holds only the content's digest
-            candidates = [row for row in self.index.children(None) if _from(row.op) == name]
-        else:
-            candidates = self.index.children(stood) if stood else []
-        new = keys.fields(step.key)
-        best: tuple[float, Layer, Fields] | None = None
-        read = 0
-        for layer in self.used_last(candidates)[:MANY]:
-            with suppress(FileNotFoundError):  # it is just being removed
-                key = layer.key
-                old = keys.fields(key)
-                if diff.alike(old, new):
-                    distance = diff.distance(old, new)
-                    if best is None or distance < best[0]:
-                        best = distance, layer, old
-                read += len(key)
-            if read > ENOUGH:
-                break
-        return best[1:] if best else None
-
-    def used_last(self, rows: Iterable[Row]) -> list[Layer]:
-        """Return the layers of `rows`, most recently used first."""
-        used: list[tuple[float, Layer]] = []
-        for row in rows:
-            layer = self.store.layer(row.id)
-            with suppress(FileNotFoundError):  # it is just being removed
-                used.append((layer.path.stat().st_mtime, layer))
-        return [layer for _, layer in sorted(used, key=lambda item: item[0], reverse=True)]
-
-
-def _from(op: str) -> str:
-    """Return the name in `(from NAME)` or `(from NAME@sha256:HEX)`."""
-    return op.removeprefix("(from ").removesuffix(")").partition("@")[0]

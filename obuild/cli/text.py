@@ -40,7 +40,7 @@ _CHUNK = 1 << 16
 #: Control characters except newline and tab: a guest may have put them into text that an error quotes.
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *range(127, 160))}
 
-_BLUE, _YELLOW, _RED, _OFF = b"\x1b[94m", b"\x1b[33m", b"\x1b[31m", b"\x1b[0m"
+BLUE, YELLOW, RED, OFF = b"\x1b[94m", b"\x1b[33m", b"\x1b[31m", b"\x1b[0m"
 
 
 class Lines:
@@ -54,20 +54,20 @@ class Lines:
     def __call__(self, event: Event) -> None:
         match event.what:
             case StageStarted(name) if name:
-                self._line(f'(build "{name}" …)', _BLUE)
+                self._line(f'(build "{name}" …)', BLUE)
             case Started(text):
-                self._line(text, _BLUE)
+                self._line(text, BLUE)
             case Hit(id, log, told):
                 if not told:
                     with open_file(log) as file:
                         self.copy(file)
-                self._line(f'---> using "{id}" from cache', _YELLOW)
+                self._line(f'---> using "{id}" from cache', YELLOW)
             case InRemote(id, remote):
-                self._line(f'---> "{id}" is in {remote}', _YELLOW)
+                self._line(f'---> "{id}" is in {remote}', YELLOW)
             case Output(data):
                 self._raw(data)
             case Saved(id):
-                self._line(f'---> saved as "{id}"', _YELLOW)
+                self._line(f'---> saved as "{id}"', YELLOW)
             case Note(text):
                 self._line(text, b"")
             case StageEnded(name, failed=False) if name:
@@ -84,6 +84,10 @@ class Lines:
         while data := file.read(_CHUNK):
             self._raw(data)
 
+    def append(self, file: BinaryIO) -> None:
+        """Write the rest of a file that such a writer has written."""
+        self.copy(file)
+
     def end_line(self) -> None:
         """End the current line, unless it is empty."""
         if self._midline:
@@ -98,10 +102,14 @@ class Lines:
 
     def _line(self, text: str, colour: bytes) -> None:
         self.end_line()
-        encoded = text.encode("utf-8", "surrogateescape")
-        painted = colour + encoded + _OFF if colour and self._colour else encoded
-        self._out.write(painted + b"\n")
+        self._out.write(painted(text, colour if self._colour else b"") + b"\n")
         self._out.flush()
+
+
+def painted(text: str, colour: bytes) -> bytes:
+    """The bytes of a text, in a colour unless that is empty."""
+    encoded = text.encode("utf-8", "surrogateescape")
+    return colour + encoded + OFF if colour else encoded
 
 
 class Quiet:
@@ -177,7 +185,7 @@ def _json_object(values: dict[str, object]) -> dict[str, object]:
 
 def _json_field(name: str, value: object) -> tuple[str, object]:
     if isinstance(value, tuple):
-        return name, [_json_object(each._asdict()) for each in value]
+        return name, [each if isinstance(each, str) else _json_object(each._asdict()) for each in value]
     if isinstance(value, Path):
         value = str(value)
     if isinstance(value, str):
@@ -212,7 +220,7 @@ def report(error: ObuildError, *, what: str = "", file: str = "") -> None:
         where += f"{error.line}:{error.column}:"
     message = " ".join(part for part in (where, what, error.message) if part)
     message, hint = _some_of(message).translate(_CONTROLS), _some_of(error.hint).translate(_CONTROLS)
-    colour, off = (_RED.decode(), _OFF.decode()) if sys.stderr.isatty() else ("", "")
+    colour, off = (RED.decode(), OFF.decode()) if sys.stderr.isatty() else ("", "")
     lines = [f"{colour}obuild: {message}{off}"]
     if hint:
         lines.append(f"hint: {hint}")

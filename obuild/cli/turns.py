@@ -71,5 +71,5 @@ class Turns:
         self._lines.end_line()
         if spool := self._spools.pop(path, None):
             spool.file.seek(0)
-            self._lines.copy(spool.file)
+            self._lines.append(spool.file)
             spool.file.close()

@@ -11,8 +11,9 @@ import pytest
 
 from obuild import spec
 from obuild.bases import making
-from obuild.builder import preview
-from obuild.builder.preview import NOTHING_LIKE_IT, Outlook
+from obuild.builder import preview, reasons
+from obuild.builder.preview import Outlook
+from obuild.builder.reasons import NOTHING_LIKE_IT
 from obuild.errors import SpecError, UsageError
 from obuild.plan.keys import LayerId
 from obuild.plan.steps import Chain
@@ -165,7 +166,7 @@ def test_comparing_stops_at_a_limit(
     near, used_last = (built(store, chain(f"(run (shell {name}))"))[-1] for name in ("aaab", "x"))
     os.utime(store.result / near, (1, 1))
     assert look("(run (shell aaac))")[-1].nearest == near
-    monkeypatch.setattr(preview, limit, 1)
+    monkeypatch.setattr(reasons, limit, 1)
     assert look("(run (shell aaac))")[-1].nearest == used_last
 
 

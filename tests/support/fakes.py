@@ -14,7 +14,19 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from obuild.errors import MachineError
-from obuild.events import SILENT, Event, Hit, Output, PhaseEnded, PhaseStarted, Place, Progress, Teller, What
+from obuild.events import (
+    SILENT,
+    Event,
+    Hit,
+    Missing,
+    Output,
+    PhaseEnded,
+    PhaseStarted,
+    Place,
+    Progress,
+    Teller,
+    What,
+)
 from obuild.executors.protocol import OpenExecutor, Outcome, Setup
 from obuild.executors.qemu import provision
 from obuild.executors.qemu.config import Config
@@ -210,7 +222,7 @@ Kind = TypeVar("Kind")
 
 
 class Heard(list[What]):
-    """A listener that records all `events`; as a list, it has their content without phases and progress."""
+    """A listener that records all `events`; as a list, it has their content without phases and reasons."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -218,7 +230,7 @@ class Heard(list[What]):
 
     def __call__(self, event: Event) -> None:
         self.events.append(event)
-        if not isinstance(event.what, PhaseStarted | Progress | PhaseEnded):
+        if not isinstance(event.what, Missing | PhaseStarted | Progress | PhaseEnded):
             self.append(event.what)
 
     def clear(self) -> None:

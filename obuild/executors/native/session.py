@@ -48,7 +48,7 @@ class Session:
             mounts, pack = stack.enter_context(self.volumes.opened(command, caches, self.places))
             hidden = stack.enter_context(self._secrets(command, secrets))
             failpoints.reach("native.running")
-            with self.tell.phase("running"):
+            with self.tell.phase("running", "host" if command.network else ""):
                 line = self.line.mounting((*mounts, *hidden))
                 status = line.run(linux.root_shell("root"), partial(self._script, command), output)
             return Outcome(status, pack())

@@ -54,7 +54,7 @@ class Session:
             self.secret = True
             with self.tell.phase("sending", "secrets"):
                 transfer.send_secrets(self.connection, self.guest, self.login, command, secrets)
-        with self.tell.phase("running"):
+        with self.tell.phase("running", "host" if command.network else ""):
             status = self.connection.run(self.guest.root_shell(self.login), partial(self._script, command), output)
         if command.secrets:
             transfer.remove_secrets(self.connection, self.guest, self.login, command)
