@@ -20,6 +20,7 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from bench.export import Spent, spent
@@ -41,10 +42,10 @@ BLOCK = 4096
 
 
 class Bench:
-    """Stores, images and results in a folder; `host` is the registry's."""
+    """Stores, images and results in a folder."""
 
-    def __init__(self, folder: Path, host: str, mib: int) -> None:
-        self.folder, self.host, self.mib = folder, host, mib
+    def __init__(self, folder: Path, mib: int) -> None:
+        self.folder, self.mib = folder, mib
         self.missed: list[str] = []
         self.number = 0
         self.raw = folder / "data.raw"
@@ -98,9 +99,15 @@ class Bench:
         (self.folder / "layout" / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
         (self.folder / "layout" / "index.json").write_bytes(oci.index([oci.descriptor(manifest, oci.MANIFEST)]))
 
-    def name(self) -> str:
+    @contextmanager
+    def registry(self) -> Iterator[str]:
+        """A repository of a new registry: skopeo would not send again what it has sent to another."""
         self.number += 1
-        return f"{self.host}/bench/r{self.number}"
+        folder = self.folder / f"registry{self.number}"
+        folder.mkdir()
+        with registry(folder) as running:
+            yield f"{running.host}/bench"
+        shutil.rmtree(folder)
 
     def obuild(self, *args: str | Path, store: Path | None = None) -> Spent:
         return spent([PROGRAM, *args, f"--store=qemu:{store or self.store.root}"])
@@ -117,18 +124,8 @@ class Bench:
     def transfers(self, runs: int) -> None:
         times: dict[str, list[Spent]] = {}
         for _ in range(runs):
-            name = self.name()
-            image = f"docker://{name}-image:x"
-            pushed = ["--dest-tls-verify=false", "--dest-compress", "--dest-compress-format=zstd"]
-            done = {"skopeo push": self.skopeo(*pushed, f"oci:{self.folder / 'layout'}", image)}
-            done["push"] = self.obuild("push", "--insecure", self.id, f"oci://{name}")
-            done["again"] = self.obuild("push", "--insecure", self.id, f"oci://{name}")
-            taken = ["--src-tls-verify=false", "--dest-decompress"]
-            done["skopeo pull"] = self.skopeo(*taken, image, f"dir:{self.folder / 'pulled'}")
-            other = self.folder / "other"
-            done["pull"] = self.obuild("pull", "--insecure", self.id, f"oci://{name}", store=other)
-            for each in (other, self.folder / "pulled"):
-                shutil.rmtree(each)
+            with self.registry() as name:
+                done = self.round(name)
             for what, took in done.items():
                 times.setdefault(what, []).append(took)
         wall = {what: statistics.median(each.wall for each in took) for what, took in times.items()}
@@ -138,6 +135,20 @@ class Bench:
             self.see(f"memory of {what}", max(each.memory for each in times[what]), MEMORY, unit=" MiB")
         self.see("push again", wall["again"], AGAIN, unit=" s")
 
+    def round(self, name: str) -> dict[str, Spent]:
+        image = f"docker://{name}-image:x"
+        pushed = ["--dest-tls-verify=false", "--dest-compress", "--dest-compress-format=zstd"]
+        done = {"skopeo push": self.skopeo(*pushed, f"oci:{self.folder / 'layout'}", image)}
+        done["push"] = self.obuild("push", "--insecure", self.id, f"oci://{name}")
+        done["again"] = self.obuild("push", "--insecure", self.id, f"oci://{name}")
+        taken = ["--src-tls-verify=false", "--dest-decompress"]
+        done["skopeo pull"] = self.skopeo(*taken, image, f"dir:{self.folder / 'pulled'}")
+        other = self.folder / "other"
+        done["pull"] = self.obuild("pull", "--insecure", self.id, f"oci://{name}", store=other)
+        for each in (other, self.folder / "pulled"):
+            shutil.rmtree(each)
+        return done
+
     def changed(self) -> None:
         """A layer on the same parent, of which a hundredth differs."""
         other = self.folder / "changed.raw"
@@ -146,28 +157,25 @@ class Bench:
             file.seek(self.mib << 18)
             file.write(random.Random(2).randbytes((self.mib << 20) // 100))
         id = self.child("changed", other)
-        name = self.name()
         sent = []
-        for each in (self.id, id):
-            argv = [
-                str(PROGRAM),
-                "push",
-                "--insecure",
-                str(each),
-                f"oci://{name}",
-                f"--store=qemu:{self.store.root}",
-            ]
-            subprocess.run(argv, check=True, capture_output=True)
-            sent.append(self.taken())
+        with self.registry() as name:
+            for each in (self.id, id):
+                self.obuild("push", "--insecure", each, f"oci://{name}")
+                sent.append(self.taken())
         self.see("sent for a change of 1 %", (sent[1] - sent[0]) / sent[0], CHANGED)
 
     def taken(self) -> int:
-        """How many bytes the registry has, without those of earlier rounds being any different."""
-        return sum(path.stat().st_size for path in (self.folder / "registry").rglob("data") if path.is_file())
+        """How many bytes the registry has."""
+        folder = self.folder / f"registry{self.number}"
+        return sum(path.stat().st_size for path in folder.rglob("data") if path.is_file())
 
     def cached(self, runs: int) -> None:
         """A build of five steps whose layers another store has pushed."""
-        source, remote = self.folder / "source", f"oci://{self.name()}"
+        with self.registry() as name:
+            self.cached_from(f"oci://{name}", runs)
+
+    def cached_from(self, remote: str, runs: int) -> None:
+        source = self.folder / "source"
         source.mkdir()
         (self.folder / "disk.img").write_bytes(boot_disk("", POWER_OFF))
         steps = " ".join(f"(run (shell step{number}))" for number in range(5))
@@ -210,12 +218,10 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=given.folder) as name:
         folder = Path(name)
-        (folder / "registry").mkdir()
-        with registry(folder / "registry") as running:
-            bench = Bench(folder, running.host, given.mib)
-            bench.transfers(given.runs)
-            bench.changed()
-            bench.cached(given.runs)
+        bench = Bench(folder, given.mib)
+        bench.transfers(given.runs)
+        bench.changed()
+        bench.cached(given.runs)
     if bench.missed:
         sys.exit(f"missed: {', '.join(bench.missed)}")
 

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
     from obuild.remotes.layer import Manifest
+    from obuild.remotes.manifests import Found
     from obuild.remotes.protocol import Remote
-    from obuild.remotes.pull import Found
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,14 +98,13 @@ class Sharing:
                 wanted = [id for id in unknown if id not in self._found]
                 with self._using(name) as remote:
                     if remote and wanted:
-                        from obuild.remotes.pull import Found
-                        from obuild.remotes.push import manifests
+                        from obuild.remotes import manifests
 
-                        there = manifests(remote, wanted)
+                        there = manifests.of(remote, wanted)
                         for id in self._unsigned(remote, there):
                             del there[id]
                         for id, manifest in there.items():
-                            self._found[id] = remote, Found(id, manifest)
+                            self._found[id] = remote, manifests.Found(id, manifest)
 
     def _unsigned(self, remote: Remote, there: Mapping[LayerId, Manifest]) -> Collection[LayerId]:
         """Those of these layers that no trusted key has signed. A note says so, or that nobody looks."""
@@ -198,26 +197,18 @@ class Sharing:
             self._sending.append(self._sender.submit(self._send, id))
 
     def _send(self, id: LayerId) -> None:
+        from obuild.remotes import trust
         from obuild.remotes.push import push
 
         for name in self.wish.names:
             try:
                 with self._using(name) as remote:
                     if remote:
-                        there = push(self.store, id, remote, progress=self._count)
-                        self._sign(remote, there)
+                        for each in push(self.store, id, remote, progress=self._count):
+                            if self.wish.sign:
+                                trust.sign(remote, each.manifest.descriptor, self.wish.sign)
             except StoreError as error:  # somebody has just removed the layer
                 self.tell.note(f"{error.message}; it is not sent")
-
-    def _sign(self, remote: Remote, layers: Sequence[Manifest]) -> None:
-        if self.wish.sign is None:
-            return
-        from obuild.remotes.oci import MANIFEST
-        from obuild.remotes.protocol import Tagged
-        from obuild.remotes.trust import sign
-
-        for data in remote.manifests([each.digest for each in layers]).values():
-            sign(remote, Tagged(MANIFEST, data), self.wish.sign)
 
     def _count(self, done: int, total: int) -> None:
         self.scope.check()

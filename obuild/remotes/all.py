@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from obuild.errors import UsageError
+from obuild.host import memory
 from obuild.remotes.protocol import Opened
 
 
@@ -41,6 +42,7 @@ KINDS: dict[str, Callable[[str, str, Access], Opened]] = {"oci://": _oci, "s3://
 def open_remote(name: str, access: Access) -> Opened:
     """Open a remote. UsageError if there is none with such a name, or a library is missing."""
     see_remote(name)
+    memory.give_back()
     prefix = next(prefix for prefix in KINDS if name.startswith(prefix))
     return KINDS[prefix](name.removeprefix(prefix), name, access)
 

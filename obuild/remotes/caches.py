@@ -12,7 +12,7 @@ from typing import Any
 from obuild.errors import ObuildError, UsageError
 from obuild.host import parallel
 from obuild.host.regular import open_file
-from obuild.remotes import oci, zstd
+from obuild.remotes import oci, pieces, zstd
 from obuild.remotes.layer import LARGEST_CONFIG, Blob
 from obuild.remotes.oci import MANIFEST, digest_of
 from obuild.remotes.protocol import IN_MEMORY, Remote, Tagged
@@ -47,32 +47,20 @@ def _push(remote: Remote, name: str, descriptor: int) -> int:
 
     def send(number: int) -> tuple[int, str, Blob, int]:
         data = os.pread(descriptor, SLICE, number * SLICE)
-        compressed = zstd.compress(data)
-        blob = Blob(digest_of(compressed), len(compressed))
-        return number, digest_of(data), blob, _put(remote, blob, compressed)
+        return number, digest_of(data), *pieces.put(remote, data)
 
-    pieces = sorted(parallel.each(send, range(-(-size // SLICE)), _WORKERS))
-    config = oci.packed(
-        {"format": 1, "name": name, "size": size, "digests": [digest for _, digest, _, _ in pieces]}
-    )
-    described = Blob(digest_of(config), len(config))
-    sent = _put(remote, described, config) + sum(count for *_, count in pieces)
+    sent = sorted(parallel.each(send, range(-(-size // SLICE)), _WORKERS))
+    config = oci.packed({"format": 1, "name": name, "size": size, "digests": [digest for _, digest, _, _ in sent]})
+    _, count = pieces.put_blob(remote, config)
     manifest = {
         "schemaVersion": 2,
         "mediaType": MANIFEST,
         "artifactType": ARTIFACT,
-        "config": {"mediaType": _CONFIG, **described._asdict()},
-        "layers": [{"mediaType": _PIECE, **blob._asdict()} for _, _, blob, _ in pieces],
+        "config": oci.descriptor(config, _CONFIG),
+        "layers": [{"mediaType": _PIECE, **blob._asdict()} for _, _, blob, _ in sent],
     }
     remote.tag(_tag(name), Tagged(MANIFEST, oci.packed(manifest)), replace=True)
-    return sent
-
-
-def _put(remote: Remote, blob: Blob, data: bytes) -> int:
-    if remote.has(blob.digest):
-        return 0
-    remote.put(blob, data)
-    return blob.size
+    return count + sum(each for *_, each in sent)
 
 
 def pull_caches(store: Store, remote: Remote) -> Iterator[str]:
@@ -102,9 +90,7 @@ def _pull(store: Store, remote: Remote, tag: str, data: bytes) -> str:
 
         def take(number: int) -> None:
             length = min(SLICE, size - number * SLICE)
-            content = zstd.decompress(remote.get(blobs[number]), length)
-            if len(content) != length or digest_of(content) != digests[number]:
-                raise ValueError("a piece does not hold what its config says")
+            content = pieces.get(remote, blobs[number], digests[number], length)
             os.pwrite(file.fileno(), content, number * SLICE)
 
         for _ in parallel.each(take, range(len(blobs)), _WORKERS):

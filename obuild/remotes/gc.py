@@ -8,9 +8,8 @@ from datetime import datetime
 
 from obuild.errors import ObuildError
 from obuild.plan.keys import LayerId
-from obuild.remotes import names
+from obuild.remotes import manifests, names
 from obuild.remotes.protocol import Remote
-from obuild.remotes.push import checked
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +38,7 @@ def listing(remote: Remote) -> list[Listed]:
     listed = []
     for id in layers:
         if id in found:
-            manifest = checked(remote, id, found[id])
+            manifest = manifests.checked(remote, id, found[id])
             blobs = dict((*manifest.blobs, manifest.config, (manifest.digest, manifest.size)))
             made = _time(manifest.created)
             listed.append(

@@ -17,9 +17,10 @@ from obuild.errors import ObuildError
 from obuild.host.qcow2 import BLOCK, LARGEST, Extent
 from obuild.plan import keys
 from obuild.plan.keys import LayerId
-from obuild.remotes.oci import MANIFEST, digest_of, packed
+from obuild.remotes.oci import DIGEST, MANIFEST, Descriptor, descriptor, digest_of, packed
 from obuild.remotes.slices import SLICE, Slice
 from obuild.remotes.zstd import bound
+from obuild.store.parts import ID
 
 ARTIFACT = "application/vnd.obuild.layer.v1"
 CONFIG = "application/vnd.obuild.layer.config.v1+json"
@@ -39,15 +40,16 @@ FILE = re.compile(r"log|card\.toml|rootfs/image\.(?:vmlinuz|initrd|nvram)")
 #: In seconds since the epoch; later times are no dates.
 _END_OF_TIME = 2.0**37
 
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
-_ID = re.compile(keys.SHA256)
-
 
 class Blob(NamedTuple):
     """Bytes in a remote: their digest, and how many they are."""
 
     digest: str
     size: int
+
+    @classmethod
+    def of(cls, data: bytes) -> Blob:
+        return cls(digest_of(data), len(data))
 
 
 class File(NamedTuple):
@@ -141,7 +143,7 @@ def dump_manifest(config: Config, data: bytes, blobs: Sequence[Blob], content: s
             "schemaVersion": 2,
             "mediaType": MANIFEST,
             "artifactType": ARTIFACT,
-            "config": {"mediaType": CONFIG, "digest": digest_of(data), "size": len(data)},
+            "config": descriptor(data, CONFIG),
             "layers": layers,
             "annotations": annotations,
         }
@@ -164,6 +166,10 @@ class Manifest(NamedTuple):
     created: str
 
     @property
+    def descriptor(self) -> Descriptor:
+        return {"mediaType": MANIFEST, "digest": self.digest, "size": self.size}
+
+    @property
     def total(self) -> int:
         """How much the layer takes in the remote, in bytes."""
         return self.size + self.config.size + sum(size for _, size in dict(self.blobs).items())
@@ -183,8 +189,8 @@ def read_manifest(data: bytes) -> Manifest:
         len(data),
         _blob(found.get("config"), LARGEST_CONFIG),
         tuple(_blob(each, bound(SLICE)) for each in _of(list, found.get("layers"))),
-        _matching(_ID, notes.get(CONTENT)),
-        None if parent is None else LayerId(_matching(_ID, parent)),
+        _matching(ID, notes.get(CONTENT)),
+        None if parent is None else LayerId(_matching(ID, parent)),
         _short(notes.get(OP, "")),
         _short(notes.get(_CREATED, "")),
     )
@@ -199,7 +205,7 @@ def read_config(data: bytes, manifest: Manifest, id: LayerId) -> Config:
     size = _number(image.get("size"), LARGEST)
     config = Config(
         _of(str, found.get("key")),
-        tuple(LayerId(_matching(_ID, each)) for each in _of(list, found.get("ancestors"))),
+        tuple(LayerId(_matching(ID, each)) for each in _of(list, found.get("ancestors"))),
         _of(str, found.get("op")),
         _time(found.get("created")),
         _time(found.get("seconds")),
@@ -231,7 +237,7 @@ def _file(value: object) -> File:
     file = File(
         _matching(FILE, found.get("name")),
         _number(found.get("size"), LARGEST),
-        tuple(_matching(_DIGEST, each) for each in _of(list, found.get("digests"))),
+        tuple(_matching(DIGEST, each) for each in _of(list, found.get("digests"))),
     )
     if len(file.digests) != max(1, -(-file.size // SLICE)):
         raise ValueError(f"its file {file.name} has the wrong number of pieces")
@@ -247,7 +253,7 @@ def _slice(value: object, size: int) -> Slice:
     ordered = sorted([*data, *zeros])
     if offset % SLICE or any(sum(one) > other[0] for one, other in pairwise(ordered)):
         raise ValueError("the parts of a slice overlap")
-    if bool(digest) != bool(data) or (digest and not _DIGEST.fullmatch(digest)):
+    if bool(digest) != bool(data) or (digest and not DIGEST.fullmatch(digest)):
         raise ValueError("a slice has the wrong digest")
     return Slice(offset, digest, data, zeros)
 
@@ -265,7 +271,7 @@ def _extents(value: object, room: int) -> tuple[Extent, ...]:
 
 def _blob(value: object, most: int) -> Blob:
     found = _of(dict, value)
-    return Blob(_matching(_DIGEST, found.get("digest")), _number(found.get("size"), most))
+    return Blob(_matching(DIGEST, found.get("digest")), _number(found.get("size"), most))
 
 
 def _number(value: object, most: int) -> int:

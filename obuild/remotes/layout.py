@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from obuild.errors import ObuildError
 from obuild.host import failpoints, parallel
 from obuild.remotes.layer import LARGEST_MANIFEST, Blob
-from obuild.remotes.oci import digest_of, index, packed
+from obuild.remotes.oci import descriptor, digest_of, index, packed
 from obuild.remotes.protocol import WORKERS, Tagged, Unusable
 
 #: The annotation of an entry of index.json that has its tag.
@@ -111,10 +111,10 @@ class Layout:
         self._change(change)
         return done
 
-    def attach(self, manifest: Tagged, subject: Tagged, kind: str) -> None:
+    def attach(self, manifest: Tagged, subject: str, kind: str) -> None:
         entry = self._stored(manifest)
         entry["artifactType"] = kind
-        entry["annotations"] = {_SUBJECT: digest_of(subject.data)}
+        entry["annotations"] = {_SUBJECT: subject}
         self._change(lambda entries: None if entry in entries else [*entries, entry])
 
     def attached(self, digest: str, kind: str) -> list[bytes]:
@@ -156,9 +156,9 @@ class Layout:
 
     def _stored(self, manifest: Tagged) -> dict[str, Any]:
         """The descriptor of a manifest, which is stored as a blob."""
-        digest = digest_of(manifest.data)
-        self._objects.write(_path(digest), manifest.data)
-        return {"mediaType": manifest.media_type, "digest": digest, "size": len(manifest.data)}
+        entry = descriptor(manifest.data, manifest.media_type)
+        self._objects.write(_path(entry["digest"]), manifest.data)
+        return entry
 
     def _entries(self) -> list[dict[str, Any]]:
         return self._parsed(self._objects.read(_INDEX, _LARGEST_INDEX))

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 from obuild.errors import ObuildError, UsageError
 from obuild.plan import keys
 from obuild.plan.keys import LayerId
-from obuild.remotes import pull, trust
-from obuild.remotes.layer import ARTIFACT, Manifest
-from obuild.remotes.oci import INDEX, MANIFEST, digest_of, packed
+from obuild.remotes import manifests, pull, trust
+from obuild.remotes.layer import ARTIFACT
+from obuild.remotes.manifests import Found
+from obuild.remotes.oci import DIGEST, INDEX, Descriptor, descriptor, digest_of, packed
 from obuild.remotes.protocol import Remote, Tagged, Unusable
+from obuild.store.parts import ID
 from obuild.store.tags import could_be_id, is_name
 
 if TYPE_CHECKING:
@@ -27,9 +29,6 @@ _ESCAPES = {"_": "__", "/": "_s", ":": "_c"}
 
 #: Tags that say what refers to a manifest where a registry has no list of that, and those of caches.
 _TAKEN = re.compile(rf"(?:sha256|cache)-{keys.SHA256}(?:\.sig)?")
-
-_ID = re.compile(keys.SHA256)
-_DIGEST = re.compile(rf"sha256:{keys.SHA256}")
 
 
 def tag_of(name: str) -> str:
@@ -51,20 +50,14 @@ def name_of(tag: str) -> str:
     return name if is_name(name) and not _TAKEN.fullmatch(tag) and tag_of(name) == tag else ""
 
 
-def put(remote: Remote, name: str, layers: Sequence[Manifest], ids: Sequence[LayerId]) -> Tagged:
+def put(remote: Remote, name: str, layers: Sequence[Found]) -> Descriptor:
     """Set a tag in a remote to the last of these layers; the others are its ancestors, the base first.
 
-    Returns the index that says so.
+    Returns the descriptor of the index that says so.
     """
     entries = [
-        {
-            "mediaType": MANIFEST,
-            "artifactType": ARTIFACT,
-            "digest": layer.digest,
-            "size": layer.size,
-            "annotations": {LAYER: id},
-        }
-        for id, layer in zip(reversed(ids), reversed(layers), strict=True)
+        {**each.manifest.descriptor, "artifactType": ARTIFACT, "annotations": {LAYER: each.id}}
+        for each in reversed(layers)
     ]
     index = {
         "schemaVersion": 2,
@@ -73,9 +66,9 @@ def put(remote: Remote, name: str, layers: Sequence[Manifest], ids: Sequence[Lay
         "manifests": entries,
         "annotations": {_NAME: name},
     }
-    document = Tagged(INDEX, packed(index))
-    remote.tag(tag_of(name), document, replace=True)
-    return document
+    document = packed(index)
+    remote.tag(tag_of(name), Tagged(INDEX, document), replace=True)
+    return descriptor(document, INDEX)
 
 
 def read(remote: Remote, name: str, data: bytes) -> list[tuple[LayerId, str]]:
@@ -83,7 +76,7 @@ def read(remote: Remote, name: str, data: bytes) -> list[tuple[LayerId, str]]:
     try:
         entries = json.loads(data)["manifests"]
         found = [(str(each["annotations"][LAYER]), str(each["digest"])) for each in entries]
-        if found and all(_ID.fullmatch(id) and _DIGEST.fullmatch(digest) for id, digest in found):
+        if found and all(ID.fullmatch(id) and DIGEST.fullmatch(digest) for id, digest in found):
             return [(LayerId(id), digest) for id, digest in found]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
@@ -97,7 +90,7 @@ def resolve(remote: Remote, name: str) -> LayerId:
         if data is None:
             raise _unknown(remote, name)
         return read(remote, name, data)[0][0]
-    found = [name] if _ID.fullmatch(name) else [tag for tag in ids(remote.tags()) if tag.startswith(name)]
+    found = [name] if ID.fullmatch(name) else [tag for tag in ids(remote.tags()) if tag.startswith(name)]
     if not found:
         raise _unknown(remote, name)
     if len(found) > 1:
@@ -105,7 +98,7 @@ def resolve(remote: Remote, name: str) -> LayerId:
     return LayerId(found[0])
 
 
-def find(remote: Remote, name: str, *, trusted: Sequence[Ed25519PublicKey] = ()) -> list[pull.Found]:
+def find(remote: Remote, name: str, *, trusted: Sequence[Ed25519PublicKey] = ()) -> list[Found]:
     """The layer that a name stands for, with its ancestors, the base first. UsageError if it is not there.
 
     With keys that are `trusted`, Unusable unless one has signed each layer, and the tag.
@@ -113,7 +106,7 @@ def find(remote: Remote, name: str, *, trusted: Sequence[Ed25519PublicKey] = ())
     id = resolve(remote, name)
     if trusted and not could_be_id(name):
         _see_tag_signed(remote, name, id, trusted)
-    tip = pull.find(remote, id)
+    tip = manifests.find(remote, id)
     if tip is None:
         raise _unknown(remote, name)
     found = pull.chain(remote, tip)
@@ -132,7 +125,7 @@ def _see_tag_signed(remote: Remote, name: str, id: LayerId, trusted: Sequence[Ed
 
 def ids(tags: Sequence[str]) -> list[LayerId]:
     """The ids among tags."""
-    return [LayerId(tag) for tag in tags if _ID.fullmatch(tag)]
+    return [LayerId(tag) for tag in tags if ID.fullmatch(tag)]
 
 
 def _unknown(remote: Remote, name: str) -> UsageError:

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from typing import Any
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 INDEX = "application/vnd.oci.image.index.v1+json"
 CONFIG = "application/vnd.oci.image.config.v1+json"
+
+DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 #: A reference to a blob or a manifest: mediaType, digest, size and perhaps more.
 Descriptor = dict[str, Any]

@@ -7,7 +7,7 @@ once. ObuildError if the remote cannot be used; what it sends is checked by its 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
@@ -67,8 +67,8 @@ class Remote(Protocol):
         """
         ...
 
-    def attach(self, manifest: Tagged, subject: Tagged, kind: str) -> None:
-        """Store a manifest of this artifact type, which refers to another by its field `subject`."""
+    def attach(self, manifest: Tagged, subject: str, kind: str) -> None:
+        """Store a manifest of this artifact type, whose field `subject` refers to the one with that digest."""
         ...
 
     def attached(self, digest: str, kind: str) -> list[bytes]:
@@ -86,6 +86,9 @@ class Remote(Protocol):
         """
         ...
 
+
+#: Gets the number of bytes of a layer that have been sent or fetched, and their total.
+Progress = Callable[[int, int], object]
 
 #: An open remote.
 Opened = AbstractContextManager[Remote]

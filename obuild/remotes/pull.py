@@ -14,11 +14,10 @@ from obuild.guests.profile import Card
 from obuild.host import failpoints, parallel
 from obuild.host.qcow2 import BLOCK, Extent, Writer
 from obuild.plan.keys import LayerId
-from obuild.remotes import content, zstd
+from obuild.remotes import content, manifests, pieces
 from obuild.remotes.layer import Blob, Config, Manifest, content_of, read_config
-from obuild.remotes.oci import digest_of
-from obuild.remotes.protocol import IN_MEMORY, WORKERS, Remote, Unusable
-from obuild.remotes.push import Progress, checked, damaged, manifests
+from obuild.remotes.manifests import Found, damaged
+from obuild.remotes.protocol import IN_MEMORY, WORKERS, Progress, Remote, Unusable
 from obuild.remotes.slices import SLICE, Slice
 from obuild.store.index import Index
 from obuild.store.layers import Draft, Store
@@ -29,13 +28,6 @@ OwnKeys = Callable[[Card], Sequence[tuple[int, bytes]]]
 
 #: A private key that a card may name, below the store.
 _KEY = re.compile(r"base-image/[A-Za-z0-9][A-Za-z0-9._-]*\.key")
-
-
-class Found(NamedTuple):
-    """A layer in a remote."""
-
-    id: LayerId
-    manifest: Manifest
 
 
 class _Job(NamedTuple):
@@ -52,17 +44,11 @@ class _Job(NamedTuple):
 def chain(remote: Remote, tip: Found) -> list[Found]:
     """A layer and all its ancestors, the base first. ObuildError if one is not there."""
     ancestors = config_of(remote, tip).ancestors
-    there = manifests(remote, ancestors)
+    there = manifests.of(remote, ancestors)
     if missing := [id for id in ancestors if id not in there]:
         hint = "push it again from a store that has it"
         raise ObuildError(f"{remote.name} lacks layer {missing[-1][:12]}, below {tip.id[:12]}", hint=hint)
     return [*(Found(id, there[id]) for id in reversed(ancestors)), tip]
-
-
-def find(remote: Remote, id: LayerId, reference: str = "") -> Found | None:
-    """A layer in a remote, under its id or another reference; None if it is not there."""
-    data = remote.manifests([reference or id]).get(reference or id)
-    return Found(id, checked(remote, id, data)) if data is not None else None
 
 
 def config_of(remote: Remote, found: Found) -> Config:
@@ -137,11 +123,16 @@ def fetch(
 def read_file(remote: Remote, found: Found, config: Config, name: str) -> Iterator[bytes]:
     """A file of a layer, in pieces. ObuildError if it is damaged."""
     try:
-        for job in _jobs(found.manifest, config):
-            if job.file == name:
-                yield _get(remote, job)
+        yield from _file(remote, found.manifest, config, name)
     except ValueError as error:
         raise damaged(remote, found.id, error) from error
+
+
+def _file(remote: Remote, manifest: Manifest, config: Config, name: str) -> Iterator[bytes]:
+    """A file of a layer, in pieces. ValueError if it is damaged."""
+    for job in _jobs(manifest, config):
+        if job.file == name:
+            yield pieces.get(remote, job.blob, job.digest, job.length)
 
 
 def _fill(
@@ -161,7 +152,7 @@ def _fill(
         image = stack.enter_context(Writer(draft.image, config.size, data, zeros, backing=draft.below))
 
         def take(job: _Job) -> int:
-            content = _get(remote, job)
+            content = pieces.get(remote, job.blob, job.digest, job.length)
             if job.piece is None:
                 _write(files[job.file].fileno(), content, job.number * SLICE)
             else:
@@ -191,14 +182,6 @@ def _jobs(manifest: Manifest, config: Config) -> Iterator[_Job]:
             yield _Job(next(blobs), piece.digest, piece.length, "", 0, piece)
 
 
-def _get(remote: Remote, job: _Job) -> bytes:
-    """What is in a blob. ValueError unless it has the right length and digest."""
-    content = zstd.decompress(remote.get(job.blob), job.length)
-    if len(content) != job.length or digest_of(content) != job.digest:
-        raise ValueError(f"the blob {job.blob.digest} does not hold what its config says")
-    return content
-
-
 def _write(descriptor: int, content: bytes, offset: int) -> None:
     done = 0
     while done < len(content):
@@ -215,11 +198,11 @@ def _key_blocks(
     remote: Remote, manifest: Manifest, config: Config, own_keys: OwnKeys
 ) -> Sequence[tuple[int, bytes]]:
     """The blocks of a base with this store's keys. ValueError if its card has a wrong place for them."""
-    pieces = [_get(remote, job) for job in _jobs(manifest, config) if job.file == profile.NAME]
-    if not pieces:
+    card_file = b"".join(_file(remote, manifest, config, profile.NAME))
+    if not card_file:
         return ()
     try:
-        card = profile.parse(b"".join(pieces).decode(), where=profile.NAME)
+        card = profile.parse(card_file.decode(), where=profile.NAME)
         if card.key and not _KEY.fullmatch(card.key):
             raise ValueError(f"its card names the key {card.key!r}, which is not that of a base image")
         blocks = own_keys(card)

@@ -14,7 +14,7 @@ from obuild.host import failpoints, parallel
 from obuild.host.qcow2 import BLOCK
 from obuild.host.regular import open_file
 from obuild.plan.keys import LayerId
-from obuild.remotes import content, zstd
+from obuild.remotes import content, manifests, pieces
 from obuild.remotes.layer import (
     FILE,
     Blob,
@@ -26,22 +26,12 @@ from obuild.remotes.layer import (
     dump_manifest,
     read_manifest,
 )
+from obuild.remotes.manifests import Found
 from obuild.remotes.oci import MANIFEST, digest_of
-from obuild.remotes.protocol import IN_MEMORY, WORKERS, Remote, Tagged, Unusable
+from obuild.remotes.protocol import IN_MEMORY, WORKERS, Progress, Remote, Tagged, Unusable
 from obuild.remotes.slices import SLICE, Cutter, Slice
 from obuild.store.index import Index
 from obuild.store.layers import Layer, Store
-
-#: Gets the number of bytes of a layer that the remote has, and their total.
-Progress = Callable[[int, int], object]
-
-
-class Sent(NamedTuple):
-    """A layer that is in a remote now: its manifest, and how many bytes were sent for it."""
-
-    manifest: Manifest
-    data: bytes
-    sent: int
 
 
 class _Piece(NamedTuple):
@@ -57,59 +47,37 @@ def push(
     remote: Remote,
     *,
     progress: Progress = lambda done, total: None,
-    done: Callable[[LayerId, Sent], object] = lambda id, sent: None,
-) -> list[Manifest]:
-    """Send a layer and its ancestors, as far as the remote lacks them; returns their manifests, the base's first.
+    done: Callable[[LayerId, int], object] = lambda id, sent: None,
+) -> list[Found]:
+    """Send a layer and its ancestors, as far as the remote lacks them; returns them all, the base first.
 
-    `done` is called with each layer that was sent. ObuildError if the remote has another build of one of them:
-    layers that were built on ours do not fit on that.
+    `done` is called with each layer that was sent, and the number of bytes. ObuildError if the remote has another
+    build of one of them: layers that were built on ours do not fit on that.
     """
     with store.use(id) as held:
         if held is None:
             raise StoreError(f"layer {id} was removed from the store", hint="build again")
-        chain = chain_of(store, id)
-        there = manifests(remote, chain)
+        chain = _chain(store, id)
+        there = manifests.of(remote, chain)
         known = {blob.digest for each in there.values() for blob in each.blobs}
         for each in reversed(chain):  # the content of one is that of all below
             if each in there:
                 _see_same(store, remote, each, there[each])
                 break
-        found = []
         for number, each in enumerate(chain):
             if each not in there:
-                sent = _send(store, remote, chain[: number + 1], known, progress)
+                there[each], sent = _send(store, remote, chain[: number + 1], known, progress)
+                known.update(blob.digest for blob in there[each].blobs)
                 done(each, sent)
-                there[each] = sent.manifest
-                known.update(blob.digest for blob in sent.manifest.blobs)
-            found.append(there[each])
-        return found
+        return [Found(each, there[each]) for each in chain]
 
 
-def chain_of(store: Store, id: LayerId) -> list[LayerId]:
+def _chain(store: Store, id: LayerId) -> list[LayerId]:
     """A layer and its ancestors, the base first."""
     found = [id]
     while (parent := store.layer(found[-1]).parent) is not None:
         found.append(parent)
     return found[::-1]
-
-
-def manifests(remote: Remote, ids: Sequence[LayerId]) -> dict[LayerId, Manifest]:
-    """The manifests of those layers that a remote has. ObuildError if one is damaged."""
-    return {LayerId(id): checked(remote, id, data) for id, data in remote.manifests(ids).items()}
-
-
-def checked(remote: Remote, id: str, data: bytes) -> Manifest:
-    """The manifest of a layer. ObuildError if it is damaged."""
-    try:
-        return read_manifest(data)
-    except (ValueError, TypeError, KeyError) as error:
-        raise damaged(remote, id, error) from error
-
-
-def damaged(remote: Remote, id: str, error: Exception) -> Unusable:
-    """What to say of a layer in a remote that cannot be used."""
-    hint = f"obuild remote rm {id[:12]} {remote.name} removes it there"
-    return Unusable(f"layer {id[:12]} in {remote.name} cannot be used: {error}", hint=hint)
 
 
 def _see_same(store: Store, remote: Remote, id: LayerId, there: Manifest) -> None:
@@ -122,15 +90,15 @@ def _see_same(store: Store, remote: Remote, id: LayerId, there: Manifest) -> Non
 
 def _send(
     store: Store, remote: Remote, chain: Sequence[LayerId], known: Collection[str], progress: Progress
-) -> Sent:
-    """Send the last layer of a chain, whose others are there."""
+) -> tuple[Manifest, int]:
+    """Send the last layer of a chain, whose others are there; returns how many bytes were sent, too."""
     layer = store.layer(chain[-1])
     with ExitStack() as stack:
         cutter = stack.enter_context(Cutter(layer.image, blank=_key_blocks(layer)))
         names = sorted(name for name in _names(layer) if FILE.fullmatch(name))
         files = {name: stack.enter_context(open_file(layer.path / name)).fileno() for name in names}
-        pieces = [*_pieces(files), *(_Piece("", number) for number in cutter.numbers)]
-        total, count, sent = len(pieces) * SLICE, 0, 0
+        parts = [*_pieces(files), *(_Piece("", number) for number in cutter.numbers)]
+        total, count, sent = len(parts) * SLICE, 0, 0
 
         def send(piece: _Piece) -> tuple[_Piece, Slice | str, Blob | None, int]:
             if piece.name:
@@ -140,30 +108,27 @@ def _send(
                 what, data = cutter.cut(piece.number)
                 if not what.data:
                     return piece, what, None, 0
-            packed = zstd.compress(data)
-            del data
-            blob = Blob(digest_of(packed), len(packed))
-            return piece, what, blob, _put(remote, blob, packed, known)
+            return piece, what, *pieces.put(remote, data, known)
 
         def weight(piece: _Piece) -> int:
             return 2 * (SLICE if piece.name else cutter.length(piece.number))
 
         whats: dict[_Piece, Slice | str] = {}
         blobs: dict[_Piece, Blob] = {}
-        for piece, what, blob, bytes_sent in parallel.each(send, pieces, WORKERS, weight=weight, most=IN_MEMORY):
+        for piece, what, blob, bytes_sent in parallel.each(send, parts, WORKERS, weight=weight, most=IN_MEMORY):
             whats[piece] = what
             if blob is not None:
                 blobs[piece] = blob
             count, sent = count + SLICE, sent + bytes_sent
             progress(count, total)
-        slices = [each for piece in pieces if isinstance(each := whats[piece], Slice)]
+        slices = [each for piece in parts if isinstance(each := whats[piece], Slice)]
         sized = {name: os.fstat(descriptor).st_size for name, descriptor in files.items()}
         config = Config(
             layer.key,
             tuple(reversed(chain[:-1])),
             *_row(store, layer),
             tuple(
-                File(name, sized[name], tuple(str(whats[each]) for each in pieces if each.name == name))
+                File(name, sized[name], tuple(str(whats[each]) for each in parts if each.name == name))
                 for name in names
             ),
             cutter.size,
@@ -174,27 +139,17 @@ def _send(
         told = LayerId(content_of(content.of(store, config.parent), config.size, config.slices))
         content.remember(store, layer.id, told)
     described = dump_config(config)
-    blob = Blob(digest_of(described), len(described))
-    sent += _put(remote, blob, described, known)
-    manifest = dump_manifest(config, described, [blobs[piece] for piece in pieces if piece in blobs], told)
+    sent += pieces.put_blob(remote, described, known)[1]
+    manifest = dump_manifest(config, described, [blobs[piece] for piece in parts if piece in blobs], told)
     read = read_manifest(manifest)
     if not remote.tag(layer.id, Tagged(MANIFEST, manifest)):  # somebody else was faster
-        there = manifests(remote, [layer.id]).get(layer.id)
+        there = manifests.of(remote, [layer.id]).get(layer.id)
         if there is None:
             raise ObuildError(f"layer {layer.id[:12]} was just removed from {remote.name}", hint="push it again")
         _see_same(store, remote, layer.id, there)
         read = there
     failpoints.reach("push.tagged")
-    return Sent(read, manifest, sent)
-
-
-def _put(remote: Remote, blob: Blob, data: bytes, known: Collection[str]) -> int:
-    """Send a blob, unless it is there; returns how many bytes were sent."""
-    if blob.digest in known or remote.has(blob.digest):
-        return 0
-    remote.put(blob, data)
-    failpoints.reach("push.blob")
-    return blob.size
+    return read, sent
 
 
 def _names(layer: Layer) -> Iterator[str]:

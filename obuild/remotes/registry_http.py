@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ssl
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from email.utils import parsedate_to_datetime
+from io import BytesIO
 from pathlib import Path
 from time import sleep, time
 from types import TracebackType
@@ -69,6 +71,8 @@ class Http:
         certificates: Path = CERTIFICATES,
     ) -> None:
         """With `insecure`, the registry is asked by http. UsageError if httpx or a certificate is missing."""
+        # httpx would import rich, too, for a command line of its own; without that it takes half as long
+        sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]
         try:
             import httpx
         except ImportError:
@@ -181,15 +185,16 @@ class Http:
         """Send a request, and read the answer as far as it may go."""
         reply = self._client.send(request, stream=True)
         with closing(reply):
-            pieces, size = [], 0
+            content = BytesIO()  # what it returns at the end is no copy
             for piece in reply.iter_bytes():
-                pieces.append(piece)
-                size += len(piece)
-                if size > most:
+                if content.tell() + len(piece) > most:
                     raise ObuildError(f"{self.host} sends more than {most} bytes for {request.url.path}")
+                content.write(piece)
         lengths = ("content-length", "content-encoding", "transfer-encoding")
         headers = [(name, value) for name, value in reply.headers.multi_items() if name not in lengths]
-        return self._httpx.Response(reply.status_code, headers=headers, content=b"".join(pieces), request=request)
+        answer = content.getvalue()
+        answer = content.getvalue()
+        return self._httpx.Response(reply.status_code, headers=headers, content=answer, request=request)
 
     def _lost(self, error: httpx.TransportError) -> ObuildError:
         text = str(error)

@@ -54,10 +54,8 @@ class Registry:
         self._repository.put(manifest.data, manifest.media_type, tag=tag)
         return True
 
-    def attach(self, manifest: Tagged, subject: Tagged, kind: str) -> None:
-        self._repository.attach(
-            manifest.data, manifest.media_type, subject=digest_of(subject.data), artifact_type=kind
-        )
+    def attach(self, manifest: Tagged, subject: str, kind: str) -> None:
+        self._repository.attach(manifest.data, manifest.media_type, subject=subject, artifact_type=kind)
 
     def attached(self, digest: str, kind: str) -> list[bytes]:
         return list(self.manifests(self._repository.referrers(digest, kind)).values())

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 from obuild.errors import UsageError, words
 from obuild.host import parallel
 from obuild.plan.keys import LayerId
+from obuild.remotes import pieces
 from obuild.remotes.layer import Blob, Manifest
-from obuild.remotes.oci import MANIFEST, descriptor, digest_of, packed
+from obuild.remotes.oci import MANIFEST, Descriptor, descriptor, packed
 from obuild.remotes.protocol import WORKERS, Remote, Tagged, Unusable
 
 if TYPE_CHECKING:
@@ -84,24 +85,23 @@ def _read(path: Path) -> bytes:
         raise UsageError(f"cannot read the key {path}: {words(error)}", hint=_HINT) from error
 
 
-def sign(remote: Remote, manifest: Tagged, key: Ed25519PrivateKey) -> bool:
+def sign(remote: Remote, manifest: Descriptor, key: Ed25519PrivateKey) -> bool:
     """Attach a signature to a manifest that is there; False if it has one by this key already."""
-    digest = digest_of(manifest.data)
+    digest = str(manifest["digest"])
     if is_signed(remote, digest, [key.public_key()]):
         return False
     signature = key.sign(_message(digest))
     for data in (signature, b"{}"):
-        if not remote.has(digest_of(data)):
-            remote.put(Blob(digest_of(data), len(data)), data)
+        pieces.put_blob(remote, data)
     document = {
         "schemaVersion": 2,
         "mediaType": MANIFEST,
         "artifactType": ARTIFACT,
         "config": descriptor(b"{}", _EMPTY),
         "layers": [descriptor(signature, ARTIFACT)],
-        "subject": descriptor(manifest.data, manifest.media_type),
+        "subject": manifest,
     }
-    remote.attach(Tagged(MANIFEST, packed(document)), manifest, ARTIFACT)
+    remote.attach(Tagged(MANIFEST, packed(document)), digest, ARTIFACT)
     return True
 
 

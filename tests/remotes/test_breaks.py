@@ -17,7 +17,7 @@ from obuild.errors import ObuildError, StoreError
 from obuild.host import failpoints
 from obuild.plan import keys
 from obuild.plan.keys import LayerId
-from obuild.remotes import pull, push, registry_http
+from obuild.remotes import manifests, pull, push, registry_http
 from obuild.remotes.all import Access, open_remote
 from obuild.remotes.protocol import Remote
 from obuild.spec import UnixUser
@@ -55,7 +55,7 @@ def opened(name: str) -> Iterator[Remote]:
 
 
 def fetch(store: Store, remote: Remote, id: LayerId) -> None:
-    tip = pull.find(remote, id)
+    tip = manifests.find(remote, id)
     assert tip
     pull.pull(store, remote, pull.chain(remote, tip), lambda card: [])
 
@@ -175,10 +175,9 @@ class TestRegistry:
         store, id = source
         with opened(f"oci://{middle.host}/breaks/elsewhere") as remote:
             there = push.push(store, id, remote)
-            place = f"http://{registry_host}/v2/breaks/elsewhere/blobs/{there[-1].blobs[0].digest}"
-            middle.troubles = [
-                Trouble(f"GET .*/blobs/{there[-1].blobs[0].digest}", status=307, headers={"Location": place})
-            ]
+            digest = there[-1].manifest.blobs[0].digest
+            place = f"http://{registry_host}/v2/breaks/elsewhere/blobs/{digest}"
+            middle.troubles = [Trouble(f"GET .*/blobs/{digest}", status=307, headers={"Location": place})]
             fetch(Store.open(tmp_path / "other"), remote, id)
             assert middle.troubles == []
 
@@ -207,4 +206,4 @@ class TestRegistry:
         monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
         monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
         with opened(name) as remote, pytest.raises(ObuildError, match=message):
-            pull.find(remote, LayerId("a" * 64))
+            manifests.find(remote, LayerId("a" * 64))

@@ -19,7 +19,7 @@ from obuild.errors import ObuildError, UsageError
 from obuild.guests.profile import Card
 from obuild.plan import keys
 from obuild.plan.keys import LayerId
-from obuild.remotes import caches, names, pull, push
+from obuild.remotes import caches, manifests, names, pull, push
 from obuild.remotes.all import Access, open_remote
 from obuild.remotes.layer import Blob
 from obuild.remotes.oci import INDEX, MANIFEST, digest_of, packed
@@ -222,7 +222,7 @@ def test_a_damaged_layout_is_reported(folder: Remote, tmp_path: Path, index: byt
 
 
 def test_a_blob_that_has_changed_is_refused(folder: Remote, layer: LayerId, victim: Store, tmp_path: Path) -> None:
-    manifest = push.manifests(folder, [layer])[layer]
+    manifest = manifests.of(folder, [layer])[layer]
     path = tmp_path / "remote" / "blobs" / "sha256" / manifest.blobs[-1].digest.removeprefix("sha256:")
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     assert "is damaged" in refused(folder, victim, layer)

@@ -16,7 +16,7 @@ from obuild.guests.profile import Card
 from obuild.host import parallel, qemu_img
 from obuild.plan.keys import LayerId
 from obuild.plan.steps import Chain
-from obuild.remotes import content, names, pull, push
+from obuild.remotes import content, manifests, names, pull, push
 from obuild.remotes.all import Access, open_remote
 from obuild.remotes.layer import Blob
 from obuild.remotes.oci import MANIFEST, descriptor, digest_of, packed
@@ -37,7 +37,7 @@ def no_keys(card: Card) -> list[tuple[int, bytes]]:
 
 def fetch(store: Store, remote: Remote, id: LayerId) -> list[LayerId]:
     """Pull a layer with its ancestors; returns those that were fetched."""
-    found = pull.find(remote, id)
+    found = manifests.find(remote, id)
     assert found
     fetched: list[LayerId] = []
     pull.pull(store, remote, pull.chain(remote, found), no_keys, done=fetched.append)
@@ -147,7 +147,7 @@ def test_the_keys_of_a_store_stay_there(
         (draft.path / "card.toml").write_text('host_key = "4096"\n')
     push.push(store, base.id, folder)
     other = Store.open(tmp_path / "other")
-    found = pull.find(folder, base.id)
+    found = manifests.find(folder, base.id)
     assert found
     pull.pull(other, folder, [found], lambda card: [(card.host_key, b"other!" * 512 + b"\n" * 1024)])
     seen = images.visible(other.layer(base.id).image, tmp_path)
@@ -251,15 +251,15 @@ def test_a_layout_is_one_for_others(store: Store, layers: list[LayerId], folder:
     source = f"oci:{layout.removeprefix('dir:')}:{layers[0]}"
     subprocess.run(["skopeo", "--insecure-policy", "copy", "-q", source, f"{copy}:{layers[0]}"], check=True)
     index = json.loads((tmp_path / "copy" / "index.json").read_bytes())
-    assert index["manifests"][0]["digest"] == push.manifests(folder, [layers[0]])[layers[0]].digest
+    assert index["manifests"][0]["digest"] == manifests.of(folder, [layers[0]])[layers[0]].digest
 
 
 def test_only_blobs_that_nothing_names_are_swept(
     store: Store, layers: list[LayerId], folder: Remote, tmp_path: Path
 ) -> None:
     there = push.push(store, layers[2], folder)
-    names.put(folder, "web", there[:2], layers[:2])
-    folder.attach(Tagged(MANIFEST, b"no JSON"), Tagged(MANIFEST, folder.manifests([layers[0]])[layers[0]]), "x")
+    names.put(folder, "web", there[:2])
+    folder.attach(Tagged(MANIFEST, b"no JSON"), there[0].manifest.digest, "x")
     blobs = tmp_path / "remote" / "blobs" / "sha256"
     assert folder.sweep() == 0, "all of it is new"
     folder.remove([layers[2]])
@@ -267,7 +267,7 @@ def test_only_blobs_that_nothing_names_are_swept(
         os.utime(blob, (0, 0))
     assert folder.sweep() > 0
     fetch(Store.open(tmp_path / "other"), folder, layers[1])
-    assert not folder.has(there[2].digest)
+    assert not folder.has(there[2].manifest.digest)
 
 
 def test_skopeo_reads_what_a_registry_has(

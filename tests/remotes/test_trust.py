@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from obuild.errors import ObuildError, UsageError
 from obuild.plan.keys import LayerId
-from obuild.remotes import names, push, trust
+from obuild.remotes import manifests, names, push, trust
 from obuild.remotes.oci import INDEX, MANIFEST
 from obuild.remotes.protocol import Remote, Tagged
 from obuild.store.layers import Store
@@ -30,7 +30,7 @@ def others(tmp_path: Path) -> Path:
 
 
 def sign(remote: Remote, id: LayerId, key: Path) -> bool:
-    return trust.sign(remote, Tagged(MANIFEST, remote.manifests([id])[id]), trust.private_key(key))
+    return trust.sign(remote, manifests.of(remote, [id])[id].descriptor, trust.private_key(key))
 
 
 def public(key: Path) -> list[Ed25519PublicKey]:
@@ -58,9 +58,9 @@ def test_a_signature_of_one_layer_is_none_of_another(
 ) -> None:
     push.push(store, layers[1], folder)
     sign(folder, layers[0], key)
-    (signed,) = folder.attached(push.manifests(folder, layers)[layers[0]].digest, trust.ARTIFACT)
+    (signed,) = folder.attached(manifests.of(folder, layers)[layers[0]].digest, trust.ARTIFACT)
     forged = json.loads(signed)
-    other = Tagged(MANIFEST, folder.manifests(layers)[layers[1]])
+    other = manifests.of(folder, layers)[layers[1]].digest
     folder.attach(Tagged(MANIFEST, json.dumps(forged).encode()), other, trust.ARTIFACT)
     for damaged in (b"[]", b"{}", b'{"layers": [1]}', b'{"layers": [{"size": 64, "digest": "x"}]}', b"x"):
         folder.attach(Tagged(MANIFEST, damaged), other, trust.ARTIFACT)
@@ -71,12 +71,12 @@ def test_a_signature_of_one_layer_is_none_of_another(
 def test_a_tag_is_signed_like_its_layers(folder: Remote, store: Store, layers: list[LayerId], key: Path) -> None:
     there = push.push(store, layers[0], folder)
     sign(folder, layers[0], key)
-    index = names.put(folder, "web", there, layers[:1])
+    index = names.put(folder, "web", there)
     with pytest.raises(ObuildError, match=r"the tag web in .* is not signed by a trusted key"):
         names.find(folder, "web", trusted=public(key))
     trust.sign(folder, index, trust.private_key(key))
     assert names.find(folder, "web", trusted=public(key))
-    folder.tag("old", Tagged(INDEX, index.data))
+    folder.tag("old", Tagged(INDEX, folder.manifests(["web"])["web"]))
     with pytest.raises(ObuildError, match=r"the tag old in .* is not signed by a trusted key"):
         names.find(folder, "old", trusted=public(key))
 

@@ -48,7 +48,7 @@ class Watched:
         self.calls.append("tag")
         return self.remote.tag(tag, manifest, replace=replace)
 
-    def attach(self, manifest: Tagged, subject: Tagged, kind: str) -> None:
+    def attach(self, manifest: Tagged, subject: str, kind: str) -> None:
         self.calls.append("attach")
         self.remote.attach(manifest, subject, kind)
 

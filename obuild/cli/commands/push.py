@@ -14,7 +14,6 @@ from obuild.host import units
 
 if TYPE_CHECKING:
     from obuild.plan.keys import LayerId
-    from obuild.remotes.push import Sent
 
 app = typer.Typer()
 
@@ -44,9 +43,6 @@ def push(
     """
     from obuild.remotes import names, trust
     from obuild.remotes.all import Access, open_remote
-    from obuild.remotes.oci import MANIFEST
-    from obuild.remotes.protocol import Tagged
-    from obuild.remotes.push import chain_of
     from obuild.remotes.push import push as send
     from obuild.store.index import resolve
     from obuild.store.tags import could_be_id
@@ -58,20 +54,18 @@ def push(
     with open_remote(name, Access(environment(), insecure)) as remote, Bar(sys.stderr) as bar:
         tell = bar.under(note)
 
-        def done(id: LayerId, sent: Sent) -> None:
-            tell(f"{id[:12]} is in {name} now; {units.size(sent.sent)} were sent")
+        def done(id: LayerId, sent: int) -> None:
+            tell(f"{id[:12]} is in {name} now; {units.size(sent)} were sent")
 
         for word, id in layers.items():
             there = send(opened, id, remote, progress=bar, done=done)
-            documents = [
-                Tagged(MANIFEST, data) for data in remote.manifests([each.digest for each in there]).values()
-            ]
+            documents = [each.manifest.descriptor for each in there]
             if not could_be_id(word):
-                documents.append(names.put(remote, word, there, chain_of(opened, id)))
+                documents.append(names.put(remote, word, there))
             if key:
                 for document in documents:
                     trust.sign(remote, document, key)
-            bar.under(say)(f"{id} {there[-1].digest}")
+            bar.under(say)(f"{id} {there[-1].manifest.digest}")
         if caches:
             from obuild.remotes.caches import push_caches
 
