@@ -14,9 +14,10 @@ ARCH_PACKAGES := qemu-system-arm qemu-system-misc qemu-system-ppc cpio kmod xz-u
 	qemu-user-static arch-test runc
 
 # What the tests need: the tar of FreeBSD and Windows, another clock, another shell, an assembler, shellcheck, compressors,
-# floppies, UEFI, TPMs, what reads container images, and a registry.
+# floppies, UEFI, TPMs, what reads container images, a registry, and what shows manual pages.
 TEST_PACKAGES := libarchive-tools faketime gpg gpg-agent gpgv busybox-static binutils shellcheck xz-utils zstd mtools ovmf \
-	squashfs-tools swtpm skopeo grub-efi-amd64-bin docker-registry openssh-sftp-server xorriso xfsprogs btrfs-progs rpm runc
+	squashfs-tools swtpm skopeo grub-efi-amd64-bin docker-registry openssh-sftp-server xorriso xfsprogs btrfs-progs rpm runc \
+	groff-base
 
 # What `make test-long` also needs: a real server with S3's interface.
 LONG_PACKAGES := swift-proxy swift-account swift-container swift-object memcached
@@ -26,7 +27,7 @@ WORKERS ?= $(shell expr $$(nproc) + 1)
 
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: help setup demo test pytest test-arch test-crash test-long bench-steps container docs lint clean
+.PHONY: help setup demo test pytest test-arch test-crash test-long bench-steps container reference docs lint clean
 help:
 	@sed -n 's/^# make/make/p' Makefile
 
@@ -116,9 +117,13 @@ container-img container-qcow2 container-qcow2-image container-vmdk container-iso
 	CLOUD_CONFIG='$(CLOUD_CONFIG)' NAME='$(NAME)' ISO='$(ISO)' ISO_URL='$(ISO_URL)' ISO_DIGEST='$(ISO_DIGEST)' \
 	    container/run $*
 
-# make docs: write docs/cli.md from the program.
-docs: setup
+# make reference: write docs/cli.md from the program, after a change of a command or an option.
+reference: setup
 	.venv/bin/python -m obuild.cli.reference >docs/cli.md
+
+# make docs: the same, and make a site of docs/ in build/site/; a broken link is an error.
+docs: reference
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --quiet
 
 # make lint: ruff, mypy, shellcheck.
 lint: setup .venv/packages-test

@@ -35,7 +35,7 @@ CONSOLE = {
     "cli.main",
     "cli.console",
     "cli.options",
-    "cli.reference",
+    "cli.described",
     *(module for module in MODULES if module.startswith("cli.commands.")),
 }
 
@@ -172,7 +172,7 @@ def test_only_the_user_interface_prints() -> None:
         )
         return call or is_attribute(node, "sys", "stdout", "stderr", "stdin")
 
-    assert where(prints) <= {"__main__", "host.streams", "cli.text"} | CONSOLE
+    assert where(prints) <= {"__main__", "host.streams", "cli.text", "cli.reference"} | CONSOLE
 
 
 def test_only_the_command_line_exits() -> None:
