@@ -109,7 +109,9 @@ class Sharing:
     def _unsigned(self, remote: Remote, there: Mapping[LayerId, Manifest]) -> Collection[LayerId]:
         """Those of these layers that no trusted key has signed. A note says so, or that nobody looks."""
         if not self.wish.trust:
-            if there and self.store.first_use(remote.name):
+            from obuild.remotes import known
+
+            if there and known.first(self.store, remote.name, "read"):
                 self.tell.note(f"layers of {remote.name} are believed without a signature; --trust asks for one")
             return ()
         from obuild.remotes.trust import unsigned
@@ -197,13 +199,14 @@ class Sharing:
             self._sending.append(self._sender.submit(self._send, id))
 
     def _send(self, id: LayerId) -> None:
-        from obuild.remotes import trust
+        from obuild.remotes import known, trust
         from obuild.remotes.push import push
 
         for name in self.wish.names:
             try:
                 with self._using(name) as remote:
                     if remote:
+                        known.first(self.store, name, "written")
                         for each in push(self.store, id, remote, progress=self._count):
                             if self.wish.sign:
                                 trust.sign(remote, each.manifest.descriptor, self.wish.sign)
@@ -251,7 +254,10 @@ class Sharing:
 
     def _opened(self, name: str) -> Remote:
         if name not in self._remotes:
-            self._remotes[name] = self._stack.enter_context(open_remote(name, self.wish.access))
+            from obuild.remotes import known
+
+            access = self.wish.access._replace(known=known.names(self.store))
+            self._remotes[name] = self._stack.enter_context(open_remote(name, access))
         return self._remotes[name]
 
 

@@ -11,10 +11,14 @@ from obuild.remotes.protocol import Opened
 
 
 class Access(NamedTuple):
-    """What a remote may need: environment variables, in which credentials are found, and whether http will do."""
+    """What a remote may need: environment variables, in which credentials are found, and whether http will do.
+
+    `known` are the names of remotes that may have the same blobs: a registry copies them from there by itself.
+    """
 
     environment: Mapping[str, str]
     insecure: bool = False
+    known: tuple[str, ...] = ()
 
 
 def _folder(place: str, name: str, access: Access) -> Opened:
@@ -26,7 +30,8 @@ def _folder(place: str, name: str, access: Access) -> Opened:
 def _oci(place: str, name: str, access: Access) -> Opened:
     from obuild.remotes.registry_remote import open_registry
 
-    return open_registry(place, name, environment=access.environment, insecure=access.insecure)
+    known = [each.removeprefix("oci://") for each in access.known if each.startswith("oci://")]
+    return open_registry(place, name, known, environment=access.environment, insecure=access.insecure)
 
 
 def _s3(place: str, name: str, access: Access) -> Opened:

@@ -7,7 +7,7 @@ specification allows, gets the blob in one request.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -29,6 +29,9 @@ _SMALLEST = 1 << 20
 
 #: How much is read at once, in bytes.
 _CHUNK = 1 << 20
+
+#: How many blobs in a row another repository may lack before it is not asked again.
+_MISSES = 4
 
 #: What registries say that take no pieces.
 _NO_PIECES = (400, 404, 405, 416)
@@ -52,9 +55,18 @@ class _Upload(NamedTuple):
 class Blobs:
     """The blobs of a repository. All methods may raise Lost and Refused."""
 
-    def __init__(self, http: Http, repository: str, uploads: Uploads | None, *, piece: int = PIECE) -> None:
-        """Without `uploads`, blobs are sent whole."""
+    def __init__(
+        self,
+        http: Http,
+        repository: str,
+        uploads: Uploads | None,
+        *,
+        others: Sequence[str] = (),
+        piece: int = PIECE,
+    ) -> None:
+        """Without `uploads`, blobs are sent whole. See `put` for `others`."""
         self._http, self._repository, self._uploads, self._piece = http, repository, uploads, piece
+        self._tries = dict.fromkeys(others, _MISSES)  # how many blobs each may still lack in a row
         self._root = f"/v2/{repository}/blobs"
         self._what = f"sending to {repository}"
 
@@ -78,7 +90,7 @@ class Blobs:
         """
         size = path.stat().st_size
         progress(0, size)
-        sent = not self.has(digest) and not (size > self._piece and self._mount(digest))
+        sent = not self.has(digest) and not (size > self._piece and self._mount(digest, self._other(digest)))
         if sent and self._uploads and size > self._piece:
             name = f"{self._http.host}/{self._repository}@{digest}"
             self._send_pieces(self._uploads, name, path, size, digest, progress)
@@ -89,9 +101,12 @@ class Blobs:
         progress(size, size)
         return sent
 
-    def _mount(self, digest: str) -> bool:
-        """Have the registry take a blob from the repository that we have sent it to before, if it does that."""
-        other = self._uploads.find(self._owner(digest)) if self._uploads else ""
+    def _other(self, digest: str) -> str:
+        """The repository that we have sent a blob to before, "" if there is none."""
+        return self._uploads.find(self._owner(digest)) if self._uploads else ""
+
+    def _mount(self, digest: str, other: str) -> bool:
+        """Have the registry take a blob from another of its repositories, if it does that."""
         if other in ("", self._repository):
             return False
         place = f"{self._root}/uploads/?{urlencode({'mount': digest, 'from': other})}"
@@ -110,7 +125,15 @@ class Blobs:
         return f"{self._http.host}@{digest}"
 
     def put(self, data: bytes, digest: str) -> None:
-        """Send a blob that fits into memory."""
+        """Send a blob that fits into memory, unless one of the other repositories has it.
+
+        One that lacks several blobs in a row is not asked again.
+        """
+        for other, left in list(self._tries.items()):
+            if left and self._mount(digest, other):
+                self._tries[other] = _MISSES
+                return
+            self._tries[other] = left - 1 if left else 0
         self._send_whole(len(data), digest, lambda: _once(data))
 
     def get(self, digest: str, most: int) -> bytes:

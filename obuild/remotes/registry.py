@@ -7,7 +7,7 @@ none is ever read and written again.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -40,15 +40,19 @@ class Repository:
         name: str,
         uploads: Uploads | None,
         *,
+        others: Sequence[str] = (),
         environment: Mapping[str, str],
         insecure: bool = False,
         piece: int = PIECE,
     ) -> None:
-        """UsageError if the credentials or a certificate cannot be read, or httpx is missing."""
+        """Small blobs are taken from `others`, repositories of the same registry, if they are there.
+
+        UsageError if the credentials or a certificate cannot be read, or httpx is missing.
+        """
         known = credentials(host, environment)
         self.host, self.name = host, name
         self._http = Http(host, f"repository:{name}:pull,push", known, insecure=insecure)
-        self.blobs = Blobs(self._http, name, uploads, piece=piece)
+        self.blobs = Blobs(self._http, name, uploads, others=others, piece=piece)
 
     def __enter__(self) -> Repository:
         return self

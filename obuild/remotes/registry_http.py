@@ -98,11 +98,12 @@ class Http:
     @contextmanager
     def reading(self, repository: str) -> Iterator[None]:
         """If the registry asks for a login in the block, ask for the right to read another repository, too."""
-        self._login.scopes.append(f"repository:{repository}:pull")
+        scope = f"repository:{repository}:pull"
+        self._login.scopes.append(scope)
         try:
             yield
         finally:
-            self._login.scopes.pop()
+            self._login.scopes.remove(scope)
 
     def absolute(self, place: str) -> str:
         """A URL of the registry; `place` may be a path, or a URL already."""

@@ -69,14 +69,23 @@ class Registry:
 
 
 @contextmanager
-def open_registry(place: str, name: str, *, environment: Mapping[str, str], insecure: bool) -> Iterator[Registry]:
-    """Open the remote. UsageError if a registry has no such repositories, or httpx is missing."""
+def open_registry(
+    place: str, name: str, known: Sequence[str] = (), *, environment: Mapping[str, str], insecure: bool
+) -> Iterator[Registry]:
+    """Open the remote. `known` are the places of others that may have the same blobs.
+
+    UsageError if a registry has no such repositories, or httpx is missing.
+    """
     parsed = reference.parse(place)
     if ":" in place.partition("/")[2]:
         raise UsageError(
             f"{name} has a tag: the tags are the ids of layers", hint=f"write {name.rpartition(':')[0]}"
         )
+    others = [each.repository for each in map(reference.parse, known) if each.host == parsed.host]
     with Repository(
-        parsed.host, parsed.repository, None, environment=environment, insecure=insecure
+        *(parsed.host, parsed.repository, None),
+        others=[each for each in others if each != parsed.repository],
+        environment=environment,
+        insecure=insecure,
     ) as repository:
         yield Registry(name, repository)

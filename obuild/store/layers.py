@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from obuild.errors import ObuildError, StoreError, UsageError
 from obuild.host import failpoints, locks, qemu_img, stamp
-from obuild.host.fs import discard, fsync, leaving, move_out, owned_folder, replace_text, touch
+from obuild.host.fs import discard, fsync, leaving, move_out, owned_folder, touch
 from obuild.host.regular import NotAFile, is_file, is_folder, kind, open_file, read_bytes
 from obuild.plan import keys
 from obuild.plan.keys import LayerId
@@ -406,20 +406,6 @@ class Store:
     def chain_folder(self) -> AbstractContextManager[Path]:
         """A folder for a chain of native steps, as deep in the store as a draft; removed when the block ends."""
         return owned_folder(self.cache_tmp, "native", mode=0o700)
-
-    def first_use(self, remote: str) -> bool:
-        """Whether a remote was never used with this store; it is noted."""
-        import json
-
-        path = self.state / "remotes.json"
-        try:
-            known = list(json.loads(read_bytes(path)))
-        except (OSError, ValueError, TypeError):
-            known = []
-        if remote in known:
-            return False
-        replace_text(path, json.dumps([*known, remote]))
-        return True
 
     def spool(self) -> BinaryIO:
         """An unlinked temporary file, for data too large for memory."""

@@ -26,6 +26,7 @@ from obuild.store.index import Index
 from obuild.store.layers import Store
 from tests.support import images
 from tests.support.layers import FEW
+from tests.support.registry import Identity, between, login, password_file, registry
 from tests.support.remotes import Watched
 
 OPS = '(run (shell "one")) (run (shell "two"))'
@@ -281,6 +282,42 @@ def test_skopeo_reads_what_a_registry_has(
     subprocess.run(argv, check=True)
     with open_remote(f"dir:{tmp_path / 'copy'}", access) as copied:
         assert fetch(Store.open(tmp_path / "other"), copied, layers[0]) == [layers[0]]
+
+
+def test_a_registry_with_a_password_and_tls(store: Store, layers: list[LayerId], tmp_path: Path) -> None:
+    folder = tmp_path / "registry"
+    folder.mkdir()
+    with registry(folder, auth=password_file(folder), tls=Identity(folder)) as running:
+        name = f"oci://{running.host}/tests/closed"
+        known = {**login(tmp_path / "docker", running.host), "HOME": str(tmp_path)}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("SSL_CERT_FILE", str(folder / "ca.crt"))
+            with open_remote(name, Access(known)) as remote:
+                push.push(store, layers[-1], remote)
+                assert fetch(Store.open(tmp_path / "other"), remote, layers[-1]) == layers
+            with (
+                open_remote(name, Access({"HOME": str(tmp_path)})) as remote,
+                pytest.raises(ObuildError, match="says 401") as refused,
+            ):
+                manifests.find(remote, layers[0])
+            assert "docker login" in refused.value.hint
+
+
+def test_a_registry_copies_blobs_from_another_of_its_repositories(registry_host: str, access: Access) -> None:
+    """But one that has none of them is not asked for each."""
+    blobs = [f"blob {number}".encode() for number in range(9)]
+    with between(registry_host) as middle:
+        names = [f"oci://{middle.host}/mount/{each}" for each in ("none", "one", "two")]
+        with open_remote(names[1], access) as remote:
+            for each in blobs:
+                remote.put(Blob.of(each), each)
+        middle.seen.clear()
+        with open_remote(names[2], access._replace(known=tuple(names))) as remote:
+            for each in (*blobs, b"new"):
+                remote.put(Blob.of(each), each)
+                assert remote.get(Blob.of(each)) == each
+    assert [middle.count(f"POST .*from=mount%2F{each}") for each in ("none", "one", "two")] == [4, 10, 0]
+    assert middle.count("PUT ") == 1
 
 
 def test_many_writers_lose_nothing(remote: Remote, request: pytest.FixtureRequest) -> None:

@@ -39,7 +39,7 @@ def pull(
     Example: obuild pull pg16 oci://registry.example/team/layers
     """
     from obuild.bases import own_keys
-    from obuild.remotes import names
+    from obuild.remotes import known, names
     from obuild.remotes.all import Access, open_remote
     from obuild.remotes.pull import pull as fetch
     from obuild.remotes.trust import public_key
@@ -51,7 +51,7 @@ def pull(
         keys = [public_key(path) for path in trust or ()]
         found = {word: names.find(remote, word, trusted=keys) for word in ids}
         opened = open_store(store, create=True)
-        if not keys and opened.first_use(name):
+        if not keys and known.first(opened, name, "read"):
             note(f"layers of {name} are believed without a signature; --trust asks for one")
         for word, chain in found.items():
             blocks = partial(own_keys.blocks, opened)

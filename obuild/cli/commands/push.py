@@ -41,7 +41,7 @@ def push(
 
     Example: obuild push pg16 oci://registry.example/team/layers
     """
-    from obuild.remotes import names, trust
+    from obuild.remotes import known, names, trust
     from obuild.remotes.all import Access, open_remote
     from obuild.remotes.push import push as send
     from obuild.store.index import resolve
@@ -51,12 +51,14 @@ def push(
     key = trust.private_key(sign) if sign else None
     opened = open_store(store)
     layers = {id: resolve(opened, id) for id in ids}
-    with open_remote(name, Access(environment(), insecure)) as remote, Bar(sys.stderr) as bar:
+    access = Access(environment(), insecure, known.names(opened))
+    with open_remote(name, access) as remote, Bar(sys.stderr) as bar:
         tell = bar.under(note)
 
         def done(id: LayerId, sent: int) -> None:
             tell(f"{id[:12]} is in {name} now; {units.size(sent)} were sent")
 
+        known.first(opened, name, "written")
         for word, id in layers.items():
             there = send(opened, id, remote, progress=bar, done=done)
             documents = [each.manifest.descriptor for each in there]
