@@ -56,11 +56,15 @@ class StageStarted(NamedTuple):
 
 
 class PlannedStep(NamedTuple):
-    """One step of a plan: the number of its op, its id ("" if not known yet), and the op as in `Started`."""
+    """One step of a plan: the number of its op, its id ("" if not known yet), and the op as in `Started`.
+
+    `origin` is the path of the stage that it copies files from, "" if it copies from none.
+    """
 
     op: int
     id: str
     text: str
+    origin: str = ""
 
 
 class Planned(NamedTuple):

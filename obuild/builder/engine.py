@@ -113,7 +113,7 @@ class Engine:
                 self._hold(each.plan.known)
                 self._see_logs(each.plan.known)
             for each in planned.all():
-                self._tell.of_stage(each.path)(outline(each.plan.actions, each.plan.known))
+                self._tell.of_stage(each.path)(outline(each, each.plan.known))
             if self.jobs > 1 and planned.inner:
                 from obuild.builder.scheduler import Parallel
 
@@ -173,7 +173,7 @@ class Engine:
                 if self._forgetter:
                     self._forgetter.forget([chain.steps], tell)
                 self._hold(chain.steps)
-                tell(outline(stage.plan.actions, chain.steps))
+                tell(outline(stage, chain.steps))
             room = partial(self.make_room, tell)
             executor = self._machines_of(chain.base, stack, tell)
             builder = Builder(

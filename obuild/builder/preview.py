@@ -10,11 +10,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from obuild.bases import catalog
 from obuild.builder.reasons import Reasons
-from obuild.builder.stages import plan_stages
+from obuild.builder.stages import outline, plan_stages
+from obuild.events import PlannedStep
 from obuild.plan.keys import LayerId
 from obuild.plan.planner import PendingGraft, Plan, bases_of, plan
 from obuild.plan.steps import Base, Step
@@ -40,6 +41,14 @@ class Outlook:
     nearest: LayerId | None = None
 
 
+class StageOutlook(NamedTuple):
+    """The future of one stage: its path, its plan as a build reports it, and the outlook of each step."""
+
+    path: str
+    planned: tuple[PlannedStep, ...]
+    steps: tuple[Outlook, ...]
+
+
 def forecast(
     stage: Stage,
     *,
@@ -48,8 +57,8 @@ def forecast(
     secrets: Sequence[str],
     say: catalog.Say = lambda text: None,
     executor: str = "qemu",
-) -> list[Outlook]:
-    """Return what a build of `stage` would find and make, step by step, inner builds first. Errors as for a build.
+) -> list[StageOutlook]:
+    """Return what a build of `stage` would find and make, stage by stage, inner ones first. Errors as for a build.
 
     `executor` is the kind that the build would use. `say` is called once for each base image that is stale.
     """
@@ -58,7 +67,10 @@ def forecast(
     def one(stage: Stage, builds: Mapping[str, Stage]) -> Plan:
         return plan(stage, source=source, bases=bases, builds=builds, secrets=secrets, executor=executor)
 
-    return [outlook for each in plan_stages(stage, one).all() for outlook in _forecast(each.plan, store)]
+    return [
+        StageOutlook(each.path, outline(each, ()).steps, tuple(_forecast(each.plan, store)))
+        for each in plan_stages(stage, one).all()
+    ]
 
 
 def _forecast(plan: Plan, store: Store) -> list[Outlook]:

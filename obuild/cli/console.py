@@ -199,6 +199,16 @@ def read_file(path: Path, name: str, *, hint: str = "") -> bytes:
     return data
 
 
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file that the user named, whole or not at all. A device or a pipe is written to. OSError."""
+    if path.exists() and not path.is_file():
+        path.write_bytes(data)
+        return
+    from obuild.host.fs import replace_bytes
+
+    replace_bytes(path, data)
+
+
 def say(text: str) -> None:
     """Print a line and flush."""
     put(text)

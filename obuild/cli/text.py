@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from obuild.errors import ObuildError, SpecError, StepFailed
@@ -17,7 +16,6 @@ from obuild.events import (
     InRemote,
     Note,
     Output,
-    Place,
     Saved,
     StageEnded,
     StageStarted,
@@ -153,51 +151,21 @@ class JsonLines:
         self._out = out
 
     def __call__(self, event: Event) -> None:
-        self._put(_snake(type(event.what).__name__), event.place, event.time, event.what._asdict())
+        from obuild.builder import records  # late: seldom needed
+
+        self._put(records.record(event))
 
     def failed(self, error: BaseException) -> None:
         """Write a record of the failure, for programs that do not read stderr."""
-        message, hint = (error.message, error.hint) if isinstance(error, ObuildError) else (str(error), "")
-        code = error.exit_code if isinstance(error, ObuildError) else 1
-        if isinstance(error, KeyboardInterrupt):
-            message, code = "interrupted", 130
-        line, column = (error.line, error.column) if isinstance(error, SpecError) else (0, 0)
-        values = {"message": message, "hint": hint, "exit_code": code, "line": line, "column": column}
-        place = error.place if isinstance(error, ObuildError) else None
-        self._put("failed", place or Place(), time.time(), values)
+        from obuild.builder import records
 
-    def _put(self, name: str, place: Place, moment: float, values: dict[str, object]) -> None:
-        import json  # late: seldom needed
+        self._put(records.failure(error, time.time()))
 
-        record = {"event": name, **_json_object(place._asdict()), "time": moment, **_json_object(values)}
+    def _put(self, record: dict[str, object]) -> None:
+        import json
+
         self._out.write(json.dumps(record).encode("ascii") + b"\n")
         self._out.flush()
-
-
-def _snake(name: str) -> str:
-    """`StageStarted` as `stage_started`."""
-    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name).removeprefix("_")
-
-
-def _json_object(values: dict[str, object]) -> dict[str, object]:
-    return dict(_json_field(*item) for item in values.items())
-
-
-def _json_field(name: str, value: object) -> tuple[str, object]:
-    if isinstance(value, tuple):
-        return name, [each if isinstance(each, str) else _json_object(each._asdict()) for each in value]
-    if isinstance(value, Path):
-        value = str(value)
-    if isinstance(value, str):
-        value = value.encode("utf-8", "surrogateescape")
-    if not isinstance(value, bytes):
-        return name, value
-    try:
-        return name, value.decode("utf-8")
-    except UnicodeDecodeError:
-        import base64
-
-        return f"{name}_base64", base64.b64encode(value).decode("ascii")
 
 
 @contextmanager

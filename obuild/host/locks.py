@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from obuild.host.regular import NotAFile, open_fd, open_folder
 
@@ -86,6 +87,17 @@ def claim(path: Path, *, meanwhile: Callable[[], object] = lambda: None) -> Iter
             return
         finally:
             os.close(fd)
+
+
+def create_locked(path: Path) -> BinaryIO:
+    """Create a file and lock it exclusively until it is closed. It stays. FileExistsError if there is one."""
+    fd = open_fd(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+    try:
+        _flock(fd, fcntl.LOCK_EX, wait=True)  # somebody may be looking whether it is held
+        return os.fdopen(fd, "r+b", buffering=0)
+    except BaseException:
+        os.close(fd)
+        raise
 
 
 def is_free(path: Path) -> bool:

@@ -10,14 +10,20 @@ KEPT = 2000
 
 
 class Tail:
-    """Keeps the end of the output; call it with each piece as it comes."""
+    """Keeps the last `kept` bytes of the output; call it with each piece as it comes."""
 
-    def __init__(self) -> None:
+    def __init__(self, kept: int = KEPT) -> None:
+        self._kept = kept
         self._end = bytearray()
 
     def __call__(self, data: bytes) -> None:
-        self._end += data[-KEPT:]
-        del self._end[:-KEPT]
+        self._end += data[-self._kept :]
+        del self._end[: -self._kept]
+
+    @property
+    def data(self) -> bytes:
+        """The end of the output."""
+        return bytes(self._end)
 
     @property
     def text(self) -> str:

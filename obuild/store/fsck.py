@@ -22,7 +22,7 @@ from obuild.host import locks, qemu_img, shortage
 from obuild.host.fs import discard
 from obuild.host.regular import is_file, is_folder, kind, open_file, read_bytes
 from obuild.plan.keys import LayerId
-from obuild.store import caches, format, mtree, parts, removal, unpacked, warm
+from obuild.store import builds, caches, format, mtree, parts, removal, unpacked, warm
 from obuild.store.base_images import IMAGES, SUFFIXES
 from obuild.store.downloads import UNFINISHED
 from obuild.store.index import Index
@@ -43,6 +43,7 @@ _OURS: tuple[tuple[str, str, Callable[[Path], bool]], ...] = (
     ("warm-tmp", parts.MACHINE.pattern, is_folder),
     ("downloads", parts.DOWNLOAD.pattern, is_file),
     ("state", r"\.?(?:digests|accel|qemu|remotes)\.json(?:\..+)?", is_file),
+    ("state/builds", builds.NAME.pattern, is_file),
     ("state/db", r".+", is_file),
     ("state/locks", r".+\.lock", is_file),
     ("state/manifests", parts.MEMO.pattern, is_file),

@@ -34,6 +34,7 @@ from obuild.store.tags import Tags, checked, could_be_id
 from obuild.store.usage import storage_errors
 
 if TYPE_CHECKING:  # late: a cached build needs none of them
+    from obuild.store.builds import Builds
     from obuild.store.caches import Caches
     from obuild.store.downloads import Downloads
     from obuild.store.flatten import Flats
@@ -160,6 +161,12 @@ class Store:
         from obuild.store.downloads import Downloads
 
         return Downloads(self.root / "downloads", self.locks)
+
+    @cached_property
+    def builds(self) -> Builds:
+        from obuild.store.builds import Builds
+
+        return Builds(self.state / "builds")
 
     @cached_property
     def outbox(self) -> Outbox:

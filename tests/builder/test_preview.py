@@ -49,7 +49,8 @@ def look(store: Store, chain: ChainMaker, tmp_path: Path) -> Look:
     def run(ops: str, *, name: str = "tiny", secrets: tuple[str, ...] = ()) -> list[Outlook]:
         before = files(store)
         stage = spec.parse(f"((from {name}) {ops})".encode())
-        found = preview.forecast(stage, source=tmp_path / "source", store=store, secrets=secrets)
+        stages = preview.forecast(stage, source=tmp_path / "source", store=store, secrets=secrets)
+        found = [step for each in stages for step in each.steps]
         assert files(store) == before
         return found
 
@@ -173,6 +174,11 @@ def test_comparing_stops_at_a_limit(
 def test_a_copy_from_a_build_is_unknown_before_that_build(store: Store, tiny: Path, tmp_path: Path) -> None:
     text = """((build dev ((from tiny) (run (shell one))))
                (from tiny) (copy (from (build dev)) (src /a) (dst /b)) (run (shell two)))"""
-    found = preview.forecast(spec.parse(text.encode()), source=tmp_path, store=store, secrets=())
+    stages = preview.forecast(spec.parse(text.encode()), source=tmp_path, store=store, secrets=())
+    assert [(each.path, [step.origin for step in each.planned]) for each in stages] == [
+        ("dev", ["", ""]),
+        ("", ["", "dev", ""]),
+    ]
+    found = [step for each in stages for step in each.steps]
     assert [outlook.id is None for outlook in found] == [False, False, False, True, True]
     assert found[3].why == ("what it copies is known once the build 'dev' is made",)

@@ -17,7 +17,9 @@ from typing import Any, get_args
 
 import pytest
 
+from obuild.builder.history import Build
 from obuild.builder.preview import Outlook
+from obuild.builder.records import name_of
 from obuild.cli import text
 from obuild.errors import ObuildError, SpecError, StepFailed, UsageError
 from obuild.events import (
@@ -74,12 +76,12 @@ def records(*said: What) -> list[dict[str, Any]]:
         (Started("/: (run (shell x))"), {"event": "started", "text": "/: (run (shell x))"}),
         (StageStarted("dev"), {"event": "stage_started", "name": "dev"}),
         (
-            Planned((PlannedStep(1, "abc", "(from a)"), PlannedStep(3, "", "/\udcff: (run)"))),
+            Planned((PlannedStep(1, "abc", "(from a)"), PlannedStep(3, "", "/\udcff: (run)", "b"))),
             {
                 "event": "planned",
                 "steps": [
-                    {"op": 1, "id": "abc", "text": "(from a)"},
-                    {"op": 3, "id": "", "text_base64": base64.b64encode(b"/\xff: (run)").decode()},
+                    {"op": 1, "id": "abc", "text": "(from a)", "origin": ""},
+                    {"op": 3, "id": "", "text_base64": base64.b64encode(b"/\xff: (run)").decode(), "origin": "b"},
                 ],
             },
         ),
@@ -195,7 +197,7 @@ def test_a_build_prints_exactly_these_records(here: Path) -> None:
     assert said == ""
     base = str(here / "store" / "base-image" / "there.qcow2")
     log = str(here / "store" / "result" / id / "log")
-    steps = [{"op": 1, "id": id, "text": "(from there)"}]
+    steps = [{"op": 1, "id": id, "text": "(from there)", "origin": ""}]
     expected: list[tuple[str, str, int, dict[str, Any]]] = [  # event, stage, op, its own fields
         ("planned", "in", 0, {"steps": steps}),
         ("planned", "", 0, {"steps": steps}),
@@ -286,7 +288,7 @@ def names(record: Any) -> set[str]:
 @pytest.mark.parametrize("event", get_args(What))
 def test_the_manual_has_every_field_of_every_event(event: type[What]) -> None:
     inner = names(PlannedStep) if event is Planned else set()
-    assert documented(f"`{text._snake(event.__name__)}`") == names(event) | inner
+    assert documented(f"`{name_of(event)}`") == names(event) | inner
 
 
 def test_the_manual_has_what_all_events_have() -> None:
@@ -315,6 +317,7 @@ def test_the_manual_has_every_field_of_a_failure() -> None:
         ("df", Usage),
         ("tag ls", Tag),
         ("publish", Published),
+        ("history", Build),
     ],
 )
 def test_the_manual_has_every_field_of_what_commands_print(command: str, record: Any) -> None:

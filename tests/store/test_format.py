@@ -198,7 +198,7 @@ def test_old_layers_are_rebuilt_with_the_same_base_and_caches(
 
 def test_the_plan_explains_why_an_old_layer_is_not_used(store: Store, old: Chain, tmp_path: Path) -> None:
     stage = parse(f"((from tiny) {OPS})".encode())
-    (base, *_) = preview.forecast(stage, source=tmp_path / "source", store=store, secrets=())
+    ((_, _, (base, *_)),) = preview.forecast(stage, source=tmp_path / "source", store=store, secrets=())
     assert base.nearest == old.steps[0].id
     assert base.why == ("the format of keys changed: 1 → 2", "the executor is no longer part of the key")
 

@@ -35,6 +35,7 @@ LOOKS = (
     ("base", "ls"),
     ("cache", "ls"),
     ("tag", "ls"),
+    ("history",),
     ("prune", "--all", "--dry-run"),
     ("fsck", "--read-data"),
 )

@@ -43,6 +43,7 @@ LOOK = (
     ("rm", ID),
     ("clean",),
     ("tag", "ls"),
+    ("history",),
     ("tag", "rm", "web"),
     ("tag", ID, "web"),
     ("run", ID, "--", "true"),

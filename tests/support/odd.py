@@ -57,6 +57,8 @@ LOOKS = (
     ("base", "ls"),
     ("cache", "ls"),
     ("tag", "ls"),
+    ("history",),
+    ("report", "-o", "OUT"),
     ("fsck", "--read-data"),
 )
 CHANGES = (

@@ -152,21 +152,27 @@ def build(
     Example: obuild build -t hello .
     """
     from obuild.builder import engine
+    from obuild.builder.recorder import Recorder
     from obuild.spec import parse
     from obuild.store.tags import checked
 
     tell = _listener(progress, events, quiet=quiet)
     with ui.ending(tell):
-        stage = parse(read_spec(spec_path(source, spec)))
+        path = spec_path(source, spec)
+        stage = parse(read_spec(path))
         names = [checked(name) for name in tag or []]
         settings = machine.settings(vm=vm, warm_budget=warm_budget)
         reserved = parse_bytes("--reserve", reserve) if reserve else 0
         most = parse_bytes("--max-size", max_size) if max_size else None
         opened = open_store(store, create=True, quiet=quiet)
         values = _secrets(secret or [])
-        with _in_turn(tell, opened, jobs) as listener:
-            builder = engine.Engine(Path(source), opened, settings, listener, values, jobs)
-            builder.executor = executor_of(store)
+        executor = executor_of(store)
+        with (
+            _in_turn(tell, opened, jobs) as listener,
+            Recorder(opened, listener, spec=path, source=Path(source), executor=executor) as recorder,
+        ):
+            builder = engine.Engine(Path(source), opened, settings, recorder, values, jobs)
+            builder.executor = executor
             if on_failure != "stop":
                 from obuild.builder import on_failure as failing
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from obuild.cli import text as ui
-from obuild.cli.console import executor_of, guarded, look_at, note, put, put_json, read_spec, spec_path
+from obuild.cli.console import executor_of, guarded, look_at, note, put, put_json, read_spec, spec_path, write_file
 from obuild.cli.options import JsonOption, SourceArgument, SpecOption, StoreOption
 from obuild.errors import SpecError, UsageError
+
+if TYPE_CHECKING:
+    from obuild.builder.preview import Outlook, StageOutlook
+    from obuild.cli.graph import model
+    from obuild.events import PlannedStep
 
 app = typer.Typer()
 
@@ -25,6 +31,10 @@ def plan(
     secret: Annotated[
         list[str] | None,
         typer.Option(metavar="ID[:FILE]", help="As for build; the file is not read. May be repeated."),
+    ] = None,
+    graph: Annotated[
+        Path | None,
+        typer.Option("--graph", metavar="FILE.svg|FILE.dot", help="Also draw the stages and their steps."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -47,9 +57,30 @@ def plan(
     names = [item.partition(":")[0] for item in secret or []]
     if "" in names:
         raise UsageError("--secret takes an ID, or ID:FILE")
+    if graph and graph.suffix not in (".svg", ".dot"):
+        raise UsageError(f"--graph {graph}: its name must end in .svg or .dot")
     opened, executor = look_at(store), executor_of(store)
-    steps = forecast(stage, source=Path(source), store=opened, secrets=names, say=note, executor=executor)
+    stages = forecast(stage, source=Path(source), store=opened, secrets=names, say=note, executor=executor)
+    steps = [step for each in stages for step in each.steps]
+    if graph:
+        _draw(stages, graph)
     if as_json:
         put_json(steps)
     else:
         put(*ui.outlook(steps))
+
+
+def _draw(stages: Sequence[StageOutlook], file: Path) -> None:
+    from obuild.cli.graph import dot, model, svg
+
+    drawn = model.graph([model.Stage(each.path, list(map(_step, each.planned, each.steps))) for each in stages])
+    text = dot.dot(drawn) if file.suffix == ".dot" else svg.draw(drawn, label="the stages of the build")
+    write_file(file, text.encode())
+
+
+def _step(planned: PlannedStep, outlook: Outlook) -> model.Step:
+    from obuild.cli.graph import model
+
+    state = "cached" if outlook.cached else "build"
+    detail = "; ".join((ui.one_line(outlook.op, 400), *outlook.why))
+    return model.Step(planned.op, planned.text, state, planned.origin, detail)

@@ -1,0 +1,1 @@
+"""Pictures of builds: stages, their steps, and what copies from where."""
