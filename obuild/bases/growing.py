@@ -11,7 +11,7 @@ def grow(image: Path, grown: Path, size: int) -> None:
     """Write the disk in an image file to the new qcow2 image `grown`, with `size` bytes.
 
     In the folder of that there must be room for three copies of the disk's data. UsageError if the disk is larger,
-    or if its last file system is not ext2, ext3 or ext4.
+    or if its last file system cannot be resized here.
     """
     raw = grown.with_suffix(".raw")
     if qemu_img.detect(image) == "qcow2":

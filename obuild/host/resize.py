@@ -1,7 +1,8 @@
-"""Grow or shrink a raw disk with its last file system, which must be ext2, ext3 or ext4; no root, no mount.
+"""Grow or shrink a raw disk with its last file system. ext2, ext3 and ext4 need no root and no mount.
 
-An EFI system partition behind that file system stays behind it: it is moved. The same disk gives the same bytes.
-All ids stay, and so does the boot code before the first partition.
+xfs and btrfs can only grow, which takes root. An EFI system partition behind that file system stays behind it: it
+is moved. A disk with ext gives the same bytes each time. All ids stay, and so does the boot code before the first
+partition.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from obuild.errors import ObuildError, ProcessError, UsageError
-from obuild.host import process, sfdisk, sparse, units
+from obuild.host import fs_size, sfdisk, sparse, units
 from obuild.host.blocks import raw_file
 from obuild.host.partitions import ESP_TYPE, SECTOR, Partition, kind, partitions
 
-PROGRAMS = (*sfdisk.PROGRAMS, "e2fsck", "resize2fs")
+PROGRAMS = (*sfdisk.PROGRAMS, *fs_size.PROGRAMS)
 
 #: What `shrink` leaves free, in bytes: a system that boots writes logs, and makes host keys.
 SLACK = 64 << 20
@@ -34,18 +35,16 @@ _ESP = (ESP_TYPE, "ef")
 #: The length of a partition's type in an MBR; in a GPT it is longer.
 _MBR_TYPE = 2
 
-#: Where the superblock of an ext file system has the size of its blocks, and the time of its last change.
-_BLOCK_AT, _WTIME_AT = 1024 + 24, 1024 + 48
-
 
 class _Layout(NamedTuple):
-    """The partition to resize, number 0 if the disk has no table, and those behind it, by place.
+    """The partition to resize, number 0 if the disk has no table, its file system, and those behind it, by place.
 
     `end` is what is at the end of the disk, in bytes: a GPT has a copy there.
     """
 
     end: int
     root: Partition
+    kind: str
     behind: tuple[Partition, ...]
 
     def resized(self, size: int) -> _Layout:
@@ -68,14 +67,14 @@ def grow(disk: Path, size: int) -> None:
     """Make a raw disk, its last partition and the file system there larger: `size` bytes, up to a whole MiB.
 
     The disk is replaced as a whole, at the end; in its folder there must be room for two copies of its data.
-    UsageError if the disk is larger than `size`, or its last file system is of another kind. ObuildError if that
-    is damaged.
+    UsageError if the disk is larger than `size`, or its last file system cannot be resized here. ObuildError if
+    that is damaged.
     """
     old, now, size = _layout(disk), disk.stat().st_size, _whole(size)
     if size < now:
         raise UsageError(f"a disk of {units.size(now)} cannot grow to {units.size(size)}")
     if size > now:
-        with _file_system(disk, old.root) as part:
+        with _file_system(disk, old) as part:
             part.resize(old.resized(size).root.size)
             _replace(disk, old, old.resized(size), part.path, size)
 
@@ -86,7 +85,7 @@ def shrink(disk: Path) -> None:
     It is replaced as in `grow`, with the same errors. A disk that would not become smaller stays as it is.
     """
     old = _layout(disk)
-    with _file_system(disk, old.root) as part:
+    with _file_system(disk, old) as part:
         size = old.needs(part.least() + SLACK)
         if size < disk.stat().st_size:
             part.resize(old.resized(size).root.size)
@@ -109,51 +108,26 @@ def _layout(disk: Path) -> _Layout:
         root = places[-1]
         if root.number > 4 and len(root.type) == _MBR_TYPE:
             raise UsageError(f"{root.called} is a logical one, and cannot be resized here")
-        if (found := kind(blocks, root.start)) != "ext":
-            message = f"{root.called} holds {found or 'nothing that is known'}, and only ext can be resized"
-            raise UsageError(message, hint="resize it with its own tools where the image runs")
-    return _Layout(_MIB if len(root.type) > _MBR_TYPE else 0, root, tuple(behind))
-
-
-class _FileSystem(NamedTuple):
-    """A file system in a file of its own. The tools take no time from the clock, but that in `env`."""
-
-    path: Path
-    env: dict[str, str]
-
-    def least(self) -> int:
-        """The size in bytes to which it can shrink."""
-        told = process.run(["resize2fs", "-P", self.path], env=self.env).decode(errors="replace")
-        found = re.search(r"minimum size of the filesystem: ([0-9]+)", told)
-        if found is None:
-            raise ObuildError("resize2fs does not say how small the file system can be")
-        return int(found[1]) * (1024 << _number(self.path, _BLOCK_AT))
-
-    def resize(self, size: int) -> None:
-        """Give it `size` bytes, in whole KiB."""
-        if size > self.path.stat().st_size:
-            os.truncate(self.path, size)  # resize2fs would say that the disk is too small if it is full
-        # The tables of new inodes stay holes: the guest's kernel clears them, as in a new file system.
-        lazy = {"RESIZE2FS_FORCE_LAZY_ITABLE_INIT": "1"}
-        process.run(["resize2fs", self.path, f"{size >> 10}K"], env=self.env | lazy)
+        found = kind(blocks, root.start)
+        fs_size.see(found, root.called)
+    return _Layout(_MIB if len(root.type) > _MBR_TYPE else 0, root, found, tuple(behind))
 
 
 @contextmanager
-def _file_system(disk: Path, root: Partition) -> Iterator[_FileSystem]:
+def _file_system(disk: Path, layout: _Layout) -> Iterator[fs_size.FileSystem]:
     """Yield a copy of a file system, without errors. (resize2fs would cut the disk off behind the original.)"""
-    path = disk.with_name(f"{disk.name}.part")
+    path, root = disk.with_name(f"{disk.name}.part"), layout.root
     try:
         with disk.open("rb") as source, path.open("w+b") as out:
             out.truncate(root.size)
             _copy(source, root.start, root.size, out, 0)
-        time = str(_number(path, _WTIME_AT))
-        env = {"E2FSPROGS_FAKE_TIME": time, "E2FSCK_TIME": time, "LC_ALL": "C"}
+        part = fs_size.opened(layout.kind, path)
         try:
-            process.run(["e2fsck", "-f", "-p", path], env=env, ok=(0, 1))  # 1: it has repaired something
+            part.check()
         except ProcessError as error:
             message = f"the file system of {root.called} is damaged: e2fsck cannot repair it by itself"
             raise ObuildError(message) from error
-        yield _FileSystem(path, env)
+        yield part
     finally:
         path.unlink(missing_ok=True)
 
@@ -195,8 +169,3 @@ def _copy(source: BinaryIO, start: int, size: int, out: BinaryIO, to: int) -> No
                 os.pwrite(out.fileno(), data, to + at - start)
         if stop >= start + size:
             return
-
-
-def _number(path: Path, at: int) -> int:
-    with path.open("rb") as file:
-        return int.from_bytes(os.pread(file.fileno(), 4, at), "little")

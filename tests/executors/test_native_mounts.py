@@ -16,7 +16,7 @@ from obuild.executors.native import mounts, namespace
 from obuild.executors.native.namespace import Namespace
 from obuild.host.process import CancelScope
 from obuild.host.trees import root
-from tests.support.disks import START, ext4_disk
+from tests.support.disks import START, by_hand, ext4_disk, made, partitioned
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
 
@@ -45,46 +45,6 @@ def mounted(inside: Namespace, tmp_path: Path) -> Mount:
             there.unmount()
 
     return mount
-
-
-def partitioned(path: Path, *files: Path, type: str = "83") -> Path:
-    """A disk with a partition for each of these images, which end at a full MiB."""
-    starts, at = [], START
-    for file in files:
-        starts.append(at)
-        at += file.stat().st_size
-    sizes = [file.stat().st_size for file in files]
-    lines = [f"start={at >> 9}, size={size >> 9}, type={type}" for at, size in zip(starts, sizes, strict=True)]
-    with path.open("wb") as disk:
-        disk.truncate(at)
-    table = "\n".join(("label: dos", "label-id: 0x12345678", *lines))
-    subprocess.run(["sfdisk", "--quiet", path], input=table, text=True, check=True)
-    for start, file in zip(starts, files, strict=True):
-        argv = ["dd", f"if={file}", f"of={path}", "bs=1M", f"seek={start >> 20}", "conv=notrunc,sparse"]
-        subprocess.run(argv, check=True, capture_output=True)
-    return path
-
-
-def made(path: Path, mib: int, *mkfs: str | Path) -> Path:
-    """An image of a file system."""
-    with path.open("wb") as file:
-        file.truncate(mib << 20)
-    subprocess.run([*mkfs, path], check=True, capture_output=True)
-    return path
-
-
-@contextmanager
-def by_hand(image: Path, kind: str, options: str = "loop") -> Iterator[Path]:
-    """Mount an image for a moment. Skip the test where the kernel has no file system of its kind."""
-    place = image.with_name("by-hand")
-    place.mkdir(exist_ok=True)
-    done = subprocess.run(["mount", "-t", kind, "-o", options, image, place], capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"this kernel has no {kind}: {done.stderr}")
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", place], check=True)
 
 
 def root_tree(top: Path, fstab: str = "") -> Path:

@@ -12,7 +12,7 @@ from obuild.errors import ObuildError, UsageError
 from obuild.host import resize, sfdisk
 from obuild.host.blocks import raw_file
 from obuild.host.partitions import Partition, partitions
-from tests.support.disks import START, ext4_disk
+from tests.support.disks import START, by_hand, ext4_disk, made, partitioned
 
 MIB = 1 << 20
 BOOT = bytes(range(200)) * 2
@@ -153,6 +153,47 @@ def test_a_file_system_without_a_partition_grows(tmp_path: Path) -> None:
     assert free_of(disk, 0)[0] == disk.stat().st_size == 64 * MIB
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
+@pytest.mark.parametrize(("kind", "least"), [("xfs", 320), ("btrfs", 120)])
+def test_what_linux_itself_has_to_grow(tmp_path: Path, data: bytes, kind: str, least: int) -> None:
+    system = made(tmp_path / "root", least, f"mkfs.{kind}", "-q")
+    with by_hand(system, kind) as place:
+        (place / "data").write_bytes(data)
+    disk = partitioned(tmp_path / "disk.raw", system)
+    resize.grow(disk, 700 * MIB)
+    (part,) = table(disk)
+    assert (part.start, part.size, disk.stat().st_size) == (START, 699 * MIB, 700 * MIB)
+    with by_hand(disk, kind, f"loop,offset={START}") as place:
+        assert (place / "data").read_bytes() == data
+        assert os.statvfs(place).f_blocks * os.statvfs(place).f_frsize > 550 * MIB
+    before = disk.stat().st_mtime_ns
+    with pytest.raises(UsageError, match=f"the file system is {kind}, and only ext can be made smaller"):
+        resize.shrink(disk)
+    assert disk.stat().st_mtime_ns == before
+    assert "disk.raw" not in Path("/proc/mounts").read_text()
+
+
+def test_only_root_can_resize_xfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = partitioned(tmp_path / "disk.raw", made(tmp_path / "root", 320, "mkfs.xfs", "-q"))
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(UsageError, match="partition 1 holds xfs, which only root can resize"):
+        resize.grow(disk, 700 * MIB)
+    assert disk.stat().st_size < 400 * MIB
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
+def test_an_xfs_that_is_damaged_stays_as_it_is(tmp_path: Path) -> None:
+    system = made(tmp_path / "root", 320, "mkfs.xfs", "-q")
+    with system.open("r+b") as file:
+        file.seek(8)
+        file.write(b"\xff" * 64)
+    disk = partitioned(tmp_path / "disk.raw", system)
+    with pytest.raises(ObuildError, match="the xfs file system cannot be resized"):
+        resize.grow(disk, 700 * MIB)
+    assert disk.stat().st_size < 400 * MIB
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["disk.raw", "root"]
+
+
 def test_the_same_disk_gives_the_same_bytes(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = tmp_path / "other.raw"
     subprocess.run(["cp", plain, other], check=True)
@@ -177,7 +218,7 @@ def fake_clock(folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("made", "said"),
     [
-        (["mkswap"], "partition 1 holds swap, and only ext can be resized"),
+        (["mkswap"], "partition 1 holds swap, and only ext, xfs, btrfs can be resized"),
         (["mksquashfs", "/etc/hostname"], "partition 1 holds squashfs,"),
         ([], "partition 1 holds nothing that is known,"),
     ],
