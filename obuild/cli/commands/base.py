@@ -157,7 +157,7 @@ def base_add(
     ] = "root=/dev/vda1 rw",
     uefi: Annotated[bool, typer.Option("--uefi", help="Boot the disk by UEFI instead of a BIOS.")] = False,
     size: Annotated[
-        str, typer.Option(metavar="SIZE", help="Grow the disk and its last ext4 file system, for example to 40G.")
+        str, typer.Option(metavar="SIZE", help="Grow the disk and its last file system, for example to 40G.")
     ] = "",
     force: Annotated[bool, typer.Option("--force", help="Replace an existing image of that name.")] = False,
     verbose: VerboseOption = False,
@@ -191,9 +191,9 @@ def base_resize(
     store: StoreOption = "",
     verbose: VerboseOption = False,
 ) -> None:
-    """Grow the disk of a base image, its last partition and the ext4 file system there, without a boot.
+    """Grow the disk of a base image, its last partition and the file system there, without a boot.
 
-    Builds on it have new layers then; layers that are there stay as they are.
+    Builds on it have new layers then; layers that are there stay as they are. ext4 needs no root, xfs and btrfs do.
     """
     from obuild.bases.resizing import resize_base
 
