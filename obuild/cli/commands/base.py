@@ -193,7 +193,7 @@ def base_resize(
 ) -> None:
     """Grow the disk of a base image, its last partition and the file system there, without a boot.
 
-    Builds on it have new layers then; layers that are there stay as they are. ext4 needs no root, xfs and btrfs do.
+    Builds on it have new layers then; layers that are there stay. ext4 needs no root; xfs and btrfs do.
     """
     from obuild.bases.resizing import resize_base
 
