@@ -38,6 +38,7 @@ HEAVY = (
     "tarfile",
     "logging",
     "httpx",
+    "distributed",
     "obuild.bases.recipe",
     "obuild.executors.qemu.machine",
 )

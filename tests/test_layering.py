@@ -125,6 +125,10 @@ def test_only_the_table_of_executors_imports_one() -> None:
 NATIVE = {"executors.native.namespace", "executors.native.line"}
 
 
+#: What knows Dask, whose servers are coroutines.
+DASK = {"builder.farm.link", "builder.farm.server", "builder.farm.service"}
+
+
 @pytest.mark.parametrize(
     ("library", "modules"),
     [
@@ -136,13 +140,24 @@ NATIVE = {"executors.native.namespace", "executors.native.line"}
         ("typer", CONSOLE),
         ("gc", {"__main__"}),  # what a program does to its own memory is no business of a library
         ("fcntl", {"host.locks", "executors.native.requirements"}),
-        ("threading", {"builder.scheduler", "builder.listener", "builder.sharing", "remotes.slices", *NATIVE}),
+        (
+            "threading",
+            {
+                *("builder.scheduler", "builder.listener", "builder.sharing", "remotes.slices", *NATIVE),
+                *("builder.farm.client", "builder.farm.service"),
+            },
+        ),
         ("multiprocessing", set()),
         (
             "concurrent",
-            {"builder.scheduler", "builder.sharing", "executors.native.chain", "exports.export", "host.parallel"},
+            {
+                *("builder.scheduler", "builder.sharing", "executors.native.chain", "exports.export"),
+                *("host.parallel", "builder.farm.link", "builder.farm.service"),
+            },
         ),
-        ("asyncio", set()),
+        ("asyncio", DASK),
+        ("distributed", DASK | {"builder.farm.task", "builder.farm.security"}),
+        ("nacl", {"builder.farm.client", "builder.farm.service", "exports.signing"}),
         ("pycdlib", {"bases.seed"}),
         ("yaml", {"bases.cloud_config"}),
         ("boto3", {"remotes.aws"}),

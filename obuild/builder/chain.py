@@ -59,9 +59,9 @@ class Builder:
         """
         reasons = Reasons(self.store)
         with ExitStack() as tip:  # holds the current layer, and so keeps all layers below it
-            for step, tell in self._started(chain):
+            for step, tell in self.started(chain):
                 with located(tell.place):
-                    held = self._hold(step, tell, reasons)
+                    held = self.hold(step, tell, reasons)
                 tip.pop_all().close()
                 tip.push(held)
         return chain.steps[-1].id
@@ -72,7 +72,7 @@ class Builder:
         None if the remote has failed on the way: then the chain has to be built.
         """
         assert self.sharing, "only a build with remotes finds layers there"
-        for step, tell in self._started(chain):
+        for step, tell in self.started(chain):
             with located(tell.place):
                 if held := self._found(step, tell):
                     held.close()
@@ -80,7 +80,7 @@ class Builder:
                     return None
         return chain.steps[-1].id
 
-    def _started(self, chain: Chain) -> Iterator[tuple[Step, Teller]]:
+    def started(self, chain: Chain) -> Iterator[tuple[Step, Teller]]:
         """The steps of a chain, each with a teller for its place; reports the ops."""
         op = 0
         for step in chain.steps:
@@ -96,7 +96,7 @@ class Builder:
             op += 1
             self.tell.of_op(op)(Started(heading))
 
-    def _hold(self, step: Step, tell: Teller, reasons: Reasons) -> ExitStack:
+    def hold(self, step: Step, tell: Teller, reasons: Reasons) -> ExitStack:
         """Find the step's layer or make it: look, lock, look again. The layer is held until the stack closes."""
         if held := self._found(step, tell):
             return held

@@ -23,6 +23,7 @@ ROOM = 4 << 30
 
 #: The Python packages of obuild's extras, and what they are for.
 EXTRAS = {
+    "farm": (("distributed",), "building on other hosts"),
     "publish": (("boto3", "httpx", "obstore"), "publishing to registries, buckets and clouds"),
     "remote": (("boto3", "httpx", "zstandard"), "sharing layers with other hosts"),
 }

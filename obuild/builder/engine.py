@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -31,9 +31,14 @@ from obuild.store.usage import storage_errors
 
 if TYPE_CHECKING:
     from obuild.builder.extract import Extractor
+    from obuild.builder.farm.client import Farm, FarmSource, FarmWish
     from obuild.builder.no_cache import Forgetter
     from obuild.builder.sharing import Sharing, Wish
-    from obuild.executors.protocol import Executor, OnFailure
+    from obuild.executors.protocol import OnFailure
+
+
+#: So many stages of a build wait for a farm at a time.
+MOST_ORDERS = 1000
 
 
 @dataclass(eq=False)
@@ -41,7 +46,7 @@ class Engine:
     """Builds specs from one source folder into one store, and reports to `listener`. `secrets` are values by id.
 
     The last layer gets the `tags`. `executor` names the kind of executor that runs the steps, from the table in
-    `executors.all`. With `no_cache`, every command runs again.
+    `executors.all`. With `no_cache`, every command runs again. A `farm` needs `remotes`.
     """
 
     source: Path
@@ -56,7 +61,9 @@ class Engine:
     executor: str = "qemu"
     no_cache: bool = False
     remotes: Wish | None = None
+    farm: FarmWish | None = None
     _sharing: Sharing | None = field(default=None, init=False)
+    _farm: Farm | None = field(default=None, init=False)
     _forgetter: Forgetter | None = field(default=None, init=False)
     _machines: Machines = field(init=False)
     _tell: Teller = field(init=False)
@@ -87,7 +94,10 @@ class Engine:
                 self._scope.cancel()
             self._scope.check()
             with ExitStack() as stack:
-                if self.remotes:
+                if self.remotes and self.farm:
+                    self._farm = stack.enter_context(self._open_farm(self.remotes, self.farm, stack))
+                    self._sharing = self._farm.sharing
+                elif self.remotes:
                     from obuild.builder.sharing import Sharing  # late: seldom needed
 
                     self._sharing = stack.enter_context(Sharing(self.store, self.remotes, self._tell, self._scope))
@@ -100,6 +110,14 @@ class Engine:
             if self._cancelled and not isinstance(error, Cancelled):
                 raise Cancelled("the build was cancelled") from error
             raise
+
+    def _open_farm(self, remotes: Wish, farm: FarmWish, stack: ExitStack) -> Farm:
+        from obuild.builder.farm.client import Farm  # late: seldom needed
+        from obuild.builder.farm.shared import FarmSharing
+
+        sharing = stack.enter_context(FarmSharing(self.store, remotes, self._tell, self._scope))
+        settings = (self.settings, self.executor, self.secrets)
+        return Farm(farm, sharing, self._scope, *settings, self._tell, self.jobs)
 
     def _build(self, stage: Stage) -> LayerId:
         with storage_errors(self.store.root), self._held:
@@ -114,10 +132,11 @@ class Engine:
                 self._see_logs(each.plan.known)
             for each in planned.all():
                 self._tell.of_stage(each.path)(outline(each, each.plan.known))
-            if self.jobs > 1 and planned.inner:
+            jobs = MOST_ORDERS if self.farm else self.jobs
+            if jobs > 1 and planned.inner:
                 from obuild.builder.scheduler import Parallel
 
-                built = Parallel(self.make, self._tell, self.jobs, self._scope).build(planned)
+                built = Parallel(self.make, self._tell, jobs, self._scope).build(planned)
             else:
                 built = self._in_order(planned, {})
             for name in self.tags:  # while we hold the layer
@@ -159,7 +178,7 @@ class Engine:
     def make(self, stage: PlannedStage, scope: Mapping[str, Built], tell: Teller) -> Built:
         """Build the chain of one stage. `scope` has the builds that it may copy from."""
         with located(tell.place), ExitStack() as stack:
-            sources = {name: self._extractor(built, stack, tell) for name, built in scope.items()}
+            sources = {name: self._source(built, stack, tell) for name, built in scope.items()}
 
             def extract(request: Extract) -> tuple[LayerId, Manifest]:
                 source = sources[request.origin]
@@ -175,7 +194,7 @@ class Engine:
                 self._hold(chain.steps)
                 tell(outline(stage, chain.steps))
             room = partial(self.make_room, tell)
-            executor = self._machines_of(chain.base, stack, tell)
+            executor = self._machines.lazily(chain.base, stack, tell)
             builder = Builder(
                 *(self.store, executor, tell, self.secrets, archive, room, self.on_failure),
                 sharing=self._sharing,
@@ -183,11 +202,16 @@ class Engine:
             )
             if self._sharing:
                 self._sharing.look(chain.steps)
-                outermost = not stage.path and not self.tags
-                if outermost and self._sharing.has_all(chain.steps) and (layer := builder.show(chain)):
+                whole = bool(self.tags or self._sharing.wish.whole) and not stage.path
+                if self._farm and self._farm.make(chain, builder, whole=whole):
+                    self._hold(chain.steps)
+                    return Built(chain.steps[-1].id, chain.base)
+                stays = not whole and not stage.path and self._sharing.has_all(chain.steps)
+                if stays and (layer := builder.show(chain)):
                     return Built(layer, chain.base)
-            self._prepare(chain, room, tell)
-            layer = builder.build(chain)
+            with self._farm.here() if self._farm else nullcontext():
+                self._prepare(chain, room, tell)
+                layer = builder.build(chain)
             self._hold(chain.steps)
             return Built(layer, chain.base)
 
@@ -208,22 +232,15 @@ class Engine:
                     if held:
                         held.open_log().close()
 
+    def _source(self, built: Built, stack: ExitStack, tell: Teller) -> Extractor | FarmSource:
+        here = partial(self._extractor, built, stack, tell)
+        return self._farm.source(built, here) if self._farm else here()
+
     def _extractor(self, built: Built, stack: ExitStack, tell: Teller) -> Extractor:
         from obuild.builder.extract import Extractor  # late: only for copies from builds
 
         pax = built.base.card.os in rules.PAX
-        return Extractor(self.store, self._machines_of(built.base, stack, tell), built.layer, stack, pax)
-
-    def _machines_of(self, found: Base, stack: ExitStack, tell: Teller) -> Callable[[], Executor]:
-        """Return a function that gives the chain's executor, opened on first use. It closes with the stack."""
-        chain: list[Executor] = []
-
-        def get() -> Executor:
-            if not chain:
-                chain.append(stack.enter_context(self._machines.of(found, tell)()))
-            return chain[0]
-
-        return get
+        return Extractor(self.store, self._machines.lazily(built.base, stack, tell), built.layer, stack, pax)
 
     def _prepare(self, chain: Chain, make_room: Callable[[], None], tell: Teller) -> None:
         """If a chain needs machines, check that everything they need is there."""

@@ -34,18 +34,24 @@ class Extractor:
 
     def manifest(self, extract: Extract, tell: Teller) -> tree.Manifest:
         """Return the manifest of the files: the remembered one, or read from a machine booted on the layer."""
-        memo = self._memo(extract)
-        try:
-            kept = json.loads(read_text(memo))
-            if kept["stamp"] == self.store.layer(self.layer).stamp():
-                return _manifest(kept["manifest"])
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):  # the memo only saves time
-            pass
+        if (known := self.remembered(extract)) is not None:
+            return known
         _, found = self._archive(extract, tell)
+        memo = self._memo(extract)
         memo.parent.mkdir(exist_ok=True)
         text = json.dumps({"stamp": self.store.layer(self.layer).stamp(), "manifest": found})
         replace_text(memo, text)
         return found
+
+    def remembered(self, extract: Extract) -> tree.Manifest | None:
+        """Return the manifest if it was read before, from the layer as it is now."""
+        try:
+            kept = json.loads(read_text(self._memo(extract)))
+            if kept["stamp"] == self.store.layer(self.layer).stamp():
+                return checked_manifest(kept["manifest"])
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):  # the memo only saves time
+            pass
+        return None
 
     def checked_archive(self, graft: Graft, tell: Teller) -> Path:
         """Return an archive that matches the graft's manifest. ObuildError if the layer's files differ."""
@@ -74,7 +80,7 @@ class Extractor:
         return self.store.manifests / f"{self.layer}-{name[:32]}.json"
 
 
-def _manifest(kept: object) -> tree.Manifest:
+def checked_manifest(kept: object) -> tree.Manifest:
     """Convert a manifest from JSON. TypeError if it is invalid."""
     if not isinstance(kept, list) or not all(isinstance(entry, list) for entry in kept):
         raise TypeError("a manifest is a list of lists")

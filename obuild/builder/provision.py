@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ from obuild.plan.steps import Base
 from obuild.store.layers import Layer, Store
 
 if TYPE_CHECKING:
-    from obuild.executors.protocol import OpenExecutor
+    from obuild.executors.protocol import Executor, OpenExecutor
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,6 +50,17 @@ class Machines:
             setup = Setup(self.store, base, key, self.settings, tell.note, self.scope)
             self._made[base.name] = EXECUTORS[self.kind].provision(setup)
         return self._made[base.name]
+
+    def lazily(self, base: Base, stack: ExitStack, tell: Teller) -> Callable[[], Executor]:
+        """Return a function that gives the executor for a chain, opened on first use. It closes with the stack."""
+        opened: list[Executor] = []
+
+        def get() -> Executor:
+            if not opened:
+                opened.append(stack.enter_context(self.of(base, tell)()))
+            return opened[0]
+
+        return get
 
     def base_of(self, id: LayerId) -> Base:
         """Return the base below a layer, with the OS from the settings, if any. Errors as for `base_below`."""

@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from obuild.errors import Cancelled, ObuildError, StoreError, UsageError
 from obuild.events import PROGRESS_PERIOD, InRemote, Output, Phase, Teller
@@ -65,7 +65,7 @@ class Sharing:
     _sender: ThreadPoolExecutor | None = field(default=None, init=False)
     _sent: int = field(default=0, init=False)
 
-    def __enter__(self) -> Sharing:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
@@ -76,7 +76,7 @@ class Sharing:
                 if isinstance(error, Cancelled | KeyboardInterrupt):
                     self.scope.cancel()  # ends what is being sent
                 else:
-                    self._wait()
+                    self.wait()
             except ObuildError:
                 if error is None:
                     raise
@@ -87,12 +87,16 @@ class Sharing:
 
     # -- reading
 
-    def look(self, steps: Sequence[Step]) -> None:
-        """Ask the remotes for the layers of a chain that the store lacks, all at once."""
+    def look(self, steps: Sequence[Step], *, again: bool = False) -> None:
+        """Ask the remotes for the layers of a chain that the store lacks, all at once.
+
+        Each layer is asked for once in a build, unless it is asked for `again`.
+        """
         if not self.wish.read:
             return
         with self._lock:
-            unknown = [step.id for step in steps if step.id not in self._asked and not self.store.find(step.id)]
+            asked = self._found.keys() if again else self._asked
+            unknown = [step.id for step in steps if step.id not in asked and not self.store.find(step.id)]
             self._asked.update(unknown)
             for name in self.wish.names if unknown else ():
                 wanted = [id for id in unknown if id not in self._found]
@@ -136,7 +140,7 @@ class Sharing:
 
     def has_all(self, steps: Sequence[Step]) -> bool:
         """Whether nothing has to be fetched or made: one remote has the result, and all that the store lacks."""
-        if self.wish.whole or steps[-1].id not in self._found:
+        if steps[-1].id not in self._found:
             return False
         remote, _ = self._found[steps[-1].id]
         missing = [step.id for step in steps if not self.store.find(step.id)]
@@ -196,9 +200,10 @@ class Sharing:
             return
         with self._lock:
             self._sender = self._sender or ThreadPoolExecutor(1, thread_name_prefix="sending")
-            self._sending.append(self._sender.submit(self._send, id))
+            self._sending.append(self._sender.submit(self.push, id))
 
-    def _send(self, id: LayerId) -> None:
+    def push(self, id: LayerId) -> None:
+        """Send a layer, with those below it that a remote lacks."""
         from obuild.remotes import known, trust
         from obuild.remotes.push import push
 
@@ -217,7 +222,7 @@ class Sharing:
         self.scope.check()
         self._sent = done
 
-    def _wait(self) -> None:
+    def wait(self) -> None:
         """Wait until all is sent, and show how far it is."""
         left = {future for future in self._sending if not future.done()}
         if left:
@@ -238,7 +243,7 @@ class Sharing:
 
         try:
             with self._lock:
-                remote = None if name in self._failed else self._opened(name)
+                remote = None if name in self._failed else self.opened(name)
             yield remote
         except (Cancelled, StoreError, UsageError):
             raise
@@ -252,7 +257,8 @@ class Sharing:
             self._failed.add(name)
             self.tell.note(f"{error.message}; this build goes on without {name}")
 
-    def _opened(self, name: str) -> Remote:
+    def opened(self, name: str) -> Remote:
+        """A remote, which is opened when it is first needed, and closed with the build."""
         if name not in self._remotes:
             from obuild.remotes import known
 

@@ -25,7 +25,7 @@ HELP: dict[str, tuple[str, ...]] = {
     "Look": ("ls", "logs", "inspect", "history", "report", "shell", "run", "cp"),
     "Store": ("tag", "rm", "prune", "df", "fsck", "cache"),
     "Images": ("base", "export", "publish", "sbom", "diff"),
-    "Share": ("push", "pull", "remote", "key"),
+    "Share": ("push", "pull", "remote", "key", "worker"),
 }
 
 #: Commands of two words, such as `tag ls`.

@@ -25,6 +25,8 @@ _EXAMPLE = re.compile(r"^Example: (.*)$", re.MULTILINE)
 ENVIRONMENT = {
     "OBUILD_STORE": "The default of `--store`.",
     "OBUILD_REMOTE": "Remotes for all builds, with spaces between them: the default of `obuild build --remote`.",
+    "OBUILD_FARM": "The scheduler of a farm: the default of `build --farm` and `worker --scheduler`.",
+    "OBUILD_TLS": "The folder with the certificates for that scheduler: the default of `--tls`.",
     "XDG_DATA_HOME": "Else, the store is `$XDG_DATA_HOME/obuild`. [default: ~/.local/share]",
     "COSIGN_PASSWORD": "The password of a key for `--sign`. Without it, obuild asks.",
     "DOCKER_CONFIG": "The folder of docker's config.json, with the logins of registries. [default: ~/.docker]",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from obuild.executors.settings import Settings
 
 MACHINE = "Machine"
+FARM = "Farm"
 
 StoreOption = Annotated[
     str,
@@ -60,6 +61,21 @@ TrustOption = Annotated[
         metavar="PUBKEY",
         help="Take only layers that this key has signed. May be repeated: one of the keys is enough.",
     ),
+]
+FarmTlsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--tls",
+        envvar="OBUILD_TLS",
+        metavar="FOLDER",
+        rich_help_panel=FARM,
+        show_default=False,
+        help="The certificates for a tls:// scheduler, as `obuild key tls` makes them.",
+    ),
+]
+FarmInsecureOption = Annotated[
+    bool,
+    typer.Option("--insecure", rich_help_panel=FARM, help="Use a tcp:// scheduler that is not on this computer."),
 ]
 RemoteArgument = Annotated[
     str,

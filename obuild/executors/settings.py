@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from obuild.errors import UsageError
-from obuild.guests.profile import MOST_MEMORY, OSES, arch_named
+from obuild.guests.profile import MOST_MEMORY, OSES, Card, arch_named
 
 SMALLEST_MEMORY = 32 << 20
+DEFAULT_MEMORY = 2 << 30
 DEFAULT_BUDGET = 4 << 30
 
 #: The longest time to wait for a guest to boot or power off, in seconds: a day.
@@ -31,6 +32,10 @@ class Settings(NamedTuple):
     arch: str = ""
     vm: str = "auto"
     warm_budget: int = DEFAULT_BUDGET
+
+    def memory_for(self, card: Card) -> int:
+        """The memory of a machine for a base image with this card, in bytes."""
+        return self.memory or max(DEFAULT_MEMORY, card.memory)
 
     def checked(self) -> Settings:
         """Return these settings. UsageError if a value is invalid."""

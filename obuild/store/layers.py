@@ -414,6 +414,10 @@ class Store:
         """A folder for a chain of native steps, as deep in the store as a draft; removed when the block ends."""
         return owned_folder(self.cache_tmp, "native", mode=0o700)
 
+    def sources_folder(self) -> AbstractContextManager[Path]:
+        """A folder that only its owner can enter, for files to copy; removed when the block ends."""
+        return owned_folder(self.cache_tmp, "sources", mode=0o700)
+
     def spool(self) -> BinaryIO:
         """An unlinked temporary file, for data too large for memory."""
         with storage_errors(self.root), owned_folder(self.cache_tmp, "spool") as folder:

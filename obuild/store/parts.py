@@ -33,9 +33,9 @@ _SIGNS = ("result", "result-tmp", "state/locks")
 ID = re.compile(keys.SHA256)
 #: A draft of a layer or of a flattened copy, in result-tmp/.
 DRAFT = re.compile(rf"(?:flat-)?{keys.SHA256}")
-#: A copy of a cache, a scratch draft, the folder of a chain of native steps, or that of a file before it is
-#: unlinked, in cache-tmp/.
-COPY = re.compile(r"[0-9]+-(?:c-.+|scratch-[0-9a-f]{12}|native|spool)", re.DOTALL)
+#: A copy of a cache, a scratch draft, the folder of a chain of native steps, that of a file before it is unlinked,
+#: or the files of a copy that came from another host, in cache-tmp/.
+COPY = re.compile(r"[0-9]+-(?:c-.+|scratch-[0-9a-f]{12}|native|spool|sources)", re.DOTALL)
 #: A running machine, or a saved one that is being removed, in warm-tmp/.
 MACHINE = re.compile(r"[0-9]+-.+|gone-[0-9]+", re.DOTALL)
 #: A manifest of files in a layer, or what its disk holds, in state/manifests/; or one that is being written.

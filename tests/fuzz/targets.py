@@ -16,7 +16,7 @@ from pathlib import Path
 
 from obuild import spec
 from obuild.bases import digests, kind
-from obuild.builder.extract import _manifest
+from obuild.builder.extract import checked_manifest
 from obuild.errors import ObuildError, SpecError
 from obuild.guests import profile, windows_quoting
 from obuild.host import toml
@@ -101,7 +101,7 @@ def memos(data: bytes) -> None:
         if isinstance(entry, list):
             digests.is_sha256(entry[3:])
         try:
-            assert all(isinstance(word, str) for line in _manifest(entry) for word in line)
+            assert all(isinstance(word, str) for line in checked_manifest(entry) for word in line)
         except TypeError:
             pass
 

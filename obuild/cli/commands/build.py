@@ -21,7 +21,10 @@ from obuild.cli.console import (
     spec_path,
 )
 from obuild.cli.options import (
+    FARM,
     MACHINE,
+    FarmInsecureOption,
+    FarmTlsOption,
     Machine,
     SignOption,
     SourceArgument,
@@ -35,6 +38,7 @@ from obuild.cli.options import (
 from obuild.errors import UsageError
 
 if TYPE_CHECKING:
+    from obuild.builder.engine import Engine
     from obuild.builder.sharing import Wish
     from obuild.events import Listener
     from obuild.store.layers import Store
@@ -143,6 +147,30 @@ def build(
     ] = False,
     sign: SignOption = None,
     trust: TrustOption = None,
+    farm: Annotated[
+        str,
+        typer.Option(
+            envvar="OBUILD_FARM",
+            metavar="URL",
+            rich_help_panel=FARM,
+            show_default=False,
+            help="Have the workers of this Dask scheduler make what is missing: tls://HOST:8786. Needs --remote.",
+        ),
+    ] = "",
+    tls: FarmTlsOption = None,
+    insecure: FarmInsecureOption = False,
+    farm_secrets: Annotated[
+        bool,
+        typer.Option(
+            "--farm-secrets", rich_help_panel=FARM, help="Send workers the secrets that their steps need, sealed."
+        ),
+    ] = False,
+    farm_fallback: Annotated[
+        bool,
+        typer.Option(
+            "--farm-fallback", rich_help_panel=FARM, help="Go on here if the scheduler cannot be reached, or dies."
+        ),
+    ] = False,
     verbose: VerboseOption = False,
 ) -> None:
     """Build a spec: make the layers that are not in the store yet.
@@ -168,7 +196,7 @@ def build(
         values = _secrets(secret or [])
         executor = executor_of(store)
         with (
-            _in_turn(tell, opened, jobs) as listener,
+            _in_turn(tell, opened, 2 if farm else jobs) as listener,
             Recorder(opened, listener, spec=path, source=Path(source), executor=executor) as recorder,
         ):
             builder = engine.Engine(Path(source), opened, settings, recorder, values, jobs)
@@ -182,6 +210,13 @@ def build(
             if remote:
                 wish = _remotes(remote, remote_mode, remote_required, remote_insecure, pull)
                 builder.remotes = _keyed(wish, sign, trust or [])
+            if farm:
+                from obuild.builder.farm.client import FarmWish
+                from obuild.builder.farm.tls import checked as checked_address
+
+                _see_farm(builder, on_failure)
+                address = checked_address(farm, tls, insecure=insecure)
+                builder.farm = FarmWish(address, farm_secrets, farm_fallback)
             if reserve or max_size:
                 from obuild.store.quota import Room
 
@@ -243,6 +278,19 @@ def _keyed(wish: "Wish", sign: Path | None, trust: list[Path]) -> "Wish":
 
     keys = tuple(map(public_key, trust))
     return replace(wish, sign=private_key(sign) if sign else None, trust=keys)
+
+
+def _see_farm(builder: "Engine", on_failure: str) -> None:
+    """UsageError for what a build with a farm cannot do."""
+    from dataclasses import replace
+
+    wish = builder.remotes
+    if wish is None or not (wish.read and wish.write):
+        raise UsageError("--farm needs --remote: layers reach the workers, and you, through it")
+    for option, given in (("--no-cache", builder.no_cache), (f"--on-failure {on_failure}", on_failure != "stop")):
+        if given:
+            raise UsageError(f"{option} does not work with --farm", hint="build here")
+    builder.remotes = replace(wish, required=True)
 
 
 def _secrets(given: list[str]) -> dict[str, bytes]:

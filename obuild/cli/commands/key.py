@@ -1,4 +1,4 @@
-"""Keys that sign layers in remotes."""
+"""Keys that sign layers in remotes, and certificates for farms."""
 
 from __future__ import annotations
 
@@ -9,12 +9,7 @@ import typer
 
 from obuild.cli.console import guarded, put
 
-app = typer.Typer(help="Make keys that sign layers: `push --sign`, and `pull --trust`.", no_args_is_help=True)
-
-
-@app.callback()
-def _group() -> None:
-    """Without this, typer would make the only command that of the group."""
+app = typer.Typer(help="Make keys that sign layers, and certificates for a farm.", no_args_is_help=True)
 
 
 @app.command("make")
@@ -29,3 +24,20 @@ def make(
     from obuild.remotes.trust import make as make_key
 
     put(str(make_key(file)))
+
+
+@app.command("tls")
+@guarded
+def tls(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to write the certificates.")],
+) -> None:
+    """Make the certificates of a farm: ca.pem, farm.pem and farm.key. None may exist.
+
+    Scheduler, workers and builds use the same ones; who has them can run programs on all workers.
+
+    Example: obuild key tls farm-tls
+    """
+    from obuild.builder.farm.tls import make as make_certificates
+
+    make_certificates(folder)
+    put(str(folder))

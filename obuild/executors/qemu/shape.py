@@ -16,9 +16,6 @@ from obuild.host import process
 
 Accel = Literal["kvm", "tcg"]
 
-#: In bytes.
-DEFAULT_MEMORY = 2 << 30
-
 
 class Kernel(NamedTuple):
     """A Linux kernel that QEMU itself loads. The machine's console is added to `cmdline`."""
@@ -99,7 +96,7 @@ def shape_for(settings: Settings, card: Card, accel: Accel, nvram: Nvram | None 
         arch=arch,
         accel=accel,
         cpus=settings.cpus,
-        memory=settings.memory or max(DEFAULT_MEMORY, card.memory),
+        memory=settings.memory_for(card),
         firmware=card.firmware,
         boot_time=settings.boot_time,
         nvram=nvram,

@@ -12,9 +12,9 @@ from obuild.errors import UsageError
 from obuild.executors.qemu import devices
 from obuild.executors.qemu.arches import ARCHES
 from obuild.executors.qemu.argv import Links, Memory, qemu_argv
-from obuild.executors.qemu.shape import DEFAULT_MEMORY, Accel, Kernel, Nvram, Shape, require_host, shape_for
+from obuild.executors.qemu.shape import Accel, Kernel, Nvram, Shape, require_host, shape_for
 from obuild.executors.qemu.tpm import swtpm_argv
-from obuild.executors.settings import VM, Settings
+from obuild.executors.settings import DEFAULT_MEMORY, VM, Settings
 from obuild.guests import profile
 from obuild.guests.profile import OSES, Card, arch_named
 from obuild.host import process

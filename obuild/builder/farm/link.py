@@ -1,0 +1,188 @@
+"""A client's connection to the scheduler of a farm. Any thread may use it.
+
+Whatever fails because the scheduler is gone raises Lost. A worker that is gone is no error: another begins again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import TimeoutError as NotYet
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from distributed import Client, Future, KilledWorker
+
+from obuild.builder.farm import task
+from obuild.builder.farm.needs import Resources
+from obuild.builder.farm.security import security
+from obuild.builder.farm.service import TOPIC
+from obuild.builder.farm.tls import Address
+from obuild.builder.farm.wire import Lost
+from obuild.errors import ObuildError
+from obuild.plan.keys import LayerId
+from obuild.remotes.layer import Blob
+
+#: How long to wait for a scheduler at the beginning, in seconds.
+CONNECT = 10
+
+#: How often a question that waits is looked at, in seconds.
+LOOK = 0.05
+
+#: So many workers are asked what they have.
+ASKED = 64
+
+
+class Post:
+    """A task that we want done."""
+
+    def __init__(self, link: Link, key: str, future: Future) -> None:
+        self.key, self._link, self._future = key, link, future
+
+    @property
+    def done(self) -> bool:
+        """Whether there is an answer. Lost if there will be none."""
+        if self._future.status in ("cancelled", "lost"):
+            raise self._link.lost()
+        return bool(self._future.status in ("finished", "error"))
+
+    def answer(self) -> dict[str, Any]:
+        """What the task returned. ObuildError if several workers were lost with it."""
+        with self._link.connected():
+            error = self._future.exception(timeout=CONNECT)
+            if isinstance(error, KilledWorker):
+                raise ObuildError(
+                    "several workers were lost while they made this step, so no other will try",
+                    hint="look at the hosts of the workers: memory, disk; then build again",
+                )
+            if error is not None:
+                hint = "workers, scheduler and clients need the same obuild[farm]"
+                raise ObuildError(f"the farm failed: {type(error).__name__}: {error}", hint=hint)
+            return dict(self._future.result(timeout=CONNECT))
+
+
+class Link:
+    """An open connection."""
+
+    def __init__(self, address: Address) -> None:
+        self._address = address
+        self._places: dict[str, str] = {}
+        self._given: Counter[str] = Counter()
+        logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what matters, we say
+        with self.connected():
+            self._client = Client(
+                address.url, security=security(address), timeout=CONNECT, set_as_default=False, name="obuild"
+            )
+            self._client.subscribe_topic(TOPIC, self._begun)
+
+    def close(self) -> None:
+        with suppress(Exception):
+            self._client.close(timeout=CONNECT)
+
+    def lost(self) -> Lost:
+        return Lost(
+            f"the scheduler {self._address.url} is gone, or cannot be reached",
+            hint="what its workers have made is in the remote; --farm-fallback goes on without it",
+        )
+
+    @contextmanager
+    def connected(self) -> Iterator[None]:
+        """Turn the errors of a lost connection into Lost."""
+        try:
+            yield
+        except (OSError, asyncio.CancelledError, TimeoutError, RuntimeError) as error:
+            raise self.lost() from error
+
+    def _begun(self, event: tuple[float, dict[str, str]]) -> None:
+        self._places[event[1]["key"]] = event[1]["worker"]
+
+    # -- workers
+
+    def offers(self) -> dict[str, Mapping[str, float]]:
+        """What each worker offers, by address."""
+        with self.connected():
+            workers = self._client.scheduler_info(n_workers=-1)["workers"]
+        return {address: about["resources"] for address, about in workers.items()}
+
+    def preferred(
+        self, needs: Resources, offers: Mapping[str, Mapping[str, float]], ids: Sequence[LayerId]
+    ) -> list[str]:
+        """The workers with a free slot that have most of the layers of a chain; none if none has any."""
+        able = [
+            address
+            for address, offer in offers.items()
+            if all(offer.get(name, 0) >= count for name, count in needs.items())
+        ]
+        if len(able) < 2:
+            return []
+        with self.connected():
+            replies = self._client.sync(
+                self._client.scheduler.broadcast,
+                msg={"op": "obuild_has", "ids": list(ids)},
+                workers=able[:ASKED],
+                on_error="ignore",
+            )
+        free = {address: reply for address, reply in replies.items() if reply["free"] > self._given[address]}
+        most = max((reply["depth"] for reply in free.values()), default=0)
+        return [address for address, reply in free.items() if most and reply["depth"] == most]
+
+    def place(self, key: str) -> str:
+        """The address of the worker that has begun a task, as far as we know; "" if none has."""
+        if key not in self._places:
+            with self.connected():
+                for address, keys in self._client.processing().items():
+                    if key in keys:
+                        self._places[key] = address
+        return self._places.get(key, "")
+
+    def forget(self, key: str) -> None:
+        """The worker of a task does not know it, or is gone."""
+        self._places.pop(key, None)
+
+    def ask(self, worker: str, op: str, meanwhile: Callable[[], object], **more: Any) -> Any:
+        """Ask a worker, and call `meanwhile` while it thinks; None if it cannot be reached."""
+        loop = self._client.loop.asyncio_loop
+        question = self._client.scheduler.proxy(msg={"op": op, **more}, worker=worker)
+        asked = asyncio.run_coroutine_threadsafe(_awaited(question), loop)
+        try:
+            while True:
+                with suppress(NotYet):
+                    return asked.result(LOOK)
+                meanwhile()
+        except (OSError, KeyError, ValueError, TypeError):
+            return None
+        finally:
+            asked.cancel()
+
+    # -- tasks
+
+    @contextmanager
+    def post(self, key: str, blob: Blob, needs: Resources, workers: Sequence[str]) -> Iterator[Post]:
+        """Have a task done, if possible by one of these workers. We do not want it any more when the block ends.
+
+        If another client wants the same task, both get its answer.
+        """
+        self._given.update(workers[:1])
+        future = None
+        try:
+            with self.connected():
+                future = self._client.submit(
+                    task.work,
+                    *(blob.digest, blob.size),
+                    key=key,
+                    resources=needs,
+                    workers=list(workers) or None,
+                    allow_other_workers=bool(workers),
+                    pure=False,
+                )
+            yield Post(self, key, future)
+        finally:
+            self._given.subtract(workers[:1])
+            if future is not None:
+                future.release()
+
+
+async def _awaited(question: Any) -> Any:
+    return await question
