@@ -15,7 +15,7 @@ import typer
 from obuild.cli import text as ui
 from obuild.errors import ObuildError, OutputError, UsageError, words
 from obuild.host import streams
-from obuild.host.regular import NotAFile
+from obuild.host.regular import NotAFile, is_file
 
 if TYPE_CHECKING:
     from obuild.store.layers import Store
@@ -200,8 +200,11 @@ def read_file(path: Path, name: str, *, hint: str = "") -> bytes:
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write a file that the user named, whole or not at all. A device or a pipe is written to. OSError."""
-    if path.exists() and not path.is_file():
+    """Write a file that the user named, whole or not at all. OSError.
+
+    If it exists and is no plain file, but a pipe or a link such as /dev/stdout, it is written to, not replaced.
+    """
+    if os.path.lexists(path) and not is_file(path):
         path.write_bytes(data)
         return
     from obuild.host.fs import replace_bytes

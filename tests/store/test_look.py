@@ -36,6 +36,7 @@ LOOKS = (
     ("cache", "ls"),
     ("tag", "ls"),
     ("history",),
+    ("report", "-o", "/dev/null"),
     ("prune", "--all", "--dry-run"),
     ("fsck", "--read-data"),
 )

@@ -99,8 +99,8 @@ function notes() {
 
 // -- bars
 
-function bar(from, size, of, odd) {
-  const made = make("span", null, { class: odd ? "bar odd" : "bar" });
+function bar(from, size, of) {
+  const made = make("span", null, { class: "bar" });
   made.style.left = `${(100 * from) / of}%`;
   made.style.width = `${(100 * size) / of}%`;
   return made;
@@ -124,14 +124,15 @@ function timeline() {
   const list = byId("timeline");
   for (const step of timed.slice(0, MOST_ROWS)) {
     const ended = step.ended === null ? last : step.ended;
-    let bars = [bar(step.began - first, ended - step.began, whole)];
+    const bars = [bar(step.began - first, ended - step.began, whole)];
     const phases = step.phases.filter(([, , , took]) => took !== null);
     if (phases.length > 1) {
-      bars = phases.map(([name, subject, began, took], index) => {
-        const made = bar(began - first, took, whole, index % 2);
+      bars[0].classList.add("under");
+      for (const [name, subject, began, took] of phases) {
+        const made = bar(began - first, took, whole);
         made.title = `${name} ${subject}: ${seconds(took)}`;
-        return made;
-      });
+        bars.push(made);
+      }
     }
     list.append(row(step, seconds(ended - step.began), bars));
   }
@@ -140,7 +141,8 @@ function timeline() {
 }
 
 function largest(id, value, shown) {
-  const found = all.filter((step) => value(step) > 0).sort((one, other) => value(other) - value(one));
+  const distinct = [...new Map(all.map((step) => [step.id || step.anchor, step])).values()];
+  const found = distinct.filter((step) => value(step) > 0).sort((one, other) => value(other) - value(one));
   const list = byId(id);
   for (const step of found.slice(0, MOST_BARS)) {
     list.append(row(step, shown(value(step)), [bar(0, value(step), value(found[0]))]));
@@ -364,6 +366,7 @@ function search() {
   list.replaceChildren();
   list.hidden = !wanted;
   byId("found").textContent = "";
+  byId("found").dataset.searched = wanted;
   if (!wanted) return;
   let count = 0;
   for (const [step, line] of matches(wanted.toLowerCase())) {
