@@ -36,7 +36,6 @@ LOOKS = (
     ("cache", "ls"),
     ("tag", "ls"),
     ("history",),
-    ("report", "-o", "/dev/null"),
     ("prune", "--all", "--dry-run"),
     ("fsck", "--read-data"),
 )
