@@ -36,7 +36,7 @@ def in_manual() -> str:
     (found,) = re.findall(
         r"^```yaml\n(name:.*?)^```$", (ROOT / "docs/ci.md").read_text(), re.DOTALL | re.MULTILINE
     )
-    return found
+    return str(found)
 
 
 FILES = {
