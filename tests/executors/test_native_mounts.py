@@ -101,6 +101,30 @@ def test_a_partition_for_boot_is_mounted(mounted: Mount, tmp_path: Path) -> None
         assert (place / "vmlinuz").read_text() == "kernel"
 
 
+def with_fstab(folder: Path, fstab: str) -> Path:
+    """A disk whose only partition has a root with this fstab."""
+    tree = root_tree(folder / "tree", fstab)
+    return partitioned(folder / "disk", made(folder / "root", 8, "mke2fs", "-q", "-t", "ext4", "-d", tree))
+
+
+def test_other_disks_that_the_guest_mounts_are_told(inside: Namespace, tmp_path: Path) -> None:
+    disk = with_fstab(tmp_path, "LABEL=data /home ext4 defaults 0 2\n/dev/sdb1 /var/log ext4\n")
+    (tmp_path / "top").mkdir()
+    there = mounts.mount(inside, disk, tmp_path / "top")
+    there.unmount()
+    assert there.absent == (("home", "LABEL=data"), ("var/log", "/dev/sdb1"))
+
+
+def test_a_system_on_two_disks_is_refused(mounted: Mount, tmp_path: Path) -> None:
+    disk = with_fstab(tmp_path, "LABEL=data /home ext4\n/dev/sdb1 /var ext4 defaults 0 2\n")
+    with (
+        pytest.raises(UsageError, match="fstab mounts /var from /dev/sdb1, which is not on its disk") as caught,
+        mounted(disk),
+    ):
+        pass
+    assert "nofail" in caught.value.hint
+
+
 def test_a_mount_point_that_is_a_link_stays_in_the_guest(mounted: Mount, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()

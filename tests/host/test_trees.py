@@ -244,8 +244,14 @@ def test_what_fstab_mounts_is_part_of_the_tree(tmp_path: Path) -> None:
         ]
 
 
+PARTS = [Partition(1, 0, 0, "", "guid-1", "one"), Partition(2, 0, 0, "", "0badcafe-02", "two")]
+
+
+def names(part: Partition) -> fstab.Names:
+    return fstab.Names(f"uuid-{part.number}", f"label-{part.number}")
+
+
 def test_lines_of_fstab() -> None:
-    parts = [Partition(1, 0, 0, "", "guid-1", "one"), Partition(2, 0, 0, "", "0badcafe-02", "two")]
     text = """
 # a comment
 UUID=UUID-1 / ext4 defaults 0 0
@@ -255,12 +261,41 @@ PARTUUID=0BADCAFE-02 /c ext4
 /dev/disk/by-partlabel/two /d\\040d ext4
 /dev/nvme0n1p1 /e ext4
 /dev/sda3 /f ext4
+/dev/sdb2 /g ext4
+/dev/nvme1n1p2 /h ext4
 /dev/vda2 none swap
 tmpfs /tmp tmpfs
 short
 """
-    found = fstab.mounts(text, parts, lambda part: fstab.Names(f"uuid-{part.number}", f"label-{part.number}"))
+    found = fstab.mounts(text, PARTS, names)
     assert {path: part.number for path, part in found.items()} == {"a": 2, "b": 2, "c": 2, "d d": 2, "e": 1}
+
+
+def test_lines_of_fstab_about_other_disks() -> None:
+    text = """
+UUID=stale / ext4 defaults 0 0
+UUID=uuid-2 /here ext4
+UUID=uuid-1 /again ext4 subvol=x
+UUID=uuid-3 /data ext4 defaults 0 2
+/dev/sdb1 /more ext4
+/dev/mapper/vg-var /var xfs
+server:/export /nfs nfs
+//server/share /smb cifs
+/srv/www /www none bind
+UUID=uuid-4 /optional ext4 defaults,nofail 0 2
+/dev/sr0 /media/cdrom0 udf,iso9660 user,noauto 0 0
+UUID=uuid-5 none swap sw 0 0
+tmpfs /tmp tmpfs
+proc /proc proc
+"""
+    assert fstab.absent(text, PARTS, names) == {
+        "data": "UUID=uuid-3",
+        "more": "/dev/sdb1",
+        "var": "/dev/mapper/vg-var",
+        "nfs": "server:/export",
+        "smb": "//server/share",
+        "www": "/srv/www",
+    }
 
 
 @ROOT

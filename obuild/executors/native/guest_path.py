@@ -5,8 +5,11 @@ No process of the guest runs meanwhile, so nothing changes between two looks.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from obuild.errors import MachineError
@@ -76,7 +79,8 @@ class Places:
             if place is None:
                 continue  # the container makes it
             try:
-                place.mkdir()
+                with writing(path):
+                    place.mkdir()
             except FileExistsError:
                 if not stat.S_ISDIR(place.lstat().st_mode):
                     raise MachineError(
@@ -86,3 +90,15 @@ class Places:
             os.chown(place, uid, gid)
             made.append(place)
         return made
+
+
+@contextmanager
+def writing(path: str) -> Iterator[None]:
+    """MachineError, which names the guest's path, if its file system refuses something, as a full one does."""
+    try:
+        yield
+    except FileExistsError:
+        raise
+    except OSError as error:
+        hint = "its disk is full: obuild base resize NAME SIZE" if error.errno == errno.ENOSPC else ""
+        raise MachineError(f"{path} cannot be written in the guest: {error.strerror}", hint=hint) from error

@@ -11,8 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
-from obuild.errors import MachineError
-from obuild.executors.native.guest_path import Places
+from obuild.executors.native.guest_path import Places, writing
 
 _OURS = Path("/etc/resolv.conf")
 
@@ -51,7 +50,8 @@ def placeholder(places: Places, path: str) -> Iterator[str]:
         for made in places.ensure_folder(str(PurePosixPath(target).parent), 0, 0):
             stack.callback(_remove_empty, made.name, stack.enter_context(_held(made.parent)))
         folder = stack.enter_context(_held(file.parent))
-        os.close(os.open(file.name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=folder))
+        with writing(path):
+            _write(file.name, folder, b"", 0o644)
         stack.callback(_remove, file.name, folder)
         yield target
 
@@ -60,7 +60,7 @@ def placeholder(places: Places, path: str) -> Iterator[str]:
 def _replaced(places: Places, path: str, content: bytes, mode: int) -> Iterator[None]:
     """Let the guest have our file. If the command changes or removes it, that stays; else the guest's own returns.
 
-    Nothing happens if its folder is missing. MachineError if it cannot be written.
+    Nothing happens if its folder is missing. MachineError, and nothing has changed, if it cannot be written.
     """
     parent, _, name = path.rpartition("/")
     folder = places.host(places.resolve(parent))
@@ -69,13 +69,8 @@ def _replaced(places: Places, path: str, content: bytes, mode: int) -> Iterator[
         return
     aside = f".{name}.obuild"
     with _held(folder) as fd:
-        try:
-            with _same_time(fd):
-                with suppress(FileNotFoundError):
-                    os.rename(name, aside, src_dir_fd=fd, dst_dir_fd=fd)
-                _write(name, fd, content, mode)
-        except OSError as error:
-            raise MachineError(f"{path} cannot be replaced in the guest: {error.strerror}") from error
+        with writing(path):
+            _put(name, aside, fd, content, mode)
         ours = _stamp(name, fd)
         try:
             yield
@@ -86,14 +81,29 @@ def _replaced(places: Places, path: str, content: bytes, mode: int) -> Iterator[
         _give_back(name, aside, fd, ours)
 
 
+def _put(name: str, aside: str, folder: int, content: bytes, mode: int) -> None:
+    with _same_time(folder):
+        with suppress(FileNotFoundError):
+            os.rename(name, aside, src_dir_fd=folder, dst_dir_fd=folder)
+        try:
+            _write(name, folder, content, mode)
+        except OSError:
+            _restore(name, aside, folder)
+            raise
+
+
 def _give_back(name: str, aside: str, folder: int, ours: _Stamp) -> None:
     with _same_time(folder):
         if _stamp(name, folder) != ours:  # the command's own
             _remove(aside, folder)
         else:
-            _remove(name, folder)
-            with suppress(FileNotFoundError):
-                os.rename(aside, name, src_dir_fd=folder, dst_dir_fd=folder)
+            _restore(name, aside, folder)
+
+
+def _restore(name: str, aside: str, folder: int) -> None:
+    _remove(name, folder)
+    with suppress(FileNotFoundError):
+        os.rename(aside, name, src_dir_fd=folder, dst_dir_fd=folder)
 
 
 def _write(name: str, folder: int, content: bytes, mode: int) -> None:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from obuild.errors import MachineError, ObuildError, ProcessError
+from obuild.errors import MachineError, ObuildError, ProcessError, UsageError
 from obuild.executors.native.guest_path import Places
 from obuild.executors.native.namespace import Namespace
 from obuild.host.blocks import Blocks, raw_file
@@ -25,18 +25,25 @@ _BUSY_PAUSE = 0.002
 _MS_RDONLY, _MS_NODEV, _MS_NOATIME = 1, 4, 1024
 _FLAGS = _MS_NODEV | _MS_NOATIME
 
+#: Where packages are installed. Under these, a step must not write to a folder that a mount will hide.
+_SYSTEM = ("bin", "boot", "boot/efi", "etc", "lib", "lib64", "opt", "sbin", "usr", "var", "var/lib")
+
 _TYPES = {"ext": "ext4"}
 _OPTIONS = {"xfs": ",nouuid"}
 
 
 @dataclass(frozen=True, slots=True)
 class Mounts:
-    """What is mounted, the root first. `root` is the folder of the guest's root, inside the namespace."""
+    """What is mounted, the root first. `root` is the folder of the guest's root, inside the namespace.
+
+    `absent` has the folders and the devices of what the guest's fstab mounts, and this disk does not have.
+    """
 
     namespace: Namespace
     disk: Path
     root: Path
     points: tuple[tuple[Partition, Path], ...]
+    absent: tuple[tuple[str, str], ...] = ()
 
     def open(self) -> None:
         """Allow writing. MachineError if the kernel refuses."""
@@ -92,11 +99,13 @@ def see_errors(disk: Blocks, part: Partition) -> None:
 def mount(namespace: Namespace, disk: Path, top: Path) -> Mounts:
     """Mount what is on the raw `disk` at the empty folder `top`; both are paths inside the namespace.
 
-    UsageError if there is no root file system of Linux, or more than one. MachineError if one is damaged.
+    UsageError if there is no root file system of Linux, or more than one, or if a part of the system is not on
+    this disk. MachineError if a file system is damaged.
     """
     with raw_file(namespace.path(disk)) as blocks:
         _replay(namespace, disk, blocks, top)
         layout = trees.layout(blocks)
+        _see_complete(layout.absent)
         points = [(layout.root, top)]
         _mount(namespace, disk, blocks, layout.root, top)
         place = top / root_in(namespace.path(top))
@@ -108,7 +117,15 @@ def mount(namespace: Namespace, disk: Path, top: Path) -> Mounts:
             point = Path(f"{place}{places.resolve(path)}")
             _mount(namespace, disk, blocks, part, point, option)
             points.append((part, point))
-    return Mounts(namespace, disk, place, tuple(points))
+    return Mounts(namespace, disk, place, tuple(points), tuple(layout.absent.items()))
+
+
+def _see_complete(absent: dict[str, str]) -> None:
+    for path in filter(absent.get, _SYSTEM):
+        raise UsageError(
+            f"the guest's fstab mounts /{path} from {absent[path]}, which is not on its disk",
+            hint="that would hide what a step installs there; if the guest can do without it, add nofail",
+        )
 
 
 def _replay(namespace: Namespace, disk: Path, blocks: Blocks, top: Path) -> None:

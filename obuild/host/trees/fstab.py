@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from obuild.host.partitions import Partition
 
-_KERNEL_NAME = re.compile(r"/dev/(?:[shv]d[a-z]|xvd[a-z]|nvme[0-9]+n[0-9]+p|mmcblk[0-9]+p)([0-9]+)")
+#: A partition of the first disk: any other is not the disk with the root.
+_KERNEL_NAME = re.compile(r"/dev/(?:[shv]da|xvda|nvme0n1p|mmcblk[0-9]+p)([0-9]+)")
 _BY = re.compile(r"/dev/disk/by-(uuid|label|partuuid|partlabel)/")
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 
@@ -47,6 +48,21 @@ def subvolumes(text: str, root: Partition, names: Names) -> dict[str, str]:
         if chosen and _is(line.device, root, lambda part: names):
             found[line.path] = chosen[-1]
     return found
+
+
+def absent(text: str, here: list[Partition], names: Callable[[Partition], Names]) -> dict[str, str]:
+    """The device for each folder that a machine mounts as it boots, from something that is not among `here`.
+
+    That is another disk, another computer, or another folder. What a machine may boot without is left out
+    (`noauto`, `nofail`), and so are file systems that have no device, like tmpfs.
+    """
+    return {
+        line.path: line.device
+        for line in _lines(text)
+        if re.search("[/=:]", line.device)
+        and not {"noauto", "nofail"} & set(line.options)
+        and not any(_is(line.device, part, names) for part in here)
+    }
 
 
 def _lines(text: str) -> Iterator[_Line]:

@@ -47,11 +47,13 @@ class Layout(NamedTuple):
     """The partition of the root file system, and what its fstab mounts, by path.
 
     That is other partitions, and subvolumes of the root's own, with the option of mount(8) that chooses each.
+    `absent` has the devices that the disk lacks.
     """
 
     root: Partition
     others: dict[str, Partition]
     subvolumes: dict[str, str]
+    absent: dict[str, str]
 
 
 def layout(disk: Blocks) -> Layout:
@@ -59,7 +61,12 @@ def layout(disk: Blocks) -> Layout:
     with ExitStack() as stack:
         kinds, part, root = _open_root(disk, stack)
         table, own = _fstab(root), file_systems.names(disk, part, kinds[part])
-        return Layout(part, _others(disk, kinds, part, root), fstab.subvolumes(table, part, own))
+        return Layout(
+            part,
+            _others(disk, kinds, part, root),
+            fstab.subvolumes(table, part, own),
+            fstab.absent(table, _known(kinds), lambda part: file_systems.names(disk, part, kinds[part])),
+        )
 
 
 def _open_root(disk: Blocks, stack: ExitStack) -> tuple[dict[Partition, str], Partition, FileSystem]:
@@ -70,8 +77,12 @@ def _open_root(disk: Blocks, stack: ExitStack) -> tuple[dict[Partition, str], Pa
 def _others(
     disk: Blocks, kinds: dict[Partition, str], root: Partition, system: FileSystem
 ) -> dict[str, Partition]:
-    others = [part for part in kinds if part != root and kinds[part] in file_systems.KINDS]
+    others = [part for part in _known(kinds) if part != root]
     return fstab.mounts(_fstab(system), others, lambda part: file_systems.names(disk, part, kinds[part]))
+
+
+def _known(kinds: dict[Partition, str]) -> list[Partition]:
+    return [part for part in kinds if kinds[part] in file_systems.KINDS]
 
 
 def _fstab(system: FileSystem) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from obuild.errors import MachineError
 from obuild.executors.native import lent
 from obuild.executors.native.guest_path import Places
+from tests.support.disks import small_file_system
 
 HOSTS = "nameserver 192.0.2.1\n"
 
@@ -90,10 +93,31 @@ def test_the_guests_own_return_after_an_error(root: Path) -> None:
 def test_what_is_in_the_way_is_named(root: Path) -> None:
     (root / "etc/.resolv.conf.obuild").mkdir()
     with (
-        pytest.raises(MachineError, match=r"/etc/resolv\.conf cannot be replaced in the guest: Is a directory"),
+        pytest.raises(MachineError, match=r"/etc/resolv\.conf cannot be written in the guest: Is a directory"),
         lent.lent(Places(root), network=True),
     ):
         pass
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
+def test_a_full_disk_is_told_and_nothing_has_changed(root: Path, tmp_path: Path) -> None:
+    with small_file_system(tmp_path / "image", tmp_path / "small", 1 << 20) as small:
+        shutil.copytree(root, small, dirs_exist_ok=True)
+        policy = small / "usr/sbin/policy-rc.d"
+        policy.write_text("guest\n")
+        with suppress(OSError), (small / "big").open("wb", buffering=0) as big:
+            while big.write(bytes(1024)):
+                pass
+        with (
+            pytest.raises(MachineError, match=r"policy-rc\.d cannot be written in the guest: No space") as caught,
+            lent.lent(Places(small), network=False),
+        ):
+            pass
+        assert "obuild base resize" in caught.value.hint
+        assert listing(small / "usr/sbin") == {"policy-rc.d": "guest\n"}
+        assert listing(small / "etc") == {"resolv.conf": "guest\n"}
+        with pytest.raises(MachineError, match=r"/srv cannot be written in the guest"):
+            lent.placeholder(Places(small), "/srv/secret").__enter__()
 
 
 def test_a_folder_that_became_a_symlink_to_the_host_is_not_followed(root: Path, tmp_path: Path) -> None:
