@@ -151,7 +151,7 @@ DASK = {"builder.farm.link", "builder.farm.server", "builder.farm.service"}
         (
             "concurrent",
             {
-                *("builder.scheduler", "builder.sharing", "executors.native.chain", "exports.export"),
+                *("builder.scheduler", "builder.sharing", "exports.export"),
                 *("host.parallel", "builder.farm.link", "builder.farm.service"),
             },
         ),

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple
 
-from obuild.errors import ProcessError, UsageError
-from obuild.host import process, shortage
+from obuild.errors import ObuildError, ProcessError, UsageError
+from obuild.host import process, qcow2, shortage
 from obuild.host.fs import in_memory
 from obuild.host.regular import NotAFile, open_file
 
@@ -131,20 +131,25 @@ def _see_files(path: Path) -> None:
 
 
 def create_overlay(path: Path, backing: str, *, size: int | None = None) -> None:
-    """Create an empty qcow2 overlay at `path`, as large as its backing file, or of `size` bytes.
+    """Create an empty qcow2 overlay at the new file `path`, as large as its backing file, or of `size` bytes.
 
     `backing` is written as given: relative to the folder of `path`, so that the store can be moved. It need not
-    exist yet if `size` is given.
+    exist yet if `size` is given. Nothing is flushed.
     """
-    unchecked = ["-u"] if size is not None else []
-    options = ["-o", OVERLAY_OPTIONS, "-b", backing, "-F", "qcow2"]
-    sized = [str(size)] if size is not None else []
-    process.run(["qemu-img", "create", "-q", *unchecked, "-f", "qcow2", *options, path, *sized])
+    if size is None:
+        below = path.parent / backing
+        try:
+            size = virtual_size(below)
+        except ValueError as error:
+            raise ObuildError(f"{below} cannot be used: {error}") from error
+    with qcow2.Writer(path, size, (), backing=backing):  # qemu-img takes a hundred times as long, and flushes it
+        pass
 
 
 def create_empty(path: Path, *, size: int) -> None:
     """A qcow2 at `path` that holds nothing, with a disk of `size` bytes."""
-    process.run(["qemu-img", "create", "-q", "-f", "qcow2", "-o", OVERLAY_OPTIONS, path, str(size)])
+    with qcow2.Writer(path, size, ()):
+        pass
 
 
 def create_grown(path: Path, source: Image, *, size: int) -> None:

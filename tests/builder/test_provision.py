@@ -16,7 +16,7 @@ from obuild.builder.provision import Machines, base_below
 from obuild.errors import StoreError, UsageError
 from obuild.events import SILENT
 from obuild.executors.protocol import Setup
-from obuild.executors.qemu import provision, versions
+from obuild.executors.qemu import provision
 from obuild.executors.qemu.config import Config
 from obuild.executors.qemu.shape import Kernel, Shape
 from obuild.executors.qemu.snapshot import identity
@@ -24,6 +24,7 @@ from obuild.executors.settings import Settings
 from obuild.guests import profile
 from obuild.guests.all import GUESTS, HOMES
 from obuild.guests.profile import Card
+from obuild.host import program_version
 from obuild.host.process import CancelScope
 from obuild.plan.keys import LayerId
 from obuild.store import fsck
@@ -170,7 +171,7 @@ def test_vm_auto_is_warm_only_with_a_tested_qemu(
 ) -> None:
     id = build()
     said: list[str] = []
-    monkeypatch.setattr(versions, "_kept", lambda binary, memo: "QEMU emulator version 99.1.0")
+    monkeypatch.setattr(program_version, "told", lambda binary, memo: "QEMU emulator version 99.1.0")
     config = made(store, id, Settings(accel="tcg", vm=vm), said.append)
     assert (config.warm is not None, config.home is not None) == (warm, warm)
     assert (words in " ".join(said)) if words else said == []

@@ -6,6 +6,7 @@ A new executor gets a row in EXECUTORS and a function that makes its place.
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import threading
 import uuid
@@ -23,6 +24,7 @@ from obuild.builder.engine import Engine
 from obuild.builder.provision import Machines
 from obuild.errors import MachineError
 from obuild.events import SILENT
+from obuild.executors.native import requirements
 from obuild.executors.protocol import Executor, OpenExecutor, Outcome, Session
 from obuild.executors.settings import Settings
 from obuild.host import qemu_img
@@ -94,12 +96,16 @@ def qemu(root: Path, run: Path, vm: str) -> Iterator[Place]:
 
 
 @contextmanager
-def native(root: Path, run: Path) -> Iterator[Place]:
+def native(root: Path, run: Path, runtime: str) -> Iterator[Place]:
     if os.geteuid() != 0:
         pytest.skip("native steps need root")
+    if not shutil.which(runtime):
+        pytest.skip(f"{runtime} is not installed")
     store = Store.open(new_store(root, base_images("micro")))
     base = Engine(Path(), store, Settings(), print, executor="native").build(spec.parse(b"((from micro))"))
-    start = Machines(store, Settings(), "native").of(making.find(store, "micro", say=print), SILENT)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(requirements, "RUNTIMES", (runtime,))
+        start = Machines(store, Settings(), "native").of(making.find(store, "micro", say=print), SILENT)
     yield Place(
         store, start, base, lambda port: f"timeout 20 bash -c 'exec 3<>/dev/tcp/127.0.0.1/{port}; cat <&3' 2>&1"
     )
@@ -108,12 +114,13 @@ def native(root: Path, run: Path) -> Iterator[Place]:
 #: Each takes a new folder for its store, and the folder of the test run.
 EXECUTORS: dict[str, Callable[[Path, Path], AbstractContextManager[Place]]] = {
     "fake": fake,
-    "native": native,
+    "native": partial(native, runtime="runc"),
+    "native-crun": partial(native, runtime="crun"),
     "qemu-boot": partial(qemu, vm="boot"),
     "qemu-warm": partial(qemu, vm="warm"),
 }
 #: Guests take long, and tests/vm has most of it for them.
-MARKS = {name: [pytest.mark.vm, pytest.mark.long] for name in ("qemu-boot", "qemu-warm")}
+MARKS = {name: [pytest.mark.vm, pytest.mark.long] for name in ("native-crun", "qemu-boot", "qemu-warm")}
 PARAMS = [pytest.param(name, marks=MARKS.get(name, [])) for name in EXECUTORS]
 
 

@@ -101,16 +101,16 @@ def test_the_version_of_runc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ve
         assert requirements.find_runtime() == "runc"
 
 
-@pytest.mark.parametrize("alone", [True, False])
-def test_crun_needs_cgroups_of_version_2(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, alone: bool) -> None:
-    programs(tmp_path, monkeypatch, crun="true")
-    monkeypatch.setattr(requirements, "_CGROUPS_V2", tmp_path / ("crun" if alone else "missing"))
-    if alone:
-        assert requirements.find_runtime() == "crun"
-    else:
-        with pytest.raises(UsageError, match="crun needs a host with cgroups of version 2") as caught:
-            requirements.find_runtime()
-        assert "apt install runc" in caught.value.hint
+def test_crun_comes_before_runc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    programs(tmp_path, monkeypatch, crun="exit 1", runc="exit 1")
+    assert requirements.find_runtime() == "crun"
+
+
+def test_runc_is_asked_for_its_version_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    programs(tmp_path, monkeypatch, runc=f"echo >>{tmp_path}/asked; echo 'runc version 1.1.5'")
+    for _ in range(2):
+        assert requirements.find_runtime(tmp_path / "memo") == "runc"
+    assert (tmp_path / "asked").read_text() == "\n"
 
 
 def entry(folder: Path, *lines: str) -> None:

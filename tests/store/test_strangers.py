@@ -343,6 +343,7 @@ PLACES = (
     "state/db/db.sqlite",
     "state/digests.json",
     "state/qemu.json",
+    "state/runc.json",
     "state/ssh/id_ed25519",
 )
 QUICK = (*odd.LOOKS[:-1], odd.CHANGES[1], ("run", "ID", "--", "true"), ("fsck", "--repair"), ("clean",))

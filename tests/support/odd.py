@@ -204,7 +204,8 @@ def make_yard(folder: Path) -> Yard:
             raise RuntimeError(f"{command}: {said}")
     store = Store.open(yard.store)
     make_key(store.ssh / "id_ed25519")
-    (store.state / "qemu.json").write_text('{"key": [], "said": ""}')
+    for name in ("qemu.json", "runc.json"):
+        (store.state / name).write_text('{"key": [], "said": ""}')
     (store.state / "accel.json").write_text(f'{{"key": ["{stamp.boot_id()}"], "problem": ""}}')
     parents = store.parents()
     leaves = [id for id in parents if id not in parents.values()]

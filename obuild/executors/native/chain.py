@@ -10,7 +10,6 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -57,7 +56,6 @@ class _Place:
     mounts: Mounts
     storage: Storage
     size: int
-    helper: Executor  # creates overlays while commands run
     top: Path
     layer: LayerId | None = None
 
@@ -75,19 +73,18 @@ class Chain:
         """As the protocol says."""
         try:
             with tell.phase("mounting"):
-                place = self._continued(draft) or self._mounted(draft)
+                place = self._continued(draft) or self._mounted(draft, tell)
                 folder = place.mounts.namespace.path(place.mounts.root)
                 places = Places(folder, container.FRESH)
                 line = replace(place.line, network=network, hostname=_hostname(places))
                 failpoints.reach("native.mounted")
-                following = self._overlay(place, draft)
             end = partial(self._finish, place, draft)
             yield Session(line, places, Volumes(self.config.store.caches, line, tell), tell, end)
-            if following is None:
+            if draft.scratch:
                 self.close()
                 return
             with tell.phase("sealing"):
-                self._seal(place, draft, following)
+                self._seal(place, draft)
         except BaseException as error:
             full = shutil.disk_usage(self.config.store.root).free < LEAST_FREE
             self.close()
@@ -113,7 +110,7 @@ class Chain:
         place.mounts.open()
         return place
 
-    def _mounted(self, draft: Draft) -> _Place:
+    def _mounted(self, draft: Draft, tell: Teller) -> _Place:
         """Mount the disk of a draft."""
         self.close()
         container.sweep()
@@ -121,51 +118,48 @@ class Chain:
             folder = stack.enter_context(self.config.store.chain_folder()).absolute()
             for name in ("run", "storage", "disks"):
                 (folder / name).mkdir(mode=0o700)
-            helper = stack.enter_context(ThreadPoolExecutor(1))
-            laid = helper.submit(draft.lay)
+            draft.lay()
             inside = stack.enter_context(namespace.opened(self.config.scope))
+            container.prepare(inside, self.config.runtime)
             work = folder / "run"
             inside.mount_memory(work)
             inside.path(work / "root").mkdir()
-            laid.result()
             served = stack.enter_context(storage.opened(inside, draft.image.absolute(), folder / "storage"))
             points = mounts.mount(inside, folder / "storage" / storage.DISK, work / "root")
             stack.callback(points.unmount)
+            for path, device in points.absent:
+                tell.note(
+                    f"fstab mounts /{path} from {device}, which is not on its disk: steps use the folder itself"
+                )
             line = Line(inside, points.root, work, self.config.runtime, self.config.limits)
             size = qemu_img.virtual_size(draft.image)
-            place = _Place(folder, line, points, served, size, helper, folder / "disks" / "none")
+            place = _Place(folder, line, points, served, size, folder / "disks" / "none")
             self._open = stack.pop_all()
         self._place = place
         return place
 
-    def _overlay(self, place: _Place, draft: Draft) -> Future[Path] | None:
-        """Begin to create the overlay for the step after this one; a scratch draft has none."""
-        if draft.scratch:
-            return None
-        path = place.folder / "disks" / f"{draft.id}.qcow2"
-        return place.helper.submit(_create, path, overlay.image_of(draft.id), place.size)
-
     def _finish(self, place: _Place, draft: Draft) -> None:
         """Complete the image of a scratch draft, and end everything."""
         place.mounts.close()
-        place.storage.put(_create(place.folder / "disks" / "end.qcow2", str(draft.image), place.size))
+        self._put(place, "end", str(draft.image))
         self.close()
 
-    def _seal(self, place: _Place, draft: Draft, following: Future[Path]) -> None:
+    def _seal(self, place: _Place, draft: Draft) -> None:
         """Complete the draft's image, and put the overlay for the next step on it."""
         place.mounts.close()
         failpoints.reach("native.unmounted")
-        top = following.result()
-        place.storage.put(top)
+        top = self._put(place, draft.id, overlay.image_of(draft.id))
         place.top.unlink(missing_ok=True)  # the layer has it now, under its own name
         place.top = top
         place.layer = draft.id
         failpoints.reach("native.sealed")
 
-
-def _create(path: Path, backing: str, size: int) -> Path:
-    qemu_img.create_overlay(path, backing, size=size)
-    return path
+    def _put(self, place: _Place, name: str, backing: str) -> Path:
+        """Put a new overlay on top of the disk, whose image is `backing`, as seen from the overlay."""
+        path = place.folder / "disks" / f"{name}.qcow2"
+        qemu_img.create_overlay(path, backing, size=place.size)
+        place.storage.put(path)
+        return path
 
 
 def _hostname(places: Places) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from obuild.executors.native import seccomp
+from obuild.executors.native.namespace import Namespace
 from obuild.guests import linux
 from obuild.host.process import Arg, terminal_name
 
@@ -41,6 +42,9 @@ _MASKED = (
     *("/proc/scsi", "/proc/timer_list", "/proc/timer_stats", "/sys/firmware"),
 )
 _READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+
+#: Where version 2 of cgroups is on a host that has both.
+_UNIFIED = Path("/sys/fs/cgroup/unified")
 
 _SAFE = ("nosuid", "noexec", "nodev")
 
@@ -83,6 +87,7 @@ def describe(
         "ociVersion": "1.0.2",
         "process": {
             "terminal": terminal,
+            **({"consoleSize": _console()} if terminal else {}),
             "user": {"uid": 0, "gid": 0},
             "args": list(argv),
             "env": [f"PATH={linux.DEFAULT_PATH}", f"TERM={terminal_name()}"],
@@ -108,6 +113,12 @@ def describe(
         },
     }
     return json.dumps(about)
+
+
+def _console() -> dict[str, int]:
+    """The size of our own terminal: crun gives a container's none else."""
+    columns, lines = os.get_terminal_size(0)
+    return {"height": lines, "width": columns}
 
 
 def _files() -> dict[str, int]:
@@ -136,6 +147,16 @@ def _mount(target: str, kind: str, source: str, *options: str) -> dict[str, obje
 
 def _bind(bind: Bind) -> dict[str, object]:
     return _mount(bind.target, "bind", str(bind.source), "bind", "nodev", "nosuid", *bind.options)
+
+
+def prepare(namespace: Namespace, runtime: str) -> None:
+    """Let a runtime work in the namespace.
+
+    crun refuses a host with both versions of cgroups, although version 1 has all that it needs there.
+    """
+    if runtime == "crun":
+        with suppress(OSError):  # the host has one version
+            namespace.unmount(_UNIFIED)
 
 
 def command(runtime: str, state: Path, bundle: Path, name: str) -> list[Arg]:

@@ -7,6 +7,7 @@ import os
 import re
 import selectors
 import shutil
+import stat
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -105,8 +106,12 @@ class Line:
             self.fetch("sh", f"exec cat {source}\n".encode(), out, what=f"fetching {source}")
 
     def interact(self, command: str) -> int:
-        """Run a command at our own stdin and stdout, with a terminal if they are one. Return its exit status."""
-        return process.foreground(self._command(command, terminal=os.isatty(0) and os.isatty(1)))
+        """Run a command at our own stdin and stdout, with a terminal if they are one. Return its exit status.
+
+        crun 1.8 does not tell the container when our terminal changes its size, so runc does this if it can.
+        """
+        line = replace(self, runtime="runc") if shutil.which("runc") else self
+        return process.foreground(line._command(command, terminal=os.isatty(0) and os.isatty(1)))
 
     @contextmanager
     def _container(self, command: str, stdin: IO[bytes] | int) -> Iterator[subprocess.Popen[bytes]]:
@@ -118,6 +123,7 @@ class Line:
 
         Its first process is a shell that waits for the command, and meanwhile for every process without a parent.
         """
+        self._see_folders()
         number = next(self._numbers)
         name = container.name_of(self.namespace.pid, number)
         bundle = self.work / f"container-{number}"
@@ -135,6 +141,16 @@ class Line:
         folder.mkdir()
         (folder / "config.json").write_text(about, encoding="utf-8", errors="surrogateescape")
         return self.namespace.enter(container.command(self.runtime, self.work / "runtime", bundle, name))
+
+    def _see_folders(self) -> None:
+        """MachineError if a link is where the container mounts: crun 1.8 would follow it to the host.
+
+        No process of the guest runs now, and none can replace what is mounted.
+        """
+        for path in container.FRESH:
+            place = self.namespace.path(Path(f"{self.root}{path}"))
+            if os.path.lexists(place) and not stat.S_ISDIR(place.lstat().st_mode):
+                raise MachineError(f"nothing can be mounted on {path} in the guest: it is not a folder")
 
     def _lost(self, said: Tail) -> MachineError:
         reason = f":\n{_plain(said.text)}" if said.text else ""

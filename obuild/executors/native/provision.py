@@ -32,7 +32,7 @@ def provision(setup: Setup) -> OpenExecutor:
     from obuild.executors.native.chain import Config
     from obuild.executors.native.container import limits
 
-    runtime = requirements.see_host()
+    runtime = requirements.see_host(setup.store.state / "runc.json")
     requirements.see_arch(setup.settings.arch or setup.base.card.arch)
     return partial(_chain, Config(setup.store, runtime, limits(setup.settings.memory), setup.scope))
 

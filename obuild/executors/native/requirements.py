@@ -9,7 +9,7 @@ from pathlib import Path
 
 from obuild.errors import UsageError
 from obuild.executors.native import namespace
-from obuild.host import process
+from obuild.host import process, program_version
 from obuild.host.nbd import PROGRAM
 
 INSTEAD = "--store=qemu:… runs steps in virtual machines, and needs none of this"
@@ -26,22 +26,25 @@ _LOOP_CTL_GET_FREE = 0x4C82
 #: Where the kernel lists the interpreters of foreign programs.
 BINFMT = Path("/proc/sys/fs/binfmt_misc")
 
-#: Where cgroups are mounted; with version 2 alone, this folder has the file.
-_CGROUPS_V2 = Path("/sys/fs/cgroup/cgroup.controllers")
+#: The container runtimes, the best first: crun takes half the CPU time of runc.
+RUNTIMES = ("crun", "runc")
 
 #: The oldest runc that reads our configuration: OCI runtime specification 1.0, with errnoRet for system calls.
 _OLDEST_RUNC = (1, 0)
 
 
-def see_host() -> str:
-    """The container runtime. UsageError if we lack it, a right, a device or a program."""
+def see_host(memo: Path | None = None) -> str:
+    """The container runtime. UsageError if we lack it, a right, a device or a program.
+
+    Its version is kept in the file `memo`, if any.
+    """
     _see_rights()
     _see_device(_FUSE)
     _see_device(_LOOP_CONTROL)
     _see_loop_device()
     for program in (*namespace.PROGRAMS, PROGRAM, "qemu-img"):
         process.require(program)
-    return find_runtime()
+    return find_runtime(memo)
 
 
 def _see_rights() -> None:
@@ -81,20 +84,16 @@ def _see_loop_device() -> None:
         raise _refused(f"native steps need {device}, which is missing", f"mknod -m 660 {device} b 7 {number}")
 
 
-def find_runtime() -> str:
-    """The container runtime. UsageError if there is none that works here."""
+def find_runtime(memo: Path | None = None) -> str:
+    """The first container runtime that is installed. UsageError if there is none, or if it is too old."""
     import shutil
 
-    if shutil.which("runc"):
-        _see_runc(process.run(["runc", "--version"]).decode(errors="replace"))
-        return "runc"
-    if not shutil.which("crun"):
-        return process.require("runc")
-    if not _CGROUPS_V2.exists():
-        raise _refused(
-            "crun needs a host with cgroups of version 2 alone, and this one has others", "apt install runc"
-        )
-    return "crun"
+    for runtime in RUNTIMES:
+        if shutil.which(runtime):
+            if runtime == "runc":
+                _see_runc(program_version.told(runtime, memo=memo))
+            return runtime
+    return process.require(RUNTIMES[-1])
 
 
 def _see_runc(told: str) -> None:

@@ -13,7 +13,7 @@ from obuild.executors.qemu.arches import ARCHES
 from obuild.executors.qemu.shape import require_host, shape_for
 from obuild.executors.settings import Settings
 from obuild.guests.profile import ARCH_ALIASES, Card
-from obuild.host import process
+from obuild.host import process, program_version
 from obuild.host.capability import Capability, checked, programs
 
 
@@ -35,7 +35,7 @@ def _machines(arch: str) -> str:
     if arch not in ARCHES:
         raise UsageError(f"obuild knows no machines for {arch}", hint="--qemu-arch emulates another")
     process.require("qemu-img")
-    return versions.told(ARCHES[arch].binary)
+    return program_version.told(ARCHES[arch].binary)
 
 
 def _kvm(arch: str) -> Capability:

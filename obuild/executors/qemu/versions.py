@@ -6,13 +6,10 @@ So `--vm auto` keeps machines warm only with a tested version.
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
-from obuild.host import process, stamp
-from obuild.host.fs import replace_text
-from obuild.host.regular import read_text
+from obuild.host import program_version
 
 Version = tuple[int, int]
 
@@ -25,7 +22,7 @@ def untried(binary: str, *, memo: Path | None = None) -> str:
 
     QEMU's version is kept in the file `memo`, if any, until the program is replaced.
     """
-    found = _parse(_kept(binary, memo) if memo else told(binary))
+    found = _parse(program_version.told(binary, memo=memo))
     if found is None:
         return f"{binary} does not report its version"
     first, last = TRIED
@@ -33,26 +30,6 @@ def untried(binary: str, *, memo: Path | None = None) -> str:
         return ""
     tried = _shown(first) if first == last else f"{_shown(first)} to {_shown(last)}"
     return f"this is QEMU {_shown(found)}, and they were tested with {tried}"
-
-
-def told(binary: str) -> str:
-    """Return what QEMU says of itself. UsageError if there is no such program."""
-    return process.run([binary, "--version"]).decode(errors="replace").partition("\n")[0]
-
-
-def _kept(binary: str, memo: Path) -> str:
-    """As `told`, from the memo if that is of this program."""
-    path = Path(process.require(binary)).resolve()
-    key = [str(path), *stamp.of(path)]
-    try:
-        kept = json.loads(read_text(memo))
-        if kept["key"] == key:
-            return str(kept["said"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        pass
-    said = told(binary)
-    replace_text(memo, json.dumps({"key": key, "said": said}))
-    return said
 
 
 def _parse(said: str) -> Version | None:
