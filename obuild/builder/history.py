@@ -68,8 +68,8 @@ def _unfinished(name: str, about: Mapping[str, object], file: BinaryIO, *, runni
     tally = Tally()
     file.seek(0)
     for record in lines(file):
-        if event := _event(record):
-            tally(event)
+        if said := event(record):
+            tally(said)
     counts: dict[str, object] = {"steps": tally.steps, "made": tally.made, "cached": tally.cached}
     return _build(name, about, counts, "running" if running else "interrupted", None)
 
@@ -106,7 +106,7 @@ def events(store: Store, name: str) -> Iterator[Event | Mapping[str, object]]:
     try:
         with store.builds.open(name) as file:
             for record in lines(file):
-                yield _event(record) or record
+                yield event(record) or record
     except FileNotFoundError as error:
         raise UsageError(f"there is no build {name}", hint="`obuild history` lists the builds") from error
 
@@ -142,7 +142,8 @@ def find(store: Store, wanted: str) -> str:
     raise UsageError(f"no recorded build has the layer {id[:12]}", hint=hint)
 
 
-def _event(record: Mapping[str, object]) -> Event | None:
+def event(record: Mapping[str, object]) -> Event | None:
+    """The event of a line; None if it is none."""
     with suppress(ValueError, OverflowError):
         return records.event(record)
     return None

@@ -22,7 +22,7 @@ from obuild.version import VERSION
 #: The commands in the order of the help. Each is a module in `commands`.
 HELP: dict[str, tuple[str, ...]] = {
     "Build": ("build", "plan", "fmt", "dockerfile", "healthcheck", "doctor"),
-    "Look": ("ls", "logs", "inspect", "history", "report", "shell", "run", "cp"),
+    "Look": ("ls", "logs", "inspect", "history", "report", "watch", "shell", "run", "cp"),
     "Store": ("tag", "rm", "prune", "df", "fsck", "cache"),
     "Images": ("base", "export", "publish", "sbom", "diff"),
     "Share": ("push", "pull", "remote", "key", "worker"),

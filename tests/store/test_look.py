@@ -36,6 +36,7 @@ LOOKS = (
     ("cache", "ls"),
     ("tag", "ls"),
     ("history",),
+    ("watch",),
     ("prune", "--all", "--dry-run"),
     ("fsck", "--read-data"),
 )

@@ -58,6 +58,7 @@ LOOKS = (
     ("cache", "ls"),
     ("tag", "ls"),
     ("history",),
+    ("watch",),
     ("report", "-o", "OUT"),
     ("fsck", "--read-data"),
 )
