@@ -25,7 +25,7 @@ ROOM = 4 << 30
 EXTRAS = {
     "farm": (("distributed",), "building on other hosts"),
     "publish": (("boto3", "httpx", "obstore"), "publishing to registries, buckets and clouds"),
-    "remote": (("boto3", "httpx", "zstandard"), "sharing layers with other hosts"),
+    "remote": (("boto3", "httpx"), "sharing layers with other hosts"),
 }
 
 

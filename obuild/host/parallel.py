@@ -1,7 +1,8 @@
-"""Send several things at once."""
+"""Do several things at once, in threads."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TypeVar
@@ -38,5 +39,20 @@ def each(
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     del running[future]
                     yield future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def in_order(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
+    """As `each`, but the results come in the order of the items, and few are kept."""
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: deque[Future[Result]] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > 2 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)

@@ -123,9 +123,12 @@ class Caches:
 
     def archives(self) -> dict[str, Path]:
         """The archives of all non-empty caches, by name."""
+        return {name: file for name, file in self._files().items() if is_folder(file.parent) and is_file(file)}
+
+    def _files(self) -> dict[str, Path]:
+        """Where the archives of all caches are if they have one, by name."""
         names = sorted(name for name in os.listdir(self.folder) if name.startswith("c-"))
-        found = {unescape(name.removeprefix("c-")): self.folder / name / "cache.tar" for name in names}
-        return {name: file for name, file in found.items() if is_folder(file.parent) and is_file(file)}
+        return {unescape(name.removeprefix("c-")): self.folder / name / "cache.tar" for name in names}
 
     def listing(self) -> list[Cache]:
         """All non-empty caches, by name."""
@@ -149,9 +152,7 @@ class Caches:
     def outdated(self) -> list[str]:
         """The caches beside whose archives is a folder that does not have their content."""
         with suppress(FileNotFoundError):
-            names = sorted(name for name in os.listdir(self.folder) if name.startswith("c-"))
-            files = {unescape(name.removeprefix("c-")): self.folder / name / "cache.tar" for name in names}
-            return [name for name, file in files.items() if unpacked.is_outdated(file)]
+            return [name for name, file in self._files().items() if unpacked.is_outdated(file)]
         return []
 
     def in_use(self, name: str) -> bool:

@@ -208,8 +208,10 @@ def build(
             builder.tags = names
             builder.no_cache = no_cache
             if remote:
-                wish = _remotes(remote, remote_mode, remote_required, remote_insecure, pull)
-                builder.remotes = _keyed(wish, sign, trust or [])
+                from dataclasses import replace
+
+                wish = _remotes(remote, remote_mode, sign, trust or [], insecure=remote_insecure)
+                builder.remotes = replace(wish, required=remote_required, whole=pull)
             if farm:
                 from obuild.builder.farm.client import FarmWish
                 from obuild.builder.farm.tls import checked as checked_address
@@ -249,9 +251,10 @@ def _in_turn(
     return Turns(tell, store)
 
 
-def _remotes(names: list[str], mode: str, required: bool, insecure: bool, whole: bool) -> "Wish":
-    """UsageError for an unknown mode, or a name that is not that of a remote."""
+def _remotes(names: list[str], mode: str, sign: Path | None, trust: list[Path], *, insecure: bool) -> "Wish":
+    """UsageError for an unknown mode, a name that is not that of a remote, or a file that is not a key."""
     from obuild.builder.sharing import Wish
+    from obuild.remotes import trust as keys
     from obuild.remotes.all import Access, see_remote
 
     if mode not in ("read", "write", "both"):
@@ -263,21 +266,9 @@ def _remotes(names: list[str], mode: str, required: bool, insecure: bool, whole:
         Access(environment(), insecure),
         read=mode != "write",
         write=mode != "read",
-        required=required,
-        whole=whole,
+        sign=keys.private_key(sign) if sign else None,
+        trust=tuple(map(keys.public_key, trust)),
     )
-
-
-def _keyed(wish: "Wish", sign: Path | None, trust: list[Path]) -> "Wish":
-    """The wish with the keys in these files. UsageError if they cannot be used."""
-    if not sign and not trust:
-        return wish
-    from dataclasses import replace
-
-    from obuild.remotes.trust import private_key, public_key
-
-    keys = tuple(map(public_key, trust))
-    return replace(wish, sign=private_key(sign) if sign else None, trust=keys)
 
 
 def _see_farm(builder: "Engine", on_failure: str) -> None:

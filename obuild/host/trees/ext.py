@@ -16,7 +16,7 @@ from obuild.host.trees import ext_map, ext_xattrs
 from obuild.host.trees.nodes import Node, checked, decode, join
 
 #: Where the superblock is.
-_SUPERBLOCK = 1024
+SUPERBLOCK = 1024
 
 #: The features that change how files are read, and which this module does not know.
 _UNKNOWN = {
@@ -60,7 +60,7 @@ class Ext:
 
     def __init__(self, blocks: Blocks, start: int) -> None:
         self.disk, self._start = blocks, start
-        head = blocks.read(start + _SUPERBLOCK, 1024)
+        head = blocks.read(start + SUPERBLOCK, 1024)
         (incompatible,) = struct.unpack_from("<I", head, 96)
         _check(incompatible)
         log_block, self._per_group = struct.unpack_from("<I", head, 24)[0], struct.unpack_from("<I", head, 40)[0]

@@ -6,9 +6,9 @@ import struct
 from typing import NamedTuple
 
 from obuild.host.blocks import Blocks
-from obuild.host.trees.ext import RECOVER
+from obuild.host.trees.ext import RECOVER, SUPERBLOCK
 
-_SUPERBLOCK, _HAS_JOURNAL = 1024, 0x4
+_HAS_JOURNAL = 0x4
 
 #: The states of a file system.
 _UNMOUNTED, _DAMAGED = 1, 2
@@ -28,7 +28,7 @@ class Health(NamedTuple):
 
 def health(disk: Blocks, start: int) -> Health:
     """The health of the file system that begins at `start` on the disk."""
-    head = disk.read(start + _SUPERBLOCK, 100)
+    head = disk.read(start + SUPERBLOCK, 100)
     (state,) = struct.unpack_from("<H", head, 58)
     compatible, incompatible = struct.unpack_from("<II", head, 92)
     return Health(

@@ -38,7 +38,7 @@ def of_disk(disk: Blocks) -> Iterator[Tree]:
     with ExitStack() as stack:
         kinds, part, root = _open_root(disk, stack)
         mounts = {"": root}
-        for path, other in _others(disk, kinds, part, root).items():
+        for path, other in _others(disk, kinds, part, _fstab(root)).items():
             mounts[path] = stack.enter_context(file_systems.opened(disk, other, kinds[other]))
         yield Tree(mounts)
 
@@ -63,7 +63,7 @@ def layout(disk: Blocks) -> Layout:
         table, own = _fstab(root), file_systems.names(disk, part, kinds[part])
         return Layout(
             part,
-            _others(disk, kinds, part, root),
+            _others(disk, kinds, part, table),
             fstab.subvolumes(table, part, own),
             fstab.absent(table, _known(kinds), lambda part: file_systems.names(disk, part, kinds[part])),
         )
@@ -74,11 +74,9 @@ def _open_root(disk: Blocks, stack: ExitStack) -> tuple[dict[Partition, str], Pa
     return kinds, *_root(disk, kinds, stack)
 
 
-def _others(
-    disk: Blocks, kinds: dict[Partition, str], root: Partition, system: FileSystem
-) -> dict[str, Partition]:
+def _others(disk: Blocks, kinds: dict[Partition, str], root: Partition, table: str) -> dict[str, Partition]:
     others = [part for part in _known(kinds) if part != root]
-    return fstab.mounts(_fstab(system), others, lambda part: file_systems.names(disk, part, kinds[part]))
+    return fstab.mounts(table, others, lambda part: file_systems.names(disk, part, kinds[part]))
 
 
 def _known(kinds: dict[Partition, str]) -> list[Partition]:
