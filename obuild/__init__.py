@@ -16,16 +16,18 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from obuild.builder.engine import Engine
+    from obuild.builder.recorder import Recorder
     from obuild.errors import ObuildError
     from obuild.executors.settings import Settings
     from obuild.spec import parse
     from obuild.store.layers import Store
 
-__all__ = ["Engine", "ObuildError", "Settings", "Store", "parse"]
+__all__ = ["Engine", "ObuildError", "Recorder", "Settings", "Store", "parse"]
 
 _HOMES = {
     "Engine": "obuild.builder.engine",
     "ObuildError": "obuild.errors",
+    "Recorder": "obuild.builder.recorder",
     "Settings": "obuild.executors.settings",
     "Store": "obuild.store.layers",
     "parse": "obuild.spec",

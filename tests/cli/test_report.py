@@ -19,8 +19,9 @@ from obuild.builder.recorder import Recorder
 from obuild.cli.graph import model, svg
 from obuild.cli.report import data
 from obuild.cli.report.page import embedded, page
-from obuild.cli.report.story import Stage, Step, Story
+from obuild.cli.report.story import Stage, Step, Story, tell
 from obuild.errors import StepFailed
+from obuild.events import Event, Missing, PhaseStarted, Place, Planned, PlannedStep, Started, What
 from obuild.executors.all import EXECUTORS
 from obuild.executors.settings import Settings
 from obuild.store.layers import Store
@@ -139,6 +140,20 @@ def test_what_is_gone_is_left_out(builds: Store, tmp_path: Path) -> None:
     assert (step["state"], step["log"], step["key"], step["size"]) == ("made", None, [], None)
 
 
+@pytest.mark.parametrize("running", [True, False])
+def test_a_step_that_has_not_ended_runs_or_was_interrupted(running: bool) -> None:
+    place = Place("", "a" * 64, 2)
+    planned = Planned((PlannedStep(1, "b" * 64, "(from tiny)"), PlannedStep(2, "a" * 64, "(run)")))
+    said: list[What] = [Started("(run)"), Missing(("x",), "c"), PhaseStarted("booting")]
+    events = [Event(what, place, float(time)) for time, what in enumerate(said, 1)]
+    events.insert(0, Event(planned, Place(), 0.0))
+    story = tell(events, running=running)
+    first, second = story.stages[""].steps.values()
+    assert first.state == "not reached"
+    assert second.state == ("running" if running else "interrupted")
+    assert (second.began, second.ended, second.why, second.phases[0].seconds) == (1.0, None, ("x",), None)
+
+
 def test_a_store_without_builds_has_no_report(store: Store, tmp_path: Path) -> None:
     assert "no record of a build" in report(store, tmp_path / "report.html", code=2)
     assert not (tmp_path / "report.html").exists()
@@ -226,7 +241,7 @@ class Page:
     def wait(self, until: Any) -> Any:
         from selenium.webdriver.support.ui import WebDriverWait
 
-        return WebDriverWait(self.browser, 60).until(lambda browser: until())
+        return WebDriverWait(self.browser, 60, poll_frequency=0.05).until(lambda browser: until())
 
     def find(self, css: str) -> list[WebElement]:
         return self.browser.find_elements(CSS, css)
