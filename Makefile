@@ -14,10 +14,11 @@ ARCH_PACKAGES := qemu-system-arm qemu-system-misc qemu-system-ppc cpio kmod xz-u
 	qemu-user-static arch-test runc
 
 # What the tests need: the tar of FreeBSD and Windows, another clock, another shell, an assembler, shellcheck, compressors,
-# floppies, UEFI, TPMs, what reads container images, a registry, what shows manual pages, and a browser.
+# floppies, UEFI, TPMs, what reads container images, a registry, what shows manual pages, a browser,
+# and a terminal.
 TEST_PACKAGES := libarchive-tools faketime gpg gpg-agent gpgv busybox-static binutils shellcheck xz-utils zstd mtools ovmf \
 	squashfs-tools swtpm skopeo grub-efi-amd64-bin docker-registry openssh-sftp-server xorriso xfsprogs btrfs-progs rpm runc \
-	groff-base chromium chromium-driver
+	groff-base chromium chromium-driver tmux
 
 # What `make test-long` also needs: a real server with S3's interface.
 LONG_PACKAGES := swift-proxy swift-account swift-container swift-object memcached

@@ -20,6 +20,8 @@ def main() -> None:
     try:
         streams.prepare()
         signal.signal(signal.SIGTERM, _terminate)
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup
+            signal.signal(signal.SIGHUP, _terminate)
         gc.set_threshold(GARBAGE)
         from obuild.cli.main import run
 
@@ -49,7 +51,7 @@ def _interrupted() -> NoReturn:
 
 
 def _terminate(number: int, frame: object) -> NoReturn:
-    """Let SIGTERM end a build as Ctrl-C does, so that no guest is left behind."""
+    """Let SIGTERM, and SIGHUP, end a build as Ctrl-C does, so that no guest is left behind."""
     raise KeyboardInterrupt
 
 

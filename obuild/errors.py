@@ -53,7 +53,9 @@ class Cancelled(ObuildError):
 
 
 class StepFailed(ObuildError):
-    """A step's command failed: its exit status is not 0."""
+    """A step's command failed: its exit status is not 0. `parent` is the id of the layer below, if known."""
+
+    parent: str = ""
 
 
 class MachineError(ObuildError):

@@ -128,6 +128,9 @@ NATIVE = {"executors.native.namespace", "executors.native.line"}
 #: What knows Dask, whose servers are coroutines.
 DASK = {"builder.farm.link", "builder.farm.server", "builder.farm.service"}
 
+#: The terminal is drawn on, and quiet steps are noticed, while a build works.
+DRAWING = {"cli.live.drawer", "cli.live.view", "cli.plain"}
+
 
 @pytest.mark.parametrize(
     ("library", "modules"),
@@ -145,6 +148,7 @@ DASK = {"builder.farm.link", "builder.farm.server", "builder.farm.service"}
             {
                 *("builder.scheduler", "builder.listener", "builder.sharing", "remotes.slices", *NATIVE),
                 *("builder.farm.client", "builder.farm.service"),
+                *DRAWING,
             },
         ),
         ("multiprocessing", set()),
@@ -159,6 +163,7 @@ DASK = {"builder.farm.link", "builder.farm.server", "builder.farm.service"}
         ("distributed", DASK | {"builder.farm.task", "builder.farm.security"}),
         ("nacl", {"builder.farm.client", "builder.farm.service", "exports.signing"}),
         ("pycdlib", {"bases.seed"}),
+        ("rich", {"cli.live.paint"}),
         ("yaml", {"bases.cloud_config"}),
         ("boto3", {"remotes.aws"}),
         ("obstore", {"exports.targets.buckets"}),

@@ -206,7 +206,10 @@ class Builder:
             if (status := outcome.status) != 0:
                 if self.on_failure:
                     self.on_failure(session, command, status, tell)
-                raise StepFailed(f"{_quote(command.argv[-1])} failed with exit status {status}")
+                self.store.keep_log(draft)
+                failed = StepFailed(f"{_quote(command.argv[-1])} failed with exit status {status}")
+                failed.parent = draft.parent or ""
+                raise failed
 
     def _remember(self, step: Step, began: float, tell: Teller) -> None:
         """Add the layer to the index. A failure is only noted: the next query of the index adds the layer."""

@@ -42,12 +42,23 @@ BLUE, YELLOW, RED, OFF = b"\x1b[94m", b"\x1b[33m", b"\x1b[31m", b"\x1b[0m"
 
 
 class Lines:
-    """Writes events to `out` as lines. If a step's output does not end with a newline, one is added."""
+    """Writes events to `out` as lines. If a step's output does not end with a newline, one is added.
+
+    `mixed` says whether lines of several stages can be told apart.
+    """
+
+    mixed = False
 
     def __init__(self, out: BinaryIO, *, colour: bool) -> None:
         self._out = out
         self._colour = colour
         self._midline = False
+
+    def __enter__(self) -> Lines:
+        return self
+
+    def __exit__(self, *why: object) -> None:
+        """Nothing to end."""
 
     def __call__(self, event: Event) -> None:
         match event.what:
@@ -169,14 +180,14 @@ class JsonLines:
 
 
 @contextmanager
-def ending(tell: Lines | JsonLines | Quiet) -> Iterator[None]:
-    """Tell `tell` if the block fails. Not needed for Lines: `report` prints errors for people on stderr."""
+def ending(tell: object) -> Iterator[None]:
+    """Tell `tell` if the block fails, unless it is for people: `report` prints errors for them on stderr."""
     try:
         yield
     except BrokenPipeError:  # nobody reads any more
         raise
     except (ObuildError, OSError, KeyboardInterrupt) as error:
-        if not isinstance(tell, Lines):
+        if isinstance(tell, JsonLines | Quiet):
             tell.failed(error)
         raise
 

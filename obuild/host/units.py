@@ -24,6 +24,15 @@ def count(number: int, thing: str) -> str:
     return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
+def clock(seconds: float) -> str:
+    """A duration as `0.4 s` below ten seconds, else `0:42`, or `1:02:03`."""
+    if seconds < 9.95:
+        return f"{max(0.0, seconds):.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
 def date(seconds: float) -> str:
     """A time, given in seconds since the epoch, in the host's time zone."""
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))

@@ -45,6 +45,7 @@ _OURS: tuple[tuple[str, str, Callable[[Path], bool]], ...] = (
     ("state", r"\.?(?:digests|accel|qemu|remotes)\.json(?:\..+)?", is_file),
     ("state/builds", builds.NAME.pattern, is_file),
     ("state/db", r".+", is_file),
+    ("state/failed", parts.ID.pattern, is_file),
     ("state/locks", r".+\.lock", is_file),
     ("state/manifests", parts.MEMO.pattern, is_file),
     ("state/screens", r".+\.png(?:\.part)?", is_file),

@@ -293,6 +293,11 @@ class Index:
         (count,) = self._db.execute("SELECT count(*) FROM layers").fetchone()
         return int(count)
 
+    def size(self) -> int:
+        """The size of all layers with a row, in bytes. It is quick, and may lack those added last."""
+        (size,) = self._db.execute("SELECT coalesce(sum(size), 0) FROM layers").fetchone()
+        return int(size)
+
     def get(self, id: LayerId) -> Row | None:
         """One layer; None if it is not in the store."""
         return next(iter(self._select("WHERE id = ?", id)), None)

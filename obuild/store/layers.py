@@ -42,6 +42,9 @@ if TYPE_CHECKING:  # late: a cached build needs none of them
 
 _ID_START = re.compile(r"[0-9a-f]+")
 
+#: The logs of how many failed steps are kept.
+FAILED = 20
+
 #: The file that is removed first from a layer that cannot be renamed: without its log it is not used any more.
 _FIRST = "log"
 
@@ -140,6 +143,7 @@ class Store:
         self.ssh = self.state / "ssh"
         self.uploads = self.state / "uploads"
         self.screens = self.state / "screens"
+        self.failed = self.state / "failed"
         self.places = Places(self.base_image, self.ssh, self.locks)
         self.states = States(root / "warm", root / "warm-tmp")
         self.tags = Tags(root / "tags", self.locks / "tags.lock")
@@ -307,7 +311,7 @@ class Store:
     def resolve(
         self, prefix: str, *, drafts: bool = False, starting: Callable[[str], Iterable[LayerId]] | None = None
     ) -> LayerId:
-        """The id of the layer (or draft) for `prefix`: a tag, an id, or the first digits of an id.
+        """The id of the layer (or draft, or failed step) for `prefix`: a tag, an id, or the first digits of an id.
 
         UsageError if there is none, or several. `starting` returns at least all layers whose ids begin with a
         prefix; without it, result/ is listed.
@@ -318,10 +322,12 @@ class Store:
         found: list[str] = []
         if parts.ID.fullmatch(prefix):
             found = [prefix] if any(is_folder(folder / prefix) for folder in folders) else []
+            if drafts and not found and is_file(self.failed / prefix):
+                found = [prefix]
         elif _ID_START.fullmatch(prefix):
             names = {
                 *(starting(prefix) if starting else self.ids()),
-                *(filter(parts.ID.fullmatch, os.listdir(self.result_tmp)) if drafts else ()),
+                *(filter(parts.ID.fullmatch, self._unfinished_names()) if drafts else ()),
             }
             found = sorted(name for name in names if name.startswith(prefix))
         if not found:
@@ -344,10 +350,15 @@ class Store:
             raise UsageError(f"the layer of the tag {tag!r}, {id[:12]}, is gone", hint=hint)
         return id
 
+    def _unfinished_names(self) -> list[str]:
+        return [*os.listdir(self.result_tmp), *(os.listdir(self.failed) if is_folder(self.failed) else ())]
+
     def log_path(self, id: LayerId) -> Path:
-        """The path of the log of a layer or draft."""
-        folder = self.result if is_folder(self.result / id) else self.result_tmp
-        return folder / id / "log"
+        """The path of the log of a layer or draft, or of a step that has failed."""
+        for folder in (self.result, self.result_tmp):
+            if is_folder(folder / id):
+                return folder / id / "log"
+        return self.failed / id
 
     # -- making
 
@@ -395,6 +406,17 @@ class Store:
                 self._commit(step.id)
         finally:
             discard(path)
+
+    def keep_log(self, draft: Draft) -> None:
+        """Keep the log of a step that has failed, in place of the oldest of FAILED. That it cannot is no error."""
+        with suppress(OSError):
+            self.failed.mkdir(exist_ok=True)
+            place = self.failed / draft.id
+            place.unlink(missing_ok=True)
+            os.link(draft.path / "log", place)
+            kept = sorted(filter(is_file, self.failed.iterdir()), key=lambda path: path.stat().st_mtime)
+            for old in kept[:-FAILED]:
+                old.unlink(missing_ok=True)
 
     @contextmanager
     def scratch(self, id: LayerId) -> Iterator[Draft]:

@@ -24,7 +24,15 @@ PARTS = ("result", "result-tmp", "base-image", "cache", "cache-tmp", "state", "s
 #: The folders that are created when they are needed.
 LATER = (
     *("downloads", "tags", "flat", "warm", "warm-tmp", "lost+found", "outbox"),
-    *("state/builds", "state/db", "state/manifests", "state/screens", "state/ssh", "state/uploads"),
+    *(
+        "state/builds",
+        "state/db",
+        "state/failed",
+        "state/manifests",
+        "state/screens",
+        "state/ssh",
+        "state/uploads",
+    ),
 )
 
 #: The folders that identify a store; its README does, too.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ import typer
 from obuild.cli import console, main
 from obuild.plan.keys import LayerId
 from obuild.plan.steps import Chain
+from obuild.store import layers
 from obuild.store.layers import Store
 from tests.support import odd
 from tests.support.layers import make_all
@@ -137,8 +139,9 @@ def test_a_build_finds_the_spec_in_its_source(store: Store, ids: list[LayerId], 
 
 def test_progress_can_be_lines_or_json(store: Store, ids: list[LayerId], src: Path) -> None:
     argv = ("build", f"--store=qemu:{store.root}", src)
-    plain = obuild(*argv, "--progress=plain")[0]
-    assert plain == obuild(*argv)[0] == obuild(*argv, "--events=lines")[0]
+    assert obuild(*argv)[0] == obuild(*argv, "--events=lines")[0]
+    plain = re.sub(r"^\[ {4}\d\.\d\] ", "", obuild(*argv, "--progress=plain")[0], flags=re.MULTILINE)
+    assert plain == obuild(*argv)[0]
     told = [json.loads(line) for line in obuild(*argv, "--progress=json")[0].splitlines()]
     assert told[-1]["event"] == "done"
     again = [json.loads(line) for line in obuild(*argv, "--events=json")[0].splitlines()]
@@ -147,6 +150,41 @@ def test_progress_can_be_lines_or_json(store: Store, ids: list[LayerId], src: Pa
         said, why = obuild(*argv, option, code=2)
         assert said == ""
         assert "it can be" in why
+
+
+def test_jobs_of_ci_services_have_plain_lines_that_fold(store: Store, ids: list[LayerId], src: Path) -> None:
+    argv = ("build", f"--store=qemu:{store.root}", src)
+    github = obuild(*argv, env={"GITHUB_ACTIONS": "true"})[0]
+    assert github.startswith("[    0.0] (from tiny)\n")
+    gitlab = obuild(*argv, env={"GITLAB_CI": "true"})[0]
+    assert github.endswith(f'] Got: "{ids[1]}"\n')
+    assert obuild(*argv, "--events=lines", env={"GITLAB_CI": "true"})[0] == obuild(*argv)[0] != gitlab
+
+
+def test_a_failed_step_names_commands_that_help(store: Store, ids: list[LayerId], src: Path) -> None:
+    where = f"qemu:{store.root}"
+    (src / "obuild.spec").write_text('((from tiny) (run (shell one)) (run (shell "fail here")))')
+    build = ("build", f"--store={where}", "--qemu-accel=tcg", src)
+    why = obuild(*build, code=1)[1]
+    logs, shell, run = why.splitlines()[-3:]
+    failed = logs.split()[2]
+    assert re.fullmatch(rf"  obuild logs {failed} --store={re.escape(where)} +all of its output", logs)
+    assert shell.split("  ")[1] == f"obuild build --on-failure shell --store={where} …"
+    assert run.split("  ")[1] == f"obuild run {ids[1][:12]} --store={where} -- COMMAND"
+    assert obuild("logs", failed, f"--store={where}")[0] == "fail here\n"
+    assert "no layer" in obuild("inspect", failed, f"--store={where}", code=2)[1]
+    assert obuild("fsck", f"--store={where}")[0].startswith("clean")
+
+
+def test_the_logs_of_the_last_failed_steps_are_kept(
+    store: Store, ids: list[LayerId], src: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layers, "FAILED", 2)
+    for number in range(3):
+        (src / "obuild.spec").write_text(f'((from tiny) (run (shell "fail {number}")))')
+        obuild("build", f"--store=qemu:{store.root}", "--qemu-accel=tcg", src, code=1)
+    kept = sorted(path.read_text() for path in store.failed.iterdir())
+    assert kept == ["fail 1\n", "fail 2\n"]
 
 
 def test_quiet_prints_only_the_id(store: Store, ids: list[LayerId], src: Path, tmp_path: Path) -> None:

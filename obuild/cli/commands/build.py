@@ -2,19 +2,17 @@
 
 # Annotations are not kept as text here: typer would have to evaluate each one, in every cached build.
 
-import sys
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from obuild.cli import progress as show
 from obuild.cli import text as ui
 from obuild.cli.console import (
     environment,
     executor_of,
     guarded,
-    lines,
     open_store,
     read_file,
     read_spec,
@@ -40,8 +38,6 @@ from obuild.errors import UsageError
 if TYPE_CHECKING:
     from obuild.builder.engine import Engine
     from obuild.builder.sharing import Wish
-    from obuild.events import Listener
-    from obuild.store.layers import Store
 
 app = typer.Typer()
 
@@ -88,8 +84,8 @@ def build(
         str,
         typer.Option(
             metavar="auto|plain|json",
-            help="How to show progress: as lines, with colour on a terminal (auto) or without (plain), or as one "
-            "JSON record per line.",
+            help="How to show progress. auto: live on a terminal, else as lines. plain: as lines for the log of a "
+            "CI job; auto is this in GitHub's and GitLab's jobs. json: as one JSON record per line.",
         ),
     ] = "auto",
     events: Annotated[str, typer.Option(metavar="lines|json", hidden=True)] = "",
@@ -184,7 +180,7 @@ def build(
     from obuild.spec import parse
     from obuild.store.tags import checked
 
-    tell = _listener(progress, events, quiet=quiet)
+    tell = show.chosen(progress, events, quiet=quiet, verbose=verbose)
     with ui.ending(tell):
         path = spec_path(source, spec)
         stage = parse(read_spec(path))
@@ -196,7 +192,7 @@ def build(
         values = _secrets(secret or [])
         executor = executor_of(store)
         with (
-            _in_turn(tell, opened, 2 if farm else jobs) as listener,
+            show.shown(tell, opened, 2 if farm else jobs, named=store, tags=names) as listener,
             Recorder(opened, listener, spec=path, source=Path(source), executor=executor) as recorder,
         ):
             builder = engine.Engine(Path(source), opened, settings, recorder, values, jobs)
@@ -204,7 +200,7 @@ def build(
             if on_failure != "stop":
                 from obuild.builder import on_failure as failing
 
-                builder.on_failure = failing.chosen(on_failure, jobs=jobs)
+                builder.on_failure = show.at_terminal(tell, failing.chosen(on_failure, jobs=jobs))
             builder.tags = names
             builder.no_cache = no_cache
             if remote:
@@ -224,31 +220,6 @@ def build(
 
                 builder.make_room = Room(opened, reserved, most).make
             builder.build(stage)
-
-
-def _listener(progress: str, events: str, *, quiet: bool) -> ui.Lines | ui.JsonLines | ui.Quiet:
-    """Return the listener that shows progress. `events` is its old name. UsageError for unknown values."""
-    if events not in ("", "lines", "json"):
-        raise UsageError(f"--events {events}: it can be lines or json")
-    if progress not in ("auto", "plain", "json"):
-        raise UsageError(f"--progress {progress}: it can be auto, plain or json")
-    json = "json" in (progress, events)
-    if quiet and json:
-        raise UsageError("--quiet and JSON exclude each other", hint="give only one of them")
-    if quiet:
-        return ui.Quiet(sys.stdout.buffer, sys.stderr.buffer)
-    return ui.JsonLines(sys.stdout.buffer) if json else lines(plain=progress == "plain")
-
-
-def _in_turn(
-    tell: ui.Lines | ui.JsonLines | ui.Quiet, store: "Store", jobs: int
-) -> "AbstractContextManager[Listener]":
-    """Wrap the listener so that it keeps the lines of parallel stages apart."""
-    if jobs == 1 or not isinstance(tell, ui.Lines):
-        return nullcontext(tell)
-    from obuild.cli.turns import Turns  # late: seldom needed
-
-    return Turns(tell, store)
 
 
 def _remotes(names: list[str], mode: str, sign: Path | None, trust: list[Path], *, insecure: bool) -> "Wish":
