@@ -15,6 +15,9 @@ from obuild.guests.profile import Card
 from obuild.host import process
 from obuild.host.trees import root, tar
 
+#: For the queues of mksquashfs, which would take a quarter of the host's memory, and gain nothing by that.
+SQUASHFS_MEMORY = "64M"
+
 
 def check(size: int, card: Card) -> None:
     """UsageError unless the layer is one of Linux."""
@@ -76,6 +79,7 @@ def write_squashfs(disk: Disk, out: Path) -> None:
         # It takes no root folder from a tar file, but the user who runs it.
         *("-root-mode", "0755", "-root-uid", "0", "-root-gid", "0"),
         *("-noappend", "-no-progress", "-quiet"),
+        *("-mem", SQUASHFS_MEMORY),
     ]
     env = {"SOURCE_DATE_EPOCH": str(epoch)}
     process.run(argv, stdin=packed, env=env, progress=disk.reading(packed.stat().st_size))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from obuild.exports.disk import Disk
+from obuild.exports.formats import files
 from obuild.exports.iso import image
 from obuild.exports.iso.medium import EPOCH, PAYLOAD, Entry
 from obuild.guests.profile import Card
@@ -35,6 +36,7 @@ def _pack(disk: Disk, out: Path) -> None:
     argv: list[process.Arg] = [
         *("mksquashfs", disk.path, out, "-comp", "zstd", "-Xcompression-level", "3"),
         *("-all-root", "-root-mode", "0755", "-no-xattrs", "-noappend", "-no-progress", "-quiet"),
+        *("-mem", files.SQUASHFS_MEMORY),
     ]
     # The times that it writes are not later than this.
     process.run(argv, env={"SOURCE_DATE_EPOCH": str(EPOCH)}, progress=disk.reading(disk.size))
