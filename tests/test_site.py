@@ -14,9 +14,11 @@ from typing import Any
 
 import pytest
 import typer.main
+import yaml
 from markdown_it import MarkdownIt
 from pymdownx.slugs import slugify
 
+from obuild import spec
 from obuild.cli import main
 from tests.support.program import ROOT
 
@@ -132,6 +134,15 @@ def commands(page: Path) -> Iterator[list[str]]:
                 if "…" not in line:
                     line = re.sub(r"<\(.*?\)", "FILE", line)  # what the shell puts there
                     yield shlex.split(re.split(r" [|>&]|;", line)[0], comments=True)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_specs_and_yaml_in_the_pages_can_be_read(page: Path) -> None:
+    for token in MARKDOWN.parse(page.read_text(encoding="utf-8")):
+        if token.type == "fence" and token.info == "lisp":
+            spec.parse(token.content.encode())
+        elif token.type == "fence" and token.info == "yaml":
+            assert yaml.safe_load(token.content)
 
 
 @cache

@@ -39,7 +39,8 @@ BOOT = (f"boot{KERNEL}", f"boot{INITRD}")
 def run(recipe: Recipe, work: Path, making: Making) -> Path:
     """Unpack the packages into a partition, and return the raw disk, which is not bootable yet.
 
-    UsageError if what the recipe puts into the root does not fit what is there; ProcessError if mmdebstrap fails.
+    UsageError if what the recipe puts into the root does not fit what is there, or if we are root but may not
+    mount, as in a container; ProcessError if mmdebstrap fails.
     """
     options: Options = recipe.options
     keep = making.pins == "keep"
@@ -54,7 +55,12 @@ def run(recipe: Recipe, work: Path, making: Making) -> Path:
                 raise
             making.say(f"{recipe.name}: more than fits into memory; once more, on the disk")
             disk = _filled(recipe, work, sources, keep=keep)
-    except ProcessError:
+    except ProcessError as error:
+        if f"unshare failed: {os.strerror(errno.EPERM)}" in error.message:
+            raise UsageError(
+                f"{recipe.name}: making an image from packages takes the right to mount, and we lack it",
+                hint="start the container with --privileged, or add an image from elsewhere (`obuild base add`)",
+            ) from error
         if complaint := (work / "complaint").read_text().strip():
             raise UsageError(f"{recipe.name}: {complaint}") from None
         if making.pins == "use":
