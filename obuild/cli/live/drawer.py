@@ -48,6 +48,7 @@ class Drawer:
         self._above: list[bytes] = []
         self._last: object = None
         self._size = self._screen.size()
+        self._paused = 0  # the thread that has the terminal instead
         self._thread: threading.Thread | None = None
         self._stderr: TextIO | None = None
         self._before: object = None
@@ -64,16 +65,22 @@ class Drawer:
         self._thread.start()
 
     def above(self, data: bytes) -> None:
-        """Have whole lines written above the rows, with the next drawing."""
+        """Have whole lines written above the rows: with the next drawing, or at once by who has it paused."""
         self._above.append(data)
+        if self._paused == threading.get_ident():
+            self._draw(())
 
     @contextmanager
     def paused(self) -> Iterator[None]:
         """The terminal is the caller's until the block ends."""
         with self._lock:
             self._draw(())
-            yield
-            self._last = None
+            self._paused = threading.get_ident()
+            try:
+                yield
+            finally:
+                self._paused = 0
+                self._last = None
 
     def close(self) -> None:
         """Stop drawing, and remove the rows; what was to go above them is written."""
