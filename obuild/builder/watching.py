@@ -25,12 +25,17 @@ _CHUNK = 1 << 16
 
 
 class Seen(NamedTuple):
-    """An event of the build with this name. It is `old` if it happened before anybody looked."""
+    """An event of the build with this name.
+
+    It is `old` if it happened before anybody looked. `failed` is set for the note that says why the build failed,
+    after which nothing more comes from it.
+    """
 
     build: str
     spec: str
     event: Event
     old: bool
+    failed: bool = False
 
 
 class Watcher:
@@ -93,7 +98,8 @@ class _Build:
     def look(self, *, over: bool) -> Iterator[Seen]:
         for line in history.lines(self._record):
             for event in self._events(line):
-                yield Seen(self._name, self._spec, event, self._old)
+                failed = isinstance(event.what, Note) and line.get("event") == "failed"
+                yield Seen(self._name, self._spec, event, self._old, failed)
         for event in self._output():
             yield Seen(self._name, self._spec, event, old=False)
         self._old = False
@@ -110,10 +116,10 @@ class _Build:
         match what:
             case Planned(steps):
                 self._ops |= {(place.stage, step.op): step.text for step in steps}
-            case Hit(id, _, _):
+            case Hit(id):
                 yield event._replace(what=Started(self._ops.get((place.stage, place.op), "")))
                 log = self._store.log_path(LayerId(id)) if parts.ID.fullmatch(id) else Path()
-                event = event._replace(what=Hit(id, log, told=True))  # its output is not news
+                event = event._replace(what=what._replace(log=log))
             case Missing() | Started() if parts.ID.fullmatch(place.step):
                 self._wanted[place.stage] = place
         if isinstance(what, Hit | Saved | InRemote):

@@ -290,6 +290,15 @@ def test_a_browser_shows_the_build(failed: Page) -> None:
     assert failed.complaints() == []
 
 
+def test_a_step_that_one_stage_made_and_another_found_was_made(
+    chromium: webdriver.Chrome, made: Store, tmp_path: Path
+) -> None:
+    report(made, tmp_path / "report.html", made.builds.names()[0])
+    longest = [each.text for each in Page(chromium, tmp_path / "report.html").find("#longest a")]
+    assert "tools 1: (from tiny)" in longest
+    assert len(longest) == 8
+
+
 def test_a_step_opens_its_log_with_colours_and_nothing_is_executed(failed: Page) -> None:
     failed.one("details.run > summary").click()
     step = failed.one("#s1-3")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,11 +16,13 @@ import pytest
 from obuild import spec
 from obuild.builder.engine import Engine
 from obuild.builder.recorder import Recorder
+from obuild.errors import StepFailed
 from obuild.executors.settings import Settings
 from obuild.plan.keys import LayerId
 from obuild.store.layers import Store
 from tests.support import odd
 from tests.support.fakes import FakeExecutor, Run
+from tests.support.tmux import terminal
 
 pytestmark = pytest.mark.usefixtures("tiny", "guests")
 
@@ -94,7 +98,7 @@ def test_records_name_their_build(store: Store, build: Build, executor: FakeExec
     children = []
 
     def act(run: Run) -> int:
-        children.append(watch(store, "--json"))
+        children.append(watch(store, "--progress=json"))
         until(children[0], '"started"')
         return 0
 
@@ -108,3 +112,55 @@ def test_records_name_their_build(store: Store, build: Build, executor: FakeExec
 
 def test_without_a_build_it_ends(store: Store) -> None:
     assert odd.run(["watch", f"--store=qemu:{store.root}"]) == (0, "no build is running\n", "")
+
+
+def test_on_a_terminal_it_is_the_live_view(
+    store: Store, build: Build, executor: FakeExecutor, tmp_path: Path
+) -> None:
+    command = shlex.join([sys.executable, "-m", "obuild", "watch", f"--store=qemu:{store.root}"])
+    env = {"PYTHONPATH": str(Path(__file__).parents[2]), "LANG": "C.UTF-8"}
+    with terminal(tmp_path, 80, 20, env) as found:
+
+        def act(run: Run) -> int:
+            run.output(b"at work\n")
+            found.type(f"{command}; echo code=$?.")
+            found.expect("3/4", "(run (shell b))", "| at work", "1 cached")
+            return 0
+
+        def fail(run: Run) -> int:
+            run.output(b"oh\n")
+            return 3
+
+        build("((from tiny))")
+        executor.script = {"b": act, "c": fail}
+        with pytest.raises(StepFailed):
+            build("((from tiny) (run (shell a)) (run (shell b)) (run (shell c)))")
+        seen = found.expect("oh", 'the build failed: "c" failed with exit status 3', "code=0.")
+        assert "at work" in found.all
+        assert found.tell("cursor_flag") == "1"
+        assert "| at work" not in seen
+
+
+def test_builds_that_begin_later_have_a_label(store: Store, build: Build, executor: FakeExecutor) -> None:
+    children = []
+    said = []
+
+    def outer(run: Run) -> int:
+        children.append(watch(store, "--progress=plain"))
+        until(children[0], "(run (shell outer))")
+        build("((from tiny) (run (shell inner)))")
+        return 0
+
+    def inner(run: Run) -> int:
+        said.append(until(children[0], "(run (shell inner))"))
+        return 0
+
+    executor.script = {"outer": outer, "inner": inner}
+    last = build("((from tiny) (run (shell outer)))")
+    with children[0] as child:
+        out, _ = child.communicate()
+    _, second = store.builds.names()
+    assert re.search(rf"== build {second} of ", said[0])
+    assert re.search(r"\] s: /: \(run \(shell inner\)\)", said[0])
+    assert re.search(r"\] s: s: done: [0-9a-f]{64}\n", out)
+    assert f'Got: "{last}"' in out

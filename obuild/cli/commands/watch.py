@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from obuild.cli import text
-from obuild.cli.console import guarded, lines, look_at, put, say
+from obuild.cli import progress
+from obuild.cli.console import guarded, look_at, put, say
 from obuild.cli.options import StoreOption
-from obuild.events import Event, Hit, InRemote, Planned, Saved, StageEnded, Started
 
 if TYPE_CHECKING:
-    from obuild.builder.watching import Seen
+    from obuild.builder.watching import Seen, Watcher
 
 app = typer.Typer()
 
@@ -31,9 +30,14 @@ def watch(
     wait: Annotated[
         bool, typer.Option("--wait", "-w", help="Wait for builds, also after the last one has ended.")
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the records of docs/json.md, each with its `build`.")
-    ] = False,
+    shown: Annotated[
+        str,
+        typer.Option(
+            "--progress",
+            metavar="auto|plain|json",
+            help="As for build; each JSON record has the name of its build as `build`.",
+        ),
+    ] = "auto",
 ) -> None:
     """Watch the builds that run on a store now: their steps and output, until they end.
 
@@ -42,94 +46,41 @@ def watch(
     Example: obuild watch
     """
     from obuild.builder.watching import Watcher
+    from obuild.cli.text import JsonLines, Quiet
+    from obuild.cli.watched import Watched
 
-    shown = _Shown()
-    show = _json if as_json else shown
+    listener = progress.chosen(shown, "", quiet=False, verbose=False)
+    opened = look_at(store)
     try:
-        with Watcher(look_at(store)) as watcher:
-            _follow(watcher.look, show)
-            shown.settle()
-            if not watcher.running and not wait and not as_json:
+        if isinstance(listener, JsonLines | Quiet):
+            _follow(Watcher(opened), _put_record, wait=wait)
+            return
+        with listener:
+            watched = Watched(listener)
+            if not _follow(Watcher(opened), watched, wait=wait, settled=watched.settle):
                 say("no build is running")
-            while watcher.running or wait:
-                time.sleep(PERIOD)
-                _follow(watcher.look, show)
     except KeyboardInterrupt:  # the way to leave
         return
 
 
-def _follow(look: Callable[[], Iterator[Seen]], show: Callable[[Seen], None]) -> None:
-    for seen in look():
-        show(seen)
-    sys.stdout.flush()
+def _follow(
+    watcher: Watcher, show: Callable[[Seen], None], *, wait: bool, settled: Callable[[], None] = lambda: None
+) -> bool:
+    """Show what happens until no build runs; False if none ran. `settled` is called after what is past."""
+    with watcher:
+        ran = False
+        while True:
+            for seen in watcher.look():
+                ran = True
+                show(seen)
+            settled()
+            sys.stdout.flush()
+            if not (watcher.running or wait):
+                return ran
+            time.sleep(PERIOD)
 
 
-def _json(seen: Seen) -> None:
+def _put_record(seen: Seen) -> None:
     from obuild.builder import records
 
     put(json.dumps({"build": seen.build, **records.record(seen.event)}))
-
-
-class _Shown:
-    """Prints events as a build does, and whose they are when several builds run.
-
-    Of what is old, it prints how many steps are done, and which are at work.
-    """
-
-    def __init__(self) -> None:
-        self._lines = lines()
-        self._builds: dict[str, _Past] = {}  # those of which nothing was printed yet
-        self._last = ""
-
-    def __call__(self, seen: Seen) -> None:
-        if seen.old:
-            self._builds.setdefault(seen.build, _Past(seen.spec)).add(seen.event)
-            return
-        self._settle(seen.build)
-        self._turn_to(seen.build, seen.spec)
-        self._lines(seen.event)
-
-    def settle(self) -> None:
-        """Print how far the builds are of which only old events are known."""
-        for build in list(self._builds):
-            self._settle(build)
-
-    def _settle(self, build: str) -> None:
-        if past := self._builds.pop(build, None):
-            self._turn_to(build, past.spec)
-            say(f"{past.done} of {past.steps} steps are done")
-            for event in past.at_work.values():
-                self._lines(event)
-
-    def _turn_to(self, build: str, spec: str) -> None:
-        if build != self._last:
-            self._last = build
-            self._lines.end_line()
-            say(f"== build {build} of {text.word(spec)}")
-
-
-class _Past:
-    """What a build has done before somebody looked."""
-
-    def __init__(self, spec: str) -> None:
-        self.spec = spec
-        self.done = 0
-        self.at_work: dict[str, Event] = {}  # by stage
-        self._planned: dict[str, int] = {}
-
-    @property
-    def steps(self) -> int:
-        return sum(self._planned.values())
-
-    def add(self, event: Event) -> None:
-        stage = event.place.stage
-        match event.what:
-            case Planned(steps):
-                self._planned[stage] = len(steps)
-            case Started():
-                self.at_work[stage] = event
-            case Hit() | InRemote() | Saved():
-                self.done += 1
-                self.at_work.pop(stage, None)
-            case StageEnded():
-                self.at_work.pop(stage, None)

@@ -141,7 +141,8 @@ function timeline() {
 }
 
 function largest(id, value, shown) {
-  const distinct = [...new Map(all.map((step) => [step.id || step.anchor, step])).values()];
+  const known = all.filter((step) => step.state !== "cached").concat(all); // what was made counts first
+  const distinct = [...new Map(known.reverse().map((step) => [step.id || step.anchor, step])).values()];
   const found = distinct.filter((step) => value(step) > 0).sort((one, other) => value(other) - value(one));
   const list = byId(id);
   for (const step of found.slice(0, MOST_BARS)) {
