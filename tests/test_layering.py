@@ -160,7 +160,7 @@ DRAWING = {"cli.live.drawer", "cli.live.view", "cli.plain"}
             },
         ),
         ("asyncio", DASK),
-        ("distributed", DASK | {"builder.farm.task", "builder.farm.security"}),
+        ("distributed", DASK | {"builder.farm.task", "builder.farm.dask_settings"}),
         ("nacl", {"builder.farm.client", "builder.farm.service", "exports.signing"}),
         ("pycdlib", {"bases.seed"}),
         ("rich", {"cli.live.paint"}),

@@ -11,7 +11,9 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
 from obuild.builder.farm import tls
@@ -23,7 +25,7 @@ PROGRAM = "tests.support.farm_obuild"
 LATE = "distributed distributed.cli.dask_scheduler"
 
 #: The longest wait for anything, in seconds.
-PATIENCE = 40.0
+PATIENCE = 20.0
 
 
 def until(done: Callable[[], object], what: str) -> None:
@@ -64,8 +66,13 @@ class Worker:
     def log(self) -> str:
         return self.running.said()[1]
 
-    def wait_until_ready(self) -> None:
-        until(lambda: " slots" in self.log(), f"a worker that is ready: {self.log()}")
+    @property
+    def pid(self) -> int:
+        return self.running.pid
+
+    def logs(self, text: str) -> None:
+        """Wait until its log has a text."""
+        until(lambda: text in self.log(), f"{text!r} in {self.log()}")
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> subprocess.CompletedProcess[str]:
         os.kill(self.running.pid, number)
@@ -79,20 +86,27 @@ class Farm:
         self.folder, self.url, self.certificates = folder, url, certificates
         self.remote = f"dir:{folder / 'remote'}"
         self.started: list[forked.Running] = []
-        self._number = 0
+        self._number = count()
 
     @property
     def access(self) -> list[str]:
         return ["--tls", str(self.certificates)] if self.certificates else []
 
-    def worker(self, *options: str, store: Path | None = None, remote: str = "") -> Worker:
-        """Start a worker, with a store of its own."""
-        self._number += 1
-        path = store or self.folder / f"worker-{self._number}"
+    def worker(self, *options: str, store: Path | None = None, remote: str = "", version: str = "") -> Worker:
+        """Start a worker, with a store of its own. It is ready when this returns."""
+        path = store or self.folder / f"worker-{next(self._number)}"
         argv = ["worker", "--scheduler", self.url, *self.access, f"--store=qemu:{path}"]
         argv += ["--remote", remote or self.remote, "--memory=64G", *options]
-        self.started.append(forked.start(argv, module=PROGRAM, late=LATE))
-        return Worker(self.started[-1], path)
+        env = {"OBUILD_FAKE_VERSION": version}
+        self.started.append(forked.start(argv, module=PROGRAM, late=LATE, env=env, limit=120))
+        worker = Worker(self.started[-1], path)
+        until(lambda: " slot" in worker.log(), f"a worker that is ready: {worker.log()}")
+        return worker
+
+    def workers(self, count: int) -> list[Worker]:
+        """Start workers, all at once."""
+        with ThreadPoolExecutor(count) as pool:
+            return [each.result() for each in [pool.submit(self.worker) for _ in range(count)]]
 
     def client(self, name: str = "client") -> Path:
         """A store with the base image `tiny`."""
@@ -106,12 +120,11 @@ class Farm:
         self, ops: str, *options: str, store: str = "client", source: Path | None = None, remote: str = ""
     ) -> Build:
         """Start a build of a stage with these ops on `tiny`."""
-        self._number += 1
-        spec = self.folder / f"{self._number}.spec"
+        spec = self.folder / f"{next(self._number)}.spec"
         spec.write_text(ops if ops.startswith("((") else f"((from tiny) {ops})")
         argv = ["build", "-f", str(spec), f"--store=qemu:{self.client(store)}", "--remote", remote or self.remote]
         argv += ["--farm", self.url, *self.access, *options, str(source or self.folder)]
-        self.started.append(forked.start(argv, module=PROGRAM, late=LATE))
+        self.started.append(forked.start(argv, module=PROGRAM, late=LATE, limit=30))
         return Build(self.started[-1])
 
 
@@ -126,7 +139,8 @@ def scheduler(folder: Path, *, secure: bool = True) -> Iterator[tuple[Farm, fork
         files = {"ca-file": tls.AUTHORITY, "cert": tls.CERTIFICATE, "key": tls.KEY}
         argv += ["--protocol=tls", *(f"--tls-{name}={certificates / file}" for name, file in files.items())]
     about = folder / "scheduler.json"
-    running = forked.start(argv, module="distributed.cli.dask_scheduler", late=LATE)
+    often = {"DASK_DISTRIBUTED__SCHEDULER__LOCKS__LEASE_VALIDATION_INTERVAL": "0.2s"}
+    running = forked.start(argv, module="distributed.cli.dask_scheduler", late=LATE, env=often)
     until(lambda: about.exists() and about.read_text().strip().endswith("}"), "a scheduler that is ready")
     farm = Farm(folder, json.loads(about.read_text())["address"], certificates)
     try:

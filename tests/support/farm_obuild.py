@@ -2,17 +2,20 @@
 
 A command writes a random word to its disk, prints its text, and does what its words say: `fail`, `sleep SECONDS`,
 `wait FILE` until the file is there, `touch FILE`, `full` for a disk without room, `secret NAME` to print a value.
-`wait` and `pid` print which process they run in.
+`wait` and `pid` print which process they run in, and `die` kills it.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import signal
 import time
 from pathlib import Path
 
 from obuild.__main__ import main
+from obuild.builder.farm import link, needs, order, server
+from obuild.errors import MachineError
 from obuild.executors.all import EXECUTORS
 from obuild.host import process
 from tests.support.fakes import Act, FakeExecutor, Run, ScriptedGuests
@@ -39,7 +42,11 @@ def act(step: Run) -> int:
         case ["wait", path, *_]:
             step.output(f"made by {os.getpid()}\n".encode())
             while not Path(path).exists():
+                if GUESTS.configs[-1].scope.cancelled:
+                    raise MachineError("the machine was killed")
                 time.sleep(0.02)
+        case ["die", *_]:
+            os.kill(os.getpid(), signal.SIGKILL)
         case ["touch", path, *_]:
             Path(path).touch()
         case ["full", *_] if (step.draft.path.parent.parent / FULL).exists():
@@ -58,6 +65,11 @@ class Always(dict[str, Act]):
         return act
 
 
+GUESTS = ScriptedGuests(FakeExecutor(Always(), files={"out": b"x"}))
+
 if __name__ == "__main__":
-    EXECUTORS["qemu"] = ScriptedGuests(FakeExecutor(Always(), files={"out": b"x"}))
+    EXECUTORS["qemu"] = GUESTS
+    server.LEASE, server.CONNECT, link.CONNECT = 1, 3, 3  # tests kill workers and schedulers, and wait
+    if version := os.environ.get("OBUILD_FAKE_VERSION"):
+        vars(needs)["VERSION"] = vars(order)["VERSION"] = version
     main()

@@ -72,6 +72,7 @@ class Following:
                     if self._run:
                         yield Restarted(worker), LayerId("")
                     self._run, self._offset, self._rest = reply["run"], 0, b""
+                self.post.begun()
                 self._offset += len(reply["said"])
                 yield from self._lines(reply["said"], worker)
                 began, self._alone = time.monotonic(), 0.0
@@ -81,6 +82,8 @@ class Following:
                 return
             self.link.forget(self.post.key)
             if time.monotonic() - began > LOOK_AROUND:
+                if not worker:
+                    self.post.waits()
                 self._look_around()
             time.sleep(LOOK)
 

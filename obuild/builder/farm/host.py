@@ -23,6 +23,7 @@ from obuild.host.process import CancelScope
 from obuild.plan.keys import LayerId
 from obuild.plan.steps import Chain, Command, Graft, Import, Step, Transfer
 from obuild.remotes.layer import LARGEST_CONFIG, Blob
+from obuild.remotes.protocol import Unusable
 from obuild.store.layers import Store
 from obuild.store.usage import storage_errors
 
@@ -48,7 +49,11 @@ class Host:
     def read(self, blob: Blob) -> order.Order:
         """An order in the remote. ObuildError if it is not there, UsageError if we do not understand it."""
         with FarmSharing(self.store, self.wish, Teller(lambda event: None), CancelScope()) as sharing:
-            return order.load(sources.get(sharing.remote, blob, LARGEST_CONFIG))
+            try:
+                return order.load(sources.get(sharing.remote, blob, LARGEST_CONFIG))
+            except Unusable as error:
+                hint = "clients and workers of a farm need the same remote"
+                raise ObuildError(error.message, hint=hint) from error
 
     def carry_out(self, wanted: order.Order, job: Job) -> Blob | None:
         """Do what an order wants. The result of Files is a blob: JSON of a manifest.

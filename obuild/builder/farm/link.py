@@ -6,7 +6,6 @@ Whatever fails because the scheduler is gone raises Lost. A worker that is gone 
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import TimeoutError as NotYet
@@ -16,8 +15,8 @@ from typing import Any
 from distributed import Client, Future, KilledWorker
 
 from obuild.builder.farm import task
+from obuild.builder.farm.dask_settings import security, silence
 from obuild.builder.farm.needs import Resources
-from obuild.builder.farm.security import security
 from obuild.builder.farm.service import TOPIC
 from obuild.builder.farm.tls import Address
 from obuild.builder.farm.wire import Lost
@@ -36,10 +35,14 @@ ASKED = 64
 
 
 class Post:
-    """A task that we want done."""
+    """A task that we want done: first by one of some workers, if there are any, and else by any that can."""
 
-    def __init__(self, link: Link, key: str, future: Future) -> None:
-        self.key, self._link, self._future = key, link, future
+    def __init__(
+        self, link: Link, key: str, submit: Callable[[Sequence[str]], Future], workers: Sequence[str]
+    ) -> None:
+        self.key, self._link, self._submit = key, link, submit
+        self._bound = bool(workers)
+        self._future = submit(workers)
 
     @property
     def done(self) -> bool:
@@ -62,6 +65,23 @@ class Post:
                 raise ObuildError(f"the farm failed: {type(error).__name__}: {error}", hint=hint)
             return dict(self._future.result(timeout=CONNECT))
 
+    def begun(self) -> None:
+        """A worker has it: if that is lost, any other may begin anew."""
+        if self._bound:
+            self._bound = False
+            self._link.unbind(self.key)
+
+    def waits(self) -> None:
+        """No worker has it. If it was for those that are gone, or cannot work now, any other may begin."""
+        if self._bound:
+            self._bound = False
+            self._future.release()
+            self._future = self._submit(())
+
+    def release(self) -> None:
+        """We do not want it any more."""
+        self._future.release()
+
 
 class Link:
     """An open connection."""
@@ -70,7 +90,7 @@ class Link:
         self._address = address
         self._places: dict[str, str] = {}
         self._given: Counter[str] = Counter()
-        logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what matters, we say
+        silence()
         with self.connected():
             self._client = Client(
                 address.url, security=security(address), timeout=CONNECT, set_as_default=False, name="obuild"
@@ -162,26 +182,29 @@ class Link:
     def post(self, key: str, blob: Blob, needs: Resources, workers: Sequence[str]) -> Iterator[Post]:
         """Have a task done, if possible by one of these workers. We do not want it any more when the block ends.
 
-        If another client wants the same task, both get its answer.
+        If another client wants the same task, both get its answer. Dask's own `allow_other_workers` would forget
+        what the task needs.
         """
-        self._given.update(workers[:1])
-        future = None
-        try:
+
+        def submit(workers: Sequence[str]) -> Future:
             with self.connected():
-                future = self._client.submit(
-                    task.work,
-                    *(blob.digest, blob.size),
-                    key=key,
-                    resources=needs,
-                    workers=list(workers) or None,
-                    allow_other_workers=bool(workers),
-                    pure=False,
+                order = (blob.digest, blob.size)
+                return self._client.submit(
+                    task.work, *order, key=key, resources=needs, workers=list(workers) or None, pure=False
                 )
-            yield Post(self, key, future)
+
+        self._given.update(workers[:1])
+        post = Post(self, key, submit, workers)
+        try:
+            yield post
         finally:
             self._given.subtract(workers[:1])
-            if future is not None:
-                future.release()
+            post.release()
+
+    def unbind(self, key: str) -> None:
+        """Let any worker that can do a task begin it anew, if the one that has it is lost."""
+        with self.connected(), suppress(KeyError):
+            self._client.sync(self._client.scheduler.set_restrictions, worker={key: None})
 
 
 async def _awaited(question: Any) -> Any:

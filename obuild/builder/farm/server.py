@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import signal
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,15 +11,19 @@ import dask
 from distributed import Worker
 
 from obuild.builder.farm import needs
+from obuild.builder.farm.dask_settings import security, silence
 from obuild.builder.farm.host import Host
-from obuild.builder.farm.security import security
 from obuild.builder.farm.service import Service
 from obuild.builder.farm.tls import Address
 from obuild.executors.all import EXECUTORS
 from obuild.guests.profile import OSES
+from obuild.host.units import count
 
 #: How long a scheduler may take to answer, in seconds.
 CONNECT = 30
+
+#: How long a lock outlives a worker that is lost, in seconds; up to 10 more pass until the scheduler looks.
+LEASE = 8
 
 
 class Offer(NamedTuple):
@@ -45,7 +48,7 @@ def serve(host: Host, address: Address, offer: Offer, *, log: Callable[[str], ob
 
     What is in work when it ends is begun anew by another worker.
     """
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    silence()
     return asyncio.run(_serve(host, address, offer, log))
 
 
@@ -54,7 +57,8 @@ async def _serve(host: Host, address: Address, offer: Offer, log: Callable[[str]
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     service = Service(host, offer.slots, log)
-    with host.store.sources_folder() as folder, dask.config.set({"distributed.worker.memory.terminate": False}):
+    settings = {"distributed.scheduler.locks.lease-timeout": f"{LEASE}s"}
+    with host.store.sources_folder() as folder, dask.config.set(settings):
         worker = Worker(
             address.url,
             nthreads=offer.slots,
@@ -70,7 +74,7 @@ async def _serve(host: Host, address: Address, offer: Offer, log: Callable[[str]
             await worker
         except (OSError, TimeoutError):
             return False
-        log(f"worker {worker.address} of {address.url}: {offer.slots} slots")
+        log(f"worker {worker.address} of {address.url}: {count(offer.slots, 'slot')}")
         ended = asyncio.create_task(worker.finished())
         await asyncio.wait([ended, asyncio.create_task(stopped.wait())], return_when=asyncio.FIRST_COMPLETED)
         service.teardown(worker)

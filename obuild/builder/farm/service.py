@@ -24,7 +24,7 @@ from nacl.public import PrivateKey, SealedBox
 from obuild.builder.farm import needs, wire
 from obuild.builder.farm.host import Host, Job
 from obuild.builder.farm.task import PLUGIN
-from obuild.errors import Cancelled, ObuildError, StepFailed, StoreError, UsageError
+from obuild.errors import ObuildError, StepFailed, StoreError, UsageError
 from obuild.events import Event, PhaseName, Teller
 from obuild.host.process import CancelScope
 from obuild.plan.keys import LayerId
@@ -153,15 +153,13 @@ class Service(WorkerPlugin):  # type: ignore[misc]  # distributed has no types
             result = self.host.carry_out(wanted, Job(run.hear, run.scope, turns, lambda: self._secrets(run)))
             self._log(f"{key}: done")
             return {**answer, "result": list(result) if result else None}
-        except (StoreError, UsageError) as error:
-            self._log(f"{key}: {error.message}")
-            self._rest(run, error.message)
-            raise Reschedule from error
-        except Cancelled as error:
-            self._log(f"{key}: cancelled")
-            raise Reschedule from error  # a client may want it again by now
         except ObuildError as error:
             if run.scope.cancelled:
+                self._log(f"{key}: cancelled")
+                raise Reschedule from error  # a client may want it again by now
+            if isinstance(error, StoreError | UsageError):
+                self._log(f"{key}: {error.message}")
+                self._rest(run, error.message)
                 raise Reschedule from error
             self._log(f"{key}: {error.message}")
             step = error.place.step if error.place else ""

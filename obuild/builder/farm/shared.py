@@ -13,7 +13,7 @@ from obuild.events import Teller
 from obuild.plan.keys import LayerId
 from obuild.plan.steps import Step
 from obuild.remotes import content, manifests, pull
-from obuild.remotes.protocol import Remote
+from obuild.remotes.protocol import Remote, Unusable
 from obuild.store import removal
 from obuild.store.layers import Store
 
@@ -62,6 +62,8 @@ class FarmSharing(Sharing):
     def push(self, id: LayerId) -> None:
         try:
             super().push(id)
+        except Unusable as error:  # we were so slow that our turn was given to another: begin anew with its layer
+            raise StoreError(error.message, hint=error.hint) from error
         finally:
             self.turns.give_back(id)
 

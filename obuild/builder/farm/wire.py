@@ -72,5 +72,5 @@ def load(line: bytes) -> tuple[Said, LayerId]:
         if name == "Output":
             return Output(str(fields[0]).encode("latin-1")), LayerId(step)
         return _RECORDS[name](*fields), LayerId(step)
-    except (TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise ValueError(f"a worker said something else than an event: {line[:100]!r}") from error

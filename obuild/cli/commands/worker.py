@@ -90,6 +90,7 @@ def worker(
     from obuild.builder.sharing import Wish
     from obuild.guests.profile import arch_named
     from obuild.host import memory as host_memory
+    from obuild.remotes import known
     from obuild.remotes.all import Access, see_remote
     from obuild.remotes.trust import private_key, public_key
     from obuild.store.quota import Room
@@ -108,6 +109,8 @@ def worker(
     reserved = parse_bytes("--reserve", reserve) if reserve else 0
     most = parse_bytes("--max-size", max_size) if max_size else None
     opened = open_store(store, create=True)
+    if not trust and known.first(opened, remote, "read"):
+        note(f"layers of {remote} are believed without a signature; --trust asks for one")
     try:
         from obuild.builder.farm import server
     except ImportError as error:

@@ -17,8 +17,7 @@ from tests.support.farm import Farm, makers, saved, scheduler
 def farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Farm]:
     """A farm that no test damages: three workers with one slot each."""
     with scheduler(tmp_path_factory.mktemp("farm")) as (farm, _):
-        for worker in [farm.worker() for _ in range(3)]:
-            worker.wait_until_ready()
+        farm.workers(3)
         farm.build("").end()  # imports the base
         yield farm
 

@@ -1,6 +1,8 @@
-"""A farm's certificates as Dask takes them."""
+"""What we tell Dask: the certificates of a farm, and to be silent."""
 
 from __future__ import annotations
+
+import logging
 
 from distributed import Security
 
@@ -18,3 +20,10 @@ def security(address: Address) -> Security | None:
         for what, file in files.items()
     }
     return Security(tls_ca_file=str(address.folder / AUTHORITY), require_encryption=True, **names)
+
+
+def silence() -> None:
+    """Have Dask log nothing: what matters of it, we say. Each of its loggers has a level of its own."""
+    for name in list(logging.root.manager.loggerDict):
+        if name.partition(".")[0] == "distributed":
+            logging.getLogger(name).setLevel(logging.CRITICAL + 1)
