@@ -12,6 +12,7 @@ from bench.overhead import KEPT
 from bench.results import WAYS
 from bench.watch import Build, watch
 from obuild.bases import catalog, making
+from obuild.store.base_images import MADE
 from obuild.store.layers import Store
 
 FILES = 1000
@@ -66,10 +67,14 @@ def copy(source: Path, dest: Path) -> None:
 
 
 def copy_images(source: Path, name: str, dest: Path) -> None:
-    """Make a store with one base image of another store, and its login keys."""
+    """Make a store with one base image of another store, and its login keys.
+
+    Without the record of its recipe: that of another checkout would be read again by each build.
+    """
     Store.open(dest)
     for path in [*(source / "base-image").glob(f"{name}.*"), source / "state/ssh"]:
-        copy(path, dest / path.parent.name)
+        if path.suffix != MADE:
+            copy(path, dest / path.parent.name)
 
 
 def images_of(name: str, stores: list[Path]) -> Path:

@@ -25,7 +25,8 @@ def refused(*words: str) -> None:
 @pytest.fixture
 def able(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A host on which we have the rights, whose devices are in a folder."""
-    monkeypatch.setattr(requirements, "_see_rights", lambda: None)
+    for name in ("_see_rights", "_see_root", "_see_cgroups"):
+        monkeypatch.setattr(requirements, name, lambda: None)
     for name in ("fuse", "loop-control"):
         (tmp_path / name).touch()
     monkeypatch.setattr(requirements, "_FUSE", tmp_path / "fuse")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -330,6 +331,38 @@ def test_who_is_not_root_is_told_before_anything_is_made(enterable: Path, spec: 
     assert "only root can: you are not root" in done.stderr
     assert "--store=qemu" in done.stderr
     assert list((store / "result").iterdir()) == []
+
+
+#: What makes a place like a container without rights of a script in a mount namespace, and what is said there.
+PLACES = {
+    "fuse": ("", "native steps need /dev/fuse, which is missing"),
+    "loop-control": ("mknod /dev/fuse c 10 229", "native steps need /dev/loop-control, which is missing"),
+    "loop": (
+        "mknod /dev/fuse c 10 229; mknod /dev/loop-control c 10 237",
+        "native steps need /dev/loop[0-9]+, which is missing",
+    ),
+    "cgroups": (
+        "for place in /sys/fs/cgroup /sys/fs/cgroup/memory; do mount -o remount,bind,ro $place; done",
+        "native steps need cgroups, and /sys/fs/cgroup.* is read-only",
+    ),
+    "chroot": ("mkdir /dev/top; mount --rbind / /dev/top; exec chroot /dev/top", "do not work in a chroot"),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_container_without_rights_is_told_what_is_missing(
+    place: str, spec: Spec, source: Path, tmp_path: Path
+) -> None:
+    program = Program(new_store(tmp_path / "store", base_images("micro")), "native")
+    setup, said = PLACES[place]
+    nodes = "mount -t tmpfs dev /dev; mknod /dev/null c 1 3; mknod /dev/urandom c 1 9"
+    argv = program.argv("build", "-f", spec('((from micro) (run (shell "true")))'), source)
+    script = f'{nodes}; {setup} "$@"' if "exec" in setup else f'{nodes}; {setup or ":"}; exec "$@"'
+    done = subprocess.run(["unshare", "--mount", "sh", "-c", script, "sh", *argv], capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert re.search(said, done.stderr)
+    assert "--store=qemu" in done.stderr
+    assert list((program.store / "result").iterdir()) == []
 
 
 def test_a_missing_program_is_named_with_its_package(victim: Native, tmp_path: Path) -> None:

@@ -10,8 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from obuild.bases.scratch import apt
 from obuild.executors.native.requirements import BINFMT
 from obuild.executors.qemu.arches import ARCHES
+from obuild.guests.profile import DEBIAN_ARCHES
+from obuild.store.layers import Store
+from tests.support.disks import ext4_disk
 from tests.support.program import Program, assert_clean, base_images, new_store
 
 pytestmark = [
@@ -64,3 +68,22 @@ def test_its_programs_run(arch: str, spec: Callable[[str], Path], source: Path, 
         (BINFMT / f"qemu-{arch}").write_text("1")
     assert f"programs for {arch} do not run on this host" in done.stderr
     assert "apt install qemu-user-static; --store=qemu" in done.stderr
+
+
+def test_the_smallest_tree_runs_a_command(
+    arch: str, spec: Callable[[str], Path], source: Path, tmp_path: Path
+) -> None:
+    """Nothing but Debian's busybox, which is one program."""
+    sources = apt.lines(apt.MIRROR, "trixie", updates=False)
+    archive = apt.Apt(tmp_path / "apt", DEBIAN_ARCHES.get(arch, arch), sources)
+    archive.update()
+    (package,) = archive.download(["busybox-static"])
+    subprocess.run(["dpkg-deb", "--extract", package, tmp_path / "tree"], check=True)
+    busybox = next((tmp_path / "tree").glob("**/bin/busybox"))
+    files = ("mkdir bin", f"write {busybox} bin/sh", "sif /bin/sh mode 0100755", "mkdir etc")
+    disk = ext4_disk(tmp_path / "tiny.img", *files)
+    program = Program(Store.open(tmp_path / "store").root, "native")
+    program("base", "add", disk, "--name", "tiny", f"--arch={arch}")
+    out = program.build(spec('((from tiny) (shell sh -c) (run (shell "true")) (run (shell "uname -m")))'), source)
+    assert f"\n{arch}\n" in out.stdout
+    assert_clean(program)

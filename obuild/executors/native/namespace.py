@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -51,22 +51,39 @@ class Namespace:
         """Unmount a file system, as umount2(2). OSError if the kernel refuses."""
         self._call("umount2", os.fsencode(point), 0)
 
-    def _call(self, name: str, *arguments: object) -> None:
-        """Make a system call inside.
+    def has_root(self) -> bool:
+        """Whether its root is the root of its process. In a chroot it is not, and `enter` leaves the chroot.
 
-        Each step needs some of them, and starting mount(8) takes longer than the call itself. A thread may enter
-        another mount namespace alone once it shares no current folder with others.
+        OSError if we may not enter it.
+        """
+        found: list[int] = []
+        self._inside(lambda libc: found.append(os.open("/", os.O_PATH | os.O_CLOEXEC)))
+        found.append(os.open(self._proc / "root", os.O_PATH | os.O_CLOEXEC))
+        try:
+            return len({_place(fd) for fd in found}) == 1
+        finally:
+            for fd in found:
+                os.close(fd)
+
+    def _call(self, name: str, *arguments: object) -> None:
+        """Make a system call inside: each step needs some, and starting mount(8) takes longer than the call."""
+        self._inside(lambda libc: getattr(libc, name)(*arguments))
+
+    def _inside(self, call: Callable[[ctypes.CDLL], object]) -> None:
+        """Make a call inside, which returns something true if it fails. OSError if it does.
+
+        A thread may enter another mount namespace alone once it shares no current folder with others.
         """
         failed: list[int] = []
 
-        def call() -> None:
+        def enter() -> None:
             libc = ctypes.CDLL(None, use_errno=True)
             with (self._proc / "ns/mnt").open("rb") as there:
                 entered = not libc.unshare(_CLONE_FS) and not libc.setns(there.fileno(), _CLONE_NEWNS)
-            if not entered or getattr(libc, name)(*arguments):
+            if not entered or call(libc):
                 failed.append(ctypes.get_errno())
 
-        thread = threading.Thread(target=call)
+        thread = threading.Thread(target=enter)
         thread.start()
         thread.join()
         if failed:
@@ -75,6 +92,12 @@ class Namespace:
     def path(self, path: Path) -> Path:
         """Where we find what is at the absolute `path` inside."""
         return Path(f"{self._proc}/root{path}")
+
+
+def _place(fd: int) -> tuple[str, int]:
+    """The mount and the inode of an open folder; two mounts can have the same inode."""
+    mount = Path(f"/proc/self/fdinfo/{fd}").read_text().partition("mnt_id:")[2].split()[0]
+    return mount, os.fstat(fd).st_ino
 
 
 @contextmanager

@@ -9,12 +9,17 @@ from pathlib import Path
 
 from obuild.errors import UsageError
 from obuild.executors.native import namespace
+from obuild.executors.native.namespace import Namespace
 from obuild.host import process, program_version
 from obuild.host.nbd import PROGRAM
 
 INSTEAD = "--store=qemu:… runs steps in virtual machines, and needs none of this"
 
+_PRIVILEGED = "in a container: --privileged"
+
 _CAP_SYS_ADMIN = 21
+
+_CGROUPS = Path("/sys/fs/cgroup")
 
 #: What the kernel must offer, and the module that does.
 _FUSE, _LOOP_CONTROL = Path("/dev/fuse"), Path("/dev/loop-control")
@@ -39,6 +44,8 @@ def see_host(memo: Path | None = None) -> str:
     Its version is kept in the file `memo`, if any.
     """
     _see_rights()
+    _see_root()
+    _see_cgroups()
     _see_device(_FUSE)
     _see_device(_LOOP_CONTROL)
     _see_loop_device()
@@ -52,19 +59,37 @@ def _see_rights() -> None:
     if os.geteuid() != 0:
         raise _refused("native steps mount file systems, which only root can: you are not root")
     if not rights >> _CAP_SYS_ADMIN & 1:
-        raise _refused(
-            "native steps mount file systems: this root has no CAP_SYS_ADMIN", "in a container: --privileged"
-        )
+        raise _refused("native steps mount file systems: this root has no CAP_SYS_ADMIN", _PRIVILEGED)
+
+
+def _see_root() -> None:
+    try:
+        whole = Namespace(os.getpid()).has_root()
+    except OSError as error:
+        raise _refused(f"no namespace can be entered here: {error.strerror}", _PRIVILEGED) from None
+    if not whole:
+        raise _refused("native steps do not work in a chroot", "podman run --privileged makes no chroot")
+
+
+def _see_cgroups() -> None:
+    """Version 2 alone has the controllers in one folder, version 1 has a folder for each."""
+    place = _CGROUPS if (_CGROUPS / "cgroup.controllers").exists() else _CGROUPS / "memory"
+    try:
+        read_only = os.statvfs(place).f_flag & os.ST_RDONLY
+    except OSError:
+        raise _refused(f"native steps need cgroups, and {place} is missing") from None
+    if read_only:
+        raise _refused(f"native steps need cgroups, and {place} is read-only", _PRIVILEGED)
 
 
 def _see_device(device: Path) -> None:
     try:
         os.close(os.open(device, os.O_RDWR | os.O_CLOEXEC))
     except FileNotFoundError:
-        hint = f"modprobe {_MODULES[device]}; in a container: --privileged, or --device={device}"
+        hint = f"modprobe {_MODULES[device]}; {_PRIVILEGED}, or --device={device}"
         raise _refused(f"native steps need {device}, which is missing", hint) from None
     except PermissionError as error:
-        hint = f"in a container: --privileged, or --device={device}"
+        hint = f"{_PRIVILEGED}, or --device={device}"
         raise _refused(f"native steps need {device}, which cannot be opened: {error.strerror}", hint) from None
     except OSError as error:
         hint = f"modprobe {_MODULES[device]}"
