@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from selenium.webdriver.remote.webelement import WebElement
 
 ODD = (
-    b"\x1b[1;31mred\x1b[0m\n10%\r50%\r100%\n<script>alert(1)</script>\n\xff\0\x07\x1b]0;title\x07 </script><!--\n"
+    b"\x1b[1;31mred\x1b[0m\n10%\r50%\r100%\n<script>alert(1)</script>\n"
+    b"\xff\0\x07\x1b]0;title\x07 </script><!--\n\x1b]never ended\nlast\n"
 )
 
 CSS, ENTER = "css selector", "\ue007"  # as selenium spells them
@@ -304,7 +305,7 @@ def test_a_step_opens_its_log_with_colours_and_nothing_is_executed(failed: Page)
     step = failed.one("#s1-3")
     step.find_element(CSS, "summary").click()
     log = step.find_element(CSS, "pre")
-    assert log.text == "red\n100%\n<script>alert(1)</script>\n� </script><!--"
+    assert log.text == "red\n100%\n<script>alert(1)</script>\n� </script><!--\n\nlast"
     (red,) = log.find_elements(CSS, "span.b.f1")
     assert red.text == "red"
     assert failed.complaints() == []
@@ -356,6 +357,7 @@ def test_a_screen_reader_finds_names_and_headings(failed: Page) -> None:
     assert not {role for role, name in named if role in ("link", "button", "searchbox") and not name}
 
 
+@pytest.mark.long
 def test_a_build_of_5000_steps_with_long_logs_opens(chromium: webdriver.Chrome, tmp_path: Path) -> None:
     steps = {op: Step(op, "", f"/: (run (shell {op}))", "", "made", float(op), op + 1.5) for op in range(1, 5001)}
     story = Story({"": Stage("", steps)})

@@ -9,6 +9,9 @@ from pathlib import Path
 
 _HERE = Path(__file__).parent
 
+#: The parts of the script, in the order in which they are run.
+_SCRIPTS = ("log.js", "bars.js", "page.js", "search.js")
+
 
 def page(title: str, data: object, graph: str) -> str:
     """Return the page. `graph` is an SVG element; `title` and `data` may hold anything."""
@@ -17,7 +20,7 @@ def page(title: str, data: object, graph: str) -> str:
         "css": _read("page.css"),
         "graph": graph,
         "data": embedded(data),
-        "script": _read("page.js"),
+        "script": "".join(map(_read, _SCRIPTS)),
     }
     return re.sub(r"<!--(\w+)-->", lambda found: parts[found[1]], _read("page.html"))
 
