@@ -18,7 +18,7 @@ from obuild.host import failpoints, qemu_img, stamp
 from obuild.host.mask import Mask
 from obuild.host.process import CancelScope
 from obuild.plan.keys import LayerId
-from obuild.plan.steps import Base, Chain, Command, Graft, Import, Step, Transfer
+from obuild.plan.steps import ABSENT, Base, Chain, Command, Graft, Import, Step, Transfer
 from obuild.store.layers import Draft, Store
 
 if TYPE_CHECKING:  # late: a cached build needs no executor
@@ -178,6 +178,11 @@ class Builder:
         """
         from obuild.bases import own_keys  # late: seldom needed
 
+        if base.path == ABSENT:
+            raise ObuildError(
+                f"the base image {base.name} is not here, and its layer could not be fetched",
+                hint="build again, or make or add the image: obuild base --help",
+            )
         tell.note(f"importing {base.path}")
         qemu_img.import_image(qemu_img.inspect(base.path), draft.image)
         for offset, content in own_keys.blocks(self.store, base.card):

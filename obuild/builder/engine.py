@@ -23,7 +23,7 @@ from obuild.host import process
 from obuild.host.process import CancelScope
 from obuild.plan.keys import LayerId
 from obuild.plan.planner import Plan, bases_of, plan
-from obuild.plan.steps import Base, Built, Chain, Extract, Graft, Import, Step
+from obuild.plan.steps import ABSENT, Base, Built, Chain, Extract, Graft, Import, Step
 from obuild.plan.tree import Manifest
 from obuild.spec import Run, Shell, Stage
 from obuild.store.layers import Store
@@ -161,8 +161,10 @@ class Engine:
         return plan_stages(stage, one)
 
     def _base(self, reference: str) -> Base:
-        phase = partial(self._tell.phase, "making base")
-        found = making.find(self.store, reference, say=self._tell.note, making=phase, scope=self._scope)
+        found = self._sharing.base(reference) if self._sharing else None
+        if found is None:
+            phase = partial(self._tell.phase, "making base")
+            found = making.find(self.store, reference, say=self._tell.note, making=phase, scope=self._scope)
         found = as_os(found, self.settings.os)
         self._machines.check(found)
         return found
@@ -249,7 +251,8 @@ class Engine:
             process.require("qemu-img")
             make_room()  # on a full disk, not even the result of the KVM probe could be saved
         there = self._sharing.available(chain.steps) if self._sharing else ()
-        if not all(isinstance(step.action, Import) or step in there for step in missing):
+        made = [step for step in missing if not isinstance(step.action, Import) and step not in there]
+        if made and not (chain.base.path == ABSENT and chain.steps[0] in missing):
             self._machines.of(chain.base, tell)
 
 

@@ -17,7 +17,7 @@ from obuild.host import stamp
 from obuild.host.process import CancelScope
 from obuild.plan import keys
 from obuild.plan.keys import LayerId
-from obuild.plan.steps import Base
+from obuild.plan.steps import ABSENT, Base
 from obuild.store.layers import Layer, Store
 
 if TYPE_CHECKING:
@@ -45,6 +45,8 @@ class Machines:
         """
         from obuild.executors.protocol import Setup  # late: a cached build needs no executor
 
+        if base.path == ABSENT:  # then its layer has come from a remote
+            base = self.base_of(keys.layer_id(keys.of_base(base.digest)))
         if base.name not in self._made:
             key = catalog.key_path(self.store, base.card)
             setup = Setup(self.store, base, key, self.settings, tell.note, self.scope)

@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Self
 
+from obuild.bases import catalog
 from obuild.errors import Cancelled, ObuildError, StoreError, UsageError
 from obuild.events import PROGRESS_PERIOD, InRemote, Output, Phase, Teller
 from obuild.host.process import CancelScope
 from obuild.plan.keys import LayerId
-from obuild.plan.steps import Import, Step
+from obuild.plan.steps import Base, Import, Step
 from obuild.remotes.all import Access, open_remote
 from obuild.store.layers import Store
 
@@ -64,6 +65,8 @@ class Sharing:
     _sending: list[Future[None]] = field(default_factory=list, init=False)
     _sender: ThreadPoolExecutor | None = field(default=None, init=False)
     _sent: int = field(default=0, init=False)
+    _bases: list[str] = field(default_factory=list, init=False)  # whose images are here
+    _named: set[tuple[str, str]] = field(default_factory=set, init=False)
 
     def __enter__(self) -> Self:
         return self
@@ -86,6 +89,23 @@ class Sharing:
                 self._sender.shutdown()
 
     # -- reading
+
+    def base(self, reference: str) -> Base | None:
+        """The base that NAME or NAME@sha256:HEX stands for, if a remote has it and the store lacks its image."""
+        name, pin = catalog.split(reference)
+        if catalog.image_path(self.store, name):
+            self._bases.append(name)
+            return None
+        for remote_name in self.wish.names if self.wish.read else ():
+            with self._using(remote_name) as remote:
+                from obuild.remotes import bases
+
+                found = remote and bases.find(remote, name, pin, trusted=self.wish.trust)
+                if remote and found:
+                    self._believe(remote)
+                    self.tell.note(f"the base {name} is that of {remote_name}")
+                    return found
+        return None
 
     def look(self, steps: Sequence[Step], *, again: bool = False) -> None:
         """Ask the remotes for the layers of a chain that the store lacks, all at once.
@@ -112,11 +132,9 @@ class Sharing:
 
     def _unsigned(self, remote: Remote, there: Mapping[LayerId, Manifest]) -> Collection[LayerId]:
         """Those of these layers that no trusted key has signed. A note says so, or that nobody looks."""
+        if there:
+            self._believe(remote)
         if not self.wish.trust:
-            from obuild.remotes import known
-
-            if there and known.first(self.store, remote.name, "read"):
-                self.tell.note(f"layers of {remote.name} are believed without a signature; --trust asks for one")
             return ()
         from obuild.remotes.trust import unsigned
 
@@ -125,6 +143,13 @@ class Sharing:
             layers = "1 layer" if len(found) == 1 else f"{len(found)} layers"
             self.tell.note(f"{layers} in {remote.name} have no signature by a trusted key, and are not used")
         return found
+
+    def _believe(self, remote: Remote) -> None:
+        """A note says, once for a store, that nobody looks for signatures."""
+        from obuild.remotes import known
+
+        if not self.wish.trust and known.first(self.store, remote.name, "read"):
+            self.tell.note(f"layers of {remote.name} are believed without a signature; --trust asks for one")
 
     def available(self, steps: Sequence[Step]) -> list[Step]:
         """The steps of a chain that need not be made, from the first: the store or a remote has their layers.
@@ -212,11 +237,23 @@ class Sharing:
                 with self._using(name) as remote:
                     if remote:
                         known.first(self.store, name, "written")
-                        for each in push(self.store, id, remote, progress=self._count):
+                        there = push(self.store, id, remote, progress=self._count)
+                        for each in there:
                             if self.wish.sign:
                                 trust.sign(remote, each.manifest.descriptor, self.wish.sign)
+                        self._name_base(remote, there[0])
             except StoreError as error:  # somebody has just removed the layer
                 self.tell.note(f"{error.message}; it is not sent")
+
+    def _name_base(self, remote: Remote, layer: Found) -> None:
+        """Tag the layer of a base in a remote with the names of its image, once in a build."""
+        from obuild.remotes import bases
+
+        for name in self._bases:
+            base = catalog.look(self.store, name)
+            if base and bases.layer_of(base) == layer.id and (remote.name, name) not in self._named:
+                self._named.add((remote.name, name))
+                bases.put(remote, name, layer, self.wish.sign)
 
     def _count(self, done: int, total: int) -> None:
         self.scope.check()

@@ -24,6 +24,10 @@ class Beside(NamedTuple):
     stamp: tuple[int, int, int]
 
 
+#: The path of a base image that this host lacks, whose layer comes from a remote: nothing can be there.
+ABSENT = Path("/dev/null/absent")
+
+
 class Base(NamedTuple):
     """A base image: its file, the sha256 of its disk's content, and its card.
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from obuild import spec
+from obuild.bases import catalog
 from obuild.builder import sharing
 from obuild.builder.engine import Engine
 from obuild.builder.sharing import Wish
@@ -29,18 +30,19 @@ OPS = '(run (shell "one")) (run (shell "two")) (run (shell "three"))'
 
 
 class Host:
-    """A store of its own, with the same base image as the others, that builds with the remote `name`."""
+    """A store of its own, with the same base image as the others or none, that builds with the remote `name`."""
 
-    def __init__(self, folder: Path, base: Path, name: str) -> None:
+    def __init__(self, folder: Path, base: Path | None, name: str) -> None:
         self.folder, self.name = folder, name
         self.store = Store.open(folder / "store")
-        (self.store.base_image / "tiny.qcow2").write_bytes(base.read_bytes())
+        if base:
+            (self.store.base_image / "tiny.qcow2").write_bytes(base.read_bytes())
         self.heard = Heard()
 
     def build(self, ops: str = OPS, **wish: Any) -> LayerId:
         """Build, and return the id of the result; `tags` and `jobs` are of the engine, others of the wish."""
         self.heard.clear()
-        stage = spec.parse(f"((from tiny) {ops})".encode())
+        stage = spec.parse(f"((from {wish.pop('base', 'tiny')}) {ops})".encode())
         jobs, tags = wish.pop("jobs", 1), wish.pop("tags", ())
         engine = Engine(self.folder, self.store, Settings(accel="tcg"), self.heard, jobs=jobs, tags=tags)
         engine.remotes = Wish(wish.pop("names", (self.name,)), Access({}), **wish)
@@ -57,7 +59,7 @@ def hosts(tmp_path: Path, qcow2_disk: Path) -> Callable[[str], Host]:
 
     def make(name: str) -> Host:
         (tmp_path / name).mkdir()
-        return Host(tmp_path / name, qcow2_disk, f"dir:{tmp_path / 'remote'}")
+        return Host(tmp_path / name, None if name == "empty" else qcow2_disk, f"dir:{tmp_path / 'remote'}")
 
     return make
 
@@ -296,3 +298,65 @@ def test_the_first_use_of_a_remote_says_that_it_is_believed(
     assert any("believed without a signature" in note for note in second.notes)
     second.build()
     assert second.notes == []
+
+
+class TestAHostWithoutTheBase:
+    """Its store is empty: not even the base image is there."""
+
+    def test_needs_nothing_if_all_is_made(self, hosts: Callable[[str], Host], steps: FakeExecutor) -> None:
+        first, empty = hosts("first"), hosts("empty")
+        last = first.build()
+        steps.seen.clear()
+        assert empty.build() == last
+        assert steps.seen == []
+        assert empty.store.ids() == []
+        assert f"the base tiny is that of {empty.name}" in empty.notes
+
+    def test_fetches_the_base_for_a_new_step(
+        self, hosts: Callable[[str], Host], steps: FakeExecutor, tmp_path: Path
+    ) -> None:
+        first, empty = hosts("first"), hosts("empty")
+        first.build('(run (shell "one"))')
+        steps.seen.clear()
+        last = empty.build('(run (shell "two"))')
+        assert steps.seen == ["open", "two", "sealed"]
+        assert len(empty.store.ids()) == 2
+        assert first.build('(run (shell "two"))') == last
+        assert steps.seen == ["open", "two", "sealed"], "the other host has it from the remote"
+
+    def test_may_pin_the_base(self, hosts: Callable[[str], Host], steps: FakeExecutor) -> None:
+        first, empty = hosts("first"), hosts("empty")
+        last = first.build()
+        image = catalog.look(first.store, "tiny")
+        assert image
+        assert empty.build(base=f"tiny@sha256:{image.digest}") == last
+        with pytest.raises(ObuildError, match="tiny"):
+            empty.build(base=f"tiny@sha256:{'0' * 64}")
+
+    def test_believes_only_signed_names_if_told_so(
+        self, hosts: Callable[[str], Host], steps: FakeExecutor, tmp_path: Path
+    ) -> None:
+        key = tmp_path / "our.key"
+        public = trust.public_key(trust.make(key))
+        first, empty = hosts("first"), hosts("empty")
+        first.build()
+        with pytest.raises(ObuildError, match="unknown base image 'tiny'"):
+            empty.build(trust=(public,))
+        assert any("the tag base/tiny in" in note and "is not signed" in note for note in empty.notes)
+        first.build(OPS.replace("three", "one"), sign=trust.private_key(key))
+        empty.build(OPS.replace("three", "one"), trust=(public,))
+        assert empty.store.ids() == []
+
+    def test_says_so_if_the_base_is_lost(
+        self, hosts: Callable[[str], Host], steps: FakeExecutor, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        first, empty = hosts("first"), hosts("empty")
+        first.build('(run (shell "one"))')
+
+        def lost(*args: object, **options: object) -> None:
+            raise ObuildError("the remote is gone")
+
+        monkeypatch.setattr("obuild.remotes.pull.fetch", lost)
+        with pytest.raises(ObuildError, match="base image tiny is not here, and its layer could not be fetched"):
+            empty.build('(run (shell "two"))')
+        assert empty.store.ids() == []

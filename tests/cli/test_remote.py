@@ -99,12 +99,14 @@ def test_a_remote_is_listed_and_cleaned(obuild: Shared) -> None:
     assert listed[3].startswith("3 layers, ")
     records = json.loads(obuild("remote", "ls", "--json", obuild.name))
     assert [record["parent"] for record in records] == [None, root, one]
-    assert [record["tags"] for record in records] == [[], ["web"], []]
+    assert [record["tags"] for record in records] == [["base/tiny"], ["web"], []]
     assert "Would remove 1 layer" in obuild("remote", "gc", "--keep-bytes=1", "--dry-run", obuild.name)
-    assert "the tags web would lose their layers" in obuild("remote", "rm", root[:9], obuild.name, code=1)
+    assert "the tags web, base/tiny would lose their layers" in obuild(
+        "remote", "rm", root[:9], obuild.name, code=1
+    )
     assert obuild("remote", "gc", "--keep-bytes=1", obuild.name) == f"Removing {two}\nRemoved 1 layer\n"
     assert obuild("remote", "gc", "--older-than=1d", obuild.name) == "Removed 0 layers\n"
-    obuild("remote", "rm", "web", obuild.name)
+    obuild("remote", "rm", "web", "base/tiny", obuild.name)
     assert obuild("remote", "rm", root, obuild.name) == f"Removing {one}\nRemoving {root}\n"
     assert obuild("remote", "ls", obuild.name) == "0 layers, 0 B\n"
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from obuild.builder.farm import sources
@@ -17,14 +16,11 @@ from obuild.errors import UsageError
 from obuild.executors.settings import Settings
 from obuild.guests.profile import Card
 from obuild.plan.keys import LayerId
-from obuild.plan.steps import Base, Command, Extract, Graft, Import, Step, Transfer
+from obuild.plan.steps import ABSENT, Base, Command, Extract, Graft, Import, Step, Transfer
 from obuild.plan.tree import Entry, Tree
 from obuild.remotes.layer import Blob
 from obuild.spec import Cache, Secret, UnixUser, WindowsUser
 from obuild.version import VERSION
-
-#: A path at which nothing can be: workers fetch the layer of a base, and never import its image.
-ABSENT = Path("/dev/null/absent")
 
 
 class Chain(NamedTuple):
