@@ -28,7 +28,7 @@ WORKERS ?= $(shell expr $$(nproc) + 1)
 
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: help setup demo test pytest test-arch test-crash test-long bench-steps container reference docs lint clean
+.PHONY: help setup demo test pytest test-arch test-crash test-long bench-steps container reference docs pictures lint clean
 help:
 	@sed -n 's/^# make/make/p' Makefile
 
@@ -125,6 +125,10 @@ reference: setup
 # make docs: the same, and make a site of docs/ in build/site/; a broken link is an error.
 docs: reference
 	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --quiet
+
+# make pictures: draw docs/pictures/ anew; as root, and with a network.
+pictures: setup .venv/packages-test
+	.venv/bin/python -m bench.pictures
 
 # make lint: ruff, mypy, shellcheck.
 lint: setup .venv/packages-test
