@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -13,8 +14,9 @@ import pytest
 from obuild.cli.graph import model
 from obuild.cli.graph.dot import dot
 from obuild.cli.graph.svg import draw
+from obuild.store import fsck
 from obuild.store.layers import Store
-from tests.support import odd
+from tests.support import forked, odd
 
 STAGES = """((build dev ((from tiny) (run (shell make)) (run (shell "make <all> & more"))))
   (from tiny) (run (shell a)) (copy (from (build dev)) (src /out) (dst /got)))"""
@@ -61,6 +63,18 @@ def test_history_lists_builds_with_their_outcome(store: Store, spec: Path) -> No
     listed = json.loads(obuild(store, "history", "--json")[0])
     assert [each["outcome"] for each in listed] == ["done", "done", "failed"]
     assert listed[0]["result"] == listed[1]["result"] != ""
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_killed_build_was_interrupted(store: Store, spec: Path) -> None:
+    argv = ["build", "--qemu-accel=tcg", f"--store=qemu:{store.root}", str(spec.parent)]
+    env = {"OBUILD_KILL_AT": "step.done:2"}
+    assert forked.run(argv, module="tests.support.fake_obuild", env=env).returncode == -signal.SIGKILL
+    assert re.search(r" - +2 made, 0 cached +interrupted ", obuild(store, "history")[0])
+    build(store, spec)
+    assert " done" not in (last := obuild(store, "history")[0].splitlines()[-1])
+    assert "4 made" in last or "3 made" in last
+    assert list(fsck.check(store)) == []
 
 
 @pytest.mark.usefixtures("tiny")

@@ -199,6 +199,12 @@ def test_the_share_of_each_log_leaves_room_for_small_ones(store: Store, monkeypa
     assert data._share(store, story) == (300_000 - 500) // 2
 
 
+def test_long_keys_are_cut() -> None:
+    assert list(data._some(["a", "b" * 20, "c"], 10)) == ["a", "b" * 8 + "…", "… and 1 more"]
+    assert len(list(data._some(["x"] * 100, 1000))) == data.LINES + 1
+    assert list(data._some(["a"], 0)) == ["… and 1 more"]
+
+
 @pytest.mark.parametrize("text", ["</script>", "<!--<script>", "\udcff", "]]>", "&lt;", "\u2028"])
 def test_data_cannot_end_its_element(text: str) -> None:
     held = embedded([text])

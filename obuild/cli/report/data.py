@@ -23,8 +23,8 @@ from obuild.version import VERSION
 #: How much of a log is shown, in bytes: its beginning and its end; and of all logs together.
 BEGINNING, END, ALL = 20_000, 180_000, 12_000_000
 
-#: How many lines of a field of a key are shown, and how many characters of a line.
-LINES, WIDTH = 40, 2000
+#: How many lines of a field of a key are shown, and how many characters of a line; and of all keys together.
+LINES, WIDTH, ALL_KEYS = 40, 2000, 8_000_000
 
 #: A longer key is not shown, in bytes: reading it would take seconds.
 LARGEST_KEY = 1 << 20
@@ -39,7 +39,8 @@ def collect(store: Store, build: Build, story: Story) -> Json:
         with suppress(ObuildError):
             index = stack.enter_context(Index(store))
         share = _share(store, story)
-        stages = [_stage(store, index, stage, story, share) for stage in story.stages.values()]
+        room = ALL_KEYS // max(1, sum(len(stage.steps) for stage in story.stages.values()))
+        stages = [_stage(store, index, stage, story, share, room) for stage in story.stages.values()]
     tags = store.tags.by_layer().get(LayerId(build.result), []) if build.result else []
     return {
         "build": {name: getattr(build, name) for name in build.__slots__} | {"tags": tags},
@@ -93,7 +94,7 @@ def _size(store: Store, step: Step) -> int:
     return 0
 
 
-def _stage(store: Store, index: Index | None, stage: Stage, story: Story, share: int) -> Json:
+def _stage(store: Store, index: Index | None, stage: Stage, story: Story, share: int, room: int) -> Json:
     shown = []
     for step in stage.steps.values():
         phases = [[each.name, each.subject, each.began, each.seconds] for each in step.phases]
@@ -101,12 +102,12 @@ def _stage(store: Store, index: Index | None, stage: Stage, story: Story, share:
         log = _log(store, step, share)
         if step is story.failed and story.output:
             log = {"text": _text(story.output), "size": len(story.output), "cut": False}
-        shown.append({**fields, "phases": phases, "log": log, **_layer(store, index, step)})
+        shown.append({**fields, "phases": phases, "log": log, **_layer(store, index, step, room)})
     return {"path": stage.path, "steps": shown}
 
 
-def _layer(store: Store, index: Index | None, step: Step) -> Json:
-    """What the store knows of a layer: its size, and the fields of its key."""
+def _layer(store: Store, index: Index | None, step: Step, room: int) -> Json:
+    """What the store knows of a layer: its size, and the fields of its key, in about `room` characters."""
     if not step.id:
         return {"size": None, "key": []}
     id = LayerId(step.id)
@@ -116,17 +117,22 @@ def _layer(store: Store, index: Index | None, step: Step) -> Json:
         path = store.layer(id).path / "key"
         if path.lstat().st_size <= LARGEST_KEY:
             text = read_bytes(path).decode("utf-8", "surrogateescape")
-            fields = [(name, list(_some(lines))) for name, lines in diff.describe(keys.fields(text))]
+            for name, lines in diff.describe(keys.fields(text)):
+                fields.append((name, list(_some(lines, room))))
+                room -= sum(map(len, fields[-1][1]))
         else:
             fields = [("key", [f"too long to show; `obuild inspect {id[:12]}` does"])]
     return {"size": row.size if row else None, "key": fields}
 
 
-def _some(lines: list[str]) -> Iterator[str]:
-    for line in lines[:LINES]:
-        yield line if len(line) <= WIDTH else line[: WIDTH - 1] + "…"
-    if len(lines) > LINES:
-        yield f"… and {len(lines) - LINES} more"
+def _some(lines: list[str], room: int) -> Iterator[str]:
+    for number, line in enumerate(lines):
+        if number == LINES or room <= 0:
+            yield f"… and {len(lines) - number} more"
+            return
+        width = min(WIDTH, room)
+        yield line if len(line) <= width else line[: width - 1] + "…"
+        room -= len(line)
 
 
 def _log(store: Store, step: Step, share: int) -> Json | None:
