@@ -65,7 +65,7 @@ class Sharing:
     _sending: list[Future[None]] = field(default_factory=list, init=False)
     _sender: ThreadPoolExecutor | None = field(default=None, init=False)
     _sent: int = field(default=0, init=False)
-    _bases: list[str] = field(default_factory=list, init=False)  # whose images are here
+    _bases: list[str] = field(default_factory=list, init=False)  # whose images are here, or will be
     _named: set[tuple[str, str]] = field(default_factory=set, init=False)
 
     def __enter__(self) -> Self:
@@ -93,10 +93,8 @@ class Sharing:
     def base(self, reference: str) -> Base | None:
         """The base that NAME or NAME@sha256:HEX stands for, if a remote has it and the store lacks its image."""
         name, pin = catalog.split(reference)
-        if catalog.image_path(self.store, name):
-            self._bases.append(name)
-            return None
-        for remote_name in self.wish.names if self.wish.read else ():
+        here = catalog.image_path(self.store, name)
+        for remote_name in self.wish.names if self.wish.read and not here else ():
             with self._using(remote_name) as remote:
                 from obuild.remotes import bases
 
@@ -105,6 +103,7 @@ class Sharing:
                     self._believe(remote)
                     self.tell.note(f"the base {name} is that of {remote_name}")
                     return found
+        self._bases.append(name)
         return None
 
     def look(self, steps: Sequence[Step], *, again: bool = False) -> None:

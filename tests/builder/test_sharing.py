@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from obuild import spec
-from obuild.bases import catalog
+from obuild.bases import catalog, making
 from obuild.builder import sharing
 from obuild.builder.engine import Engine
 from obuild.builder.sharing import Wish
@@ -19,7 +19,8 @@ from obuild.errors import ObuildError, StepFailed
 from obuild.events import Done, Hit, InRemote, Note, Output, PhaseStarted, Saved
 from obuild.executors.settings import Settings
 from obuild.plan.keys import LayerId
-from obuild.remotes import trust
+from obuild.plan.steps import Base
+from obuild.remotes import bases, trust
 from obuild.remotes.all import Access, open_remote
 from obuild.remotes.protocol import Remote
 from obuild.store.layers import Store
@@ -323,6 +324,21 @@ class TestAHostWithoutTheBase:
         assert len(empty.store.ids()) == 2
         assert first.build('(run (shell "two"))') == last
         assert steps.seen == ["open", "two", "sealed"], "the other host has it from the remote"
+
+    def test_sends_a_base_that_it_has_to_make(
+        self, hosts: Callable[[str], Host], steps: FakeExecutor, qcow2_disk: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        empty = hosts("empty")
+        find = making.find
+
+        def make(store: Store, reference: str, **options: Any) -> Base:
+            (store.base_image / "tiny.qcow2").write_bytes(qcow2_disk.read_bytes())
+            return find(store, reference, **options)
+
+        monkeypatch.setattr(making, "find", make)
+        empty.build()
+        with open_remote(empty.name, Access({})) as remote:
+            assert bases.find(remote, "tiny")
 
     def test_may_pin_the_base(self, hosts: Callable[[str], Host], steps: FakeExecutor) -> None:
         first, empty = hosts("first"), hosts("empty")
