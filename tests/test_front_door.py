@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 import obuild
 from obuild import __main__
+from tests.support import forked
+from tests.support.fakes import POWER_OFF, boot_disk
 
 
 @pytest.mark.parametrize("name", obuild.__all__)
@@ -74,3 +78,39 @@ def test_an_interrupt_during_an_import_is_no_traceback(
         __main__.main()
     assert ended.value.code == 130
     assert capsys.readouterr().err == "obuild: interrupted\n"
+
+
+def test_a_cached_build_on_a_terminal_does_not_import_rich(tmp_path: Path) -> None:
+    """Only what takes longer than a moment is drawn."""
+    script = f"""
+import sys
+sys.argv = ["obuild", "build", "--store=qemu:{tmp_path}/store", "-f", "{tmp_path}/spec", "{tmp_path}"]
+from obuild.cli import main
+try:
+    main.run()
+finally:
+    print("LOADED", *sys.modules)
+"""
+    disk = tmp_path / "disk.img"
+    disk.write_bytes(boot_disk("", POWER_OFF))
+    (tmp_path / "spec").write_text("((from tiny))")
+    forked.run(["base", "add", str(disk), "--name=tiny", f"--store=qemu:{tmp_path}/store"])
+    build = ["build", f"--store=qemu:{tmp_path}/store", "-f", f"{tmp_path}/spec", str(tmp_path)]
+    assert forked.run(build).returncode == 0
+    ours, theirs = os.openpty()
+    with os.fdopen(ours, "rb", buffering=0) as screen:
+        env = {**os.environ, "TERM": "xterm"}
+        child = subprocess.Popen(
+            [sys.executable, "-c", script], stdin=theirs, stdout=theirs, stderr=theirs, env=env
+        )
+        os.close(theirs)
+        shown = b""
+        with suppress(OSError):  # nobody has the other end open any more
+            while data := screen.read(1 << 16):
+                shown += data
+        assert child.wait() == 0
+    said, _, loaded = shown.decode().partition("LOADED")
+    assert "1 step in 0." in said
+    assert "all from the cache" in said
+    assert "obuild.cli.live.view" in loaded.split()
+    assert not {*HEAVY, "rich.console", "rich.text", "obuild.cli.live.drawer"} & set(loaded.split())

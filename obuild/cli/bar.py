@@ -1,69 +1,75 @@
-"""A progress bar for downloads, exports and uploads, on one line of the terminal."""
+"""A row for what takes a while, at the bottom of the terminal, by the means of the live view of builds."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import TextIO
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, TextIO
 
-from obuild.host import units
+from obuild.cli.console import environment, errors
+from obuild.cli.live.look import can_draw, look
+from obuild.cli.live.rows import Row, amount
 
-#: How often the line is redrawn, in seconds.
-_EVERY = 0.2
+if TYPE_CHECKING:
+    from obuild.cli.live.drawer import Drawer
 
-_WIDTH = 24
+#: What takes less shows no row, in seconds.
+DELAY = 1.0
+
+#: How wide the bar itself is, and the narrowest terminal that has one.
+_WIDTH, _NARROW = 20, 60
 
 
 class Bar:
-    """Draws the line if `out` is a terminal, else nothing. The line is erased when the `with` block ends."""
+    """Shows what is going on, if `out` is a terminal, and how far it is. The row goes when the block ends."""
 
-    def __init__(self, out: TextIO, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._out = out
+    def __init__(
+        self, what: str, out: TextIO | None = None, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._what = what
+        self._out = out or errors()
         self._clock = clock
-        self._drawn = float("-inf")
-        self._begun: tuple[float, int] | None = None
-        self._shown = False
+        self._began = clock()
+        self._done = self._total = self._from = 0
+        self._drawer: Drawer | None = None
 
     def __enter__(self) -> Bar:
+        if self._out.isatty() and can_draw(environment()):
+            from obuild.cli.live.drawer import Drawer  # late: seldom needed
+
+            self._drawer = Drawer(self._out.buffer, self.rows, look(environment()), delay=DELAY)
+            self._drawer.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._wipe()
+        if self._drawer:
+            self._drawer.close()
 
     def __call__(self, done: int, total: int) -> None:
-        """`done` bytes of `total` are done; `total` is 0 if unknown."""
-        now = self._clock()
-        if self._begun is None or done < self._begun[1]:
-            self._begun = (now, done)
-        if self._out.isatty() and now - self._drawn >= _EVERY:
-            self._drawn, self._shown = now, True
-            begun, at = self._begun
-            rate = (done - at) / (now - begun) if now > begun else 0.0
-            self._out.write(f"\r\x1b[K{line(done, total, rate)}")
-            self._out.flush()
+        """`done` bytes of `total` are done; `total` is 0 if unknown. Any thread may call it."""
+        if done < self._done or total != self._total:  # something else begins
+            self._began, self._from = self._clock(), done
+        self._done, self._total = done, total
 
     def under(self, say: Callable[[str], None]) -> Callable[[str], None]:
-        """Return a function that erases the line, then calls `say`."""
+        """Return a function that calls `say`, whose text goes above the row."""
 
         def told(text: str) -> None:
-            self._wipe()
-            self._begun = None
-            say(text)
+            with self.paused():
+                say(text)
 
         return told
 
-    def _wipe(self) -> None:
-        if self._shown:
-            self._out.write("\r\x1b[K")
-            self._out.flush()
-            self._shown = False
+    def paused(self) -> AbstractContextManager[None]:
+        """The terminal is the caller's until the block ends."""
+        return self._drawer.paused() if self._drawer else nullcontext()
 
-
-def line(done: int, total: int, rate: float) -> str:
-    """Return a line like `[#####-----]  50%  1.0 GiB of 2.0 GiB  8.0 MiB/s`. `rate` is in bytes per second."""
-    speed = f"  {units.size(int(rate))}/s" if rate else ""
-    if not total:
-        return f"{units.size(done)}{speed}"
-    full = min(_WIDTH, done * _WIDTH // total)
-    bar = "#" * full + "-" * (_WIDTH - full)
-    return f"[{bar}] {min(100, done * 100 // total):3}%  {units.size(done)} of {units.size(total)}{speed}"
+    def rows(self, columns: int, lines: int) -> Sequence[Row]:
+        """The row. What was there already when it began, as of an upload that goes on, has no part in the rate."""
+        spent = self._clock() - self._began
+        left = self._what
+        if self._total and columns >= _NARROW:
+            full = min(_WIDTH, self._done * _WIDTH // self._total)
+            left += f" [{'#' * full}{'-' * (_WIDTH - full)}]{min(100, self._done * 100 // self._total):4}%"
+        return [Row(left, amount(self._done, self._total, spent, known=self._from), "step")]

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import typer
 
@@ -82,7 +82,14 @@ def _spec_of(options: dict[str, Any]) -> str:
 def log_commands() -> None:
     import logging
 
-    logging.basicConfig(format="obuild: [%(levelname)s] %(message)s", stream=sys.stderr)
+    class Errors(logging.StreamHandler[TextIO]):
+        """Writes to what is sys.stderr then: where something is drawn, that is another than now."""
+
+        def emit(self, record: logging.LogRecord) -> None:
+            self.stream = sys.stderr
+            super().emit(record)
+
+    logging.basicConfig(format="obuild: [%(levelname)s] %(message)s", handlers=[Errors()])
     logging.getLogger("obuild").setLevel(logging.INFO)
 
 
@@ -154,6 +161,11 @@ def default_store() -> Path:
 def environment() -> Mapping[str, str]:
     """The environment variables, for what finds a user's credentials."""
     return os.environ
+
+
+def errors() -> TextIO:
+    """The stream for people."""
+    return sys.stderr
 
 
 def lines(*, plain: bool = False) -> ui.Lines:

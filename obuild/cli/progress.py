@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Shown: TypeAlias = "ui.Lines | ui.JsonLines | ui.Quiet | View"
 
 
-def chosen(progress: str, events: str, *, quiet: bool, verbose: bool) -> Shown:
+def chosen(progress: str, events: str, *, quiet: bool) -> Shown:
     """Return the listener that shows progress. `events` is its old name. UsageError for unknown values."""
     if events not in ("", "lines", "json"):
         raise UsageError(f"--events {events}: it can be lines or json")
@@ -44,9 +44,7 @@ def chosen(progress: str, events: str, *, quiet: bool, verbose: bool) -> Shown:
     from obuild.cli.live.screen import Screen
 
     out = sys.stdout.buffer
-    if (
-        verbose or not can_draw(environment()) or not Screen(out).is_ours()
-    ):  # the log of programs would be in the way
+    if not can_draw(environment()) or not Screen(out).is_ours():
         return lines()
     from obuild.cli.live.view import View
 

@@ -22,7 +22,7 @@ from obuild.host import locks, qemu_img, shortage
 from obuild.host.fs import discard
 from obuild.host.regular import is_file, is_folder, kind, open_file, read_bytes
 from obuild.plan.keys import LayerId
-from obuild.store import builds, caches, format, mtree, parts, removal, unpacked, warm
+from obuild.store import builds, caches, format, mtree, parts, removal, unpacked, usage, warm
 from obuild.store.base_images import IMAGES, SUFFIXES
 from obuild.store.downloads import UNFINISHED
 from obuild.store.index import Index
@@ -80,11 +80,16 @@ def repair(store: Store, finding: Finding) -> str:
     return "repaired"
 
 
-def check(store: Store, *, read_data: bool = False) -> Iterator[Finding]:
-    """Check everything. With `read_data`, read every byte of every layer and cache."""
+def check(
+    store: Store, *, read_data: bool = False, progress: Callable[[int, int], object] = lambda done, total: None
+) -> Iterator[Finding]:
+    """Check everything. With `read_data`, read every byte of every layer and cache.
+
+    `progress` hears how many bytes of the layers have been read, and how many there are.
+    """
     yield from _strangers(store)
     damaged = set()
-    for finding in _layers(store, read_data=read_data):
+    for finding in _layers(store, read_data=read_data, progress=progress):
         damaged.add(Path(finding.where).name)
         yield finding
     yield from _tags(store)
@@ -115,9 +120,13 @@ def _strangers(store: Store) -> Iterator[Finding]:
 # -- layers
 
 
-def _layers(store: Store, *, read_data: bool) -> Iterator[Finding]:
+def _layers(store: Store, *, read_data: bool, progress: Callable[[int, int], object]) -> Iterator[Finding]:
     there = set(store.ids())
+    sizes = {name: usage.within(store.result / name) for name in there} if read_data else {}
+    done, total = 0, sum(sizes.values())
     for name in sorted(there):
+        progress(done, total)
+        done += sizes.get(name, 0)
         layer = store.layer(LayerId(name))
         problems = list(_layer(layer, there, read_data=read_data))
         if problems and is_folder(layer.path):  # else it was just removed, or is not a layer

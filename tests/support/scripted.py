@@ -2,7 +2,8 @@ r"""The `obuild` program with guests that do what each command says: `print a; w
 
 `print TEXT` prints a line, which may have escapes such as `\\x1b[2J`; `write TEXT` no newline. `wait NAME` waits
 until the file NAME is in the folder OBUILD_SIGNS. `send SIZE` reports that half of so many bytes are sent, and
-waits for the file `sent`. `flood SIZE` prints so many bytes. `fail` ends with the status 3.
+waits for the file `sent`. `flood SIZE` prints so many bytes, and `pause SECONDS` prints nothing, for benchmarks.
+`fail` ends with the status 3.
 """
 
 from __future__ import annotations
@@ -71,6 +72,8 @@ def _obey(order: str, output: Callable[[bytes], object], tell: Teller) -> int:
             piece = _LINE * 655
             for _ in range(int(rest) // len(piece)):
                 output(piece)
+        case "pause":
+            time.sleep(float(rest))
         case "fail":
             return 3
     return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -97,7 +96,7 @@ def base_make(
         raise UsageError("--trust-first and --locked exclude each other")
     if lock and locked:
         raise UsageError("--lock and --locked exclude each other")
-    with Bar(sys.stderr) as bar:
+    with Bar(f"making {name or Path(recipe).stem}") as bar:
         path, made = making.make(
             open_store(store, create=True),
             recipe,
@@ -179,7 +178,8 @@ def base_add(
     about = profile.from_strings(fields, where="obuild base add")
     grown = parse_bytes("--size", size) if size else 0
     opened = open_store(store, create=True)
-    added = catalog.add(opened, file, name, about=about, key=key, boot=boot, size=grown, force=force)
+    with Bar(f"adding {name}"):
+        added = catalog.add(opened, file, name, about=about, key=key, boot=boot, size=grown, force=force)
     put(f"added {added}")
 
 
@@ -256,7 +256,8 @@ def base_verify(
     """Make a base image again, compare the contents of the two disks, and keep the first."""
     from obuild.bases import verify
 
-    before, now = verify.again(open_store(store), name, say=say)
+    with Bar(f"making {name} again") as bar:
+        before, now = verify.again(open_store(store), name, say=bar.under(say))
     if before != now:
         raise ObuildError(
             f"{name} is sha256:{before}, but made again it is sha256:{now}",

@@ -180,7 +180,7 @@ def build(
     from obuild.spec import parse
     from obuild.store.tags import checked
 
-    tell = show.chosen(progress, events, quiet=quiet, verbose=verbose)
+    tell = show.chosen(progress, events, quiet=quiet)
     with ui.ending(tell):
         path = spec_path(source, spec)
         stage = parse(read_spec(path))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -124,7 +123,7 @@ def export_layer(
     wanted = wanted._replace(documented=sbom, signer=signer)
     if sysprep is None and (keep_user or dry_run):
         raise UsageError(f"--{'keep-user' if keep_user else 'dry-run'} needs --sysprep")
-    with Bar(sys.stderr) as bar:
+    with Bar("exporting") as bar:
         run = partial(export, opened, layer, wanted, say=bar.under(note), progress=bar)
         if sysprep is None:
             images = run()

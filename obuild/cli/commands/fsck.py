@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from obuild.cli.console import guarded, look_at, open_store, put, put_json
+from obuild.cli.bar import Bar
+from obuild.cli.console import guarded, look_at, open_store, put, put_json, say
 from obuild.cli.options import JsonOption, StoreOption
 from obuild.errors import ObuildError
 
@@ -35,13 +36,15 @@ def fsck(
     opened = open_store(store, sweep=False) if repair else look_at(store)
     findings = []
     left = 0
-    for finding in fsck.check(opened, read_data=read_data):
-        outcome = fsck.repair(opened, finding) if repair else "found"
-        left += outcome != "repaired"
-        shown = {"where": finding.where, "what": finding.what, "repair": finding.repair, "outcome": outcome}
-        findings.append(shown)
-        if not as_json:
-            put(f"{finding.where}: {finding.what}", f"  repair: {finding.repair or 'none'}", f"  {outcome}")
+    with Bar("checking") as bar:
+        for finding in fsck.check(opened, read_data=read_data, progress=bar):
+            outcome = fsck.repair(opened, finding) if repair else "found"
+            left += outcome != "repaired"
+            shown = {"where": finding.where, "what": finding.what, "repair": finding.repair, "outcome": outcome}
+            findings.append(shown)
+            if not as_json:
+                lines = f"{finding.where}: {finding.what}", f"  repair: {finding.repair or 'none'}", f"  {outcome}"
+                bar.under(say)("\n".join(lines))
     if as_json:
         put_json({"layers": len(opened.layers()), "findings": findings})
     elif not findings:

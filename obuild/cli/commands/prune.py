@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from obuild.cli import text
-from obuild.cli.console import guarded, look_at, open_store, put, put_json
+from obuild.cli.bar import Bar
+from obuild.cli.console import guarded, look_at, open_store, put, put_json, say
 from obuild.cli.options import JsonOption, StoreOption, parse_bytes
 from obuild.errors import ObuildError, UsageError
 from obuild.host import units
@@ -71,7 +72,8 @@ def prune(
     except ValueError as error:
         raise UsageError(f"--older-than: {error}", hint="for example 30m, 12h, 7d, 4w") from error
     opened = look_at(store) if dry_run else open_store(store)
-    plan = gc.plan(opened, now=time.time(), keep_bytes=keep, older_than=span, all_layers=all_layers)
+    with Bar("looking at the store"):
+        plan = gc.plan(opened, now=time.time(), keep_bytes=keep, older_than=span, all_layers=all_layers)
     if as_json:
         put_json(plan)
     elif dry_run:
@@ -104,12 +106,18 @@ def _carry_out(store: Store, plan: Plan) -> None:
     from obuild.store import gc
 
     gone: list[Item] = []
+    done, total = 0, sum(item.size for item in plan.items)
+    with Bar("removing") as bar:
+        above = bar.under(say)
 
-    def tell(item: Item) -> None:
-        gone.append(item)
-        put(_line("removing", item))
+        def tell(item: Item) -> None:
+            nonlocal done
+            gone.append(item)
+            above(_line("removing", item))
+            done += item.size
+            bar(done, total)
 
-    stayed = gc.carry_out(store, plan, tell)
+        stayed = gc.carry_out(store, plan, tell)
     put(*(_line("stays", item) for item in (*plan.in_use, *stayed)), _sum("Removed", gone))
     if plan.short:
         raise ObuildError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -141,7 +140,7 @@ def publish(
 
     recipe = repr((options, grown, shrink, operations, sbom))
     try:
-        with Bar(sys.stderr) as bar:
+        with Bar("publishing") as bar:
             settings = Settings(opened.uploads, environment(), bar.under(note), bar, type, replace, insecure)
             settings = settings._replace(regions=[each for each in regions.split(",") if each])
             settings = settings._replace(version=version, signer=signer)

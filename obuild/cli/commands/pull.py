@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from functools import partial
 from typing import Annotated
 
@@ -46,7 +45,7 @@ def pull(
     from obuild.store.tags import could_be_id
 
     ids, name = in_remote(words, "pull", least=0 if caches else 1)
-    with open_remote(name, Access(environment(), insecure)) as remote, Bar(sys.stderr) as bar:
+    with open_remote(name, Access(environment(), insecure)) as remote, Bar("fetching") as bar:
         tell = bar.under(note)
         keys = [public_key(path) for path in trust or ()]
         found = {word: names.find(remote, word, trusted=keys) for word in ids}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -53,7 +52,7 @@ def push(
     opened = open_store(store)
     layers = {id: resolve(opened, id) for id in ids}
     access = Access(environment(), insecure, known.names(opened))
-    with open_remote(name, access) as remote, Bar(sys.stderr) as bar:
+    with open_remote(name, access) as remote, Bar("sending") as bar:
         tell = bar.under(note)
 
         def done(id: LayerId, sent: int) -> None:

@@ -38,7 +38,7 @@ class Drawer:
     """
 
     def __init__(
-        self, out: BinaryIO, rows: Callable[[int, int], Sequence[Row]], look: Look, *, delay: float = PERIOD
+        self, out: BinaryIO, rows: Callable[[int, int], Sequence[Row]], look: Look, *, delay: float
     ) -> None:
         self._screen = Screen(out)
         self._rows = rows

@@ -98,11 +98,14 @@ def _amount(phase: Phase, now: float) -> str:
     return amount(phase.done, phase.total, max(0.0, now - phase.began))
 
 
-def amount(done: int, total: int, spent: float) -> str:
-    """`12.0 of 40.0 MiB, 3.0 MiB/s, 0:09 left` after `spent` seconds; only the time if no bytes are counted."""
+def amount(done: int, total: int, spent: float, *, known: int = 0) -> str:
+    """`12.0 MiB of 40.0 MiB, 3.0 MiB/s, 0:09 left` after `spent` seconds; only the time if no bytes are counted.
+
+    `known` of the bytes were done before.
+    """
     if not done and not total:
         return units.clock(spent)
-    rate = done / spent if spent >= 0.5 else 0.0
+    rate = (done - known) / spent if spent >= 0.5 else 0.0
     text = units.size(done) + (f" of {units.size(total)}" if total else "")
     text += f", {units.size(int(rate))}/s" if rate else ""
     if rate and total > done:

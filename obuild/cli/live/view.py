@@ -21,6 +21,9 @@ from obuild.host import printable, units
 if TYPE_CHECKING:
     from obuild.cli.live.drawer import Drawer
 
+#: How long after the beginning of the first phase drawing begins, in seconds: rich takes a tenth of it to import.
+MOMENT = 0.5
+
 #: How many lines of a failed step's output are shown.
 FAILED = 20
 
@@ -72,7 +75,7 @@ class View:
         from obuild.cli.live.drawer import Drawer
 
         self._lock = threading.Lock()
-        self._drawer = Drawer(self._out, self._rows, self._look)
+        self._drawer = Drawer(self._out, self._rows, self._look, delay=MOMENT)
         self._drawer.start()
 
     def _rows(self, columns: int, lines: int) -> Sequence[Row]:
