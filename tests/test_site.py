@@ -6,9 +6,12 @@ import re
 import shlex
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
-from functools import cache
+from contextlib import contextmanager
+from functools import cache, partial
 from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from pymdownx.slugs import slugify
 
 from obuild import spec
 from obuild.cli import main
+from tests.support.browser import asked, chromium, complaints
 from tests.support.program import ROOT
 
 #: Markdown as GitHub reads it.
@@ -100,6 +104,41 @@ def test_the_site_asks_no_other_server(site: Path) -> None:
         assert not [each for each in loads if "//" in each]
     for css in site.rglob("*.css"):
         assert not re.search(r"url\([\"']?(https?:)?//|@import", css.read_text(encoding="utf-8"))
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """The address of a server of these files."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as server:
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/"
+        finally:
+            server.shutdown()
+
+
+@pytest.mark.long
+def test_the_search_finds_a_page_in_a_browser(site: Path) -> None:
+    """And pages ask no other server for anything."""
+    from selenium.webdriver.support.ui import WebDriverWait  # late: slow to import
+
+    with chromium(requests=True) as browser, served(site) as address:
+        for page in ("index.html", "cli.html", "tutorial.html"):
+            browser.get(address + page)
+        box = browser.find_element("css selector", "[name=query]")
+        browser.execute_script("arguments[0].focus(); arguments[0].value = 'DataVolume'", box)
+        box.send_keys(" ")
+        WebDriverWait(browser, 60).until(lambda now: now.find_elements("css selector", ".md-search-result__item"))
+        links = browser.find_elements("css selector", ".md-search-result__link")
+        found = {str(link.get_attribute("href")).partition("?")[0] for link in links}
+        assert {each.partition("#")[0] for each in found} == {address + "how-to/kubevirt.html"}
+        assert complaints(browser) == []
+        assert {each for each in asked(browser) if not each.startswith((address, "data:"))} == set()
 
 
 @cache

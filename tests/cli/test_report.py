@@ -25,7 +25,7 @@ from obuild.events import Event, Missing, PhaseStarted, Place, Planned, PlannedS
 from obuild.executors.all import EXECUTORS
 from obuild.executors.settings import Settings
 from obuild.store.layers import Store
-from tests.support import odd
+from tests.support import browser, odd
 from tests.support.fakes import FakeExecutor, Run, ScriptedGuests
 from tests.support.snapshots import looks
 
@@ -223,18 +223,9 @@ def test_placeholders_in_the_data_are_not_filled() -> None:
 
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[webdriver.Chrome]:
-    """Debian's chromium, without a window."""
-    from selenium import webdriver  # late: slow to import
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = "/usr/bin/chromium"
-    for option in ("--headless=new", "--disable-gpu", "--disable-dev-shm-usage", "--no-sandbox"):
-        options.add_argument(option)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    browser = webdriver.Chrome(options, Service("/usr/bin/chromedriver"))
-    yield browser
-    browser.quit()
+    """One browser for all tests."""
+    with browser.chromium() as found:
+        yield found
 
 
 class Page:
@@ -261,7 +252,7 @@ class Page:
         return self.browser.execute_script(script)
 
     def complaints(self) -> list[str]:
-        return [each["message"] for each in self.browser.get_log("browser")]  # type: ignore[no-untyped-call]
+        return browser.complaints(self.browser)
 
     def search(self, text: str) -> list[str]:
         box = self.one("#search")
