@@ -49,7 +49,7 @@ def watch(
     from obuild.cli.text import JsonLines, Quiet
     from obuild.cli.watched import Watched
 
-    listener = progress.chosen(shown, "", quiet=False, verbose=False)
+    listener = progress.chosen(shown, "", quiet=False)
     opened = look_at(store)
     try:
         if isinstance(listener, JsonLines | Quiet):
