@@ -165,8 +165,10 @@ class Recorder:
 
         lines, self._waiting, self._written = self._waiting, [], time.time()
         if self._file:
+            data = "".join(f"{json.dumps(line)}\n" for line in lines).encode("ascii")
             try:
-                self._file.write("".join(f"{json.dumps(line)}\n" for line in lines).encode("ascii"))
+                while data:  # a disk that gets full takes a part first
+                    data = data[self._file.write(data) :]
             except OSError:
                 self._file = None
 
