@@ -50,7 +50,7 @@ class Drawer:
         self._size = self._screen.size()
         self._paused = 0  # the thread that has the terminal instead
         self._thread: threading.Thread | None = None
-        self._stderr: TextIO | None = None
+        self._stderr: _Above | None = None
         self._before: object = None
         self.gone = False
 
@@ -60,7 +60,8 @@ class Drawer:
         with suppress(ValueError):  # only the main thread may
             if signal.getsignal(signal.SIGTSTP) == signal.SIG_DFL:
                 self._before = signal.signal(signal.SIGTSTP, self._asked_to_stop)
-        self._stderr, sys.stderr = sys.stderr, _Above(sys.stderr, self)
+        self._stderr = _Above(sys.stderr, self)
+        sys.stderr = self._stderr
         self._thread = threading.Thread(target=self._run, name="drawing", daemon=True)
         self._thread.start()
 
@@ -95,9 +96,12 @@ class Drawer:
             self._thread = None
             if self._before is not None:
                 signal.signal(signal.SIGTSTP, signal.SIG_DFL)
-            sys.stderr = self._stderr
+            if self._stderr and sys.stderr is self._stderr:
+                sys.stderr = self._stderr.real
         if not self.gone:
             self._draw(())
+            if self._stderr:
+                self._stderr.end()
         os.close(self._write)
 
     def _run(self) -> None:
@@ -162,14 +166,25 @@ class _Above:
     """sys.stderr while rows are drawn: text goes above them."""
 
     def __init__(self, real: TextIO, drawer: Drawer) -> None:
-        self._real = real
+        self.real = real
         self._drawer = drawer
+        self._begun = ""  # a line that has not ended; print() writes its end by itself
 
     def write(self, text: str) -> int:
-        with self._drawer.paused():
-            self._real.write(text)
-            self._real.flush()
+        lines, newline, self._begun = (self._begun + text).rpartition("\n")
+        if newline:
+            with self._drawer.paused():
+                self.real.write(lines + newline)
+                self.real.flush()
         return len(text)
 
+    def flush(self) -> None:
+        """Whole lines are written at once."""
+
+    def end(self) -> None:
+        """Write the line that has not ended."""
+        self.real.write(self._begun)
+        self.real.flush()
+
     def __getattr__(self, name: str) -> object:
-        return getattr(self._real, name)
+        return getattr(self.real, name)
