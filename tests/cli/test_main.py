@@ -335,6 +335,7 @@ HIDDEN = [*main.ALIASES, *main.HIDDEN]
 def test_every_command_has_help(command: list[str]) -> None:
     shown = obuild(*command, "--help", code=0).stdout
     assert f"Usage: obuild {' '.join(command)}" in shown
+    assert not [line for line in shown.splitlines()[1:] if line.endswith("...")]  # nothing is cut off
 
 
 def test_the_help_lists_the_commands_in_groups_and_no_hidden_ones() -> None:

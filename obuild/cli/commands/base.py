@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 UNTRIED = "; not tested yet"
 
 app = typer.Typer(
-    help="Make, add, list and remove base images, which `(from NAME)` starts from.", no_args_is_help=True
+    help="Make, add, list and remove base images.\n\n`(from NAME)` starts from one.", no_args_is_help=True
 )
 
 
@@ -191,9 +191,10 @@ def base_resize(
     store: StoreOption = "",
     verbose: VerboseOption = False,
 ) -> None:
-    """Grow the disk of a base image, its last partition and the file system there, without a boot.
+    """Grow the disk of a base image, without a boot.
 
-    Builds on it have new layers then; layers that are there stay. ext4 needs no root; xfs and btrfs do.
+    Its last partition and the file system there grow, too. Builds on it have new layers then; those that are there
+    stay. ext4 needs no root; xfs and btrfs do.
     """
     from obuild.bases.resizing import resize_base
 
@@ -253,7 +254,10 @@ def base_verify(
     store: StoreOption = "",
     verbose: VerboseOption = False,
 ) -> None:
-    """Make a base image again, compare the contents of the two disks, and keep the first."""
+    """Make a base image again, and compare the two.
+
+    The contents of the two disks must be the same. The first is kept.
+    """
     from obuild.bases import verify
 
     with Bar(f"making {name} again") as bar:

@@ -12,7 +12,7 @@ from obuild.cli.console import guarded, look_at, open_store, put, put_json
 from obuild.cli.options import JsonOption, StoreOption
 
 app = typer.Typer(
-    help="List, remove, export and import caches: the folders that steps share with (cache NAME …).",
+    help="List, remove, export and import caches.\n\nThey are the folders that steps share with (cache NAME …).",
     no_args_is_help=True,
 )
 CacheArgument = Annotated[
@@ -57,9 +57,9 @@ def cache_export(
     store: StoreOption = "",
     force: Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")] = False,
 ) -> None:
-    """Copy a cache into a tar archive, to examine it or for another store.
+    """Copy a cache into a tar archive.
 
-    The content comes from guests: check it before you unpack it.
+    It is for another store, or to examine it. The content comes from guests: check it before you unpack it.
 
     Example: obuild cache export apt-archives apt.tar
     """

@@ -17,7 +17,9 @@ app = typer.Typer(help="Make keys that sign layers, and certificates for a farm.
 def make(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write the private key.")],
 ) -> None:
-    """Make a key pair: FILE, which signs, and FILE.pub, which others trust. Neither may exist.
+    """Make a pair of keys to sign layers with.
+
+    FILE signs, and FILE.pub is for those who trust it. Neither may exist.
 
     Example: obuild key make layers.key
     """

@@ -79,7 +79,9 @@ def publish(
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Export layers and send the images to registries and elsewhere.
+    """Export layers, and send the images to where they are needed.
+
+    Targets are registries, buckets, AMIs, other computers and folders.
 
     Copies of Linux layers are cleaned first, as by `export --sysprep`; --no-sysprep leaves that out.
 

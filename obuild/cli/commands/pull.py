@@ -31,7 +31,7 @@ def pull(
     insecure: InsecureOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Fetch layers, and all below them, from where another store has pushed them.
+    """Fetch layers, and all below them, from a remote.
 
     What the store has already is not fetched again. A tag is set here, too, and moves.
 

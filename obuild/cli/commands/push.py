@@ -34,7 +34,7 @@ def push(
     insecure: InsecureOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Send layers, and all below them, to where other stores can pull them.
+    """Send layers, and all below them, to a remote.
 
     What is there already is not sent again. A tag is set there, too, and moves.
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from obuild.remotes.gc import Listed
 
 app = typer.Typer(
-    help="List and remove layers in a remote: a registry, a bucket or a folder where stores share them.",
+    help="List and remove layers in a remote.\n\nIt is a registry, bucket or folder where stores share layers.",
     no_args_is_help=True,
 )
 
@@ -39,7 +39,9 @@ def list_layers(
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """List the layers in a remote, the newest last: id, age, compressed size, op and tags.
+    """List the layers in a remote, the newest last.
+
+    Each line shows its id, age, compressed size, op and tags.
 
     Example: obuild remote ls oci://registry.example/team/layers
     """
@@ -102,7 +104,9 @@ def collect(
     insecure: InsecureOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Free space in a remote: remove old layers, and blobs that none has needed for a day.
+    """Free space in a remote: remove old layers and unused blobs.
+
+    Blobs are removed when no layer has needed them for a day.
 
     Tagged layers stay, and all that a layer that stays is built on.
 

@@ -29,7 +29,7 @@ def report(
         Path, typer.Option("--output", "-o", metavar="FILE", help="The file, which is replaced if it exists.")
     ] = Path("report.html"),
 ) -> None:
-    """Write a report about a build: one HTML file that needs nothing else.
+    """Write a report about a build, as one HTML file.
 
     It has a graph of the stages and steps, a timeline, the time and size of each step, why it was made, the fields
     of its key, and the logs, with search. Long logs are cut.

@@ -22,9 +22,10 @@ def sbom(
     store: StoreOption = "",
     verbose: VerboseOption = False,
 ) -> None:
-    """Print the software bill of materials of a layer: its packages, for programs that look for vulnerable ones.
+    """Print the software bill of materials (SBOM) of a layer.
 
-    They are read from the layer's image, without booting it: the packages of dpkg, rpm, apk and pacman.
+    It lists the packages of dpkg, rpm, apk and pacman, for programs that look for vulnerable ones. They are read
+    from the layer's image, without booting it.
 
     Example: obuild sbom pg16 >pg16.cdx.json
     """

@@ -39,9 +39,10 @@ def watch(
         ),
     ] = "auto",
 ) -> None:
-    """Watch the builds that run on a store now: their steps and output, until they end.
+    """Watch the builds that run on a store now, until they end.
 
-    It begins with what is at work. Ctrl-C leaves, and the builds go on. Nothing in the store is changed.
+    It shows their steps and output, and begins with what is at work. Ctrl-C leaves, and the builds go on. Nothing
+    in the store is changed.
 
     Example: obuild watch
     """

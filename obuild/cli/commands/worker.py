@@ -80,7 +80,9 @@ def worker(
     trust: TrustOption = None,
     verbose: VerboseOption = False,
 ) -> None:
-    """Make steps for builds that name the same scheduler with --farm, until it is stopped.
+    """Make steps for builds on other hosts, until it is stopped.
+
+    It serves the builds that name the same scheduler with --farm.
 
     Example: obuild worker --scheduler tls://farm.example:8786 --tls farm-tls --remote oci://registry.example/layers
     """
