@@ -28,7 +28,7 @@ WORKERS ?= $(shell expr $$(nproc) + 1)
 
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: help setup demo test pytest test-arch test-crash test-long bench-steps container reference docs pictures lint clean
+.PHONY: help setup demo farm-demo test pytest test-arch test-crash test-long bench-steps container reference docs pictures lint clean
 help:
 	@sed -n 's/^# make/make/p' Makefile
 
@@ -66,6 +66,10 @@ demo: setup
 	@echo 'Now change specs/hello/hello.c and run `make demo` again: only what changed is rebuilt.'
 	@echo 'Or look around:  $(OBUILD) ls --store=$(STORE)'
 	@echo '                 $(OBUILD) --help; docs/spec.md describes the language'
+
+# make farm-demo: start a scheduler and three workers on this computer, and build on them. docs/farm.md explains it.
+farm-demo: setup
+	specs/farm/demo $(CURDIR)/demo-farm
 
 # Checking the types takes one CPU for most of a minute, in which tests can run on the others.
 test:
@@ -135,8 +139,8 @@ lint: setup .venv/packages-test
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
-	shellcheck -s sh obuild/guests/resident/*.sh container/make-image container/run obuild/exports/cleaning/*.sh obuild/exports/iso/resident/*.sh \
+	shellcheck -s sh specs/farm/demo obuild/guests/resident/*.sh container/make-image container/run obuild/exports/cleaning/*.sh obuild/exports/iso/resident/*.sh \
 	    specs/postgres-vm/common/*.sh specs/postgres-vm/common/create-postgres-cluster specs/postgres-vm/flavors/*/*.sh
 
 clean:
-	rm -rf demo-store .cache
+	rm -rf demo-store demo-farm .cache

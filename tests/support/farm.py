@@ -25,7 +25,10 @@ PROGRAM = "tests.support.farm_obuild"
 LATE = "distributed distributed.cli.dask_scheduler"
 
 #: The longest wait for anything, in seconds.
-PATIENCE = 20.0
+PATIENCE = 40.0
+
+#: Whatever runs longer is killed, in seconds.
+LIMIT = 120
 
 
 def until(done: Callable[[], object], what: str) -> None:
@@ -98,7 +101,7 @@ class Farm:
         argv = ["worker", "--scheduler", self.url, *self.access, f"--store=qemu:{path}"]
         argv += ["--remote", remote or self.remote, "--memory=64G", *options]
         env = {"OBUILD_FAKE_VERSION": version}
-        self.started.append(forked.start(argv, module=PROGRAM, late=LATE, env=env, limit=120))
+        self.started.append(forked.start(argv, module=PROGRAM, late=LATE, env=env, limit=LIMIT))
         worker = Worker(self.started[-1], path)
         until(lambda: " slot" in worker.log(), f"a worker that is ready: {worker.log()}")
         return worker
@@ -124,7 +127,7 @@ class Farm:
         spec.write_text(ops if ops.startswith("((") else f"((from tiny) {ops})")
         argv = ["build", "-f", str(spec), f"--store=qemu:{self.client(store)}", "--remote", remote or self.remote]
         argv += ["--farm", self.url, *self.access, *options, str(source or self.folder)]
-        self.started.append(forked.start(argv, module=PROGRAM, late=LATE, limit=30))
+        self.started.append(forked.start(argv, module=PROGRAM, late=LATE, limit=LIMIT))
         return Build(self.started[-1])
 
 

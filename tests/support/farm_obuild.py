@@ -2,7 +2,7 @@
 
 A command writes a random word to its disk, prints its text, and does what its words say: `fail`, `sleep SECONDS`,
 `wait FILE` until the file is there, `touch FILE`, `full` for a disk without room, `secret NAME` to print a value.
-`wait` and `pid` print which process they run in, and `die` kills it.
+`wait` and `pid` print which process they run in, and `die` kills it. `nap SECONDS` does nothing else.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ def act(step: Run) -> int:
     """The script of every command."""
     text = step.command.argv[-1]
     step.output(f"{text}\n".encode(errors="surrogateescape"))
+    if text.startswith("nap "):
+        time.sleep(float(text.split()[1]))
+        return 0
     process.run(
         ["qemu-io", "-f", "qcow2", "-c", f"write -P {1 + os.urandom(1)[0] % 255} 64k 64k", step.draft.image]
     )

@@ -6,6 +6,7 @@ Whatever fails because the scheduler is gone raises Lost. A worker that is gone 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import TimeoutError as NotYet
@@ -29,6 +30,9 @@ CONNECT = 10
 
 #: How often a question that waits is looked at, in seconds.
 LOOK = 0.05
+
+#: How often all tasks of all workers are looked at, in seconds. Usually, workers say what they begin.
+LOOK_AROUND = 1.0
 
 #: So many workers are asked what they have.
 ASKED = 64
@@ -90,6 +94,7 @@ class Link:
         self._address = address
         self._places: dict[str, str] = {}
         self._given: Counter[str] = Counter()
+        self._looked = 0.0
         silence()
         with self.connected():
             self._client = Client(
@@ -150,11 +155,11 @@ class Link:
 
     def place(self, key: str) -> str:
         """The address of the worker that has begun a task, as far as we know; "" if none has."""
-        if key not in self._places:
-            with self.connected():
+        if key not in self._places and time.monotonic() - self._looked > LOOK_AROUND:
+            self._looked = time.monotonic()
+            with self.connected():  # it may have begun before we came, for another client
                 for address, keys in self._client.processing().items():
-                    if key in keys:
-                        self._places[key] = address
+                    self._places.update(dict.fromkeys(keys, address))
         return self._places.get(key, "")
 
     def forget(self, key: str) -> None:

@@ -70,13 +70,23 @@ async def _serve(host: Host, address: Address, offer: Offer, log: Callable[[str]
             death_timeout=CONNECT,
             dashboard=False,
         )
+        starting = asyncio.create_task(_start(worker))
+        stop = asyncio.create_task(stopped.wait())
+        await asyncio.wait([starting, stop], return_when=asyncio.FIRST_COMPLETED)
+        if stopped.is_set():
+            starting.cancel()
+            return True
         try:
-            await worker
-        except (OSError, TimeoutError):
+            await starting
+        except OSError:
             return False
         log(f"worker {worker.address} of {address.url}: {count(offer.slots, 'slot')}")
         ended = asyncio.create_task(worker.finished())
-        await asyncio.wait([ended, asyncio.create_task(stopped.wait())], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([ended, stop], return_when=asyncio.FIRST_COMPLETED)
         service.teardown(worker)
         await worker.close(timeout=CONNECT)
         return stopped.is_set()
+
+
+async def _start(worker: Worker) -> None:
+    await worker
