@@ -83,11 +83,12 @@ class Worker:
 
 
 class Farm:
-    """A scheduler, and a remote that is a folder."""
+    """A scheduler, and a remote that is a folder. The `program` obuild has real machines."""
 
     def __init__(self, folder: Path, url: str, certificates: Path | None) -> None:
         self.folder, self.url, self.certificates = folder, url, certificates
         self.remote = f"dir:{folder / 'remote'}"
+        self.program, self.limit = PROGRAM, LIMIT
         self.started: list[forked.Running] = []
         self._number = count()
 
@@ -101,7 +102,7 @@ class Farm:
         argv = ["worker", "--scheduler", self.url, *self.access, f"--store=qemu:{path}"]
         argv += ["--remote", remote or self.remote, "--memory=64G", *options]
         env = {"OBUILD_FAKE_VERSION": version}
-        self.started.append(forked.start(argv, module=PROGRAM, late=LATE, env=env, limit=LIMIT))
+        self.started.append(forked.start(argv, module=self.program, late=LATE, env=env, limit=self.limit))
         worker = Worker(self.started[-1], path)
         until(lambda: " slot" in worker.log(), f"a worker that is ready: {worker.log()}")
         return worker
@@ -120,14 +121,15 @@ class Farm:
         return store.root
 
     def build(
-        self, ops: str, *options: str, store: str = "client", source: Path | None = None, remote: str = ""
+        self, ops: str, *options: str, store: str | Path = "client", source: Path | None = None, remote: str = ""
     ) -> Build:
         """Start a build of a stage with these ops on `tiny`."""
         spec = self.folder / f"{next(self._number)}.spec"
+        path = store if isinstance(store, Path) else self.client(store)
         spec.write_text(ops if ops.startswith("((") else f"((from tiny) {ops})")
-        argv = ["build", "-f", str(spec), f"--store=qemu:{self.client(store)}", "--remote", remote or self.remote]
+        argv = ["build", "-f", str(spec), f"--store=qemu:{path}", "--remote", remote or self.remote]
         argv += ["--farm", self.url, *self.access, *options, str(source or self.folder)]
-        self.started.append(forked.start(argv, module=PROGRAM, late=LATE, limit=LIMIT))
+        self.started.append(forked.start(argv, module=self.program, late=LATE, limit=self.limit))
         return Build(self.started[-1])
 
 
