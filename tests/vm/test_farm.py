@@ -21,7 +21,8 @@ def test_three_hosts_share_the_stages_of_a_build(tmp_path: Path) -> None:
     client = new_store(tmp_path / "client", base_images("micro"))
     stages = " ".join(f'(build {name} ((from micro) (run (shell "{BOOT} | tee /{name}"))))' for name in "abc")
     copies = " ".join(f"(copy (from (build {name})) (src /{name}) (dst /in/))" for name in "abc")
-    (tmp_path / "source").mkdir()
+    for name in ("source", "registry"):
+        (tmp_path / name).mkdir()
     (tmp_path / "source" / "file").write_text("from the client\n")
     ops = f'{copies} (copy (src file) (dst /in/file)) (run (shell "cat /in/*")) (run (shell "{BOOT}"))'
     with registry(tmp_path / "registry") as running, scheduler(tmp_path) as (farm, _):
