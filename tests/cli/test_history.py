@@ -159,6 +159,19 @@ def test_a_copy_is_below_what_it_copies_from() -> None:
     assert (3, 5) in graph.edges
 
 
+def test_a_copy_over_other_stages_passes_between_their_rows() -> None:
+    last = steps("bb")
+    last[1] = last[1]._replace(origin="dev")
+    stages = [model.Stage("dev", steps("b")), model.Stage("other", steps("bbb")), model.Stage("", last)]
+    drawn = ElementTree.fromstring(draw(model.graph(stages), label=""))
+    (way,) = [each.get("d") or "" for each in drawn.iter() if each.get("class") == "edge copy"]
+    (lane, _) = map(int, re.findall(r"V([0-9]+)", way))
+    boxes = [each for each in drawn.iter() if each.tag.endswith("rect")]
+    assert boxes
+    for box in boxes:
+        assert not int(box.get("y", "")) <= lane <= int(box.get("y", "")) + int(box.get("height", ""))
+
+
 @pytest.mark.parametrize("text", ['<script>"&\0\x1b[1m\udcff\n', "x" * 1_000_000, "]]>"])
 def test_any_text_can_be_drawn(text: str) -> None:
     step = model.Step(1, text, "made", detail=text[:500], anchor="s0-1")

@@ -50,8 +50,12 @@ def _edge(start: Node, end: Node) -> str:
         return f'<path class="edge" d="M{x} {_y(start.row) + _HEIGHT}V{_y(end.row)}"/>'
     x1, y1 = _x(start.stage) + _WIDTH, _y(start.row) + _HEIGHT // 2
     x2, y2 = _x(end.stage), _y(end.row) + _HEIGHT // 2
-    bend = _ACROSS
-    return f'<path class="edge copy" d="M{x1} {y1}C{x1 + bend} {y1} {x2 - bend} {y2} {x2} {y2}"/>'
+    if end.stage - start.stage == 1:
+        way = f"C{x1 + _ACROSS} {y1} {x2 - _ACROSS} {y2} {x2} {y2}"
+    else:  # between two rows, where no column has a node
+        half = _ACROSS // 2
+        way = f"H{x1 + half}V{_y(end.row) - _DOWN // 2}H{x2 - half}V{y2}H{x2}"
+    return f'<path class="edge copy" d="M{x1} {y1}{way}"/>'
 
 
 def _node(node: Node) -> str:
