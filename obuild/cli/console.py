@@ -168,8 +168,8 @@ def errors() -> TextIO:
     return sys.stderr
 
 
-def lines(*, plain: bool = False) -> ui.Lines:
-    colour = not plain and sys.stdout.isatty() and "NO_COLOR" not in os.environ
+def lines() -> ui.Lines:
+    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     return ui.Lines(sys.stdout.buffer, colour=colour)
 
 

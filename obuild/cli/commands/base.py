@@ -198,7 +198,11 @@ def base_resize(
     """
     from obuild.bases.resizing import resize_base
 
-    put(f"resized {resize_base(open_store(store), name, parse_bytes('SIZE', size))}")
+    grown = parse_bytes("SIZE", size)
+    opened = open_store(store)
+    with Bar(f"growing {name}"):
+        resized = resize_base(opened, name, grown)
+    put(f"resized {resized}")
 
 
 @app.command("ls")

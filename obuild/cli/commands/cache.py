@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from obuild.cli import text
+from obuild.cli.bar import Bar
 from obuild.cli.console import guarded, look_at, open_store, put, put_json
 from obuild.cli.options import JsonOption, StoreOption
 
@@ -63,7 +64,9 @@ def cache_export(
 
     Example: obuild cache export apt-archives apt.tar
     """
-    open_store(store).caches.export(name, file, force=force)
+    opened = open_store(store)
+    with Bar(f"copying the cache {name}"):
+        opened.caches.export(name, file, force=force)
 
 
 @app.command("import")
@@ -77,4 +80,6 @@ def cache_import(
 
     Example: obuild cache import apt-archives apt.tar
     """
-    open_store(store, create=True).caches.put(file, name)
+    opened = open_store(store, create=True)
+    with Bar(f"copying the cache {name}"):
+        opened.caches.put(file, name)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from obuild.cli.bar import Bar
 from obuild.cli.console import guarded, look_at, note, put, put_json
 from obuild.cli.options import JsonOption, StoreOption, VerboseOption
 
@@ -41,6 +42,7 @@ def diff(
     ids = [resolve(opened, each) for each in (before, after)]
     cards = [base_below(opened, id).card for id in ids]
     with (
+        Bar("comparing"),
         layer_tree.opened(opened, ids[0], cards[0]) as (one, old),
         layer_tree.opened(opened, ids[1], cards[1]) as (two, new),
     ):

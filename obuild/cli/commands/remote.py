@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from obuild.cli import text
+from obuild.cli.bar import Bar
 from obuild.cli.console import environment, guarded, put, put_json, say
 from obuild.cli.options import (
     InsecureOption,
@@ -85,8 +86,10 @@ def remove(
             raise UsageError(f"{name} has no layer {min(missing)[:12]}", hint=f"obuild remote ls {name}")
         gc.see_untagged(remote, [each for each in doomed if set(each.tags) - set(tags)])
         remote.remove([names.tag_of(tag) for tag in tags])
-        gc.remove(remote, doomed, lambda id: say(f"Removing {id}"))
-        remote.sweep()
+        with Bar("removing") as bar:
+            tell = bar.under(say)
+            gc.remove(remote, doomed, lambda id: tell(f"Removing {id}"))
+            remote.sweep()
 
 
 @app.command("gc")
@@ -126,8 +129,10 @@ def collect(
         if dry_run:
             put(*map(_line, doomed), f"Would remove {units.count(len(doomed), 'layer')}")
             return
-        gc.remove(opened, doomed, lambda id: say(f"Removing {id}"))
-        freed = opened.sweep()
+        with Bar("removing") as bar:
+            tell = bar.under(say)
+            gc.remove(opened, doomed, lambda id: tell(f"Removing {id}"))
+            freed = opened.sweep()
         put(f"Removed {units.count(len(doomed), 'layer')}" + (f", freed {units.size(freed)}" if freed else ""))
 
 

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from obuild.cli.bar import Bar
 from obuild.cli.console import guarded, look_at, note, put_bytes
 from obuild.cli.options import IdArgument, StoreOption, VerboseOption
 
@@ -42,7 +43,7 @@ def sbom(
     opened = look_at(store)
     found = resolve(opened, id)
     card = base_below(opened, found).card
-    with layer_tree.opened(opened, found, card) as (_, tree):
+    with Bar("reading the layer"), layer_tree.opened(opened, found, card) as (_, tree):
         packages = inventory(tree)
     if not packages.databases:
         note(f"the layer has no packages of {', '.join(DATABASES)}")

@@ -132,7 +132,8 @@ def _op(text: str) -> str:
 def summary(state: State, tags: Sequence[str]) -> Iterator[str]:
     """The lines at the end of a complete build: its steps, the slowest three, its tags."""
     made = len(state.made)
-    counts = f"{state.cached} from the cache, {made} made" if made else "all from the cache"
+    cached = f"{state.cached} from the cache, " if state.cached else ""
+    counts = f"{cached}{made} made" if made else "all from the cache"
     yield f"{units.count(state.total, 'step')} in {units.clock(state.seconds)}: {counts}"
     slowest = sorted(state.made, key=lambda each: -each.seconds)[:3]
     for index, each in enumerate(slowest if made > 1 else ()):

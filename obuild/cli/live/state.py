@@ -49,9 +49,7 @@ class Step:
     phases: list[Phase] = field(default_factory=list)
     output: Output = field(default_factory=Output)
     why: tuple[str, ...] = ()
-    nearest: str = ""
     seconds: float | None = None
-    missing: bool = False
 
 
 @dataclass(slots=True)
@@ -138,8 +136,8 @@ class State:
                 stage.step = None
                 stage.done += 1
                 stage.cached += 1
-            case Missing(why, nearest, seconds) if step:
-                step.why, step.nearest, step.seconds, step.missing = why, nearest, seconds, True
+            case Missing(why, _, seconds) if step:
+                step.why, step.seconds = why, seconds
             case Printed(data) if step:
                 step.output.add(data)
             case PhaseStarted(name, subject, total):
