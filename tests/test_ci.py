@@ -83,34 +83,38 @@ def step(name: str) -> dict[str, Any]:
     return dict(found)
 
 
-def run_build(tmp_path: Path, **inputs: str) -> list[list[str]]:
-    """Run the action's build step. Return the calls of obuild."""
-    (tmp_path / "obuild").write_text(
-        '#!/bin/sh\nprintf "%s\\0" "$@" end >>"$CALLS"\n[ "$1" = build ] || echo \'{"id": "abc"}\'\n'
+def run(name: str, tmp_path: Path, **inputs: str) -> list[list[str]]:
+    """Run a step of the action, with `tmp_path` as the home. Return the calls of obuild."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/obuild").write_text(
+        '#!/bin/sh\nprintf "%s\\0" "$@" end >>"$CALLS"\n[ "$1" != inspect ] || echo \'{"id": "abc"}\'\n'
     )
-    (tmp_path / "obuild").chmod(0o755)
+    (tmp_path / "bin/obuild").chmod(0o755)
+    (tmp_path / "calls").touch()
     given = {f"${{{{ inputs.{name} }}}}": value for name, value in {**INPUTS, **inputs}.items()}
     env = {
         **os.environ,
-        **{name: given[value] for name, value in step("Build")["env"].items()},
-        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        **{name: given[value] for name, value in step(name)["env"].items()},
+        "PATH": f"{tmp_path}/bin:{os.environ['PATH']}",
+        "HOME": str(tmp_path),
         "CALLS": str(tmp_path / "calls"),
         "GITHUB_OUTPUT": str(tmp_path / "output"),
     }
     # as GitHub runs `shell: bash`
     subprocess.run(
-        ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step("Build")["run"]], check=True, env=env
+        ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step(name)["run"]], check=True, env=env
     )
-    assert (tmp_path / "output").read_text() == "id=abc\n"
     return [call.split("\0")[:-1] for call in (tmp_path / "calls").read_text().split("end\0")[:-1]]
 
 
 def test_the_action_builds_with_few_inputs(tmp_path: Path) -> None:
-    assert run_build(tmp_path) == [["build", "-t", "image", "."], ["inspect", "--json", "image"]]
+    assert run("Build", tmp_path) == [["build", "-t", "image", "."], ["inspect", "--json", "image"]]
+    assert (tmp_path / "output").read_text() == "id=abc\n"
 
 
 def test_the_action_passes_inputs_on_as_they_are(tmp_path: Path) -> None:
-    build, _ = run_build(
+    build, _ = run(
+        "Build",
         tmp_path,
         source="a folder",
         spec="$(touch spec).spec",
@@ -124,6 +128,18 @@ def test_the_action_passes_inputs_on_as_they_are(tmp_path: Path) -> None:
         *("--remote", "oci://ghcr.io/me/layers", "--remote-mode", "read"),
         *("--secret", "token:my token", "--secret", "key:k", "--jobs=2", "--reserve", "5G", "a folder"),
     ]
+
+
+def test_the_action_keeps_a_small_store_without_saved_machines(tmp_path: Path) -> None:
+    store = tmp_path / ".local/share/obuild"
+    (store / "warm/1").mkdir(parents=True)
+    (store / "format").touch()
+    assert run("Make the store small", tmp_path) == [["prune", "--keep-bytes", "4G"]]
+    assert [each.name for each in store.iterdir()] == ["format"]
+
+
+def test_the_action_makes_nothing_small_where_no_build_began(tmp_path: Path) -> None:
+    assert run("Make the store small", tmp_path) == []
 
 
 def test_the_manual_lists_the_inputs_of_the_action() -> None:

@@ -31,12 +31,9 @@ install:
 
 MAKE = ("make", "-C", str(ROOT), "CONTAINER_TOOL=buildah")
 
-#: A container in a container has neither overlay file systems nor namespaces of its own.
-PLAIN = {"STORAGE_DRIVER": "vfs", "BUILDAH_ISOLATION": "chroot"}
-
 
 @pytest.fixture(scope="module")
-def builder(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def builder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The builder's image `obuild`, and the environment to use it in.
 
     OBUILD_TEST_CONTAINER_ARGS is for what pip and apt need on this host, such as -v options. The base image is
@@ -48,11 +45,16 @@ def builder(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         ["mmdebstrap", "--variant=minbase", "--include=ca-certificates", "bookworm", rootfs], check=True
     )
     (folder / "Containerfile").write_text("FROM scratch\nADD rootfs.tar /\n")
-    env = {**os.environ, **PLAIN}
+    # Where this test itself runs in a container, there are neither overlay file systems nor namespaces of its own.
+    images = folder / "images"
+    settings = folder / "storage.conf"
+    settings.write_text(f'[storage]\ndriver = "vfs"\ngraphroot = "{images}"\nrunroot = "{folder}/run"\n')
+    env = {**os.environ, "CONTAINERS_STORAGE_CONF": str(settings), "BUILDAH_ISOLATION": "chroot"}
     subprocess.run(["buildah", "build", "-t", "localhost/debian12", folder], check=True, env=env)
     args = f"--build-arg BASE=localhost/debian12 {os.environ.get('OBUILD_TEST_CONTAINER_ARGS', '')}"
     subprocess.run([*MAKE, f"CONTAINER_ARGS={args}", "container"], check=True, env=env)
-    return env
+    yield env
+    shutil.rmtree(images)
 
 
 def test_an_iso_and_a_cloud_config_become_a_disk(builder: dict[str, str], tmp_path: Path) -> None:
