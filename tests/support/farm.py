@@ -25,10 +25,10 @@ PROGRAM = "tests.support.farm_obuild"
 LATE = "distributed distributed.cli.dask_scheduler"
 
 #: The longest wait for anything, in seconds.
-PATIENCE = 40.0
+PATIENCE = 120.0
 
 #: Whatever runs longer is killed, in seconds.
-LIMIT = 120
+LIMIT = 300
 
 
 def until(done: Callable[[], object], what: str) -> None:

@@ -98,6 +98,7 @@ def test_two_builds_share_the_steps_that_they_have_in_common(farm: Farm, tmp_pat
     assert makers(second.end()) == [], "it is fetched"
 
 
+@pytest.mark.long
 def test_a_build_goes_where_its_parent_is(farm: Farm) -> None:
     first = makers(farm.build('(run (shell "pid parent"))').end())
     for number in range(3):
