@@ -47,6 +47,9 @@ def guarded(command: Command) -> Command:
             ui.report(error)
             raise typer.Exit(error.exit_code) from error
         except ObuildError as error:
+            from obuild.cli import folding  # late: only for errors
+
+            error.message = folding.harmless(error.message, environment())
             failed = command.__name__ == "build" and error.exit_code == 1
             ui.report(error, what="Build step failed:" if failed else "", file=_spec_of(options))
             raise typer.Exit(error.exit_code) from error

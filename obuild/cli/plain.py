@@ -91,6 +91,7 @@ class Plain(Lines):
     def end_line(self) -> None:
         """End the current line of the stage, unless it is empty."""
         if rest := self._ends.pop(self._stage, b""):
+            self._begin_fold()
             self._write(rest)
 
     def report_quiet(self, now: float) -> None:
@@ -118,9 +119,7 @@ class Plain(Lines):
     def _raw(self, data: bytes) -> None:
         whole, newline, rest = (self._ends.pop(self._stage, b"") + data).rpartition(b"\n")
         if newline or len(rest) > _LONGEST:
-            if self._fold and not self._folding:
-                self._out.write(self._fold.begin(f"{self._before()}output", self._now).encode())
-                self._folding = True
+            self._begin_fold()
             if newline:
                 self._write(whole)
             if len(rest) > _LONGEST:
@@ -147,6 +146,11 @@ class Plain(Lines):
         """What is in front of each line."""
         name = f"{self._stage}: " if self._stage else ""
         return f"[{self._now - (self._began or self._now):7.1f}] {name}"
+
+    def _begin_fold(self) -> None:
+        if self._fold and not self._folding:
+            self._out.write(self._fold.begin(f"{self._before()}output", self._now).encode("utf-8", "replace"))
+            self._folding = True
 
     def _end_fold(self) -> None:
         if self._fold and self._folding:

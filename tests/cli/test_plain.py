@@ -153,6 +153,30 @@ def test_the_service_is_known_by_its_variable(env: dict[str, str], fold: type[ob
     assert folding.of(env) is fold
 
 
+def test_a_line_without_an_end_is_in_a_part_too() -> None:
+    job = Job(folding.Github)
+    job.say(1000.0, Output(b"##[add-mask]a"))
+    job.say(1001.0, Saved("abc", 1.0))
+    lines = job.text.splitlines()
+    assert lines[0] == "::group::[    1.0] output"
+    assert lines[2] == "[    1.0] ##[add-mask]a"
+    assert lines[4] == "::endgroup::"
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("it said:\n::add-mask::a", "it said:\n: :add-mask::a"),
+        ("\t ::error::b", "\t : :error::b"),
+        ("it said ##[add-mask]a", "it said ## [add-mask]a"),
+        ("a::b", "a::b"),
+    ],
+)
+def test_an_error_that_quotes_a_guest_is_no_command_to_github(said: str, shown: str) -> None:
+    assert folding.harmless(said, {"GITHUB_ACTIONS": "true"}) == shown
+    assert folding.harmless(said, {}) == said
+
+
 def test_parts_of_stages_side_by_side_do_not_overlap(store: Store) -> None:
     job = Job(folding.Github)
     with Turns(job.lines, store) as turns:
