@@ -20,8 +20,8 @@ TEST_PACKAGES := libarchive-tools faketime gpg gpg-agent gpgv busybox-static bin
 	squashfs-tools swtpm skopeo grub-efi-amd64-bin docker-registry openssh-sftp-server xorriso xfsprogs btrfs-progs rpm runc \
 	groff-base chromium chromium-driver tmux
 
-# What `make test-long` also needs: a real server with S3's interface.
-LONG_PACKAGES := swift-proxy swift-account swift-container swift-object memcached
+# What `make test-long` also needs: a real server with S3's interface, and the other container runtime.
+LONG_PACKAGES := swift-proxy swift-account swift-container swift-object memcached crun
 
 # One more process than CPUs runs the tests: those with guests wait for much of their time.
 WORKERS ?= $(shell expr $$(nproc) + 1)

@@ -57,8 +57,10 @@ class Builder:
         Every layer reported as saved stays, whatever happens later. StepFailed if a command fails, Cancelled if
         `scope` is cancelled.
         """
-        reasons = Reasons(self.store)
-        with ExitStack() as tip:  # holds the current layer, and so keeps all layers below it
+        with (
+            Reasons(self.store) as reasons,
+            ExitStack() as tip,
+        ):  # `tip` holds the current layer, and so all below it
             for step, tell in self.started(chain):
                 with located(tell.place):
                     held = self.hold(step, tell, reasons)
@@ -145,8 +147,10 @@ class Builder:
         """Say why the step has to be made. If the index or another layer is damaged, nothing can be said."""
         from obuild.store.index import Index  # late: a cached build needs no database
 
-        with suppress(ObuildError, OSError), Index(self.store, wait=INDEX_WAIT) as index:
-            return reasons.missing(step, index)
+        with suppress(ObuildError, OSError):
+            reasons.keep_open(INDEX_WAIT)
+            with Index(self.store, wait=INDEX_WAIT) as index:
+                return reasons.missing(step, index)
         return Missing()
 
     def _make(self, step: Step, tell: Teller) -> None:

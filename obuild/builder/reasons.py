@@ -6,7 +6,7 @@ Only looks and compares.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from typing import TYPE_CHECKING
 
 from obuild.events import Missing
@@ -28,12 +28,29 @@ MANY = 300
 NOTHING_LIKE_IT = "no similar layer in the store"
 
 
-class Reasons:
+class Reasons(AbstractContextManager["Reasons"]):
     """Compares the missing steps of one chain with the store, in their order."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._nearest_to: dict[LayerId, LayerId | None] = {}  # for each missing step
+        self._opened = ExitStack()
+        self._kept = False
+
+    def __exit__(self, *error: object) -> None:
+        self._opened.close()
+
+    def keep_open(self, wait: float) -> None:
+        """Have the index open until the block ends. StoreError as for Index.
+
+        While a chain is built, each layer is added to it. If nobody had it open, SQLite would take several flushes
+        of the disk to close it each time, 3 to 17 ms.
+        """
+        from obuild.store.index import Index  # late: a cached build needs no database
+
+        if not self._kept:
+            self._opened.enter_context(Index(self._store, wait=wait))
+            self._kept = True
 
     def missing(self, step: Step, index: Index) -> Missing:
         """Say why a step whose layer is not in the store has to be made."""

@@ -158,14 +158,15 @@ class Farm:
         missing = [step for step in chain.steps if step.id not in known]
         self._see_secrets(missing)
         self._connected()
-        phases, reasons = Phases(), Reasons(self.sharing.store)
+        phases = Phases()
         steps = builder.started(chain)
-        for step, tell in islice(steps, len(known)):
-            with located(tell.place):
-                if isinstance(step.action, Import) or self.sharing.store.find(step.id):
-                    builder.hold(step, tell, reasons).close()
-                else:
-                    self.sharing.show(step, tell, log=False)
+        with Reasons(self.sharing.store) as reasons:
+            for step, tell in islice(steps, len(known)):
+                with located(tell.place):
+                    if isinstance(step.action, Import) or self.sharing.store.find(step.id):
+                        builder.hold(step, tell, reasons).close()
+                    else:
+                        self.sharing.show(step, tell, log=False)
         wanted = self._order(chain, missing, builder.tell)
         ids = [step.id for step in chain.steps]
         with self._ordered(wanted, f"obuild-{ids[-1]}", chain.base, ids, builder.tell) as following:
