@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from obuild.cli import text as ui
 from obuild.cli.console import environment, lines
 from obuild.errors import StepFailed, UsageError
+from obuild.plan.keys import LayerId
 
 if TYPE_CHECKING:
     from obuild.cli.live.view import View
@@ -75,7 +76,7 @@ def shown(
         try:
             yield listener
         except StepFailed as error:
-            error.hint = error.hint or _next_steps(error, named)
+            error.hint = error.hint or _next_steps(error, store, named)
             raise
 
 
@@ -91,11 +92,11 @@ def at_terminal(tell: Shown, act: OnFailure | None) -> OnFailure | None:
     return paused
 
 
-def _next_steps(error: StepFailed, store: str) -> str:
-    """Commands that help to find out why a step failed."""
-    option = f" --store={shlex.quote(store)}" if store else ""
+def _next_steps(error: StepFailed, store: Store, named: str) -> str:
+    """Commands that help to find out why a step failed. A step that failed elsewhere has no log here."""
+    option = f" --store={shlex.quote(named)}" if named else ""
     found = []
-    if error.place and error.place.step:
+    if error.place and error.place.step and store.log_path(LayerId(error.place.step)).is_file():
         found.append((f"obuild logs {error.place.step[:12]}{option}", "all of its output"))
     found.append((f"obuild build --on-failure shell{option} …", "a shell in its machine"))
     if error.parent:

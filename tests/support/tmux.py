@@ -13,7 +13,7 @@ from pathlib import Path
 #: How long to wait for something to appear, in seconds.
 LONG = 60.0
 
-_LOOK = 0.05
+_LOOK = 0.1
 
 
 class Terminal:
