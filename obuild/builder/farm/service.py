@@ -43,6 +43,9 @@ MOST = 1 << 20
 #: How long a question waits for something new, in seconds, and how often it looks.
 WAIT, LOOK = 5.0, 0.05
 
+#: How long an answer waits for more to say, in seconds.
+GATHER = 0.2
+
 #: How long a worker waits for secrets, in seconds.
 SECRETS_WAIT = 60.0
 
@@ -78,6 +81,10 @@ class Run:
     def hear(self, event: Event) -> None:
         """A listener for the build."""
         self.say(wire.dump_event(event))
+
+    def has(self, offset: int) -> bool:
+        """Whether something was said from an offset on."""
+        return self._size > offset
 
     def read(self, offset: int) -> bytes:
         """What was said, from an offset; b"" if there is no more yet."""
@@ -207,12 +214,17 @@ class Service(WorkerPlugin):  # type: ignore[misc]  # distributed has no types
             return {"run": "", "said": b"", "ended": True}
         if found.id != run:
             offset = 0
-        for _ in range(int(WAIT / LOOK)):
-            ended = found.ended  # looked at before we read: then there is nothing after what was read
-            if (said := found.read(offset)) or ended:
-                return {"run": found.id, "said": said, "ended": ended and len(said) < MOST}
+        waited = 0.0
+        while not found.ended and waited < WAIT and not found.has(offset):
             await asyncio.sleep(LOOK)
-        return {"run": found.id, "said": b"", "ended": False}
+            waited += LOOK
+        gathered = 0.0  # each answer costs the scheduler a TLS handshake
+        while not found.ended and gathered < GATHER and not found.has(offset + MOST):
+            await asyncio.sleep(LOOK)
+            gathered += LOOK
+        ended = found.ended  # looked at before we read: then there is nothing after what was read
+        said = found.read(offset)
+        return {"run": found.id, "said": said, "ended": ended and len(said) < MOST}
 
     def _take_secrets(self, key: str, run: str, sealed: bytes) -> None:
         found = self._runs.get(key)
