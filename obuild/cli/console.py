@@ -172,7 +172,9 @@ def errors() -> TextIO:
 
 
 def lines() -> ui.Lines:
-    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    from obuild.cli.live.look import can_draw  # late: for the commands that print steps
+
+    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ and can_draw(os.environ)
     return ui.Lines(sys.stdout.buffer, colour=colour)
 
 

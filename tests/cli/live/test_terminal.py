@@ -149,6 +149,7 @@ def test_output_cannot_break_the_screen(bench: Open, env: dict[str, str]) -> Non
         spec += """; write \\\\x1b[?25l\\\\x1b[1000B\\\\xc3\\\\x9b")))"""
         at.build(spec)
         at.terminal.expect("red")
+        assert env.get("TERM") != "dumb" or "\x1b[94m" not in at.terminal.tmux("capture-pane", "-p", "-e")
         at.sign("go")
         if env.get("TERM") == "dumb":
             at.sign("end")
@@ -228,7 +229,7 @@ def test_a_build_goes_on_without_its_terminal_if_it_is_told_to(bench: Open) -> N
         assert len(at.store.ids()) == 2
 
 
-@pytest.mark.parametrize("after", ["| head -n 2", "> out 2>&1"])
+@pytest.mark.parametrize("after", ["| head -n 2", pytest.param("> out 2>&1", marks=pytest.mark.long)])
 def test_what_is_no_terminal_gets_lines(bench: Open, after: str) -> None:
     with bench() as at:
         at.build('((from tiny) (run (shell "print here; print there")))', after=after)
