@@ -112,6 +112,11 @@ class Farm:
         with ThreadPoolExecutor(count) as pool:
             return [each.result() for each in [pool.submit(self.worker) for _ in range(count)]]
 
+    def stop(self) -> None:
+        """End all workers and builds that still run."""
+        for each in self.started:
+            each.kill()
+
     def client(self, name: str = "client") -> Path:
         """A store with the base image `tiny`."""
         store = Store.open(self.folder / name)
@@ -133,6 +138,12 @@ class Farm:
         return Build(self.started[-1])
 
 
+def address(file: Path) -> str:
+    """The address that a scheduler writes into this file when it is ready."""
+    until(lambda: file.exists() and file.read_text().strip().endswith("}"), "a scheduler that is ready")
+    return str(json.loads(file.read_text())["address"])
+
+
 @contextmanager
 def scheduler(folder: Path, *, secure: bool = True) -> Iterator[tuple[Farm, forked.Running]]:
     """A scheduler without workers. Whatever runs at the end is stopped."""
@@ -146,13 +157,12 @@ def scheduler(folder: Path, *, secure: bool = True) -> Iterator[tuple[Farm, fork
     about = folder / "scheduler.json"
     often = {"DASK_DISTRIBUTED__SCHEDULER__LOCKS__LEASE_VALIDATION_INTERVAL": "0.2s"}
     running = forked.start(argv, module="distributed.cli.dask_scheduler", late=LATE, env=often)
-    until(lambda: about.exists() and about.read_text().strip().endswith("}"), "a scheduler that is ready")
-    farm = Farm(folder, json.loads(about.read_text())["address"], certificates)
+    farm = Farm(folder, address(about), certificates)
     try:
         yield farm, running
     finally:
-        for each in (*farm.started, running):
-            each.kill()
+        farm.stop()
+        running.kill()
 
 
 def saved(said: str) -> list[str]:
