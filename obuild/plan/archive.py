@@ -23,9 +23,6 @@ from obuild.plan.tree import Entry, Manifest, Tree, open_file, readlink
 #: archive, and hashing it would take years.
 MOST_CONTENT = 1 << 40
 
-#: How much of an archive is sent at once, in bytes.
-_PIECE = 1 << 18
-
 _ZEROS = bytes(1 << 20)
 
 
@@ -49,12 +46,7 @@ def send(
     out = cast(BinaryIO, sink)
     # errors: names that are not UTF-8 keep their bytes
     with tarfile.open(
-        fileobj=out,
-        mode="w|",
-        bufsize=_PIECE,
-        format=tarfile.GNU_FORMAT,
-        encoding="utf-8",
-        errors="surrogateescape",
+        fileobj=out, mode="w|", format=tarfile.GNU_FORMAT, encoding="utf-8", errors="surrogateescape"
     ) as archive:
         for entry in tree.entries:
             info = tarfile.TarInfo(entry.path)
