@@ -147,7 +147,7 @@ DRAWING = {"cli.live.drawer", "cli.live.view", "cli.plain"}
             "threading",
             {
                 *("builder.scheduler", "builder.listener", "builder.sharing", "remotes.slices", *NATIVE),
-                *("builder.farm.client", "builder.farm.service"),
+                *("builder.farm.client", "builder.farm.link", "builder.farm.service"),
                 *DRAWING,
             },
         ),

@@ -82,8 +82,7 @@ class Following:
                 return
             self.link.forget(self.post.key)
             if time.monotonic() - began > LOOK_AROUND:
-                if not worker:
-                    self.post.waits()
+                self.post.waits()
                 self._look_around()
             time.sleep(LOOK)
 

@@ -6,6 +6,7 @@ Whatever fails because the scheduler is gone raises Lost. A worker that is gone 
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -95,6 +96,7 @@ class Link:
         self._places: dict[str, str] = {}
         self._given: Counter[str] = Counter()
         self._looked = 0.0
+        self._choosing = threading.Lock()
         silence()
         with self.connected():
             self._client = Client(
@@ -134,7 +136,7 @@ class Link:
     def preferred(
         self, needs: Resources, offers: Mapping[str, Mapping[str, float]], ids: Sequence[LayerId]
     ) -> list[str]:
-        """The workers with a free slot that have most of the layers of a chain; none if none has any."""
+        """A worker with a free slot that has most of a chain, if one has any of it; `post` gives the slot back."""
         able = [
             address
             for address, offer in offers.items()
@@ -149,9 +151,12 @@ class Link:
                 workers=able[:ASKED],
                 on_error="ignore",
             )
-        free = {address: reply for address, reply in replies.items() if reply["free"] > self._given[address]}
-        most = max((reply["depth"] for reply in free.values()), default=0)
-        return [address for address, reply in free.items() if most and reply["depth"] == most]
+        with self._choosing:  # two stages that come at once must not both wait for one slot
+            free = {address: reply for address, reply in replies.items() if reply["free"] > self._given[address]}
+            most = max((reply["depth"] for reply in free.values()), default=0)
+            best = [address for address, reply in free.items() if most and reply["depth"] == most][:1]
+            self._given.update(best)
+        return best
 
     def place(self, key: str) -> str:
         """The address of the worker that has begun a task, as far as we know; "" if none has."""
@@ -198,12 +203,11 @@ class Link:
                     task.work, *order, key=key, resources=needs, workers=list(workers) or None, pure=False
                 )
 
-        self._given.update(workers[:1])
         post = Post(self, key, submit, workers)
         try:
             yield post
         finally:
-            self._given.subtract(workers[:1])
+            self._given.subtract(workers)
             post.release()
 
     def unbind(self, key: str) -> None:
