@@ -82,7 +82,6 @@ class Following:
                 return
             self.link.forget(self.post.key)
             if time.monotonic() - began > LOOK_AROUND:
-                self.post.waits()
                 self._look_around()
             time.sleep(LOOK)
 
@@ -115,14 +114,15 @@ class Following:
             yield what, step
 
     def _look_around(self) -> None:
-        """See that there is a worker that could do it. ObuildError if there was none for a while."""
+        """Give it to a worker that could do it. ObuildError if there was none for a while."""
         now = time.monotonic()
         if now - self._looked < LOOK_AROUND:
             return
         self._looked = now
-        offers = self.link.offers().values()
-        why = needs.lacking(self.needs, offers)
-        if not why and not any(offer.get(needs.FIT) for offer in offers):
+        offers = self.link.offers()
+        self.post.waits(offers)
+        why = needs.lacking(self.needs, offers.values())
+        if not why and not any(offer.get(needs.FIT) for offer in offers.values()):
             why = "no worker can work at the moment"
         if not why:
             self._alone = 0.0

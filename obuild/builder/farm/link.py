@@ -39,14 +39,25 @@ LOOK_AROUND = 1.0
 ASKED = 64
 
 
+#: Posts a task for some workers, or for all if there are none.
+Submit = Callable[[Sequence[str]], Future]
+
+
 class Post:
     """A task that we want done: first by one of some workers, if there are any, and else by any that can."""
 
     def __init__(
-        self, link: Link, key: str, submit: Callable[[Sequence[str]], Future], workers: Sequence[str]
+        self,
+        link: Link,
+        key: str,
+        needs: Resources,
+        submit: Callable[[Sequence[str]], Future],
+        workers: Sequence[str],
     ) -> None:
-        self.key, self._link, self._submit = key, link, submit
+        """`workers` are as `preferred` has chosen them."""
+        self.key, self._link, self._needs, self._submit = key, link, needs, submit
         self._bound = bool(workers)
+        self._chosen = workers
         self._future = submit(workers)
 
     @property
@@ -72,20 +83,31 @@ class Post:
 
     def begun(self) -> None:
         """A worker has it: if that is lost, any other may begin anew."""
+        self._give_back()
         if self._bound:
             self._bound = False
             self._link.unbind(self.key)
 
-    def waits(self) -> None:
-        """No worker has it. If it was for those that are gone, or cannot work now, any other may begin."""
-        if self._bound:
-            self._bound = False
+    def waits(self, offers: Mapping[str, Mapping[str, float]]) -> None:
+        """No worker has begun it. It is given to one with a free slot: Dask may have put it behind another task.
+
+        If there is none, and it was for those that are gone or cannot work now, any other may begin.
+        """
+        self._give_back()
+        self._chosen = self._link.free(self._needs, offers)
+        if self._chosen or self._bound:
+            self._bound = bool(self._chosen)
             self._future.release()
-            self._future = self._submit(())
+            self._future = self._submit(self._chosen)
 
     def release(self) -> None:
         """We do not want it any more."""
+        self._give_back()
         self._future.release()
+
+    def _give_back(self) -> None:
+        self._link.give_back(self._chosen)
+        self._chosen = ()
 
 
 class Link:
@@ -137,6 +159,20 @@ class Link:
         self, needs: Resources, offers: Mapping[str, Mapping[str, float]], ids: Sequence[LayerId]
     ) -> list[str]:
         """A worker with a free slot that has most of a chain, if one has any of it; `post` gives the slot back."""
+        return self._chosen(needs, offers, ids, "depth")
+
+    def free(self, needs: Resources, offers: Mapping[str, Mapping[str, float]]) -> list[str]:
+        """The worker with most free slots, if there are several workers, and one has any. See `give_back`."""
+        return self._chosen(needs, offers, (), "free")
+
+    def give_back(self, workers: Sequence[str]) -> None:
+        """Slots that were chosen are taken now, and their workers tell so; or they are not needed."""
+        with self._choosing:
+            self._given.subtract(workers)
+
+    def _chosen(
+        self, needs: Resources, offers: Mapping[str, Mapping[str, float]], ids: Sequence[LayerId], worth: str
+    ) -> list[str]:
         able = [
             address
             for address, offer in offers.items()
@@ -153,8 +189,8 @@ class Link:
             )
         with self._choosing:  # two stages that come at once must not both wait for one slot
             free = {address: reply for address, reply in replies.items() if reply["free"] > self._given[address]}
-            most = max((reply["depth"] for reply in free.values()), default=0)
-            best = [address for address, reply in free.items() if most and reply["depth"] == most][:1]
+            most = max((reply[worth] for reply in free.values()), default=0)
+            best = [address for address, reply in free.items() if most and reply[worth] == most][:1]
             self._given.update(best)
         return best
 
@@ -203,11 +239,10 @@ class Link:
                     task.work, *order, key=key, resources=needs, workers=list(workers) or None, pure=False
                 )
 
-        post = Post(self, key, submit, workers)
+        post = Post(self, key, needs, submit, workers)
         try:
             yield post
         finally:
-            self._given.subtract(workers)
             post.release()
 
     def unbind(self, key: str) -> None:

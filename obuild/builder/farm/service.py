@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NoAnswer
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from distributed import Lock, Reschedule, Worker, WorkerPlugin
 from nacl.public import PrivateKey, SealedBox
@@ -30,9 +30,6 @@ from obuild.host.process import CancelScope
 from obuild.plan.keys import LayerId
 from obuild.remotes.layer import Blob
 from obuild.store.layers import Store
-
-if TYPE_CHECKING:
-    pass
 
 #: The topic at which workers say which order they have begun.
 TOPIC = "obuild-begun"
