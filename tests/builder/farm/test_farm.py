@@ -61,7 +61,6 @@ def test_a_failed_step_fails_the_build(farm: Farm) -> None:
     assert not makers(again), "what was made before stays"
 
 
-@pytest.mark.long
 def test_stages_run_on_several_workers(farm: Farm, tmp_path: Path) -> None:
     stages = [
         f'(build "{name}" ((from tiny) (run (shell "touch {tmp_path}/{name}"))'
