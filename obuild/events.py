@@ -216,6 +216,12 @@ class Phase:
         if time.monotonic() - self._last >= PROGRESS_PERIOD:
             self.report()
 
+    def reach(self, done: int, total: int = 0) -> None:
+        """`done` bytes in all have been moved; of `total`, if that was not known when the phase began."""
+        if total:
+            self._started = self._started._replace(total=total)
+        self.advance(done - self._done)
+
     def report(self) -> None:
         """Send the progress, unless it was sent already."""
         if self._done > self._told:

@@ -39,6 +39,15 @@ def test_progress_is_told_once_in_a_while_and_at_the_end(
     assert heard.of(Progress) == [Progress("sending", "/d", done, 6) for done in told]
 
 
+def test_a_phase_may_learn_its_total(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "PROGRESS_PERIOD", 0.0)
+    heard = Heard()
+    with heard.tell.phase("preparing") as phase:
+        phase.reach(2, 6)
+        phase.reach(6, 6)
+    assert heard.of(Progress) == [Progress("preparing", "", done, 6) for done in (2, 6)]
+
+
 def test_a_phase_that_moves_nothing_tells_no_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(events, "PROGRESS_PERIOD", 0.0)
     heard = Heard()

@@ -156,8 +156,8 @@ class Builder:
     def _make(self, step: Step, tell: Teller) -> None:
         """Fill a draft with the step's result, and commit it."""
         with ExitStack() as stack:
-            with tell.phase("preparing"):
-                draft = stack.enter_context(self.store.draft(step))
+            with tell.phase("preparing") as phase:
+                draft = stack.enter_context(self.store.draft(step, phase.reach))
             match step.action:
                 case Import(base):
                     with tell.phase("importing", str(base.path)):

@@ -206,13 +206,9 @@ class Sharing:
         return False
 
     def _advancing(self, phase: Phase) -> Callable[[int, int], None]:
-        last = 0
-
         def progress(done: int, total: int) -> None:
-            nonlocal last
             self.scope.check()
-            phase.advance(done - last)
-            last = done
+            phase.reach(done)
 
         return progress
 

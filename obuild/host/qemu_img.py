@@ -187,7 +187,7 @@ def rebase(path: Path, backing: str) -> None:
     process.run(["qemu-img", "rebase", "-q", "-u", "-f", "qcow2", "-b", backing, "-F", "qcow2", path])
 
 
-def flatten(path: Path, top: str, bottom: str) -> None:
+def flatten(path: Path, top: str, bottom: str, *, progress: Progress = None) -> None:
     """Create an overlay at `path` on the image `bottom` with the content of `top`, which is some images above it.
 
     It holds what the images in between have written. Both names are written as given, as in `create_overlay`.
@@ -196,7 +196,8 @@ def flatten(path: Path, top: str, bottom: str) -> None:
     create_overlay(path, top)
     # This reads only what is allocated above `bottom`; 280 MiB in 16 images took 1 s. (QEMU's block-stream took as
     # long, and its overlay was half as large again: it copies whole clusters.)
-    process.run(["qemu-img", "rebase", "-q", "-f", "qcow2", "-t", "unsafe", "-b", bottom, "-F", "qcow2", path])
+    command = ("qemu-img", "rebase", "-q", "-f", "qcow2", "-t", "unsafe")
+    process.run([*command, "-b", bottom, "-F", "qcow2", path], progress=progress)
 
 
 def backing_file(path: Path) -> str:

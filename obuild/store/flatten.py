@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +36,14 @@ class Link:
     size: int
 
 
+#: Hears how many bytes have been read, and how many there are.
+Heard = Callable[[int, int], object]
+
+
+def _nobody(done: int, total: int) -> None:
+    pass
+
+
 @dataclass(frozen=True, slots=True)
 class Flats:
     """The flattened layers of a store: `folder` has them by id, `drafts` those being made."""
@@ -44,10 +53,11 @@ class Flats:
     drafts: Path
     locks: Path
 
-    def below(self, id: LayerId) -> str:
+    def below(self, id: LayerId, heard: Heard = _nobody) -> str:
         """The backing file for a draft on layer `id`, as a path relative to the store's root.
 
-        The caller has the layer in use. StoreError if any image that the draft would read from is damaged.
+        The caller has the layer in use. `heard` is called while images are flattened. StoreError if any image that
+        the draft would read from is damaged.
         """
         name = parts.flat_image(id)
         if is_folder(self.folder / id):
@@ -56,7 +66,9 @@ class Flats:
         links = self.chain(id)
         if len(links) <= LONGEST:
             return links[0].name
-        self._make(id, links[0], links[_taken(links)])
+        taken = links[: _taken(links)]
+        total = sum(link.size for link in taken)
+        self._make(id, links[0], links[len(taken)], lambda done: heard(min(done, total), total))
         return name
 
     def chain(self, id: LayerId) -> list[Link]:
@@ -86,7 +98,7 @@ class Flats:
             failpoints.reach("flat.removed")
             discard(rubbish)
 
-    def _make(self, id: LayerId, top: Link, bottom: Link) -> None:
+    def _make(self, id: LayerId, top: Link, bottom: Link, heard: Callable[[int], object]) -> None:
         """Make flat/ID from `top` and all images above `bottom`, unless another process has made it."""
         with locks.file_lock(self._lock_file(id)):
             if is_folder(self.folder / id):
@@ -96,7 +108,8 @@ class Flats:
             try:
                 draft.mkdir()
                 failpoints.reach("flat.making")
-                qemu_img.flatten(draft / parts.FLAT_IMAGE, f"../../{top.name}", f"../../{bottom.name}")
+                image = draft / parts.FLAT_IMAGE
+                qemu_img.flatten(image, f"../../{top.name}", f"../../{bottom.name}", progress=heard)
                 shutil.copyfile(self.root / "result" / id / mtree.NAME, draft / "layer")
                 mtree.seal(draft)
                 failpoints.reach("flat.sealed")

@@ -385,11 +385,14 @@ class Store:
             yield layer
 
     @contextmanager
-    def draft(self, step: Keyed) -> Iterator[Draft]:
+    def draft(
+        self, step: Keyed, heard: Callable[[int, int], object] = lambda done, total: None
+    ) -> Iterator[Draft]:
         """A folder to make the step's layer in; committed when the block ends, removed if it raises.
 
         The caller has the claim on the step's id, and the parent in use. The block must leave a complete
-        rootfs/image.qcow2 that no process writes to any more. StoreError if a layer below is damaged.
+        rootfs/image.qcow2 that no process writes to any more. `heard` is called while layers below are flattened,
+        with the bytes read and their total. StoreError if a layer below is damaged.
         """
         path = self.result_tmp / step.id
         _see_free(self.result / step.id)
@@ -399,7 +402,8 @@ class Store:
                 (path / parts.IMAGE).parent.mkdir(parents=True)
                 failpoints.reach("draft.made")
                 (path / "key").write_bytes(step.key.encode("utf-8", "surrogateescape"))
-                below = parts.seen_from_image(self.flats.below(step.parent)) if step.parent is not None else ""
+                parent = step.parent
+                below = parts.seen_from_image(self.flats.below(parent, heard)) if parent is not None else ""
                 failpoints.reach("draft.ready")
                 with (path / "log").open("wb") as log:
                     yield Draft(step.id, path, log, step.parent, below)

@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -403,14 +404,30 @@ def test_a_process_that_waited_for_another_to_make_it_does_not_make_it_again(
         with file_lock(path) as held:
             yield held
 
-    def counted(path: Path, top: str, bottom: str) -> None:
+    def counted(path: Path, top: str, bottom: str, **more: Any) -> None:
         made.append(path)
-        flatten(path, top, bottom)
+        flatten(path, top, bottom, **more)
 
     monkeypatch.setattr(locks, "file_lock", late)
     monkeypatch.setattr(qemu_img, "flatten", counted)
     assert store.flats.below(parent) == f"flat/{parent}/image.qcow2"
     assert len(made) == 1
+
+
+def test_it_is_told_how_far_it_is(store: Store, parent: LayerId, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[tuple[int, int]] = []
+    flatten = qemu_img.flatten
+
+    def slow(path: Path, top: str, bottom: str, *, progress: Callable[[int], object]) -> None:
+        progress(1000)
+        progress(1 << 40)
+        flatten(path, top, bottom)
+
+    monkeypatch.setattr(qemu_img, "flatten", slow)
+    store.flats.below(parent, lambda done, total: heard.append((done, total)))
+    (first, total), last = heard
+    assert first == 1000 < total
+    assert last == (total, total), "what is read twice does not count"
 
 
 @pytest.mark.parametrize(
