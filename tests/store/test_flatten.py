@@ -469,7 +469,7 @@ def test_one_that_is_being_made_is_not_a_draft_with_a_log(store: Store, parent: 
 
 
 def test_a_failure_leaves_nothing(store: Store, parent: LayerId, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(path: Path, top: str, bottom: str) -> None:
+    def full(path: Path, top: str, bottom: str, **more: Any) -> None:
         path.write_bytes(b"half")
         raise ProcessError("x: No space left on device")
 
