@@ -7,7 +7,6 @@ https://docs.gitlab.com/ci/jobs/job_logs/#custom-collapsible-sections define the
 from __future__ import annotations
 
 import re
-import secrets
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -29,6 +28,8 @@ class Github:
         self._word = ""
 
     def begin(self, title: str, now: float) -> str:
+        import secrets  # late: every build looks into this module
+
         self._word = secrets.token_hex(16)  # new for each part, since the step can read it in its own log
         escaped = title.replace("%", "%25")
         return f"::group::{escaped}\n::stop-commands::{self._word}\n"
@@ -45,6 +46,8 @@ class Gitlab:
         self._name = ""
 
     def begin(self, title: str, now: float) -> str:
+        import secrets
+
         self._count += 1
         word = re.sub(r"[^A-Za-z0-9]+", "_", title)[:40].strip("_")
         self._name = f"obuild_{self._count}_{secrets.token_hex(4)}_{word}"
