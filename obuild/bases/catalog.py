@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -100,6 +101,15 @@ def listing(store: Store) -> list[Found]:
         Found(path.stem, path, profile.read(card_path(path)), path.stat().st_blocks * 512, record.read(path))
         for path in paths
     ]
+
+
+def with_digest(store: Store, digest: str) -> Iterator[Base]:
+    """The base images in the store with this content; damaged ones, or those without their kernel, are none."""
+    for image in listing(store):
+        with suppress(UsageError):
+            found = look(store, image.name)
+            if found is not None and found.digest == digest:
+                yield found
 
 
 def measured(image: Path) -> list[str]:

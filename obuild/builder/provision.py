@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -46,7 +46,7 @@ class Machines:
         from obuild.executors.protocol import Setup  # late: a cached build needs no executor
 
         if base.path == ABSENT:  # then its layer has come from a remote
-            base = self.base_of(keys.layer_id(keys.of_base(base.digest)))
+            base = self.base_of(keys.base_id(base.digest))
         if base.name not in self._made:
             key = catalog.key_path(self.store, base.card)
             setup = Setup(self.store, base, key, self.settings, tell.note, self.scope)
@@ -89,7 +89,7 @@ def base_below(store: Store, id: LayerId) -> Base:
             return Base(root.id, root.image, digest, stamp.of(root.image), about, beside)
     except FileNotFoundError as error:
         raise StoreError(f"layer {id} was just removed from the store", hint="build again") from error
-    same = _same_base(store, digest)
+    same = next(catalog.with_digest(store, digest), None)  # layers were made before they had cards
     if same is None:
         raise UsageError(
             f"the layer {id[:12]} is based on {root.id[:12]}, which was imported without its card",
@@ -104,13 +104,3 @@ def _root(store: Store, id: LayerId) -> Layer:
     while (parent := layer.parent) is not None:
         layer = store.layer(parent)
     return layer
-
-
-def _same_base(store: Store, digest: str) -> Base | None:
-    """Return a base image with this content. Needed for layers made before layers had cards."""
-    for image in catalog.listing(store):
-        with suppress(UsageError):  # damaged, or without its kernel: not a match
-            found = catalog.look(store, image.name)
-            if found is not None and found.digest == digest:
-                return found
-    return None

@@ -18,6 +18,7 @@ from obuild.bases import catalog
 from obuild.errors import Cancelled, ObuildError, StoreError, UsageError
 from obuild.events import PROGRESS_PERIOD, InRemote, Output, Phase, Teller
 from obuild.host.process import CancelScope
+from obuild.plan import keys
 from obuild.plan.keys import LayerId
 from obuild.plan.steps import Base, Import, Step
 from obuild.remotes.all import Access, open_remote
@@ -147,8 +148,8 @@ class Sharing:
         """A note says, once for a store, that nobody looks for signatures."""
         from obuild.remotes import known
 
-        if not self.wish.trust and known.first(self.store, remote.name, "read"):
-            self.tell.note(f"layers of {remote.name} are believed without a signature; --trust asks for one")
+        if not self.wish.trust:
+            known.believe(self.store, remote.name, self.tell.note)
 
     def available(self, steps: Sequence[Step]) -> list[Step]:
         """The steps of a chain that need not be made, from the first: the store or a remote has their layers.
@@ -245,8 +246,10 @@ class Sharing:
         from obuild.remotes import bases
 
         for name in self._bases:
+            if (remote.name, name) in self._named:
+                continue
             base = catalog.look(self.store, name)
-            if base and bases.layer_of(base) == layer.id and (remote.name, name) not in self._named:
+            if base and keys.base_id(base.digest) == layer.id:
                 self._named.add((remote.name, name))
                 bases.put(remote, name, layer, self.wish.sign)
 

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from obuild.errors import ObuildError, ProcessError, UsageError
 from obuild.host import process
+from obuild.host.partitions import MOUNT_OPTIONS
 
 #: The programs for ext.
 PROGRAMS = ("e2fsck", "resize2fs")
@@ -18,11 +19,11 @@ PROGRAMS = ("e2fsck", "resize2fs")
 #: Where the superblock of an ext file system has the size of its blocks, and the time of its last change.
 _BLOCK_AT, _WTIME_AT = 1024 + 24, 1024 + 48
 
-#: For each kind that Linux itself has to grow: an option of mount, and the command, which gets the folder.
-_GROWN = {"xfs": ("nouuid", ("xfs_growfs",)), "btrfs": ("noatime", ("btrfs", "filesystem", "resize", "max"))}
+#: For each kind that Linux itself has to grow: the command, which gets the folder where it is mounted.
+_GROWN = {"xfs": ("xfs_growfs",), "btrfs": ("btrfs", "filesystem", "resize", "max")}
 
 #: Nobody else sees this mount, and it ends with the shell, whatever happens.
-_MOUNTED = 'mount -t "$1" -o "loop,nosuid,nodev,noexec,$2" "$3" "$4" && folder=$4 && shift 4 && "$@" "$folder"'
+_MOUNTED = 'mount -t "$1" -o "$2" "$3" "$4" && folder=$4 && shift 4 && "$@" "$folder"'
 
 KINDS = ("ext", *_GROWN)
 
@@ -53,7 +54,7 @@ def see(kind: str, called: str) -> None:
     if kind in _GROWN:
         if os.geteuid() != 0:
             raise UsageError(f"{called} holds {kind}, which only root can resize", hint="use sudo")
-        process.require(_GROWN[kind][1][0])
+        process.require(_GROWN[kind][0])
 
 
 def opened(kind: str, path: Path) -> FileSystem:
@@ -102,21 +103,11 @@ class _Mounted:
 
     def resize(self, size: int) -> None:
         os.truncate(self.path, size)
-        option, command = _GROWN[self.kind]
+        options = ",".join(("loop", "nosuid", "nodev", "noexec", "noatime", *MOUNT_OPTIONS[self.kind]))
         with tempfile.TemporaryDirectory(prefix="obuild-mount-") as folder:
-            mounted: list[str | Path] = [
-                "sh",
-                "-c",
-                _MOUNTED,
-                "sh",
-                self.kind,
-                option,
-                self.path,
-                folder,
-                *command,
-            ]
+            shell = ("unshare", "--mount", "--propagation=private", "sh", "-c", _MOUNTED, "sh")
             try:
-                process.run(["unshare", "--mount", "--propagation=private", *mounted])
+                process.run([*shell, self.kind, options, self.path, folder, *_GROWN[self.kind]])
             except ProcessError as error:
                 raise ObuildError(f"the {self.kind} file system cannot be resized: {error.message}") from error
 

@@ -152,6 +152,11 @@ SIGNATURES = (
 )
 
 
+#: The file systems that only Linux itself can read and resize here, and the options to mount a copy of one: the
+#: original, with the same UUID, may be mounted as well.
+MOUNT_OPTIONS: dict[str, tuple[str, ...]] = {"xfs": ("nouuid",), "btrfs": ()}
+
+
 def kind_of(disk: Blocks, part: Partition) -> str:
     """What a partition has, by the names of `SIGNATURES`; "" if nothing known."""
     return "linux_raid_member" if part.type in _RAID else kind(disk, part.start)

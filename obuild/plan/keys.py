@@ -50,6 +50,11 @@ def of_base(digest: str) -> str:
     return _write(("base", f"sha256:{digest}"))
 
 
+def base_id(digest: str) -> LayerId:
+    """The id of a base's layer, from its digest."""
+    return layer_id(of_base(digest))
+
+
 def of_command(
     parent: LayerId,
     *,

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from obuild.errors import ObuildError
 from obuild.guests import profile
 from obuild.plan import keys
-from obuild.plan.keys import LayerId
 from obuild.plan.steps import ABSENT, Base
 from obuild.remotes import manifests, names, pull, trust
 from obuild.remotes.manifests import Found
@@ -38,7 +37,7 @@ def find(remote: Remote, name: str, digest: str = "", *, trusted: Sequence[Ed255
     With keys that are `trusted`, Unusable unless one has signed it. Unusable, too, if it is damaged or no base.
     """
     if digest:
-        found = manifests.find(remote, keys.layer_id(keys.of_base(digest)))
+        found = manifests.find(remote, keys.base_id(digest))
         if found and trusted:
             trust.see_signed(remote, {found.id: found.manifest}, trusted)
     else:
@@ -59,8 +58,3 @@ def _base(remote: Remote, name: str, found: Found) -> Base:
     except (ObuildError, ValueError) as error:
         raise manifests.damaged(remote, found.id, ValueError(str(error))) from error
     return Base(name, ABSENT, digest, (0, 0, 0), about)
-
-
-def layer_of(base: Base) -> LayerId:
-    """The id of a base's layer."""
-    return keys.layer_id(keys.of_base(base.digest))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -27,6 +28,12 @@ def first(store: Store, name: str, use: Use) -> bool:
     known[use].append(name)
     replace_text(_file(store), json.dumps(known))
     return True
+
+
+def believe(store: Store, name: str, say: Callable[[str], object]) -> None:
+    """Say, at the first use for reading, that nobody looks for signatures."""
+    if first(store, name, "read"):
+        say(f"layers of {name} are believed without a signature; --trust asks for one")
 
 
 def _file(store: Store) -> Path:

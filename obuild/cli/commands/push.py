@@ -41,6 +41,7 @@ def push(
     Example: obuild push pg16 oci://registry.example/team/layers
     """
     from obuild.bases import catalog
+    from obuild.plan import keys
     from obuild.remotes import bases, known, names, trust
     from obuild.remotes.all import Access, open_remote
     from obuild.remotes.push import push as send
@@ -61,10 +62,9 @@ def push(
         known.first(opened, name, "written")
         for word, id in layers.items():
             there = send(opened, id, remote, progress=bar, done=done)
-            for base in catalog.listing(opened):
-                named = catalog.look(opened, base.name)
-                if named and bases.layer_of(named) == there[0].id:
-                    bases.put(remote, base.name, there[0], key)
+            digest = keys.base_digest(keys.fields(opened.layer(there[0].id).key))
+            for base in catalog.with_digest(opened, digest):
+                bases.put(remote, base.name, there[0], key)
             documents = [each.manifest.descriptor for each in there]
             if not could_be_id(word):
                 documents.append(names.put(remote, word, there))

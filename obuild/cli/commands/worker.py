@@ -111,8 +111,8 @@ def worker(
     reserved = parse_bytes("--reserve", reserve) if reserve else 0
     most = parse_bytes("--max-size", max_size) if max_size else None
     opened = open_store(store, create=True)
-    if not trust and known.first(opened, remote, "read"):
-        note(f"layers of {remote} are believed without a signature; --trust asks for one")
+    if not trust:
+        known.believe(opened, remote, note)
     try:
         from obuild.builder.farm import server
     except ImportError as error:

@@ -12,7 +12,7 @@ from obuild.errors import MachineError, ObuildError, ProcessError, UsageError
 from obuild.executors.native.guest_path import Places
 from obuild.executors.native.namespace import Namespace
 from obuild.host.blocks import Blocks, raw_file
-from obuild.host.partitions import Partition, kind_of, partitions
+from obuild.host.partitions import MOUNT_OPTIONS, Partition, kind_of, partitions
 from obuild.host.trees import ext_health
 from obuild.host.trees import root as trees
 from obuild.host.trees.mounted import root_in
@@ -29,7 +29,6 @@ _FLAGS = _MS_NODEV | _MS_NOATIME
 _SYSTEM = ("bin", "boot", "boot/efi", "etc", "lib", "lib64", "opt", "sbin", "usr", "var", "var/lib")
 
 _TYPES = {"ext": "ext4"}
-_OPTIONS = {"xfs": ",nouuid"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +142,7 @@ def _mount(
     name = kind_of(blocks, part)
     # The loop device goes with the mount.
     where = f"loop,offset={part.start},sizelimit={part.size}"
-    options = f"{where},nodev,noatime{_OPTIONS.get(name, '')}{option}"
+    options = ",".join((where, "nodev", "noatime", *MOUNT_OPTIONS.get(name, ()))) + option
     try:
         namespace.run(["mount", "-t", _TYPES.get(name, name), "-o", options, disk, point])
     except ProcessError as error:

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from obuild.errors import UsageError
 from obuild.host.blocks import Blocks
-from obuild.host.partitions import Partition
+from obuild.host.partitions import MOUNT_OPTIONS, Partition
 from obuild.host.trees import mounted
 from obuild.host.trees.ext import Ext
 from obuild.host.trees.fat import Fat
@@ -26,7 +26,7 @@ _NAMES = {"ext": (1024 + 104, 1024 + 120, 16), "xfs": (32, 108, 12), "btrfs": (0
 @contextmanager
 def opened(disk: Blocks, part: Partition, kind: str) -> Iterator[FileSystem]:
     """The file system of a partition. UsageError, which names the partition, if it cannot be read here."""
-    if kind in mounted.OPTIONS:
+    if kind in MOUNT_OPTIONS:
         with mounted.mounted(disk, part, kind) as folder:
             yield folder
         return

@@ -11,11 +11,8 @@ from pathlib import Path
 from obuild.errors import ObuildError, ProcessError, UsageError
 from obuild.host import process
 from obuild.host.blocks import Blocks
-from obuild.host.partitions import Partition
+from obuild.host.partitions import MOUNT_OPTIONS, Partition
 from obuild.host.trees.folder import Folder
-
-#: The kinds that can be mounted, and with which options besides `ro`.
-OPTIONS = {"xfs": "nouuid,", "btrfs": ""}
 
 #: Where the subvolume with the root is if it is not the default one: Ubuntu, Debian, Fedora.
 _SUBVOLUMES = ("", "@", "@rootfs", "root")
@@ -33,7 +30,8 @@ def mounted(disk: Blocks, part: Partition, kind: str) -> Iterator[Folder]:
     if disk.path is None:
         raise NeedsFile(f"{part.called} has the file system {kind}, which can only be read from a raw disk")
     with tempfile.TemporaryDirectory(prefix="obuild-mount-") as top:
-        options = f"ro,{OPTIONS[kind]}loop,offset={part.start},sizelimit={part.size}"
+        place = ("loop", f"offset={part.start}", f"sizelimit={part.size}")
+        options = ",".join(("ro", *MOUNT_OPTIONS[kind], *place))
         try:
             process.run(["mount", "-t", kind, "-o", options, disk.path, top])
         except ProcessError as error:
