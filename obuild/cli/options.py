@@ -77,6 +77,13 @@ FarmInsecureOption = Annotated[
     bool,
     typer.Option("--insecure", rich_help_panel=FARM, help="Use a tcp:// scheduler that is not on this computer."),
 ]
+ReserveOption = Annotated[
+    str,
+    typer.Option(metavar="SIZE", help="Before each step, prune the store if less than SIZE is free on its disk."),
+]
+MaxSizeOption = Annotated[
+    str, typer.Option(metavar="SIZE", help="Before each step, prune the store if it takes more than SIZE.")
+]
 RemoteArgument = Annotated[
     str,
     typer.Argument(

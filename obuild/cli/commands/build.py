@@ -24,6 +24,8 @@ from obuild.cli.options import (
     FarmInsecureOption,
     FarmTlsOption,
     Machine,
+    MaxSizeOption,
+    ReserveOption,
     SignOption,
     SourceArgument,
     SpecOption,
@@ -70,16 +72,8 @@ def build(
         int,
         typer.Option("--jobs", "-j", metavar="N", min=1, help="How many independent stages to build in parallel."),
     ] = 1,
-    reserve: Annotated[
-        str,
-        typer.Option(
-            metavar="SIZE",
-            help="Before each step, prune the store if less than SIZE is free on its disk.",
-        ),
-    ] = "",
-    max_size: Annotated[
-        str, typer.Option(metavar="SIZE", help="Before each step, prune the store if it takes more than SIZE.")
-    ] = "",
+    reserve: ReserveOption = "",
+    max_size: MaxSizeOption = "",
     progress: Annotated[
         str,
         typer.Option(

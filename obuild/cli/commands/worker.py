@@ -12,6 +12,8 @@ from obuild.cli.options import (
     FARM,
     FarmInsecureOption,
     FarmTlsOption,
+    MaxSizeOption,
+    ReserveOption,
     SignOption,
     StoreOption,
     TrustOption,
@@ -67,15 +69,8 @@ def worker(
     remote_insecure: Annotated[
         bool, typer.Option("--remote-insecure", help="Talk to registries by http.")
     ] = False,
-    reserve: Annotated[
-        str,
-        typer.Option(
-            metavar="SIZE", help="Before each step, prune the store if less than SIZE is free on its disk."
-        ),
-    ] = "",
-    max_size: Annotated[
-        str, typer.Option(metavar="SIZE", help="Before each step, prune the store if it takes more than SIZE.")
-    ] = "",
+    reserve: ReserveOption = "",
+    max_size: MaxSizeOption = "",
     sign: SignOption = None,
     trust: TrustOption = None,
     verbose: VerboseOption = False,
