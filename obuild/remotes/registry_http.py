@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from email.utils import parsedate_to_datetime
+from functools import cached_property
 from io import BytesIO
 from pathlib import Path
 from time import sleep, time
@@ -71,20 +72,18 @@ class Http:
         certificates: Path = CERTIFICATES,
     ) -> None:
         """With `insecure`, the registry is asked by http. UsageError if httpx or a certificate is missing."""
-        # httpx would import rich, too, for a command line of its own; without that it takes half as long
-        sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]
         try:
-            import httpx
+            with _without("httpx._main", "trio", "anyio"):  # what commands and asyncio need
+                import httpcore as httpcore  # httpx imports it late
+                import httpx
         except ImportError:
             raise UsageError("the Python package httpx is missing", hint="pip install 'obuild[publish]'") from None
         self._httpx = httpx
         self.host = host
         self._root = f"{'http' if insecure else 'https'}://{HUB_SERVER if host == HUB else host}"
-        self._client = httpx.Client(
-            verify=_tls(certificates / host),
-            timeout=httpx.Timeout(TIMEOUT, connect=CONNECTING),
-            headers={"User-Agent": "obuild", "Accept-Encoding": "identity"},
-        )
+        self._certificates = certificates / host
+        if not insecure:
+            _ = self._secure  # so that we hear of bad certificates now
         self._login = Login(host, scope, credentials, self._retried)
 
     def __enter__(self) -> Http:
@@ -93,7 +92,25 @@ class Http:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._client.close()
+        for name in {"_secure", "_plain"} & vars(self).keys():
+            getattr(self, name).close()
+
+    @cached_property
+    def _secure(self) -> httpx.Client:
+        """Sends by https. To read all authorities takes longer than a request, so not before it is needed."""
+        return self._client(_tls(self._certificates))
+
+    @cached_property
+    def _plain(self) -> httpx.Client:
+        """Sends by http. It trusts no authority."""
+        return self._client(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+
+    def _client(self, tls: ssl.SSLContext) -> httpx.Client:
+        return self._httpx.Client(
+            verify=tls,
+            timeout=self._httpx.Timeout(TIMEOUT, connect=CONNECTING),
+            headers={"User-Agent": "obuild", "Accept-Encoding": "identity"},
+        )
 
     @contextmanager
     def reading(self, repository: str) -> Iterator[None]:
@@ -164,8 +181,9 @@ class Http:
     ) -> httpx.Response:
         for attempt in range(1, TRIES + 1):
             try:
-                request = self._client.build_request(method, url, content=body() if body else None, **options)
-                reply = self._answer(request, most)
+                client = self._plain if url.startswith("http:") else self._secure
+                request = client.build_request(method, url, content=body() if body else None, **options)
+                reply = self._answer(client.send(request, stream=True), most)
             except self._httpx.TransportError as error:
                 problem = self._lost(error)
                 if attempt == TRIES or not again or not isinstance(problem, Lost):
@@ -182,20 +200,18 @@ class Http:
                 self.pause(attempt)
         raise AssertionError("the last attempt returns or raises")
 
-    def _answer(self, request: httpx.Request, most: int) -> httpx.Response:
-        """Send a request, and read the answer as far as it may go."""
-        reply = self._client.send(request, stream=True)
+    def _answer(self, reply: httpx.Response, most: int) -> httpx.Response:
+        """Read an answer as far as it may go."""
         with closing(reply):
             content = BytesIO()  # what it returns at the end is no copy
             for piece in reply.iter_bytes():
                 if content.tell() + len(piece) > most:
-                    raise ObuildError(f"{self.host} sends more than {most} bytes for {request.url.path}")
+                    raise ObuildError(f"{self.host} sends more than {most} bytes for {reply.url.path}")
                 content.write(piece)
         lengths = ("content-length", "content-encoding", "transfer-encoding")
         headers = [(name, value) for name, value in reply.headers.multi_items() if name not in lengths]
         answer = content.getvalue()
-        answer = content.getvalue()
-        return self._httpx.Response(reply.status_code, headers=headers, content=answer, request=request)
+        return self._httpx.Response(reply.status_code, headers=headers, content=answer, request=reply.request)
 
     def _lost(self, error: httpx.TransportError) -> ObuildError:
         text = str(error)
@@ -221,6 +237,18 @@ class Http:
             429: _KEPT,
         }.get(status, "")
         return Lost(message, hint=_KEPT) if status >= 500 else Refused(message, status, hint=hint)
+
+
+@contextmanager
+def _without(*optional: str) -> Iterator[None]:
+    """In the block, modules that are not imported yet cannot be: a package does without them, and loads sooner."""
+    missing = [name for name in optional if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(missing))  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        for name in missing:
+            sys.modules.pop(name, None)
 
 
 def _said(reply: httpx.Response) -> str:
