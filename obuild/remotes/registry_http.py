@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ssl
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from email.utils import parsedate_to_datetime
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
 from obuild.errors import ObuildError, UsageError
+from obuild.host import imports
 from obuild.remotes.docker_config import Credentials
 from obuild.remotes.reference import HUB, HUB_SERVER
 from obuild.remotes.registry_auth import Login, challenge
@@ -73,7 +73,7 @@ class Http:
     ) -> None:
         """With `insecure`, the registry is asked by http. UsageError if httpx or a certificate is missing."""
         try:
-            with _without("httpx._main", "trio", "anyio"):  # what commands and asyncio need
+            with imports.without("httpx._main", "trio", "anyio"):  # what commands and asyncio need
                 import httpcore as httpcore  # httpx imports it late
                 import httpx
         except ImportError:
@@ -237,18 +237,6 @@ class Http:
             429: _KEPT,
         }.get(status, "")
         return Lost(message, hint=_KEPT) if status >= 500 else Refused(message, status, hint=hint)
-
-
-@contextmanager
-def _without(*optional: str) -> Iterator[None]:
-    """In the block, modules that are not imported yet cannot be: a package does without them, and loads sooner."""
-    missing = [name for name in optional if name not in sys.modules]
-    sys.modules.update(dict.fromkeys(missing))  # type: ignore[arg-type]
-    try:
-        yield
-    finally:
-        for name in missing:
-            sys.modules.pop(name, None)
 
 
 def _said(reply: httpx.Response) -> str:

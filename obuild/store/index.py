@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import NamedTuple
 
 from obuild.errors import StoreError, words
-from obuild.host import locks, stamp
+from obuild.host import imports, locks, stamp
 from obuild.host.regular import NotAFile, is_file
 from obuild.plan.keys import LayerId
 from obuild.store import usage
@@ -129,7 +129,8 @@ class Index:
 
     def _lay_out(self) -> None:
         """Create the tables. Rows of another version's database are kept if they have our columns."""
-        import sqlite_utils  # late: slow to import, and needed once in a store's life
+        with imports.without("numpy", "pandas"):  # for types that we do not store
+            import sqlite_utils  # late: slow to import, and needed once in a store's life
 
         database = sqlite_utils.Database(self._db)
         layers = database.table("layers")
