@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, TextIO
 
 from obuild.cli.console import environment, errors
 from obuild.cli.live.look import can_draw, look
-from obuild.cli.live.rows import Row, amount
 
 if TYPE_CHECKING:
     from obuild.cli.live.drawer import Drawer
+    from obuild.cli.live.rows import Row
 
 #: What takes less shows no row, in seconds.
 DELAY = 1.0
@@ -67,6 +67,8 @@ class Bar:
 
     def rows(self, columns: int, lines: int) -> Sequence[Row]:
         """The row. What was there already when it began, as of an upload that goes on, has no part in the rate."""
+        from obuild.cli.live.rows import Row, amount  # late, as above
+
         spent = self._clock() - self._began
         left = self._what
         if self._total and columns >= _NARROW:
