@@ -32,7 +32,8 @@ class Format(NamedTuple):
     """A format of images: what its files end in, what writes one, and what refuses a disk or a guest.
 
     `write` makes the file `out`, which is not there yet. The same disk gives the same bytes. It may fail with an
-    ObuildError or an OSError, and leave a part of the file. `programs` are what it calls besides qemu-img.
+    ObuildError or an OSError, and leave a part of the file. `programs` are what it calls besides qemu-img. If it
+    takes `files_only`, the free space of the disk has no part in it.
     """
 
     suffix: str
@@ -40,6 +41,18 @@ class Format(NamedTuple):
     write: Callable[[Disk, Path], None]
     check: Callable[[int, Card], None] = _anything
     programs: tuple[str, ...] = ()
+    files_only: bool = False
+
+
+def _files(
+    suffix: str,
+    what: str,
+    write: Callable[[Disk, Path], None],
+    check: Callable[[int, Card], None] = files.check,
+    programs: tuple[str, ...] = (),
+) -> Format:
+    """A format with the files of the root file system."""
+    return Format(suffix, what, write, check, programs, files_only=True)
 
 
 FORMATS = {
@@ -55,16 +68,16 @@ FORMATS = {
     "vhd-dynamic": Format("dynamic.vhd", "older Hyper-V, Virtual PC, Xen", vhd.write_dynamic, vhd.check),
     "vhdx": Format("vhdx", "Hyper-V", vhdx.write),
     "vdi": Format("vdi", "VirtualBox", vdi.write),
-    "iso": Format("iso", "a live system for CDs and USB sticks", iso.write, iso.check),
+    "iso": _files("iso", "a live system for CDs and USB sticks", iso.write, iso.check),
     "installer-iso": Format(
         "installer.iso", "writes the disk to that of a machine", installer_iso.write, installer_iso.check
     ),
     "containerdisk": Format("oci", "KubeVirt: a container image, as an OCI image layout", containerdisk.write),
     "oci-archive": Format("oci.tar", "the same in one file", containerdisk.write_archive),
-    "tar": Format("tar", "the files of the root file system", files.write_tar, files.check),
-    "tar.gz": Format("tar.gz", "the files, compressed by gzip", files.write_gz, files.check, ("gzip",)),
-    "tar.xz": Format("tar.xz", "the files, compressed by xz", files.write_xz, files.check, ("xz",)),
-    "tar.zst": Format("tar.zst", "the files, compressed by zstd", files.write_zst, files.check, ("zstd",)),
-    "dir": Format("dir", "the files in a folder; root only", files.write_folder, files.check_root, ("tar",)),
-    "squashfs": Format("squashfs", "the files, compressed", files.write_squashfs, files.check, ("mksquashfs",)),
+    "tar": _files("tar", "the files of the root file system", files.write_tar),
+    "tar.gz": _files("tar.gz", "the files, compressed by gzip", files.write_gz, programs=("gzip",)),
+    "tar.xz": _files("tar.xz", "the files, compressed by xz", files.write_xz, programs=("xz",)),
+    "tar.zst": _files("tar.zst", "the files, compressed by zstd", files.write_zst, programs=("zstd",)),
+    "dir": _files("dir", "the files in a folder; root only", files.write_folder, files.check_root, ("tar",)),
+    "squashfs": _files("squashfs", "the files, compressed", files.write_squashfs, programs=("mksquashfs",)),
 }

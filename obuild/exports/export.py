@@ -33,7 +33,8 @@ class Wanted(NamedTuple):
 
     `card` is that of the layer's base. With `force`, files that are there are replaced. The disk grows to `size`
     bytes if that is not 0, or is made as small as it can be with `shrink`. With `documented`, lists of packages
-    and the provenance are written, too, and with `signer`, a signature of every file.
+    and the provenance are written, too, and with `signer`, a signature of every file; both need `summed`, which
+    writes checksums.
     """
 
     types: Sequence[str]
@@ -46,6 +47,7 @@ class Wanted(NamedTuple):
     shrink: bool = False
     documented: bool = False
     signer: Signer | None = None
+    summed: bool = True
 
 
 #: Hears how many bytes have been read for what is said last, and how many there are.
@@ -124,19 +126,26 @@ def _export(
             resize.shrink(disk.path)
         disk = disk._replace(size=disk.path.stat().st_size)
         failpoints.reach("export.unpacked")
-        cleared = free_space.clear(disk.path)
-        for number, why in cleared.skipped.items():
-            say(f"the free space of partition {number} is not cleared: {why}" if number else f"not cleared: {why}")
-        if cleared.size:
-            say(f"cleared {units.size(cleared.size)} of free space")
+        if not all(FORMATS[type].files_only for type in wanted.types):
+            _clear(disk)
         for type, place in zip(wanted.types, places, strict=True):
             say(f"writing {place}")
             made = work / place.name
             FORMATS[type].write(disk, made)
-            put_in_place(made, place, disk.progress)
+            put_in_place(made, place, disk.progress, summed=wanted.summed)
         beside = papers.write(disk, places) if papers else []
         documents.sign([*places, *beside], wanted.signer, work)
     return list(places)
+
+
+def _clear(disk: Disk) -> None:
+    cleared = free_space.clear(disk.path)
+    for number, why in cleared.skipped.items():
+        disk.say(
+            f"the free space of partition {number} is not cleared: {why}" if number else f"not cleared: {why}"
+        )
+    if cleared.size:
+        disk.say(f"cleared {units.size(cleared.size)} of free space")
 
 
 def _documents(store: Store, id: LayerId, wanted: Wanted, *, cleaned: bool) -> documents.Documents:
@@ -147,13 +156,15 @@ def _documents(store: Store, id: LayerId, wanted: Wanted, *, cleaned: bool) -> d
     return papers
 
 
-def put_in_place(made: Path, place: Path, progress: Progress = _unheard) -> None:
-    """Move a finished image to its place, in the same file system, and note its checksum."""
+def put_in_place(made: Path, place: Path, progress: Progress = _unheard, *, summed: bool = True) -> None:
+    """Move a finished image to its place, in the same file system, and note its checksum if `summed`."""
     digest = None
     if made.is_dir():  # it may have links and devices in it, which are not to be opened
         process.run(["sync", "--file-system", made])
-    else:
+    elif summed:
         digest = _flushed(made, progress)
+    else:
+        fsync(made)
     failpoints.reach("export.made")
     if place.is_dir():  # it cannot be replaced as a whole
         discard(place)
@@ -183,6 +194,10 @@ def _checked(wanted: Wanted) -> list[Path]:
         if type not in FORMATS:
             raise UsageError(f"unknown type {type!r}", hint=nearest(type, FORMATS))
     wanted.options.check(wanted.types)
+    if not wanted.summed and (wanted.documented or wanted.signer):
+        needs = "a signature" if wanted.signer else "the provenance"
+        hint = "--no-sbom writes none" if not wanted.signer else ""
+        raise UsageError(f"--no-checksums: {needs} is about checksums", hint=hint)
     if not STEM.fullmatch(wanted.stem):
         hint = "letters, digits and . _ + - only: --name and --version choose it"
         raise UsageError(f"{wanted.stem!r} cannot be the name of an image", hint=hint)

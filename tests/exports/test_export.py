@@ -159,6 +159,24 @@ def test_what_was_deleted_in_the_guest_is_not_in_the_image(store: Store, disk: P
     assert len(kept) == 300_000
 
 
+def test_files_alone_need_no_free_space_cleared(store: Store, tmp_path: Path) -> None:
+    said: list[str] = []
+    (tar,) = export(store, ID, wanted(tmp_path / "out", "tar"), say=said.append)
+    assert SECRET not in tar.read_bytes()
+    assert not any(line.startswith("cleared") for line in said)
+
+
+def test_no_checksum_is_written_without_leave(store: Store, tmp_path: Path) -> None:
+    plain = wanted(tmp_path / "out", "raw")
+    export(store, ID, plain, say=silent)
+    sums = tmp_path / "out/SHA256SUMS"
+    assert sums.read_text().endswith("  pg-1.raw\n")
+    with pytest.raises(UsageError, match="--no-checksums: the provenance is about checksums"):
+        export(store, ID, plain._replace(summed=False, documented=True, force=True), say=silent)
+    export(store, ID, plain._replace(summed=False, force=True), say=silent)
+    assert sums.read_text() == ""  # that of the image before is gone
+
+
 def test_free_space_that_cannot_be_cleared_is_named(tmp_path: Path) -> None:
     other = tmp_path / "disk.raw"
     other.write_bytes(bytes(4 << 20))

@@ -89,6 +89,13 @@ def export_layer(
             "--sbom/--no-sbom", help="Write NAME.cdx.json, NAME.spdx.json and NAME.provenance.json, too."
         ),
     ] = True,
+    checksums: Annotated[
+        bool,
+        typer.Option(
+            "--checksums/--no-checksums",
+            help="Write SHA256SUMS. To read a large empty disk for that takes longer than to write it.",
+        ),
+    ] = True,
     sign: Annotated[
         Path | None,
         typer.Option(metavar="KEY", help="Sign every file with this private key, as cosign does: FILE.sig."),
@@ -120,7 +127,7 @@ def export_layer(
         card = replace(card, memory=parse_bytes("--memory", memory))
     options = Options(compression, cpus, persist, disk, unattended, labels(label))
     wanted = Wanted(types, out, stem, card, options, force, parse_bytes("--size", size) if size else 0, shrink)
-    wanted = wanted._replace(documented=sbom, signer=signer)
+    wanted = wanted._replace(documented=sbom, signer=signer, summed=checksums)
     if sysprep is None and (keep_user or dry_run):
         raise UsageError(f"--{'keep-user' if keep_user else 'dry-run'} needs --sysprep")
     with Bar("exporting") as bar:
