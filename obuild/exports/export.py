@@ -208,7 +208,6 @@ def _checked(wanted: Wanted) -> list[Path]:
     resizing = resize.PROGRAMS if wanted.size or wanted.shrink else ()
     for program in (
         *resizing,
-        *free_space.PROGRAMS,
         *(each for type in wanted.types for each in FORMATS[type].programs),
     ):
         process.require(program)

@@ -7,17 +7,14 @@ Only ext2, ext3 and ext4 are known. Names of deleted files may stay in folders a
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from obuild.bases.scratch import ext4
+from obuild.errors import ObuildError
 from obuild.host import sparse
 from obuild.host.blocks import raw_file
 from obuild.host.partitions import kind, partitions
-
-PROGRAMS = ("dumpe2fs",)
+from obuild.host.trees import ext_free
 
 _CHUNK = 1 << 20
 
@@ -32,27 +29,18 @@ class Cleared(NamedTuple):
 def clear(disk: Path) -> Cleared:
     """Write zeros over all free blocks of the raw disk that are not holes."""
     size, skipped = 0, {}
-    with raw_file(disk) as blocks:
-        found = [(part, kind(blocks, part.start)) for part in partitions(blocks)]
-    with disk.open("r+b") as file:
-        for (number, start, *_), its_kind in found:
-            if its_kind != "ext":
+    with raw_file(disk) as blocks, disk.open("r+b") as file:
+        for number, start, *_ in partitions(blocks):
+            if kind(blocks, start) != "ext":
                 skipped[number] = "its file system is not ext2, ext3 or ext4"
                 continue
-            told = ext4.dumpe2fs(disk, start)
-            if "needs_recovery" in told.partition("\n\n")[0]:
-                skipped[number] = "its file system was not unmounted"
+            try:
+                free = list(ext_free.free(blocks, start))
+            except ObuildError as error:
+                skipped[number] = error.message
                 continue
-            size += sum(_zero(file, at, length) for at, length in _free(told, start))
+            size += sum(_zero(file, at, length) for at, length in free)
     return Cleared(size, skipped)
-
-
-def _free(told: str, start: int) -> Iterator[tuple[int, int]]:
-    """The free runs of blocks on the disk, as offset and length in bytes."""
-    found = re.search(r"^Block size:\s+([0-9]+)$", told, re.MULTILINE)
-    block = int(found[1]) if found else 4096
-    for first, last in ext4.free(told, "blocks"):
-        yield start + first * block, (last - first + 1) * block
 
 
 def _zero(file: BinaryIO, at: int, length: int) -> int:

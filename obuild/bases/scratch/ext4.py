@@ -7,9 +7,7 @@ is set afterwards with debugfs, which needs no mount: https://man7.org/linux/man
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
 from uuid import UUID
 
 from obuild.errors import ObuildError
@@ -81,25 +79,16 @@ def key_block(disk: Path, path: str, *, start: int) -> int:
     return start + int(told[0]) * KEY_BLOCK
 
 
-def dumpe2fs(disk: Path, start: int) -> str:
-    """What dumpe2fs says of the file system at `start` on a raw disk. ProcessError if there is none."""
-    # In the folder of the disk: after a question mark in a path, e2fsprogs reads options.
-    told = process.run(["dumpe2fs", f"{disk.name}?offset={start}"], env={"LC_ALL": "C"}, cwd=disk.parent)
-    return told.decode(errors="replace")
-
-
-def free(told: str, what: Literal["blocks", "inodes"]) -> Iterator[tuple[int, int]]:
-    """The free runs, first and last, in what dumpe2fs says."""
-    for runs in re.findall(rf"^  Free {what}: (.*)$", told, re.MULTILINE):
-        for first, last in re.findall(r"([0-9]+)(?:-([0-9]+))?", runs):
-            yield int(first), int(last or first)
-
-
 def _inodes(disk: Path, start: int) -> list[int]:
     """The inodes that are in use, from the lists of those that are free."""
-    told = dumpe2fs(disk, start)
+    # In the folder of the disk: after a question mark in a path, e2fsprogs reads options.
+    argv = ["dumpe2fs", f"{disk.name}?offset={start}"]
+    told = process.run(argv, env={"LC_ALL": "C"}, cwd=disk.parent).decode(errors="replace")
     total = re.search(r"^Inode count:\s+([0-9]+)$", told, re.MULTILINE)
     if total is None:
         raise ObuildError("dumpe2fs does not say how many inodes the new file system has")
-    unused = {inode for first, last in free(told, "inodes") for inode in range(first, last + 1)}
+    unused: set[int] = set()
+    for runs in re.findall(r"^  Free inodes: (.*)$", told, re.MULTILINE):
+        for first, last in re.findall(r"([0-9]+)(?:-([0-9]+))?", runs):
+            unused.update(range(int(first), int(last or first) + 1))
     return [inode for inode in range(1, int(total[1]) + 1) if inode not in unused]

@@ -28,7 +28,7 @@ _UNKNOWN = {
     0x10000: "encrypt",
 }
 _KNOWN = 0x2 | 0x40 | 0x80 | 0x100 | 0x200 | 0x400 | 0x2000 | 0x4000 | 0x20000
-RECOVER, _64BIT = 0x4, 0x80
+RECOVER, WIDE = 0x4, 0x80
 
 _ROOT = 2
 _EXTENTS_FLAG = 0x80000
@@ -70,7 +70,7 @@ class Ext:
         (first,) = struct.unpack_from("<I", head, 20)
         self._table = (first + 1) * self._block
         self._inode_size = struct.unpack_from("<H", head, 88)[0] if head[76] else 128
-        self._descriptor = struct.unpack_from("<H", head, 254)[0] if incompatible & _64BIT else 32
+        self._descriptor = struct.unpack_from("<H", head, 254)[0] if incompatible & WIDE else 32
         (self._inodes,) = struct.unpack_from("<I", head, 0)
         self._piece = lru_cache(maxsize=256)(self._read_piece)
 
