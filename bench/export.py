@@ -4,9 +4,10 @@ Run it on a quiet machine:  .venv/bin/python -m bench.export [--runs N] [--store
 
 Without a store, it exports the first layer of `debian-12`. For each type, obuild and the plain tool take turns. It
 prints ratios of medians, of the time that passed and of the time on CPUs (which says more on a busy machine), and
-fails if one is over its target. obuild also clears free space, and writes checksums and documents; the plain tools
-do not, so `raw` is measured without checksums, and `raw+sum` against qemu-img and sha256sum. An ISO image is
-compared with mksquashfs of the same files, and what pushing adds to exporting a container disk with `skopeo copy`.
+fails if one is over its target. obuild also clears free space, flushes what it writes to the disk, and writes
+checksums and documents. qemu-img does none of that: sync(1) follows it, `raw` is measured without checksums, and
+`raw+sum` against qemu-img and sha256sum. An ISO image is compared with mksquashfs of the same files, and what
+pushing adds to exporting a container disk with `skopeo copy`.
 """
 
 from __future__ import annotations
@@ -99,12 +100,17 @@ def compare(case: Case, store: Store, layer: LayerId, runs: int) -> float:
     image = store.layer(layer).image
     for _ in range(runs):
         with tempfile.TemporaryDirectory(dir=store.root.parent) as folder:
-            took = spent(case.tool(image, Path(folder) / "plain"))
-            summed = spent(["sha256sum", Path(folder) / "plain"]) if case.summed else Spent(0, 0, 0)
-            plain.append(Spent(took.wall + summed.wall, took.cpu + summed.cpu, took.memory))
+            made = Path(folder) / "plain"
+            steps: list[list[str | Path]] = [
+                case.tool(image, made),
+                ["sync", made],
+                *([["sha256sum", made]] if case.summed else []),
+            ]
+            took = [spent(step) for step in steps]
+            plain.append(Spent(sum(each.wall for each in took), sum(each.cpu for each in took), took[0].memory))
         with tempfile.TemporaryDirectory(dir=store.root.parent) as folder:
             ours.append(export(store, layer, case.type, Path(folder), *case.options))
-    tool = "qemu-img and sha256sum" if case.summed else "qemu-img"
+    tool = f"qemu-img, sync{', sha256sum' if case.summed else ''}"
     return told(case.type, ours, tool, plain, case.target)
 
 
