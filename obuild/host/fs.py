@@ -60,6 +60,24 @@ def fsync(path: Path) -> None:
         os.close(fd)
 
 
+@contextmanager
+def flushing(folder: Path) -> Iterator[None]:
+    """Flush the file system that a folder is in during the block. Its errors are for who completes it to find."""
+    import ctypes  # late, as the threads: for native steps only
+    from threading import Thread
+
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        thread = Thread(target=ctypes.CDLL(None).syncfs, args=(fd,), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            thread.join()
+    finally:
+        os.close(fd)
+
+
 def touch(path: Path) -> None:
     """Set the times of a file or folder to now, its last use. If another user owns it, they stay."""
     with suppress(PermissionError):

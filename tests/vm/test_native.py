@@ -81,6 +81,16 @@ def test_what_a_step_is_not_allowed_to_do(run: Callable[..., str]) -> None:
     assert "\ndid" not in run(shell(f"{text}; echo tried")).replace("echo did", "")
 
 
+def test_only_the_end_of_a_step_flushes_its_disk(run: Callable[..., str]) -> None:
+    # The kernel refuses to flush /dev/null; the file arrives all the same.
+    out = run(
+        shell("sync; echo here >/flushed; dd if=/flushed of=/dev/null conv=fsync 2>/dev/null && echo no flush"),
+        shell("cat /flushed"),
+    )
+    assert out.count("\nno flush\n") == 1
+    assert "\nhere\n" in out
+
+
 def test_links_of_the_guest_lead_nowhere_on_the_host(run: Callable[..., str], tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()

@@ -1,6 +1,6 @@
-"""The system calls that a step must not make: those that docker's default profile blocks, as in its manual.
+"""The system calls that a step must not make, and those that do nothing in a step.
 
-https://docs.docker.com/engine/security/seccomp/
+What is blocked is what docker's default profile blocks: https://docs.docker.com/engine/security/seccomp/
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ BLOCKED = (
     *("userfaultfd", "ustat", "vm86", "vm86old"),
 )
 
+#: What flushes files to the disk: that is done once for the whole step, and its disk is thrown away if it fails.
+FLUSHING = ("fdatasync", "fsync", "msync", "sync", "sync_file_range", "syncfs")
+
 #: The flags of clone(2) for new namespaces: cgroup, ipc, mount, net, pid, user, uts.
 _NAMESPACES = (0x02000000, 0x08000000, 0x00020000, 0x40000000, 0x20000000, 0x10000000, 0x04000000)
 
@@ -29,7 +32,7 @@ _ARCHES = {
     "s390x": ["SCMP_ARCH_S390X", "SCMP_ARCH_S390"],
 }
 
-_EPERM, _ENOSYS = 1, 38
+_SUCCESS, _EPERM, _ENOSYS = 0, 1, 38
 
 
 def profile() -> dict[str, object]:
@@ -41,6 +44,7 @@ def profile() -> dict[str, object]:
         "architectures": _ARCHES.get(machine, []),
         "syscalls": [
             _refuse(BLOCKED, _EPERM),
+            _refuse(FLUSHING, _SUCCESS),
             # Its flags are in memory, where no filter can look: programs fall back to clone.
             _refuse(("clone3",), _ENOSYS),
             *(

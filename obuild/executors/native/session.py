@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from obuild.executors.native.volumes import Volumes
 from obuild.executors.protocol import Outcome
 from obuild.guests import linux
 from obuild.host import failpoints
+from obuild.host.fs import flushing
 from obuild.plan.steps import Command, Extract, Graft, Transfer
 
 #: Programs that talk to systemd do what they can without it, and do not fail.
@@ -51,7 +52,10 @@ class Session:
             with self.tell.phase("running", "host" if command.network else ""):
                 line = self.line.mounting((*mounts, *hidden))
                 status = line.run(linux.root_shell("root"), partial(self._script, command), output)
-            return Outcome(status, pack())
+            root = self.places.host("/")
+            # To pack caches takes a while, and leaves the disk alone.
+            with flushing(root) if root and command.caches else nullcontext():
+                return Outcome(status, pack())
 
     def interact(self, command: Command) -> int:
         """Open a shell at our own terminal, where the command would run. Return its exit status."""
