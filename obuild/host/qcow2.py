@@ -35,11 +35,19 @@ class Writer:
     """A new image at `path`: where each byte of `data` goes is settled, and `write` puts it there."""
 
     def __init__(
-        self, path: Path, size: int, data: Iterable[Extent], zeros: Iterable[Extent] = (), *, backing: str = ""
+        self,
+        path: Path,
+        size: int,
+        data: Iterable[Extent],
+        zeros: Iterable[Extent] = (),
+        *,
+        backing: str = "",
+        go_on: bool = False,
     ) -> None:
         """`data` and `zeros` are in whole blocks, except at the end of the disk, and do not overlap.
 
         `backing` is written as given, relative to the folder of `path`. Without it, what is not data is zeros.
+        To `go_on`, the file may be there: what another writer of the same data has written is kept.
         """
         self._bits: dict[int, int] = {}  # by number of the cluster: 32 bits for data, and 32 for zeros
         for extents, shift in ((data, 0), (zeros, 32)):
@@ -49,9 +57,13 @@ class Writer:
         filled = sorted(cluster for cluster, bits in self._bits.items() if bits & 0xFFFFFFFF)
         self._first = self._head_clusters(size, len(filled))
         self._place = {cluster: self._first + number for number, cluster in enumerate(filled)}
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        new = os.O_NOFOLLOW if go_on else os.O_EXCL
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | new, 0o644)
         try:
-            os.truncate(self._file, (self._first + len(filled)) * CLUSTER)
+            length = (self._first + len(filled)) * CLUSTER
+            if os.fstat(self._file).st_size != length:  # that of other data
+                os.truncate(self._file, 0)
+            os.truncate(self._file, length)
             self._write_head(size, backing.encode("utf-8", "surrogateescape"))
         except BaseException:
             os.close(self._file)
@@ -67,14 +79,25 @@ class Writer:
         """Write to the disk, inside of what was announced as data."""
         done = 0
         while done < len(content):
-            cluster, inside = divmod(offset + done, CLUSTER)
-            length = min(CLUSTER - inside, len(content) - done)
-            # Neighbours on the disk are mostly neighbours in the file, too.
-            while done + length < len(content) and self._follows(cluster, inside + length):
-                length += min(CLUSTER, len(content) - done - length)
-            at = self._place[cluster] * CLUSTER + inside
-            written = os.pwrite(self._file, content[done : done + length], at)
-            done += written
+            at, length = self._run(offset + done, len(content) - done)
+            done += os.pwrite(self._file, content[done : done + length], at)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Read from the disk, inside of what was announced as data."""
+        pieces: list[bytes] = []
+        while length:
+            pieces.append(os.pread(self._file, *reversed(self._run(offset, length))))
+            offset, length = offset + len(pieces[-1]), length - len(pieces[-1])
+        return b"".join(pieces)
+
+    def _run(self, offset: int, most: int) -> tuple[int, int]:
+        """Where a byte of the disk is in the file, and how many bytes from there on follow each other in both."""
+        cluster, inside = divmod(offset, CLUSTER)
+        length = min(CLUSTER - inside, most)
+        # Neighbours on the disk are mostly neighbours in the file, too.
+        while length < most and self._follows(cluster, inside + length):
+            length += min(CLUSTER, most - length)
+        return self._place[cluster] * CLUSTER + inside, length
 
     def _follows(self, cluster: int, length: int) -> bool:
         """Whether what comes after `length` bytes, from the beginning of a cluster, is next in the file, too."""

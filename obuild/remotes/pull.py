@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 from obuild.errors import ObuildError, StoreError, UsageError
@@ -17,6 +18,7 @@ from obuild.plan.keys import LayerId
 from obuild.remotes import content, manifests, pieces
 from obuild.remotes.layer import Blob, Config, Manifest, content_of, read_config
 from obuild.remotes.manifests import Found, damaged
+from obuild.remotes.oci import digest_of
 from obuild.remotes.protocol import IN_MEMORY, WORKERS, Progress, Remote, Unusable
 from obuild.remotes.slices import SLICE, Slice
 from obuild.store.index import Index
@@ -109,15 +111,35 @@ def fetch(
             f"layer {found.id[:12]} in {remote.name} was built on another build of {parent} than is in the store",
             hint=f"`obuild rm {parent}` and try again: then that is fetched, too",
         )
-    with store.draft(config) as draft:
+    with store.draft(config) as draft, _unfinished(store, config) as image:
         try:
-            _fill(remote, found.manifest, config, draft, own_keys, progress)
+            _fill(remote, found.manifest, config, draft, image, own_keys, progress)
         except ValueError as error:
             raise damaged(remote, found.id, error) from error
         failpoints.reach("pull.filled")
+        image.rename(draft.image)
     content.remember(store, found.id, told)
     with Index(store) as index:
         index.add(config.id, config.parent, config.op, config.created, config.seconds)
+
+
+@contextmanager
+def _unfinished(store: Store, config: Config) -> Iterator[Path]:
+    """Where the image of a layer is written: what an interrupted try has fetched is there, for the next to go on.
+
+    It is removed if the disk is full, or if there is little to go on with.
+    """
+    name = f"layer-{config.id}"
+    with store.downloads.lock(name):
+        image = store.downloads.begin(name)
+        try:
+            yield image
+        except OSError:
+            image.unlink(missing_ok=True)
+            raise
+        finally:
+            if len(config.slices) < 2:
+                image.unlink(missing_ok=True)
 
 
 def read_file(remote: Remote, found: Found, config: Config, name: str) -> Iterator[bytes]:
@@ -136,9 +158,18 @@ def _file(remote: Remote, manifest: Manifest, config: Config, name: str) -> Iter
 
 
 def _fill(
-    remote: Remote, manifest: Manifest, config: Config, draft: Draft, own_keys: OwnKeys, progress: Progress
+    remote: Remote,
+    manifest: Manifest,
+    config: Config,
+    draft: Draft,
+    place: Path,
+    own_keys: OwnKeys,
+    progress: Progress,
 ) -> None:
-    """Write all files of a draft. ValueError if something has the wrong digest or size."""
+    """Write all files of a draft, and its image to `place`, where a part of it may be.
+
+    ValueError if something has the wrong digest or size.
+    """
     jobs = list(_jobs(manifest, config))
     total, count = sum(job.length for job in jobs), 0
     with ExitStack() as stack:
@@ -149,9 +180,13 @@ def _fill(
         blocks = () if config.parent else _key_blocks(remote, manifest, config, own_keys)
         data = [*_extents(config.slices, "data"), *((offset, len(block)) for offset, block in blocks)]
         zeros = _extents(config.slices, "zeros") if config.parent else ()
-        image = stack.enter_context(Writer(draft.image, config.size, data, zeros, backing=draft.below))
+        begun = place.exists()
+        writer = Writer(place, config.size, data, zeros, backing=draft.below, go_on=True)
+        image = stack.enter_context(writer)
 
         def take(job: _Job) -> int:
+            if begun and job.piece and _has(image, job.piece):
+                return job.length
             content = pieces.get(remote, job.blob, job.digest, job.length)
             if job.piece is None:
                 _write(files[job.file].fileno(), content, job.number * SLICE)
@@ -168,6 +203,14 @@ def _fill(
             progress(count, total)
         for offset, block in blocks:
             image.write(offset, block)
+
+
+def _has(image: Writer, piece: Slice) -> bool:
+    """Whether an image has a slice already. It may hold anything: only the digest counts."""
+    return (
+        digest_of(b"".join(image.read(piece.offset + start, length) for start, length in piece.data))
+        == piece.digest
+    )
 
 
 def _jobs(manifest: Manifest, config: Config) -> Iterator[_Job]:

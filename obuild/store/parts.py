@@ -54,8 +54,8 @@ UPLOAD = re.compile(rf"{keys.SHA256}|\.{keys.SHA256}\..+", re.DOTALL)
 #: A tag, in tags/, with %2F for a slash; or one that is being written.
 TAG = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._:-]|%2F)*")
 NEW_TAG = re.compile(r"\.[A-Za-z0-9](?:[A-Za-z0-9._:-]|%2F)*\.[A-Za-z0-9_]+")
-#: A download, in downloads/: named by its digest; or an unfinished one, which may be named by its URL.
-DOWNLOAD = re.compile(r"(?:sha256-[0-9a-f]{64}|sha512-[0-9a-f]{128})(?:\.part)?|url-[0-9a-f]{64}\.part")
+#: A download, in downloads/: named by its digest; or an unfinished one, also named by its URL or its layer.
+DOWNLOAD = re.compile(r"(?:sha256-[0-9a-f]{64}|sha512-[0-9a-f]{128})(?:\.part)?|(?:url|layer)-[0-9a-f]{64}\.part")
 
 #: The path of the image in the folder of a layer or a draft.
 IMAGE = "rootfs/image.qcow2"

@@ -55,6 +55,20 @@ def test_a_long_write_crosses_clusters(tmp_path: Path) -> None:
     compared(tmp_path / "image.qcow2", holes + expected + 4 * holes, tmp_path)
 
 
+def test_a_writer_goes_on_where_another_has_stopped(tmp_path: Path) -> None:
+    expected = random.Random(1).randbytes(4 * CLUSTER)
+    path, size, data = tmp_path / "image.qcow2", 9 * CLUSTER, [(CLUSTER, 4 * CLUSTER), (7 * CLUSTER, CLUSTER)]
+    with Writer(path, size, data, backing="gone.qcow2") as image:
+        image.write(CLUSTER + 100, expected[100:])
+    with Writer(path, size, data, go_on=True) as image:
+        assert image.read(CLUSTER, 4 * CLUSTER) == bytes(100) + expected[100:]
+        image.write(CLUSTER, expected[:100])
+    compared(path, bytes(CLUSTER) + expected + bytes(4 * CLUSTER), tmp_path)
+    with Writer(path, size, [(0, CLUSTER)], go_on=True) as image:  # that of other data holds nothing
+        assert image.read(0, CLUSTER) == bytes(CLUSTER)
+    compared(path, bytes(size), tmp_path)
+
+
 def test_an_image_without_data_is_all_zeros(tmp_path: Path) -> None:
     with Writer(tmp_path / "image.qcow2", 3 * CLUSTER + 512, []):
         pass

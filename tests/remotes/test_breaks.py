@@ -19,6 +19,7 @@ from obuild.plan import keys
 from obuild.plan.keys import LayerId
 from obuild.remotes import manifests, pull, push, registry_http
 from obuild.remotes.all import Access, open_remote
+from obuild.remotes.layer import Blob
 from obuild.remotes.protocol import Remote
 from obuild.spec import UnixUser
 from obuild.store import fsck
@@ -96,6 +97,39 @@ def test_a_killed_pull_goes_on(source: tuple[Store, LayerId], tmp_path: Path, po
     assert [each for each in found if not each.endswith(".lock")] == [], "the lock of a killed process is rubbish"
     seen = [images.visible(Store(root).layer(id).image, tmp_path) for root in (store.root, other)]
     assert seen[0] == seen[1]
+
+
+class Cut(Watched):
+    """A remote that goes away when `left` blobs have been read."""
+
+    left = 6
+
+    def get(self, blob: Blob) -> bytes:
+        if len(self.read) >= self.left:
+            raise ObuildError("the cable was cut")
+        return super().get(blob)
+
+
+@pytest.mark.parametrize("spoilt", [False, True])
+def test_a_pull_that_is_cut_off_fetches_no_slice_twice(tmp_path: Path, *, spoilt: bool) -> None:
+    store, other = Store.open(tmp_path / "store"), Store.open(tmp_path / "other")
+    id = images.make(store, images.Plain(keys.of_base("1" * 64)), random.Random(3), size=80 << 20)
+    with opened(f"dir:{tmp_path / 'remote'}") as remote:
+        (pushed,) = push.push(store, id, remote)
+        cut, rest = Cut(remote), Watched(remote)
+        with pytest.raises(ObuildError, match="the cable was cut"):
+            fetch(other, cut, id)
+        (part,) = (other.root / "downloads").iterdir()
+        assert list(fsck.check(other, read_data=True)) == []
+        if spoilt:
+            part.write_bytes(random.Random(4).randbytes(part.stat().st_size))
+        fetch(other, rest, id)
+    slices = {each.digest for each in pushed.manifest.blobs[1:]}  # after the log
+    first, second = (slices & {each.digest for each in remote.read} for remote in (cut, rest))
+    assert first
+    assert second == (slices if spoilt else slices - first)
+    assert images.visible(store.layer(id).image, tmp_path) == images.visible(other.layer(id).image, tmp_path)
+    assert list((other.root / "downloads").iterdir()) == []
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
