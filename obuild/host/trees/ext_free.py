@@ -40,7 +40,7 @@ class _FileSystem:
 
     def __init__(self, disk: Blocks, start: int) -> None:
         head = disk.read(start + SUPERBLOCK, 1024)
-        self.inodes, low = struct.unpack_from("<II", head, 0)
+        (low,) = struct.unpack_from("<I", head, 4)
         self.first, log_block = struct.unpack_from("<II", head, 20)
         self.per_group, _, inodes_per_group = struct.unpack_from("<III", head, 32)
         revision, _, _, inode_size = struct.unpack_from("<IIIH", head, 76)
