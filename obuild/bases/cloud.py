@@ -14,6 +14,7 @@ from obuild.bases import (
     cloud_verdict,
     disk_layout,
     first_boot,
+    key_slot,
     remote,
     seed,
     unattended,
@@ -129,8 +130,9 @@ def make(recipe: Recipe, out: Path, making: Making) -> Card:
         qemu_img.create_grown(disk, source, size=recipe.size)
         (medium,) = seeds(recipe, making.public_key, work)
         _boot(recipe, disk, medium, making)
+        card = key_slot.clear(recipe.name, disk, recipe.card, making)
         unattended.pack(recipe.name, disk, out, making)
-    return recipe.card
+    return card
 
 
 def seed_files(recipe: Recipe, public_key: str) -> dict[str, bytes]:

@@ -14,6 +14,8 @@ import shlex
 from dataclasses import dataclass
 from typing import Any
 
+from obuild.host.qemu_img import KEY_BLOCK
+
 #: The name of the port in the guest.
 PORT = "org.obuild.verdict"
 
@@ -29,9 +31,13 @@ owner=${{entry%%[[:space:]]*}}
 home=${{entry#*[[:space:]]}}
 if [ -n "$entry" ]; then
     mkdir -p "$home/.ssh"
-    grep -qsxF "$key" "$home/.ssh/authorized_keys" || echo "$key" >>"$home/.ssh/authorized_keys"
+    keys=$home/.ssh/authorized_keys
+    others=$(grep -sv '^$' "$keys" | grep -vxF "$key")
+    printf '%s\\n' ${{others:+"$others"}} "$key" >"$keys"
+    left=$(({block} - $(wc -c <"$keys")))  # see key_slot.py
+    [ $left -lt 0 ] || head -c $left /dev/zero | tr '\\0' '\\n' >>"$keys"
     chmod 700 "$home/.ssh"
-    chmod 600 "$home/.ssh/authorized_keys"
+    chmod 600 "$keys"
     chown -R "$owner" "$home/.ssh"
     command -v restorecon >/dev/null && restorecon -R "$home/.ssh"
 fi
@@ -106,7 +112,7 @@ _BOUNDARY = "==obuild=="
 def vendor_data(login: str, public_key: str) -> str:
     """Return our part of the seed, a multipart message. It authorizes the key for `login` and checks that user."""
     script = _SCRIPT.format(
-        login=shlex.quote(login), key=shlex.quote(public_key.strip()), port=PORT, output=_OUTPUT
+        login=shlex.quote(login), key=shlex.quote(public_key.strip()), block=KEY_BLOCK, port=PORT, output=_OUTPUT
     )
     parts = [("cloud-config", _CONFIG), ("cloud-boothook", _BOOTHOOK.format(script=script))]
     lines = [f'Content-Type: multipart/mixed; boundary="{_BOUNDARY}"', "MIME-Version: 1.0", ""]

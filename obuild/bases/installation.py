@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from obuild.bases import disk_layout, media, unattended
+from obuild.bases import disk_layout, key_slot, media, unattended
 from obuild.bases.kind import Making, Recipe
 from obuild.bases.unattended import Ends, Verdict
 from obuild.errors import MachineError
@@ -14,7 +14,7 @@ from obuild.executors.qemu.arches import ARCHES
 from obuild.executors.qemu.devices import Bus
 from obuild.executors.qemu.machine import Machine
 from obuild.executors.qemu.shape import Kernel, Nvram, Shape
-from obuild.guests.profile import NVRAM
+from obuild.guests.profile import NVRAM, Card
 from obuild.host import qemu_img
 
 #: How long the installed system may take to answer SSH, in seconds. The first boot is slow.
@@ -37,8 +37,10 @@ def install(
     press: int = 0,
     tpm: bool = False,
     verify: bool = True,
-) -> None:
+) -> Card:
     """Run an installer from the media `read`, or from `kernel`, and make the image at `out` from its disk.
+
+    Returns the card of the image.
 
     UEFI's variables are laid beside `out`. With `tpm`, the machine has a TPM, whose content is not kept. With
     `verify`, the installed system must answer SSH. For the other options, see `unattended.run`. MachineError or
@@ -68,7 +70,9 @@ def install(
         _prove_ssh(recipe.name, proof, disk, making, login=recipe.card.login)
     if shape.nvram:
         shape.nvram.file.replace(out.with_suffix(NVRAM))
+    card = key_slot.clear(recipe.name, disk, recipe.card, making)
     unattended.pack(recipe.name, disk, out, making)
+    return card
 
 
 def _new_nvram(shape: Shape, work: Path) -> Nvram | None:

@@ -106,7 +106,7 @@ def make(recipe: Recipe, out: Path, making: Making) -> Card:
     with work_folder.folder_in(out.parent) as work:
         kernel, read = gather(options, making, work)
         making.say(f"{recipe.name}: installing; this needs no input")
-        installation.install(
+        return installation.install(
             recipe,
             out,
             making,
@@ -119,7 +119,6 @@ def make(recipe: Recipe, out: Path, making: Making) -> Card:
             verify=options.verify == "ssh",
             judge=lambda running, problem: judge(problem),
         )
-    return recipe.card
 
 
 def gather(options: Options, making: Making, work: Path) -> tuple[Kernel | None, list[tuple[Path, Bus]]]:

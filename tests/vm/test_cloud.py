@@ -78,8 +78,13 @@ def test_a_cloud_image_becomes_a_base(
     ]
     # The store's key logs us in, the seed is gone, cloud-init is off, and the disk has grown.
     look = "cat /root/made /sys/block/vda/size; test ! -e /dev/vdb; test -e /etc/cloud/cloud-init.disabled"
-    built = program.build(spec(f'((from mine) (run (shell "{look}")))'), source, "--vm", "boot").stdout
+    step, remote = f'(run (shell "{look}"))', f"dir:{tmp_path / 'remote'}"
+    built = program.build(spec(f"((from mine) {step})"), source, "--vm", "boot", "--remote", remote).stdout
     assert "mine\n2097152\n" in built
+    # Another store needs neither the image nor the key of this one.
+    other = Program(tmp_path / "other")
+    text = f'((from mine) {step} (run (shell "cat /root/.ssh/authorized_keys | grep -c .")))'
+    assert "\n1\n" in other.build(spec(text), source, "--vm", "boot", "--remote", remote).stdout
     assert "exists already, and its recipe has not changed" in program("base", "make", mine, "--if-changed").stdout
     mine.write_text(mine.read_text().replace("echo second", "echo third"))
     assert "stale" in program("base", "ls").stdout
