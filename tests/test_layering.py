@@ -155,7 +155,7 @@ DRAWING = {"cli.live.drawer", "cli.live.view", "cli.plain"}
         (
             "concurrent",
             {
-                *("builder.scheduler", "builder.sharing", "exports.export"),
+                *("builder.scheduler", "builder.sharing"),
                 *("host.parallel", "builder.farm.link", "builder.farm.service"),
             },
         ),

@@ -19,7 +19,7 @@ from obuild.exports.all import FORMATS
 from obuild.exports.disk import Disk, Options
 from obuild.exports.signing import Signer
 from obuild.guests.profile import Card
-from obuild.host import failpoints, process, qemu_img, resize, sparse, units
+from obuild.host import failpoints, parallel, process, qemu_img, resize, sparse, units
 from obuild.host.fs import discard, fsync
 from obuild.plan.keys import LayerId
 from obuild.store.layers import Layer, Store
@@ -176,11 +176,8 @@ def put_in_place(made: Path, place: Path, progress: Progress = _unheard, *, summ
 
 def _flushed(made: Path, progress: Progress) -> str:
     """Flush a file to the disk; returns its sha256, in hex, which is computed at the same time."""
-    from concurrent.futures import ThreadPoolExecutor  # late: for an export only
-
     size = made.stat().st_size
-    with ThreadPoolExecutor(1) as other:
-        flushed = other.submit(fsync, made)
+    with parallel.meanwhile(fsync, made) as flushed:
         digest = sparse.sha256(made, lambda done: progress(done, size))
         flushed.result()
     return digest

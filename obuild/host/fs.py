@@ -63,17 +63,14 @@ def fsync(path: Path) -> None:
 @contextmanager
 def flushing(folder: Path) -> Iterator[None]:
     """Flush the file system that a folder is in during the block. Its errors are for who completes it to find."""
-    import ctypes  # late, as the threads: for native steps only
-    from threading import Thread
+    import ctypes  # late, as the other thread: for native steps only
+
+    from obuild.host.parallel import meanwhile
 
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        thread = Thread(target=ctypes.CDLL(None).syncfs, args=(fd,), daemon=True)
-        thread.start()
-        try:
+        with meanwhile(ctypes.CDLL(None).syncfs, fd):
             yield
-        finally:
-            thread.join()
     finally:
         os.close(fd)
 

@@ -5,10 +5,19 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import TypeVar
+from contextlib import contextmanager
+from typing import ParamSpec, TypeVar
 
+P = ParamSpec("P")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+@contextmanager
+def meanwhile(function: Callable[P, Result], *args: P.args, **kwargs: P.kwargs) -> Iterator[Future[Result]]:
+    """Call a function in a thread during the block, whose end waits for it. The future has its result or error."""
+    with ThreadPoolExecutor(1) as pool:
+        yield pool.submit(function, *args, **kwargs)
 
 
 def each(
