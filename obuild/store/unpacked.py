@@ -116,7 +116,8 @@ def look(tree: Path) -> State | None:
     """The state of a tree that nobody changes now; None if it is too deep to look at.
 
     A change also changes the time of a file's inode, which no guest can set. The kernel counts it in steps of up
-    to 10 ms, and starting a container takes longer.
+    to 10 ms, and starting a container takes longer. That of a folder does not count: apt sets the owners of its
+    folders each time, and what an archive has of a folder is its names, mode, owner and time.
     """
     digest = hashlib.sha256()
     size = 0
@@ -129,11 +130,12 @@ def look(tree: Path) -> State | None:
             with os.scandir(folders.pop()) as entries:
                 for entry in entries:
                     it = entry.stat(follow_symlinks=False)
+                    folder = entry.is_dir(follow_symlinks=False)
                     ids = it.st_ino, it.st_mode, it.st_uid, it.st_gid, it.st_size
-                    digest.update(struct.pack("<5Qqq", *ids, it.st_mtime_ns, it.st_ctime_ns))
+                    digest.update(struct.pack("<5Qqq", *ids, it.st_mtime_ns, 0 if folder else it.st_ctime_ns))
                     digest.update(entry.path[len(root) :] + b"\0")
                     size += it.st_blocks * 512
-                    if entry.is_dir(follow_symlinks=False):
+                    if folder:
                         folders.append(entry.path)
     except OSError:
         return None

@@ -158,9 +158,13 @@ def test_a_change_of_anything_changes_the_state(tmp_path: Path) -> None:
         lambda: file.chmod(0o4755),
         lambda: file.rename(tree / "file"),
         lambda: tree.chmod(0o700),
+        lambda: (tree / "deep").chmod(0o700),
+        lambda: os.utime(tree / "deep", (1, 1)),
         lambda: (tree / "link").symlink_to("file"),
     )
     for number, change in enumerate(changes, 2):
         change()
         seen.add(unpacked.look(tree))
         assert len(seen) == number
+    (tree / "deep").chmod(0o700)  # as it is: apt does so each time
+    assert unpacked.look(tree) in seen
