@@ -110,12 +110,9 @@ def pipe(argv: Sequence[str | Path], stdin: IO[bytes], stdout: IO[bytes], **opti
                 stdout.channel.sendall_stderr(data)  # type: ignore[attr-defined]  # paramiko's own file
 
     def feed() -> None:
-        try:
+        with suppress(OSError), child.stdin:  # the program may end before it has read all
             while data := stdin.channel.recv(65536):  # type: ignore[attr-defined]  # paramiko's own file
                 child.stdin.write(data)
-            child.stdin.close()
-        except OSError:
-            pass
 
     threading.Thread(target=feed, daemon=True).start()
     complaining = threading.Thread(target=complain)
