@@ -299,9 +299,8 @@ def test_a_step_that_one_stage_made_and_another_found_was_made(
 
 def test_a_step_opens_its_log_with_colours_and_nothing_is_executed(failed: Page) -> None:
     failed.one("details.run > summary").click()
-    step = failed.one("#s1-3")
-    step.find_element(CSS, "summary").click()
-    log = step.find_element(CSS, "pre")
+    failed.one("#s1-3").find_element(CSS, "summary").click()
+    (log,) = failed.wait(lambda: failed.find("#s1-3 pre"))  # the browser says a moment later that it is open
     assert log.text == "red\n100%\n<script>alert(1)</script>\n� </script><!--\n\nlast"
     (red,) = log.find_elements(CSS, "span.b.f1")
     assert red.text == "red"
