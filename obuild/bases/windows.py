@@ -119,7 +119,7 @@ def make(recipe: Recipe, out: Path, making: Making) -> Card:
         password = secrets.token_urlsafe(18)
         answers.write_bytes(seed.iso(seed_files(recipe, making.public_key, openssh, password), label="OBUILD"))
         making.say(f"{recipe.name}: installing Windows; obuild has not been tried with a real one yet")
-        installation.install(
+        return installation.install(
             recipe,
             out,
             making,
@@ -132,7 +132,6 @@ def make(recipe: Recipe, out: Path, making: Making) -> Card:
             tpm=options.tpm,
             judge=judge,
         )
-    return recipe.card
 
 
 def judge(running: Machine, problem: str) -> Verdict:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from email.utils import parsedate_to_datetime
 from functools import cached_property
 from io import BytesIO
@@ -82,6 +82,7 @@ class Http:
         self.host = host
         self._root = f"{'http' if insecure else 'https'}://{HUB_SERVER if host == HUB else host}"
         self._certificates = certificates / host
+        self._clients = ExitStack()
         if not insecure:
             _ = self._secure  # so that we hear of bad certificates now
         self._login = Login(host, scope, credentials, self._retried)
@@ -92,8 +93,7 @@ class Http:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for name in {"_secure", "_plain"} & vars(self).keys():
-            getattr(self, name).close()
+        self._clients.close()
 
     @cached_property
     def _secure(self) -> httpx.Client:
@@ -106,11 +106,13 @@ class Http:
         return self._client(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
 
     def _client(self, tls: ssl.SSLContext) -> httpx.Client:
-        return self._httpx.Client(
+        client: httpx.Client = self._httpx.Client(
             verify=tls,
             timeout=self._httpx.Timeout(TIMEOUT, connect=CONNECTING),
             headers={"User-Agent": "obuild", "Accept-Encoding": "identity"},
         )
+        self._clients.callback(client.close)
+        return client
 
     @contextmanager
     def reading(self, repository: str) -> Iterator[None]:
