@@ -18,7 +18,7 @@ from obuild.host import nbd, process, qemu_img
 from obuild.host.blocks import Blocks
 from obuild.host.qemu_img import KEY_BLOCK
 from obuild.host.trees import root
-from obuild.host.trees.ext import Ext
+from obuild.host.trees.ext.files import Ext
 from obuild.host.trees.nodes import Tree
 
 

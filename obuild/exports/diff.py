@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from obuild.exports.packages.all import Inventory, inventory
 from obuild.host import qemu_img
-from obuild.host.trees.ext import Ext
+from obuild.host.trees.ext.files import Ext
 from obuild.host.trees.nodes import Node, Tree, encode
 
 _WINDOW = 1 << 20

@@ -14,7 +14,7 @@ from obuild.errors import ObuildError
 from obuild.host import sparse
 from obuild.host.blocks import raw_file
 from obuild.host.partitions import kind, partitions
-from obuild.host.trees import ext_free
+from obuild.host.trees.ext import free as ext_free
 
 _CHUNK = 1 << 20
 

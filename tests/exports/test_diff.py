@@ -15,7 +15,7 @@ from obuild.exports.diff import ChangedFile, ChangedPackage, Differences, Owners
 from obuild.guests import profile
 from obuild.host import nbd, qemu_img
 from obuild.host.trees import root
-from obuild.host.trees.ext import Ext
+from obuild.host.trees.ext.files import Ext
 from obuild.host.trees.folder import Folder
 from obuild.host.trees.nodes import Node, Tree
 from obuild.plan.steps import Chain

@@ -13,7 +13,7 @@ import pytest
 
 from obuild.errors import ObuildError
 from obuild.host.blocks import Bytes, raw_file
-from obuild.host.trees import ext_free
+from obuild.host.trees.ext import free as ext_free
 
 Runs = list[tuple[int, int]]
 
@@ -95,7 +95,7 @@ def test_a_file_system_that_has_grown(tmp_path: Path) -> None:
 @pytest.mark.parametrize("feature", ["bigalloc", "meta_bg,^resize_inode"])
 def test_a_feature_that_is_not_known_is_named(tmp_path: Path, feature: str) -> None:
     path = made(tmp_path / "disk", "-t", "ext4", "-O", feature)
-    with pytest.raises(ObuildError, match=f"^its file system has the feature {feature.partition(',')[0]}$"):
+    with pytest.raises(ObuildError, match=f"^the file system has the feature {feature.partition(',')[0]}$"):
         found(path)
 
 
@@ -105,7 +105,7 @@ def test_a_bitmap_that_does_not_fit_its_group_is_damage(tmp_path: Path) -> None:
     (bitmap,) = struct.unpack_from("<I", data, 4096)
     data[bitmap * 4096 : bitmap * 4096 + 64] = bytes(64)  # as if its first blocks were free
     with pytest.raises(
-        ObuildError, match="its file system is damaged: group 0 has another number of free blocks than it says"
+        ObuildError, match="the file system is damaged: group 0 has another number of free blocks than it says"
     ):
         list(ext_free.free(Bytes(bytes(data)), 0))
 

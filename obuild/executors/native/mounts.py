@@ -13,8 +13,8 @@ from obuild.executors.native.guest_path import Places
 from obuild.executors.native.namespace import Namespace
 from obuild.host.blocks import Blocks, raw_file
 from obuild.host.partitions import MOUNT_OPTIONS, Partition, kind_of, partitions
-from obuild.host.trees import ext_health
 from obuild.host.trees import root as trees
+from obuild.host.trees.ext import superblock
 from obuild.host.trees.mounted import root_in
 
 #: How long a file system may stay busy after the last process has ended, in seconds.
@@ -86,7 +86,7 @@ def see_errors(disk: Blocks, part: Partition) -> None:
     """MachineError if fsck would repair a file system."""
     if kind_of(disk, part) != "ext":
         return
-    state = ext_health.health(disk, part.start)
+    state = superblock.read(disk, part.start)
     why = "has errors" if state.damaged else "was not unmounted and has no journal" if state.unsure else ""
     if why:
         raise MachineError(
@@ -130,7 +130,7 @@ def _see_complete(absent: dict[str, str]) -> None:
 def _replay(namespace: Namespace, disk: Path, blocks: Blocks, top: Path) -> None:
     """Mount every file system that was not unmounted: the kernel brings its files up to date from its journal."""
     for part in partitions(blocks):
-        if kind_of(blocks, part) == "ext" and ext_health.health(blocks, part.start).unfinished:
+        if kind_of(blocks, part) == "ext" and superblock.read(blocks, part.start).unfinished:
             _mount(namespace, disk, blocks, part, top)
             namespace.unmount(top)
 

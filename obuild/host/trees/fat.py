@@ -12,12 +12,12 @@ from collections.abc import Iterator
 
 from obuild.errors import ObuildError
 from obuild.host.blocks import Blocks
+from obuild.host.trees.in_place import InPlace, Place
 from obuild.host.trees.nodes import Node, checked, encode, join
 
 _ENTRY = 32
 _LONG, _LABEL, _FOLDER = 0x0F, 0x08, 0x10
 _DELETED, _KANJI = 0xE5, 0x05
-_CHUNK = 1 << 20
 
 #: Flags of an entry: the name, or its suffix, is in lower case.
 _LOWER_NAME, _LOWER_SUFFIX = 0x08, 0x10
@@ -26,7 +26,7 @@ _LOWER_NAME, _LOWER_SUFFIX = 0x08, 0x10
 _LARGEST_TABLE = 64 << 20
 
 
-class Fat:
+class Fat(InPlace):
     """The file system that begins at `start` on the disk. ObuildError if it is damaged."""
 
     def __init__(self, blocks: Blocks, start: int) -> None:
@@ -66,26 +66,14 @@ class Fat:
         """See `FileSystem.xattrs`."""
         return {}
 
-    def pieces(self, file: Node) -> Iterator[tuple[int, bytes]]:
-        """See `FileSystem.pieces`."""
-        for offset, place, length in self._places(file):
-            for done in range(0, length, _CHUNK):
-                yield offset + done, self.disk.read(place + done, min(_CHUNK, length - done))
-
-    def extents(self, file: Node) -> Iterator[tuple[int, int]]:
-        """See `FileSystem.extents`."""
-        for offset, _, length in self._places(file):
-            yield offset, length
-
-    def _places(self, file: Node) -> Iterator[tuple[int, int, int]]:
-        """Where the data of a file is: the offset in it, that on the disk, and the length."""
+    def runs(self, file: Node) -> Iterator[Place]:
+        """See `InPlace.runs`."""
         offset = 0
         for cluster in self._chain(int.from_bytes(file.raw, "little")):
-            length = min(self._cluster, file.size - offset)
-            if length <= 0:
+            if offset >= file.size:
                 return
-            yield offset, self._data + (cluster - 2) * self._cluster, length
-            offset += length
+            yield offset, self._data + (cluster - 2) * self._cluster, self._cluster
+            offset += self._cluster
         if offset < file.size:
             raise _damaged(f"/{file.path} is cut off")
 

@@ -10,7 +10,7 @@ from obuild.errors import UsageError
 from obuild.host.blocks import Blocks
 from obuild.host.partitions import MOUNT_OPTIONS, Partition
 from obuild.host.trees import mounted
-from obuild.host.trees.ext import Ext
+from obuild.host.trees.ext.files import Ext
 from obuild.host.trees.fat import Fat
 from obuild.host.trees.fstab import Names
 from obuild.host.trees.nodes import FileSystem, decode

@@ -6,17 +6,14 @@ Everything comes from a guest, so everything may be wrong: a damaged file system
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
-from functools import lru_cache, wraps
-from typing import ParamSpec, TypeVar
+from functools import lru_cache
 
 from obuild.errors import ObuildError, UsageError
 from obuild.host.blocks import Blocks
-from obuild.host.trees import ext_map, ext_xattrs
+from obuild.host.trees.damage import guarded, unfinished
+from obuild.host.trees.ext import block_map, superblock, xattrs
+from obuild.host.trees.in_place import InPlace, Place
 from obuild.host.trees.nodes import Node, checked, decode, join
-
-#: Where the superblock is.
-SUPERBLOCK = 1024
 
 #: The features that change how files are read, and which this module does not know.
 _UNKNOWN = {
@@ -27,51 +24,28 @@ _UNKNOWN = {
     0x8000: "inline_data",
     0x10000: "encrypt",
 }
-_KNOWN = 0x2 | 0x40 | 0x80 | 0x100 | 0x200 | 0x400 | 0x2000 | 0x4000 | 0x20000
-RECOVER, WIDE = 0x4, 0x80
+_KNOWN = 0x2 | 0x4 | 0x40 | 0x80 | 0x100 | 0x200 | 0x400 | 0x2000 | 0x4000 | 0x20000
 
 _ROOT = 2
 _EXTENTS_FLAG = 0x80000
 
-_CHUNK = 1 << 20
+#: No attribute has a longer value.
+_LONGEST = 1 << 20
 
 #: Tables are read in pieces of this many bytes, of which some are kept.
 _PIECE = 1 << 15
 
-P = ParamSpec("P")
-T = TypeVar("T")
+_guarded = guarded("e2fsck")
 
 
-def _guarded(method: Callable[P, T]) -> Callable[P, T]:
-    """Turn what wrong numbers in a structure lead to into an ObuildError."""
-
-    @wraps(method)
-    def call(*args: P.args, **kwargs: P.kwargs) -> T:
-        try:
-            return method(*args, **kwargs)
-        except (struct.error, IndexError, ValueError) as error:
-            raise ObuildError(f"the file system is damaged: {error}", hint="e2fsck can mend it") from error
-
-    return call
-
-
-class Ext:
+class Ext(InPlace):
     """The file system that begins at `start` on the disk. UsageError if it cannot be read as it is."""
 
     def __init__(self, blocks: Blocks, start: int) -> None:
         self.disk, self._start = blocks, start
-        head = blocks.read(start + SUPERBLOCK, 1024)
-        (incompatible,) = struct.unpack_from("<I", head, 96)
-        _check(incompatible)
-        log_block, self._per_group = struct.unpack_from("<I", head, 24)[0], struct.unpack_from("<I", head, 40)[0]
-        if log_block > 6 or not self._per_group:
-            raise ObuildError("the file system is damaged: its superblock has wrong sizes")
-        self._block = 1024 << log_block
-        (first,) = struct.unpack_from("<I", head, 20)
-        self._table = (first + 1) * self._block
-        self._inode_size = struct.unpack_from("<H", head, 88)[0] if head[76] else 128
-        self._descriptor = struct.unpack_from("<H", head, 254)[0] if incompatible & WIDE else 32
-        (self._inodes,) = struct.unpack_from("<I", head, 0)
+        self._head = head = superblock.read(blocks, start)
+        _check(head)
+        self._table = (head.first + 1) * head.block
         self._piece = lru_cache(maxsize=256)(self._read_piece)
 
     def root(self) -> Node:
@@ -89,7 +63,7 @@ class Ext:
         found, at = [], 0
         while at < len(content):
             inode, length, name_length = struct.unpack_from("<IHB", content, at)
-            length = length if 8 <= length < 65532 else self._block
+            length = length if 8 <= length < 65532 else self._head.block
             name = content[at + 8 : at + 8 + name_length]
             if inode and name not in (b".", b".."):
                 found.append((name, inode))
@@ -102,7 +76,7 @@ class Ext:
         """See `FileSystem.target`."""
         if link.size < 60 and not _flags(link) & _EXTENTS_FLAG:
             return decode(link.raw[40 : 40 + link.size])
-        if link.size > self._block:
+        if link.size > self._head.block:
             raise ObuildError(f"the file system is damaged: the link /{link.path} is too long")
         return decode(b"".join(piece for _, piece in self.pieces(link)))
 
@@ -110,60 +84,33 @@ class Ext:
     def xattrs(self, node: Node) -> dict[str, bytes]:
         """See `FileSystem.xattrs`."""
         found: dict[str, bytes] = {}
-        if self._inode_size > 128:
+        if self._head.inode_size > 128:
             (extra,) = struct.unpack_from("<H", node.raw, 128)
-            found |= ext_xattrs.in_inode(node.raw[128 + extra :], self._value)
+            found |= xattrs.in_inode(node.raw[128 + extra :], self._value)
         low, high = struct.unpack_from("<I", node.raw, 104)[0], struct.unpack_from("<H", node.raw, 118)[0]
         if low or high:
-            found |= ext_xattrs.in_block(self._one_block((high << 32) | low), self._value)
+            found |= xattrs.in_block(self._one_block((high << 32) | low), self._value)
         return dict(sorted(found.items()))
 
     def _value(self, inode: int) -> bytes:
         """The value of a large attribute, which has an inode of its own."""
         node = self._node(inode, "")
-        if node.size > _CHUNK:
+        if node.size > _LONGEST:
             raise ValueError("an attribute is too large")
         return b"".join(piece for _, piece in self.pieces(node))
 
-    def pieces(self, file: Node) -> Iterator[tuple[int, bytes]]:
-        """See `FileSystem.pieces`."""
-        for offset, place, length in self.places(file):
-            for done in range(0, length, _CHUNK):
-                part = min(_CHUNK, length - done)
-                yield offset + done, self.disk.read(place + done, part)
-
-    def extents(self, file: Node) -> Iterator[tuple[int, int]]:
-        """See `FileSystem.extents`."""
-        for offset, _, length in self.places(file):
-            yield offset, length
-
     @_guarded
-    def places(self, file: Node) -> list[tuple[int, int, int]]:
-        """Where the data of a file is: the offset in it, that on the disk, and the length, in bytes and in order.
-
-        Runs that follow each other on the disk, too, are one.
-        """
-        kept = file.raw[40:100]
+    def runs(self, file: Node) -> list[Place]:
+        """See `InPlace.runs`."""
+        kept, block = file.raw[40:100], self._head.block
         if _flags(file) & _EXTENTS_FLAG:
-            runs = ext_map.extents(kept, self._one_block)
+            found = block_map.extents(kept, self._one_block)
         else:
-            runs = ext_map.pointers(kept, self._one_block, self._block)
-        found: list[tuple[int, int, int]] = []
-        for logical, physical, count in runs:
-            offset, place = logical * self._block, self._start + physical * self._block
-            length = min(count * self._block, file.size - offset)
-            if length <= 0:  # blocks that are reserved beyond the end
-                continue
-            if found and offset < found[-1][0] + found[-1][2]:
-                raise ValueError(f"/{file.path} has overlapping extents")
-            if found and (offset, place) == (found[-1][0] + found[-1][2], found[-1][1] + found[-1][2]):
-                found[-1] = (found[-1][0], found[-1][1], found[-1][2] + length)
-            else:
-                found.append((offset, place, length))
-        return found
+            found = block_map.pointers(kept, self._one_block, block)
+        return [(logical * block, self._start + place * block, count * block) for logical, place, count in found]
 
     def _one_block(self, number: int) -> bytes:
-        return self.disk.read(self._start + number * self._block, self._block)
+        return self.disk.read(self._start + number * self._head.block, self._head.block)
 
     @_guarded
     def _node(self, inode: int, path: str) -> Node:
@@ -183,14 +130,14 @@ class Ext:
         return Node(self, path, inode, mode, *owner, size, mtime, links, device, raw)
 
     def _inode(self, inode: int) -> bytes:
-        if not 0 < inode <= self._inodes:
+        if not 0 < inode <= self._head.inodes:
             raise ValueError(f"there is no inode {inode}")
-        group, index = divmod(inode - 1, self._per_group)
-        descriptor = self._table_bytes(self._table + group * self._descriptor, self._descriptor)
+        group, index = divmod(inode - 1, self._head.inodes_per_group)
+        descriptor = self._table_bytes(self._table + group * self._head.descriptor, self._head.descriptor)
         (table,) = struct.unpack_from("<I", descriptor, 8)
-        if self._descriptor >= 64:
+        if self._head.descriptor >= 64:
             table |= struct.unpack_from("<I", descriptor, 40)[0] << 32
-        return self._table_bytes(table * self._block + index * self._inode_size, self._inode_size)
+        return self._table_bytes(table * self._head.block + index * self._head.inode_size, self._head.inode_size)
 
     def _table_bytes(self, offset: int, length: int) -> bytes:
         number, at = divmod(offset, _PIECE)
@@ -202,18 +149,15 @@ class Ext:
         return self.disk.read(place, max(0, min(_PIECE, self.disk.size - place)) or 1)
 
 
-def _check(incompatible: int) -> None:
+def _check(head: superblock.Superblock) -> None:
     """UsageError if the file system has a feature that this module cannot read, or changes in its journal."""
-    unknown = [name for bit, name in _UNKNOWN.items() if incompatible & bit]
-    if not unknown and incompatible & ~(_KNOWN | RECOVER):
-        unknown = [f"{incompatible & ~(_KNOWN | RECOVER):#x}"]
+    unknown = [name for bit, name in _UNKNOWN.items() if head.incompatible & bit]
+    if not unknown and head.incompatible & ~_KNOWN:
+        unknown = [f"{head.incompatible & ~_KNOWN:#x}"]
     if unknown:
         raise UsageError(f"the ext4 file system has the feature {', '.join(unknown)}, which obuild cannot read")
-    if incompatible & RECOVER:
-        raise UsageError(
-            "the file system was not unmounted: changes in its journal are not in its files yet",
-            hint="a step on this layer, (run (shell true)), makes a layer where they are",
-        )
+    if head.unfinished:
+        raise unfinished()
 
 
 def _flags(node: Node) -> int:

@@ -1,0 +1,42 @@
+"""Wrong numbers in a structure of a file system end in one message."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+from obuild.errors import ObuildError, UsageError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def guarded(mender: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Turn what wrong numbers lead to into an ObuildError, whose hint names the program that can mend it."""
+
+    def guard(method: Callable[P, T]) -> Callable[P, T]:
+        @wraps(method)
+        def call(*args: P.args, **kwargs: P.kwargs) -> T:
+            try:
+                return method(*args, **kwargs)
+            except (struct.error, IndexError, ValueError) as error:
+                raise damaged(str(error), mender) from error
+
+        return call
+
+    return guard
+
+
+def damaged(why: str, mender: str = "") -> ObuildError:
+    """The error for a damaged file system."""
+    return ObuildError(f"the file system is damaged: {why}", hint=f"{mender} can mend it" if mender else "")
+
+
+def unfinished() -> UsageError:
+    """The error for a file system whose journal is still needed."""
+    return UsageError(
+        "the file system was not unmounted: changes in its journal are not in its files yet",
+        hint="a step on this layer, (run (shell true)), makes a layer where they are",
+    )
