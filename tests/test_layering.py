@@ -167,7 +167,7 @@ DRAWING = {"cli.live.drawer", "cli.live.view", "cli.plain"}
         ("yaml", {"bases.cloud_config"}),
         ("boto3", {"remotes.aws"}),
         ("obstore", {"exports.targets.buckets"}),
-        ("zstandard", {"remotes.zstd"}),
+        ("zstandard", {"host.zstd"}),
         ("httpx", {"remotes.blobs", "remotes.registry", "remotes.registry_auth", "remotes.registry_http"}),
     ],
 )

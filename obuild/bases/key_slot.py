@@ -1,7 +1,7 @@
 """Take our login key out of the image of a guest that has set itself up: each store writes its own there.
 
 A guest fills its authorized_keys up to one block with newlines. If the file has no other key, and lies in one
-place of an ext2, ext3 or ext4 file system, the block in the image becomes newlines, and the card says where it is:
+place of a file system of ext or xfs, the block in the image becomes newlines, and the card says where it is:
 as in images made from packages (see `own_keys`). Otherwise the image keeps the key, and its guests can be entered
 only from stores that have it.
 """
@@ -18,7 +18,7 @@ from obuild.host import nbd, process, qemu_img
 from obuild.host.blocks import Blocks
 from obuild.host.qemu_img import KEY_BLOCK
 from obuild.host.trees import root
-from obuild.host.trees.ext.files import Ext
+from obuild.host.trees.in_place import InPlace
 from obuild.host.trees.nodes import Tree
 
 
@@ -32,8 +32,8 @@ def clear(name: str, image: Path, card: Card, making: Making) -> Card:
     block = making.public_key.strip().encode().ljust(KEY_BLOCK, b"\n")
     try:
         process.require(nbd.PROGRAM)
-        with nbd.disk_of(image) as disk, root.of_disk(disk) as tree:
-            offset = _place(disk, tree, card.login, block)
+        with nbd.disk_of(image) as disk:
+            offset = _place(disk, root.of_disk(disk), card.login, block)
     except ObuildError as error:
         making.say(f"{name}: its login key stays in it, so other stores cannot enter its guests: {error.message}")
         return card
@@ -44,8 +44,8 @@ def clear(name: str, image: Path, card: Card, making: Making) -> Card:
 def _place(disk: Blocks, tree: Tree, login: str, block: bytes) -> int:
     path = f"{_home(tree, login)}/.ssh/authorized_keys"
     node = tree.find(path)
-    if node is None or not isinstance(node.source, Ext):
-        raise UsageError(f"there is no {path} on an ext2, ext3 or ext4 file system")
+    if node is None or not isinstance(node.source, InPlace):
+        raise UsageError(f"there is no {path} on a file system of ext or xfs")
     places = node.source.places(node)
     if len(places) != 1 or places[0][2] != KEY_BLOCK or disk.read(places[0][1], KEY_BLOCK) != block:
         raise UsageError(f"{path} is not this key alone, filled up to {KEY_BLOCK} bytes with newlines")

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from obuild.exports.packages.all import Inventory, inventory
 from obuild.host import qemu_img
-from obuild.host.trees.ext.files import Ext
+from obuild.host.trees.in_place import InPlace
 from obuild.host.trees.nodes import Node, Tree, encode
 
 _WINDOW = 1 << 20
@@ -66,7 +66,7 @@ class Owners:
 
     def same(self, one: Node, two: Node) -> bool | None:
         """Whether two files have the same content; None if they are not in the same places of their disks."""
-        if not isinstance(one.source, Ext) or not isinstance(two.source, Ext):
+        if not isinstance(one.source, InPlace) or not isinstance(two.source, InPlace):
             return None
         places = one.source.places(one)
         if places != two.source.places(two):

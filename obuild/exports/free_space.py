@@ -1,20 +1,30 @@
 """Clear the free space of the file systems on a disk: what was deleted there must not travel with the image.
 
 A guest's rm and fstrim are not enough: blocks that are smaller than a cluster of its overlay keep what they held.
-Only ext2, ext3 and ext4 are known. Names of deleted files may stay in folders and in the journal.
+Names of deleted files may stay in folders and in the journal.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from obuild.errors import ObuildError
 from obuild.host import sparse
-from obuild.host.blocks import raw_file
+from obuild.host.blocks import Blocks, raw_file
 from obuild.host.partitions import kind, partitions
-from obuild.host.trees.ext import free as ext_free
+from obuild.host.trees.btrfs import free as btrfs
+from obuild.host.trees.ext import free as ext
+from obuild.host.trees.xfs import free as xfs
+
+#: For each file system: what lists its free runs.
+_KNOWN: dict[str, Callable[[Blocks, int], Iterable[tuple[int, int]]]] = {
+    "ext": ext.free,
+    "xfs": xfs.free,
+    "btrfs": btrfs.free,
+}
 
 _CHUNK = 1 << 20
 
@@ -31,11 +41,12 @@ def clear(disk: Path) -> Cleared:
     size, skipped = 0, {}
     with raw_file(disk) as blocks, disk.open("r+b") as file:
         for number, start, *_ in partitions(blocks):
-            if kind(blocks, start) != "ext":
-                skipped[number] = "its file system is not ext2, ext3 or ext4"
+            known = _KNOWN.get(kind(blocks, start))
+            if known is None:
+                skipped[number] = "its file system is not ext2, ext3, ext4, xfs or btrfs"
                 continue
             try:
-                free = list(ext_free.free(blocks, start))
+                free = list(known(blocks, start))
             except ObuildError as error:
                 skipped[number] = error.message
                 continue

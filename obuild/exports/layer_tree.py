@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 
 from obuild.errors import StoreError, UsageError
 from obuild.guests.profile import Card
-from obuild.host import nbd, process, qemu_img
+from obuild.host import nbd, process
 from obuild.host.trees import root
-from obuild.host.trees.mounted import NeedsFile
 from obuild.host.trees.nodes import Tree
 from obuild.plan.keys import LayerId
 from obuild.store.layers import Layer, Store
-
-#: Where a disk is unpacked that has to be mounted. /tmp may be in memory.
-_TEMPORARY = "/var/tmp"
 
 
 @contextmanager
@@ -34,11 +28,4 @@ def opened(store: Store, id: LayerId, card: Card) -> Iterator[tuple[Layer, Tree]
         if layer is None:
             raise StoreError(f"layer {id} was removed from the store", hint="build again")
         disk = stack.enter_context(nbd.disk_of(layer.image))
-        try:
-            tree = stack.enter_context(root.of_disk(disk))
-        except NeedsFile:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="obuild-disk-", dir=_TEMPORARY))
-            raw = Path(folder) / "disk.raw"
-            qemu_img.unpack(layer.image, raw)
-            tree = stack.enter_context(root.of_raw(raw))
-        yield layer, tree
+        yield layer, root.of_disk(disk)

@@ -10,9 +10,9 @@ from contextlib import ExitStack
 from typing import Any
 
 from obuild.errors import ObuildError, UsageError
-from obuild.host import parallel
+from obuild.host import parallel, zstd
 from obuild.host.regular import open_file
-from obuild.remotes import oci, pieces, zstd
+from obuild.remotes import oci, pieces
 from obuild.remotes.layer import LARGEST_CONFIG, Blob
 from obuild.remotes.oci import MANIFEST, digest_of
 from obuild.remotes.protocol import IN_MEMORY, Remote, Tagged

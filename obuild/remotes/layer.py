@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 
 from obuild.errors import ObuildError
 from obuild.host.qcow2 import BLOCK, LARGEST, Extent
+from obuild.host.zstd import bound
 from obuild.plan import keys
 from obuild.plan.keys import LayerId
 from obuild.remotes.oci import DIGEST, MANIFEST, Descriptor, descriptor, digest_of, packed
 from obuild.remotes.slices import SLICE, Slice
-from obuild.remotes.zstd import bound
 from obuild.store.parts import ID
 
 ARTIFACT = "application/vnd.obuild.layer.v1"

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from obuild.host import failpoints
-from obuild.remotes import zstd
+from obuild.host import failpoints, zstd
 from obuild.remotes.layer import Blob
 from obuild.remotes.oci import digest_of
 from obuild.remotes.protocol import Remote

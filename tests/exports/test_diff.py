@@ -36,7 +36,7 @@ def trees(*images: Path) -> Iterator[list[Tree]]:
     """The trees of images."""
     with ExitStack() as stack:
         disks = [stack.enter_context(nbd.disk_of(image)) for image in images]
-        yield [stack.enter_context(root.of_disk(disk)) for disk in disks]
+        yield [root.of_disk(disk) for disk in disks]
 
 
 @pytest.fixture

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-import stat
-import struct
 import subprocess
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,72 +15,35 @@ from obuild.errors import ObuildError, UsageError
 from obuild.host.partitions import SIGNATURES, Partition
 from obuild.host.trees import fstab, root, tar
 from obuild.host.trees.folder import Folder
-from obuild.host.trees.nodes import Tree, content
-from tests.support.disks import START, ext4_disk
+from obuild.host.trees.nodes import Tree
+from tests.support.disks import START, by_hand, ext4_disk, made
+from tests.support.files import Mounted, populate, seen
 
-ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
-
-#: cap_net_raw=ep, and u::rwx,u:7:r--,g::r-x,m::r-x,o::---, as setxattr(2) wants them.
-CAPABILITY = struct.pack("<IIIII", 0x02000001, 1 << 13, 0, 0, 0)
-ACL = struct.pack("<I", 2) + b"".join(
-    struct.pack("<HHI", *entry)
-    for entry in ((1, 7, 0xFFFFFFFF), (2, 4, 7), (4, 5, 0xFFFFFFFF), (16, 5, 0xFFFFFFFF), (32, 0, 0xFFFFFFFF))
-)
-
-
-def populate(top: Path) -> None:
-    """A tree with one of everything."""
-    for name in ("etc", "usr/bin", "many", "links", "d" * 120):
-        (top / name).mkdir(parents=True)
-    (top / "etc/os-release").symlink_to("../usr/os-release")
-    (top / "usr/os-release").write_text("ID=test\n")
-    (top / "usr/abs").symlink_to("/usr/bin")
-    (top / "usr/loop").symlink_to("loop")
-    (top / "links/long").symlink_to("x//" + "y" * 200)
-    (top / os.fsdecode(b"links/\xff\xfe")).write_bytes(b"not UTF-8")
-    for number in range(300):
-        (top / f"many/a-name-that-is-not-short-{number}").write_bytes(b"x" * number)
-    setuid = top / "usr/bin/su"
-    setuid.write_bytes(os.urandom(300_000))
-    os.chown(setuid, 70_000, 3_000_000)
-    setuid.chmod(0o6755)
-    os.link(setuid, top / "links/hard")
-    os.setxattr(setuid, "security.capability", CAPABILITY)
-    os.setxattr(top / "etc", "system.posix_acl_access", ACL)
-    os.setxattr(top / "etc", "system.posix_acl_default", ACL)
-    os.setxattr(top / "many", "user.large", b"\xff=\n" * 200)
-    os.setxattr(top / "links/long", "trusted.of-a-link", b"1", follow_symlinks=False)
-    for name, kind in (("char", stat.S_IFCHR), ("block", stat.S_IFBLK)):
-        os.mknod(top / f"links/{name}", 0o640 | kind, os.makedev(259, 70_000))
-    os.mknod(top / "links/old", 0o600 | stat.S_IFCHR, os.makedev(1, 3))
-    os.mkfifo(top / "links/fifo")
-    os.mknod(top / "links/socket", 0o600 | stat.S_IFSOCK)
-    with (top / ("e" * 130)).open("wb") as file:
-        for place in (0, 1 << 20, 6 << 20):
-            file.seek(place)
-            file.write(b"data" * 2000)
-        file.truncate(40 << 20)
-    (top / "empty").touch()
-    with (top / "hole").open("wb") as file:
-        file.truncate(1 << 20)
-    os.utime(top / "empty", (-1, -1))
-    os.utime(top / "hole", (5_000_000_000, 5_000_000_000))
+#: File systems, by name: what makes one, and its size in MiB.
+SYSTEMS = {
+    "ext4": (("mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096"), 24),
+    "small-inodes": (("mke2fs", "-q", "-F", "-t", "ext4", "-b", "1024", "-I", "128"), 24),
+    "ext2": (("mke2fs", "-q", "-F", "-t", "ext2", "-b", "1024"), 24),
+    "xfs": (("mkfs.xfs", "-q"), 320),
+    "btrfs": (("mkfs.btrfs", "-q"), 120),
+}
 
 
-@pytest.fixture(
-    scope="module",
-    params=[("-t", "ext4", "-b", "4096"), ("-t", "ext4", "-b", "1024", "-I", "128"), ("-t", "ext2", "-b", "1024")],
-    ids=["ext4", "small-inodes", "ext2"],
-)
+@pytest.fixture(scope="module", params=SYSTEMS)
 def disk(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A raw disk whose file system, without partitions, has `populate` in it."""
     if os.geteuid() != 0:
         pytest.skip("only root can mount")
     folder: Path = tmp_path_factory.mktemp("disk")
+    argv, size = SYSTEMS[request.param]
+    if argv[0] != "mke2fs":
+        image = made(folder / "disk.raw", size, *argv)
+        with by_hand(image, request.param) as top:
+            populate(top)
+        return image
     (folder / "files").mkdir()
     populate(folder / "files")
-    image = folder / "disk.raw"
-    subprocess.run(["mke2fs", "-q", "-F", *request.param, "-d", folder / "files", image, "24M"], check=True)
+    image = made(folder / "disk.raw", size, *argv, "-d", folder / "files")
     # Index the folders, as a kernel does; exit code 1: something was changed.
     assert subprocess.run(["e2fsck", "-fyD", image], capture_output=True).returncode in (0, 1)
     return image
@@ -99,26 +60,13 @@ def mounted(disk: Path, folder: Path, use: Callable[[Path], None]) -> None:
 
 def test_a_tree_is_what_linux_sees(disk: Path, tmp_path: Path) -> None:
     """The tar files of the file system and of its mount are the same."""
-    mounted(disk, tmp_path / "mount", lambda top: tar.write(Tree({"": Folder(top)}), tmp_path / "expected"))
+    mounted(disk, tmp_path / "mount", lambda top: tar.write(Tree({"": Mounted(top)}), tmp_path / "expected"))
     with root.of_raw(disk) as tree:
         tar.write(tree, tmp_path / "found")
         tar.write(tree, tmp_path / "again")
     assert (tmp_path / "found").read_bytes() == (tmp_path / "expected").read_bytes()
     assert (tmp_path / "again").read_bytes() == (tmp_path / "expected").read_bytes()
     assert (tmp_path / "found").stat().st_size < 4 << 20  # the holes are not in it
-
-
-def seen(tree: Tree) -> Iterator[tuple[object, ...]]:
-    """All that there is to see of a tree; which inode a file has is not, but who shares it."""
-    first: dict[int, str] = {}
-    for node in tree.walk():
-        if node.is_folder:
-            node = node._replace(size=0, links=0)
-        if not stat.S_ISSOCK(node.mode):
-            data = content(node) if node.is_file else b""
-            target = node.source.target(node) if node.is_link else ""
-            shared = first.setdefault(node.inode, node.path)
-            yield (*node[1:2], *node[3:10], shared, data, target, node.source.xattrs(node))
 
 
 def test_gnu_tar_unpacks_what_the_tree_has(disk: Path, tmp_path: Path) -> None:
@@ -296,37 +244,6 @@ proc /proc proc
         "smb": "//server/share",
         "www": "/srv/www",
     }
-
-
-@ROOT
-@pytest.mark.parametrize(("kind", "size"), [("xfs", 320), ("btrfs", 120)])
-def test_other_file_systems_of_linux_are_read_by_root(tmp_path: Path, kind: str, size: int) -> None:
-    disk, mount = tmp_path / "disk", tmp_path / "mount"
-    with disk.open("wb") as file:
-        file.truncate(size << 20)
-    subprocess.run([f"mkfs.{kind}", "-q", disk], check=True)
-    mount.mkdir()
-    done = subprocess.run(["mount", "-o", "loop", disk, mount], capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"this kernel has no {kind}: {done.stderr}")
-    for name in ("etc", "usr"):
-        (mount / name).mkdir()
-    (mount / "etc/file").write_text("content")
-    subprocess.run(["umount", mount], check=True)
-    before = Path("/proc/self/mounts").read_text()
-    with root.of_raw(disk) as tree:
-        assert tree.read("etc/file") == b"content"
-        assert Path("/proc/self/mounts").read_text() == before
-
-
-def test_other_file_systems_are_refused_for_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    disk = two_partitions(tmp_path / "disk", "xfs")
-    monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    with pytest.raises(
-        UsageError, match="partition 1 has the file system xfs, which only root can read"
-    ) as caught:
-        root.of_raw(disk).__enter__()
-    assert caught.value.hint == "use sudo"
 
 
 #: What a hostile or broken guest may have done to the one block of its root folder.

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from obuild.errors import ObuildError, UsageError, words
-from obuild.host import parallel
+from obuild.host import parallel, zstd
 from obuild.plan.tree import Entry, Tree, open_file
-from obuild.remotes import zstd
 from obuild.remotes.layer import Blob
 from obuild.remotes.oci import digest_of
 from obuild.remotes.protocol import IN_MEMORY, WORKERS, Remote

@@ -13,9 +13,9 @@ from obuild.executors.native.guest_path import Places
 from obuild.executors.native.namespace import Namespace
 from obuild.host.blocks import Blocks, raw_file
 from obuild.host.partitions import MOUNT_OPTIONS, Partition, kind_of, partitions
+from obuild.host.trees import file_systems
 from obuild.host.trees import root as trees
 from obuild.host.trees.ext import superblock
-from obuild.host.trees.mounted import root_in
 
 #: How long a file system may stay busy after the last process has ended, in seconds.
 _BUSY_TIMEOUT = 30.0
@@ -107,7 +107,7 @@ def mount(namespace: Namespace, disk: Path, top: Path) -> Mounts:
         _see_complete(layout.absent)
         points = [(layout.root, top)]
         _mount(namespace, disk, blocks, layout.root, top)
-        place = top / root_in(namespace.path(top))
+        place = top / layout.top
         places = Places(namespace.path(place))
         others = {path: (part, "") for path, part in layout.others.items()}
         others |= {path: (layout.root, f",{option}") for path, option in layout.subvolumes.items()}
@@ -130,7 +130,7 @@ def _see_complete(absent: dict[str, str]) -> None:
 def _replay(namespace: Namespace, disk: Path, blocks: Blocks, top: Path) -> None:
     """Mount every file system that was not unmounted: the kernel brings its files up to date from its journal."""
     for part in partitions(blocks):
-        if kind_of(blocks, part) == "ext" and superblock.read(blocks, part.start).unfinished:
+        if file_systems.unfinished(blocks, part, kind_of(blocks, part)):
             _mount(namespace, disk, blocks, part, top)
             namespace.unmount(top)
 

@@ -17,8 +17,7 @@ from itertools import groupby
 from pathlib import Path
 
 from obuild.exports.disk import Disk
-from obuild.host import parallel, qemu_img, sparse
-from obuild.remotes import zstd
+from obuild.host import parallel, qemu_img, sparse, zstd
 
 _BITS = 16
 _CLUSTER = 1 << _BITS

@@ -34,9 +34,12 @@ def damaged(why: str, mender: str = "") -> ObuildError:
     return ObuildError(f"the file system is damaged: {why}", hint=f"{mender} can mend it" if mender else "")
 
 
-def unfinished() -> UsageError:
-    """The error for a file system whose journal is still needed."""
-    return UsageError(
-        "the file system was not unmounted: changes in its journal are not in its files yet",
-        hint="a step on this layer, (run (shell true)), makes a layer where they are",
-    )
+class Unfinished(UsageError):
+    """The file system was not unmounted, and its journal is still needed."""
+
+    def __init__(self, called: str = "") -> None:
+        where = f"{called}: " if called else ""
+        super().__init__(
+            f"{where}the file system was not unmounted: changes in its journal are not in its files yet",
+            hint="a step on this layer, (run (shell true)), makes a layer where they are",
+        )

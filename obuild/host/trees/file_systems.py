@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from typing import NamedTuple
 from uuid import UUID
 
-from obuild.errors import UsageError
+from obuild.errors import ObuildError, UsageError
 from obuild.host.blocks import Blocks
-from obuild.host.partitions import MOUNT_OPTIONS, Partition
-from obuild.host.trees import mounted
+from obuild.host.partitions import Partition
+from obuild.host.trees.btrfs.files import Btrfs
+from obuild.host.trees.btrfs.volume import Volume
+from obuild.host.trees.damage import Unfinished
 from obuild.host.trees.ext.files import Ext
 from obuild.host.trees.fat import Fat
 from obuild.host.trees.fstab import Names
 from obuild.host.trees.nodes import FileSystem, decode
+from obuild.host.trees.xfs.files import Xfs
 
 #: Those that a Linux system has its root on, and those that it may mount besides.
 ROOTS = ("ext", "xfs", "btrfs")
@@ -23,21 +26,48 @@ KINDS = (*ROOTS, "vfat")
 _NAMES = {"ext": (1024 + 104, 1024 + 120, 16), "xfs": (32, 108, 12), "btrfs": (0x10020, 0x1012B, 256)}
 
 
-@contextmanager
-def opened(disk: Blocks, part: Partition, kind: str) -> Iterator[FileSystem]:
+class Opened(NamedTuple):
+    """A file system; of btrfs, it is the subvolume with the root.
+
+    `top` is the path of that in what is mounted without options. `subvolume` returns the one that an option of
+    mount(8) chooses, with the errors of `Btrfs.chosen`.
+    """
+
+    files: FileSystem
+    top: str = ""
+    subvolume: Callable[[str], FileSystem] | None = None
+
+
+def opened(disk: Blocks, part: Partition, kind: str) -> Opened:
     """The file system of a partition. UsageError, which names the partition, if it cannot be read here."""
-    if kind in MOUNT_OPTIONS:
-        with mounted.mounted(disk, part, kind) as folder:
-            yield folder
-        return
-    if kind == "vfat":
-        yield Fat(disk, part.start)
-        return
     try:
-        system = Ext(disk, part.start)
+        match kind:
+            case "vfat":
+                return Opened(Fat(disk, part.start))
+            case "xfs":
+                return Opened(Xfs(disk, part.start))
+            case "btrfs":
+                system = Btrfs(Volume(disk, part.start))
+                top, files = system.with_root()
+                return Opened(files, top, system.chosen)
+        return Opened(Ext(disk, part.start))
+    except Unfinished as error:
+        raise Unfinished(part.called) from error
     except UsageError as error:
         raise UsageError(f"{part.called}: {error.message}", hint=error.hint) from error
-    yield system
+
+
+def unfinished(disk: Blocks, part: Partition, kind: str) -> bool:
+    """Whether the file system of a partition needs its journal: the kernel brings its files up to date."""
+    if kind not in ROOTS:
+        return False
+    try:
+        opened(disk, part, kind)
+    except Unfinished:
+        return True
+    except ObuildError:  # whoever wants its files is told
+        return False
+    return False
 
 
 def names(disk: Blocks, part: Partition, kind: str) -> Names:

@@ -65,4 +65,5 @@ class Folder:
         uid, gid = self._owner or (found.st_uid, found.st_gid)
         mode = found.st_mode if self._mode is None else found.st_mode & 0o170000 | self._mode
         mtime, device = found.st_mtime_ns // 10**9, (os.major(found.st_rdev), os.minor(found.st_rdev))
-        return Node(self, path, found.st_ino, mode, uid, gid, found.st_size, mtime, found.st_nlink, device)
+        number = found.st_dev << 64 | found.st_ino  # a file system may have others mounted in it
+        return Node(self, path, number, mode, uid, gid, found.st_size, mtime, found.st_nlink, device)

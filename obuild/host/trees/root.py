@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +11,7 @@ from obuild.errors import UsageError
 from obuild.host.blocks import Blocks, raw_file
 from obuild.host.partitions import ROOT_TYPES, Partition, kind_of, partitions
 from obuild.host.trees import file_systems, fstab
+from obuild.host.trees.file_systems import Opened
 from obuild.host.trees.nodes import FileSystem, Tree, decode
 
 _HINTS = {
@@ -24,33 +25,37 @@ _HINTS = {
 @contextmanager
 def of_raw(path: Path) -> Iterator[Tree]:
     """As `of_disk`, for a raw disk in a file."""
-    with raw_file(path) as disk, of_disk(disk) as tree:
-        yield tree
+    with raw_file(path) as disk:
+        yield of_disk(disk)
 
 
-@contextmanager
-def of_disk(disk: Blocks) -> Iterator[Tree]:
+def of_disk(disk: Blocks) -> Tree:
     """The tree of a disk: its root file system, and on it those that its fstab mounts from the same disk.
 
     UsageError if there is no root file system of Linux, more than one, or one that cannot be read here; it says
     what there is. ObuildError if one is damaged.
     """
-    with ExitStack() as stack:
-        kinds, part, root = _open_root(disk, stack)
-        mounts = {"": root}
-        for path, other in _others(disk, kinds, part, _fstab(root)).items():
-            mounts[path] = stack.enter_context(file_systems.opened(disk, other, kinds[other]))
-        yield Tree(mounts)
+    kinds, part, root = _open_root(disk)
+    table, own = _fstab(root.files), file_systems.names(disk, part, kinds[part])
+    mounts = {"": root.files}
+    for path, other in _others(disk, kinds, part, table).items():
+        mounts[path] = file_systems.opened(disk, other, kinds[other]).files
+    if root.subvolume is not None:
+        for path, option in fstab.subvolumes(table, part, own).items():
+            mounts[path] = root.subvolume(option)
+    return Tree(mounts)
 
 
 class Layout(NamedTuple):
     """The partition of the root file system, and what its fstab mounts, by path.
 
-    That is other partitions, and subvolumes of the root's own, with the option of mount(8) that chooses each.
+    `top` is the path of the root in what is mounted without options: not "" if it is a subvolume. `others` are
+    other partitions, and `subvolumes` are of the root's own, each with the option of mount(8) that chooses it.
     `absent` has the devices that the disk lacks.
     """
 
     root: Partition
+    top: str
     others: dict[str, Partition]
     subvolumes: dict[str, str]
     absent: dict[str, str]
@@ -58,20 +63,20 @@ class Layout(NamedTuple):
 
 def layout(disk: Blocks) -> Layout:
     """Where everything is. Errors as for `of_disk`."""
-    with ExitStack() as stack:
-        kinds, part, root = _open_root(disk, stack)
-        table, own = _fstab(root), file_systems.names(disk, part, kinds[part])
-        return Layout(
-            part,
-            _others(disk, kinds, part, table),
-            fstab.subvolumes(table, part, own),
-            fstab.absent(table, _known(kinds), lambda part: file_systems.names(disk, part, kinds[part])),
-        )
+    kinds, part, root = _open_root(disk)
+    table, own = _fstab(root.files), file_systems.names(disk, part, kinds[part])
+    return Layout(
+        part,
+        root.top,
+        _others(disk, kinds, part, table),
+        fstab.subvolumes(table, part, own),
+        fstab.absent(table, _known(kinds), lambda part: file_systems.names(disk, part, kinds[part])),
+    )
 
 
-def _open_root(disk: Blocks, stack: ExitStack) -> tuple[dict[Partition, str], Partition, FileSystem]:
+def _open_root(disk: Blocks) -> tuple[dict[Partition, str], Partition, Opened]:
     kinds = {part: kind_of(disk, part) for part in partitions(disk)}
-    return kinds, *_root(disk, kinds, stack)
+    return kinds, *_root(disk, kinds)
 
 
 def _others(disk: Blocks, kinds: dict[Partition, str], root: Partition, table: str) -> dict[str, Partition]:
@@ -87,18 +92,18 @@ def _fstab(system: FileSystem) -> str:
     return decode(Tree({"": system}).read("etc/fstab") or b"")
 
 
-def _root(disk: Blocks, kinds: dict[Partition, str], stack: ExitStack) -> tuple[Partition, FileSystem]:
-    """The partition with the root file system, and this, which is open as long as the stack."""
+def _root(disk: Blocks, kinds: dict[Partition, str]) -> tuple[Partition, Opened]:
+    """The partition with the root file system, and this."""
     known = [part for part in kinds if kinds[part] in file_systems.ROOTS]
     marked = [part for part in known if part.type in ROOT_TYPES.values()]
     roots, refused = [], []
     for part in marked if len(marked) == 1 else known:
         try:
-            system = stack.enter_context(file_systems.opened(disk, part, kinds[part]))
+            system = file_systems.opened(disk, part, kinds[part])
         except UsageError as error:
             refused.append(error)
             continue
-        if len(marked) == 1 or _is_root(system):
+        if len(marked) == 1 or _is_root(system.files):
             roots.append((part, system))
     if len(roots) == 1:
         return roots[0]

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 from obuild.errors import ObuildError, UsageError
 from obuild.host.blocks import Blocks
-from obuild.host.trees.damage import guarded, unfinished
+from obuild.host.trees.damage import Unfinished, guarded
 from obuild.host.trees.ext import block_map, superblock, xattrs
 from obuild.host.trees.in_place import InPlace, Place
 from obuild.host.trees.nodes import Node, checked, decode, join
@@ -157,7 +157,7 @@ def _check(head: superblock.Superblock) -> None:
     if unknown:
         raise UsageError(f"the ext4 file system has the feature {', '.join(unknown)}, which obuild cannot read")
     if head.unfinished:
-        raise unfinished()
+        raise Unfinished()
 
 
 def _flags(node: Node) -> int:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from obuild.errors import UsageError
 from obuild.host.blocks import Blocks
-from obuild.host.trees.damage import damaged, unfinished
+from obuild.host.trees.damage import Unfinished, damaged
 from obuild.host.trees.ext import superblock
 
 _META_GROUPS = 0x10
@@ -42,7 +42,7 @@ class _FileSystem:
     def __init__(self, disk: Blocks, start: int) -> None:
         self.head = head = superblock.read(disk, start)
         if head.unfinished:
-            raise unfinished()
+            raise Unfinished()
         if head.incompatible & _META_GROUPS or head.read_only & _CLUSTERS:
             named = "meta_bg" if head.incompatible & _META_GROUPS else "bigalloc"
             raise UsageError(f"the file system has the feature {named}")

@@ -1,4 +1,4 @@
-"""Compress and decompress slices: https://www.rfc-editor.org/rfc/rfc8878. The only importer of zstandard."""
+"""Compress and decompress with zstd: https://www.rfc-editor.org/rfc/rfc8878. The only importer of zstandard."""
 
 from __future__ import annotations
 
