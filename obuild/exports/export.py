@@ -114,6 +114,8 @@ def _export(
     say = disk.say
     wanted.out.mkdir(parents=True, exist_ok=True)
     with work_folder.folder_in(wanted.out) as work:
+        # Its name may be that of the disk, or of what else the formats put beside it.
+        (images := work / "images").mkdir()
         disk = disk._replace(path=work / "disk.raw")
         say(f"unpacking the disk of {disk.layer[:12]}")
         packed = sum(each.stat().st_size for each in qemu_img.chain(image))
@@ -130,7 +132,7 @@ def _export(
             _clear(disk)
         for type, place in zip(wanted.types, places, strict=True):
             say(f"writing {place}")
-            made = work / place.name
+            made = images / place.name
             FORMATS[type].write(disk, made)
             put_in_place(made, place, disk.progress, summed=wanted.summed)
         beside = papers.write(disk, places) if papers else []

@@ -107,6 +107,15 @@ def test_each_disk_format_has_the_disks_content(store: Store, tmp_path: Path) ->
     assert sorted(path.name for path in out.iterdir()) == sorted([*(path.name for path in paths), "SHA256SUMS"])
 
 
+@pytest.mark.parametrize("name", ["disk", "files", "images", "disk-disk1", "iso-live"])
+def test_an_image_may_have_any_name(store: Store, tmp_path: Path, name: str) -> None:
+    types = ("raw", "raw.zst", "qcow2", "ova", "vmdk", "containerdisk", "tar", "squashfs")
+    paths = export(store, ID, wanted(tmp_path / "out", *types, stem=name), say=silent)
+    assert {path.name for path in paths} == {f"{name}.{FORMATS[type].suffix}" for type in types}
+    assert sorted(os.listdir(tmp_path / "out")) == sorted(["SHA256SUMS", *(path.name for path in paths)])
+    subprocess.run(["sha256sum", "--quiet", "-c", "SHA256SUMS"], cwd=tmp_path / "out", check=True)
+
+
 def test_an_export_tells_how_far_it_is(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Programs are asked more often than usual."""
     monkeypatch.setattr(process, "_PROGRESS_PERIOD", 0.001)
