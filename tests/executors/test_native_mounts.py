@@ -165,16 +165,20 @@ def test_the_subvolumes_of_btrfs(mounted: Mount, tmp_path: Path) -> None:
         assert (place / "@home/file").read_text() == "home"
 
 
-def test_a_journal_that_was_not_finished_is_replayed(mounted: Mount, tmp_path: Path) -> None:
-    disk = ext4_disk(tmp_path / "disk", "mkdir etc", "mkdir usr")
-    with by_hand(disk, "ext4", f"loop,offset={START}") as place:
+@pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs"])
+def test_a_journal_that_was_not_finished_is_replayed(mounted: Mount, tmp_path: Path, kind: str) -> None:
+    options = ("mke2fs", "-q", "-t", "ext4") if kind == "ext4" else (f"mkfs.{kind}", "-q")
+    disk = partitioned(tmp_path / "disk", made(tmp_path / "root", 320, *options))
+    with by_hand(disk, kind, f"loop,offset={START}") as place:
+        root_tree(place)
+        subprocess.run(["sync", "--file-system", place], check=True)
         with (place / "file").open("w") as file:
             file.write("journal")
             file.flush()
             os.fsync(file.fileno())
         crashed = tmp_path / "crashed"
         shutil.copyfile(disk, crashed)
-    with pytest.raises(UsageError, match="was not unmounted"), root.of_raw(crashed):
+    with pytest.raises(UsageError, match="partition 1: the file system was not unmounted"), root.of_raw(crashed):
         pass
     with mounted(crashed) as top:
         assert (top / "file").read_text() == "journal"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
+import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +23,7 @@ from obuild.guests.profile import Card
 from obuild.host import qemu_img, sparse
 from obuild.host.process import CancelScope
 from obuild.plan.keys import LayerId
+from tests.support import disks
 from tests.support.program import Program
 
 pytestmark = [pytest.mark.vm, pytest.mark.long]
@@ -154,6 +157,38 @@ def test_a_live_system_keeps_changes_on_a_partition(shared: Program, images: Pat
             script = "cat /kept 2>/dev/null; echo kept >/kept; sync"
             assert told(running, shared.store / "state/ssh/id_ed25519", script) == expected
             running.quit()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
+@pytest.mark.parametrize("kind", ["xfs", "btrfs"])
+def test_a_live_system_of_another_root_is_made_without_a_mount(shared: Program, tmp_path: Path, kind: str) -> None:
+    """obuild may not mount here. The kernel of the layer has no driver for its root, and needs none."""
+    spec, out = tmp_path / "test.spec", tmp_path / "out"
+    spec.write_text('((from micro) (run (shell "echo exported >/marker")))')
+    shared.build(spec, tmp_path, "-t", "iso")
+    shared("export", "iso", "--type=tar", "--name=files", "-o", tmp_path)
+    system = disks.made(tmp_path / "system", 320, f"mkfs.{kind}", "-q")
+    with disks.by_hand(system, kind) as top:
+        if kind == "btrfs":
+            top /= "@"
+            subprocess.run(["btrfs", "-q", "subvolume", "create", top], check=True)
+        subprocess.run(["tar", "-xpf", tmp_path / "files.tar", "-C", top], check=True)
+    qemu_img.pack(disks.partitioned(tmp_path / "disk.raw", system), tmp_path / "disk.qcow2")
+    shared("base", "add", tmp_path / "disk.qcow2", "--name", kind)
+    spec.write_text(f"((from {kind}))")
+    shared.build(spec, tmp_path, "-t", kind)
+    unprivileged = ("setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin")
+    argv = shared.argv("export", kind, "--type=iso", "--type=tar", "--name=pg", "-o", out)
+    subprocess.run([*unprivileged, *argv], check=True)
+    assert content_of(out / "pg.tar") == content_of(tmp_path / "files.tar")
+    (tmp_path / "machine").mkdir()
+    see_live(shared, out, tmp_path / "machine", "bios", DISK)
+
+
+def content_of(path: Path) -> set[tuple[object, ...]]:
+    """What is in a tar file. Which of two names a hard link is may differ."""
+    with tarfile.open(path) as opened:
+        return {(each.name, each.mode, each.uid, each.gid, each.mtime, each.linkname) for each in opened}
 
 
 def made(images: Path, folder: Path, **options: Any) -> Path:
