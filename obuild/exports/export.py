@@ -20,7 +20,7 @@ from obuild.exports.disk import Disk, Options
 from obuild.exports.signing import Signer
 from obuild.guests.profile import Card
 from obuild.host import failpoints, parallel, process, qemu_img, resize, sparse, units
-from obuild.host.fs import discard, fsync
+from obuild.host.fs import discard, fsync, writing_out
 from obuild.plan.keys import LayerId
 from obuild.store.layers import Layer, Store
 
@@ -119,7 +119,9 @@ def _export(
         disk = disk._replace(path=work / "disk.raw")
         say(f"unpacking the disk of {disk.layer[:12]}")
         packed = sum(each.stat().st_size for each in qemu_img.chain(image))
-        qemu_img.unpack(image, disk.path, progress=disk.reading(packed))
+        # A raw image is the disk itself, which has to be flushed.
+        with writing_out(disk.path) if "raw" in wanted.types else nullcontext():
+            qemu_img.unpack(image, disk.path, progress=disk.reading(packed))
         if wanted.size:
             say(f"growing it to {units.size(wanted.size)}")
             resize.grow(disk.path, wanted.size)

@@ -75,6 +75,18 @@ def flushing(folder: Path) -> Iterator[None]:
         os.close(fd)
 
 
+@contextmanager
+def writing_out(file: Path) -> Iterator[None]:
+    """Flush a file over and over while others write it, so that flushing it at the end takes no time.
+
+    It is created if it is not there.
+    """
+    from obuild.host.parallel import again
+
+    with file.open("ab") as opened, again(lambda: os.fdatasync(opened.fileno()), pause=0.02):
+        yield
+
+
 def touch(path: Path) -> None:
     """Set the times of a file or folder to now, its last use. If another user owns it, they stay."""
     with suppress(PermissionError):

@@ -20,6 +20,27 @@ def meanwhile(function: Callable[P, Result], *args: P.args, **kwargs: P.kwargs) 
         yield pool.submit(function, *args, **kwargs)
 
 
+@contextmanager
+def again(function: Callable[[], object], *, pause: float) -> Iterator[None]:
+    """Call a function in a thread over and over during the block, `pause` seconds after the last call has ended.
+
+    Its first error ends that, and is raised at the end of a block that has none of its own.
+    """
+    stop: Future[None] = Future()
+
+    def calls() -> None:
+        while not stop.done():
+            function()
+            wait([stop], timeout=pause)
+
+    with meanwhile(calls) as called:
+        try:
+            yield
+        finally:
+            stop.set_result(None)
+        called.result()
+
+
 def each(
     function: Callable[[Item], Result],
     items: Iterable[Item],

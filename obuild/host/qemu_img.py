@@ -261,10 +261,9 @@ def convert_raw(raw: Path, path: Path, format: str, options: str = "", *, progre
 
 def unpack(image: Path, raw: Path, *, progress: Progress = None) -> None:
     """Write the disk in a qcow2 image, and in all images below it, to a raw file with holes."""
-    out_of_order = "-W"  # a third quicker; a raw file is the same in whatever order it is written
-    process.run(
-        ["qemu-img", "convert", "-q", out_of_order, "-f", "qcow2", "-O", "raw", image, raw], progress=progress
-    )
+    # A third quicker than in order and 8 at a time; a raw file is the same in whatever order it is written.
+    how = ("-W", "-m", "16")
+    process.run(["qemu-img", "convert", "-q", *how, "-f", "qcow2", "-O", "raw", image, raw], progress=progress)
 
 
 def chain(image: Path) -> list[Path]:
