@@ -1,7 +1,8 @@
 """`gs://BUCKET/NAME` and `az://CONTAINER/NAME`: objects in Google Cloud Storage and Azure Blob Storage.
 
 obstore finds the credentials and speaks both protocols: in parts, with an object that appears as a whole. It
-cannot go on with an interrupted upload. The object's metadata has the sha256 of the file.
+cannot go on with an interrupted upload. The object's metadata has the sha256 of the file. A `vhd` for Azure is a
+page blob.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from obuild.errors import ObuildError, UsageError
+from obuild.exports.targets import page_blob
 from obuild.exports.targets.target import Image, Published, Settings, file_type_of, stem_of
 from obuild.guests.profile import Card
 
@@ -70,17 +72,19 @@ class Bucket:
                     f"{self._shown} exists already", hint="it has other content: --replace replaces it"
                 )
             else:
-                pieces = _pieces(image.path, self._settings.progress)
-                store.put(
-                    *(self._key, pieces),
-                    attributes={"sha256": image.sha256},
-                    chunk_size=_PART,
-                    max_concurrency=_WORKERS,
-                )
+                self._put(store, image)
                 if self._there(store) != (size, image.sha256):
                     hint = "publish it again with --replace"
                     raise ObuildError(f"{self._shown} is not what was sent", hint=hint)
         return [Published(self._shown, self._shown, f"sha256:{image.sha256}", size)]
+
+    def _put(self, store: Any, image: Image) -> None:
+        if self._prefix == "az://" and self.type == "vhd":
+            page_blob.send(store, self._key, image.path, image.sha256, self._settings.progress)
+            return
+        pieces = _pieces(image.path, self._settings.progress)
+        attributes = {"sha256": image.sha256}
+        store.put(self._key, pieces, attributes=attributes, chunk_size=_PART, max_concurrency=_WORKERS)
 
     def _there(self, store: Any) -> tuple[int, str] | None:
         """The size of the object, and the sha256 that its metadata has; None if there is none."""
@@ -115,7 +119,7 @@ class Bucket:
             yield
         except FileNotFoundError as error:
             raise ObuildError(f"{what} {self._shown}: {missing}", hint=make_it) from error
-        except (BaseError, PermissionError) as error:
+        except (BaseError, OSError) as error:
             if "404 Not Found" in str(error):
                 raise ObuildError(f"{what} {self._shown}: {missing}", hint=make_it) from error
             refused = isinstance(error, PermissionError) or re.search("401 Unauthorized|403 Forbidden", str(error))

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from obuild.errors import ObuildError, UsageError
-from obuild.exports.targets import buckets
+from obuild.exports.targets import buckets, page_blob
 from obuild.exports.targets.buckets import Azure, Bucket
 from obuild.exports.targets.target import Image, Settings
 from obuild.guests.profile import Card
@@ -104,14 +104,109 @@ def test_a_wrong_key_is_named_and_not_shown(emulator: dict[str, str], monkeypatc
     assert "c3dvcmRmaXNo" not in caught.value.message
 
 
+@pytest.fixture
+def vhd(image: Image) -> Image:
+    """A disk with a hole, whose pieces have different lengths."""
+    with image.path.open("r+b") as file:
+        file.seek(10 << 20)
+        file.write(os.urandom(5 << 20))
+        file.truncate((20 << 20) + 512)
+    return image._replace(sha256=hashlib.sha256(image.path.read_bytes()).hexdigest())
+
+
+def blob_types(target: Bucket) -> dict[str, str]:
+    """The kind of each blob of the container."""
+    store = target._store()
+    names = [each["path"] for page in store.list() for each in page]
+    found = {}
+    for name in names:
+        with page_blob._client(store, name, "GET") as blob:
+            found[name] = blob.get_blob_properties().blob_type
+    return found
+
+
 @pytest.mark.long
-def test_the_program_sends_a_blob(emulator: dict[str, str], layers: Path) -> None:
+@pytest.mark.parametrize("before", ["nothing", "block", "page"])
+def test_a_vhd_becomes_a_page_blob(
+    emulator: dict[str, str], vhd: Image, monkeypatch: pytest.MonkeyPatch, before: str
+) -> None:
+    for name, value in emulator.items():
+        monkeypatch.setenv(name, value)
+    told: list[tuple[int, int]] = []
+    target = Azure(f"images/{before}.vhd", settings(progress=lambda *each: told.append(each), replace=True))
+    if before == "block":
+        target._store().put(f"{before}.vhd", b"something else")
+    elif before == "page":
+        other = vhd.path.with_name("other")
+        other.write_bytes(bytes(512))
+        target.send([vhd._replace(path=other, sha256=hashlib.sha256(bytes(512)).hexdigest())])
+    for _ in range(2):
+        (published,) = target.send([vhd])
+    assert published.digest == f"sha256:{vhd.sha256}"
+    assert content(target, f"{before}.vhd") == vhd.path.read_bytes()
+    assert told[-1] == ((20 << 20) + 512,) * 2
+    types = blob_types(target)
+    assert types[f"{before}.vhd"] == "PageBlob"
+    assert not any(name.endswith(".part") for name in types)
+    with page_blob._client(target._store(), f"{before}.vhd", "GET") as blob:
+        pages = [page for page in blob.list_page_ranges() if not page.cleared]
+    assert sum(page.end - page.start + 1 for page in pages) < 15 << 20
+
+
+@pytest.mark.long
+def test_a_vhd_that_cannot_be_copied_leaves_nothing(
+    emulator: dict[str, str], vhd: Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in emulator.items():
+        monkeypatch.setenv(name, value)
+    target = Azure("images/broken.vhd", settings())
+
+    def fail(*args: object) -> None:
+        raise OSError("the copy failed")
+
+    monkeypatch.setattr(page_blob, "_copy", fail)
+    with pytest.raises(ObuildError, match=r"sending to az://images/broken\.vhd: the copy failed"):
+        target.send([vhd])
+    assert not any(name.startswith("broken") for name in blob_types(target))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("place", "key", "said", "hint"),
+    [
+        ("none/a.vhd", KEY, "there is no bucket none", "make it first"),
+        ("images/a.vhd", "c3dvcmRmaXNo", "sending to az://images/a.vhd: ", "AZURE_STORAGE_ACCOUNT_KEY"),
+    ],
+)
+def test_a_vhd_that_is_refused(
+    emulator: dict[str, str],
+    vhd: Image,
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+    key: str,
+    said: str,
+    hint: str,
+) -> None:
+    for name, value in {**emulator, "AZURE_STORAGE_ACCOUNT_KEY": key}.items():
+        monkeypatch.setenv(name, value)
+    target = Azure(place, settings())
+    monkeypatch.setattr(target, "_there", lambda store: None)
+    with pytest.raises(ObuildError) as caught:
+        target.send([vhd])
+    assert said in caught.value.message
+    assert "sig=" not in caught.value.message
+    assert hint in caught.value.hint
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("type", ["qcow2", "vhd"])
+def test_the_program_sends_a_blob(emulator: dict[str, str], layers: Path, type: str) -> None:
     """In a new process: obstore's threads do not survive a fork."""
     done = Program(layers)(
-        "publish", "pg16", "az://images/{name}.qcow2", "-v", "--json", "--no-sysprep", env=emulator
+        "publish", "pg16", f"az://images/{{name}}.{type}", "-v", "--json", "--no-sysprep", env=emulator
     )
-    assert json.loads(done.stdout)[0]["reference"] == "az://images/pg16.qcow2"
-    assert KEY not in done.stdout + done.stderr
+    assert json.loads(done.stdout)[0]["reference"] == f"az://images/pg16.{type}"
+    assert not [secret for secret in (KEY, "sig=") if secret in done.stdout + done.stderr]
 
 
 @pytest.mark.parametrize("scheme", ["gs://", "az://"])
