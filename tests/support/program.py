@@ -124,9 +124,9 @@ def booted_store(root: Path, bases: Path, run: Path) -> Path:
             maker("rm", step)
             maker.store.rename(first)
     new_store(root, bases)
-    for part in ("result", "warm"):
+    for part in ("result", "warm"):  # machines of other architectures are not saved
         (root / part).mkdir(exist_ok=True)
-        for path in (first / part).iterdir():
+        for path in (first / part).glob("*"):
             subprocess.run(["cp", "-al", path, root / part], check=True)
     return root
 
