@@ -41,15 +41,24 @@ def clear(name: str, image: Path, card: Card, making: Making) -> Card:
     return replace(card, authorized_keys=offset)
 
 
-def _place(disk: Blocks, tree: Tree, login: str, block: bytes) -> int:
-    path = f"{_home(tree, login)}/.ssh/authorized_keys"
+def place(tree: Tree, path: str) -> int | None:
+    """The offset on the disk of a file that is one block for keys; None if it is something else.
+
+    UsageError if there is no such file, or on another kind of file system.
+    """
     node = tree.find(path)
     if node is None or not isinstance(node.source, InPlace):
         raise UsageError(f"there is no {path} on a file system of ext or xfs")
     places = node.source.places(node)
-    if len(places) != 1 or places[0][2] != KEY_BLOCK or disk.read(places[0][1], KEY_BLOCK) != block:
+    return places[0][1] if [length for _, _, length in places] == [KEY_BLOCK] else None
+
+
+def _place(disk: Blocks, tree: Tree, login: str, block: bytes) -> int:
+    path = f"{_home(tree, login)}/.ssh/authorized_keys"
+    found = place(tree, path)
+    if found is None or disk.read(found, KEY_BLOCK) != block:
         raise UsageError(f"{path} is not this key alone, filled up to {KEY_BLOCK} bytes with newlines")
-    return places[0][1]
+    return found
 
 
 def _home(tree: Tree, login: str) -> str:

@@ -17,7 +17,7 @@ from obuild.errors import ObuildError, UsageError
 from obuild.host.trees import root
 from obuild.host.trees.btrfs import compression, free, lzo
 from tests.support.damage import every_end, every_end_of
-from tests.support.disks import by_hand, made
+from tests.support.disks import by_hand, made, overwrite
 from tests.support.files import as_linux_sees_it, populate, populate_more
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
@@ -164,9 +164,7 @@ def test_a_log_that_is_still_needed_is_refused(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_read_is_named(tmp_path: Path, offset: int, value: bytes, said: str) -> None:
     disk = image(tmp_path / "disk")
-    with disk.open("r+b") as file:
-        file.seek(offset)
-        file.write(value)
+    overwrite(disk, offset, value)
     with pytest.raises(ObuildError, match=said), root.of_raw(disk):
         pass
 

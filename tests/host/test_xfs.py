@@ -17,7 +17,7 @@ from obuild.host.blocks import raw_file
 from obuild.host.trees import root
 from obuild.host.trees.xfs import free
 from tests.support.damage import every_end, every_end_of
-from tests.support.disks import by_hand, made
+from tests.support.disks import by_hand, made, overwrite
 from tests.support.files import as_linux_sees_it, holes, populate, populate_more
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
@@ -179,9 +179,7 @@ def test_free_blocks_are_those_that_xfs_db_lists(tmp_path: Path, block: int) -> 
 )
 def test_what_cannot_be_read_is_named(tmp_path: Path, offset: int, value: bytes, said: str) -> None:
     disk = image(tmp_path / "disk")
-    with disk.open("r+b") as file:
-        file.seek(offset)
-        file.write(value)
+    overwrite(disk, offset, value)
     with pytest.raises(ObuildError, match=said), root.of_raw(disk):
         pass
 

@@ -71,6 +71,13 @@ def made(path: Path, mib: int, *mkfs: str | Path) -> Path:
     return path
 
 
+def overwrite(disk: Path, offset: int, data: bytes) -> None:
+    """Put other bytes in a place of a raw disk."""
+    with disk.open("r+b") as file:
+        file.seek(offset)
+        file.write(data)
+
+
 @contextmanager
 def by_hand(image: Path, kind: str, options: str = "loop") -> Iterator[Path]:
     """Mount an image for a moment. Skip the test where the kernel has no file system of its kind."""

@@ -10,9 +10,13 @@ import re
 from pathlib import Path
 from uuid import UUID
 
+from obuild.bases import key_slot
 from obuild.errors import ObuildError
 from obuild.host import process
+from obuild.host.blocks import raw_file
 from obuild.host.qemu_img import KEY_BLOCK
+from obuild.host.trees.ext.files import Ext
+from obuild.host.trees.nodes import Tree
 
 #: The features for every mke2fs: all are known to GRUB 2.06, older kernels and older versions of e2fsck.
 CONFIG = """\
@@ -73,10 +77,11 @@ def set_times(disk: Path, *, start: int, epoch: int) -> None:
 
 def key_block(disk: Path, path: str, *, start: int) -> int:
     """The offset on the disk of the one block that a file of 4096 bytes has. ObuildError if it has not one."""
-    told = process.run(["debugfs", "-R", f"blocks {path}", f"{disk}?offset={start}"]).split()
-    if len(told) != 1 or not told[0].isdigit():
+    with raw_file(disk) as blocks:
+        found = key_slot.place(Tree({"": Ext(blocks, start)}), path)
+    if found is None:
         raise ObuildError(f"{path} in the new image is not one block of {KEY_BLOCK} bytes")
-    return start + int(told[0]) * KEY_BLOCK
+    return found
 
 
 def _inodes(disk: Path, start: int) -> list[int]:

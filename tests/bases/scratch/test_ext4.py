@@ -60,5 +60,7 @@ def test_a_file_of_one_block_is_found_on_the_disk(tmp_path: Path) -> None:
 
 def test_a_file_that_is_not_there_has_no_block(tmp_path: Path) -> None:
     disk = file_system(tmp_path / "work", clock=1_710_000_000)
-    with pytest.raises(ObuildError, match="/etc/none in the new image is not one block"):
+    with pytest.raises(ObuildError, match="there is no /etc/none"):
         ext4.key_block(disk, "/etc/none", start=START)
+    with pytest.raises(ObuildError, match="/etc/short in the new image is not one block"):
+        ext4.key_block(disk, "/etc/short", start=START)
