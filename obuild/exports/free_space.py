@@ -15,6 +15,7 @@ from obuild.errors import ObuildError
 from obuild.host import sparse
 from obuild.host.blocks import Blocks, raw_file
 from obuild.host.partitions import kind, partitions
+from obuild.host.trees import fat
 from obuild.host.trees.btrfs import free as btrfs
 from obuild.host.trees.ext import free as ext
 from obuild.host.trees.xfs import free as xfs
@@ -24,6 +25,7 @@ _KNOWN: dict[str, Callable[[Blocks, int], Iterable[tuple[int, int]]]] = {
     "ext": ext.free,
     "xfs": xfs.free,
     "btrfs": btrfs.free,
+    "vfat": fat.free,
 }
 
 _CHUNK = 1 << 20
@@ -43,7 +45,7 @@ def clear(disk: Path) -> Cleared:
         for number, start, *_ in partitions(blocks):
             known = _KNOWN.get(kind(blocks, start))
             if known is None:
-                skipped[number] = "its file system is not ext2, ext3, ext4, xfs or btrfs"
+                skipped[number] = "its file system is not ext2, ext3, ext4, xfs, btrfs or FAT"
                 continue
             try:
                 free = list(known(blocks, start))

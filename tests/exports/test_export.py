@@ -189,7 +189,7 @@ def test_no_checksum_is_written_without_leave(store: Store, tmp_path: Path) -> N
 def test_free_space_that_cannot_be_cleared_is_named(tmp_path: Path) -> None:
     other = tmp_path / "disk.raw"
     other.write_bytes(bytes(4 << 20))
-    assert free_space.clear(other) == (0, {0: "its file system is not ext2, ext3, ext4, xfs or btrfs"})
+    assert free_space.clear(other) == (0, {0: "its file system is not ext2, ext3, ext4, xfs, btrfs or FAT"})
     why = "the file system was not unmounted: changes in its journal are not in its files yet"
     dirty = ext4_disk(tmp_path / "dirty.raw", "feature needs_recovery")
     assert free_space.clear(dirty) == (0, {1: why})

@@ -12,7 +12,7 @@ import pytest
 from obuild.errors import ObuildError
 from obuild.host.blocks import Bytes, raw_file
 from obuild.host.partitions import Partition, kind
-from obuild.host.trees import file_systems
+from obuild.host.trees import fat, file_systems
 from obuild.host.trees.fat import Fat
 from obuild.host.trees.nodes import Node, Tree, content
 
@@ -67,6 +67,17 @@ def test_files_are_those_that_were_written(disk: Path) -> None:
         assert mounted.read("EFI/lower.txt") == b"lower"
         part = Partition(1, START, 0)
         assert file_systems.names(blocks, part, "vfat") == ("1234-ABCD", "esp")
+
+
+def test_free_clusters_are_those_that_mdir_counts(disk: Path) -> None:
+    told = subprocess.check_output(["mdir", "-i", f"{disk}@@{START}", "::"], text=True).splitlines()[-2]
+    with raw_file(disk) as blocks:
+        runs = fat.free(blocks, START)
+        system = Fat(blocks, START)
+        parts = [place for node in files(Tree({"": system})) for place in system.places(node)]
+    assert sum(length for _, length in runs) == int(told.removesuffix("bytes free").replace(" ", ""))
+    assert not any(at < place + size and place < at + length for at, length in runs for _, place, size in parts)
+    assert b"lower" in b"".join(disk.read_bytes()[at : at + length] for at, length in runs)  # that of GONE
 
 
 @pytest.mark.parametrize("disk", [("1440",)], ids=["FAT12"], indirect=True)

@@ -30,6 +30,7 @@ def kept_warm(request: pytest.FixtureRequest) -> None:
     if arch in ARCHES and not ARCHES[arch].genid:
         pytest.skip(f"machines on {arch} are not kept warm")
 
+
 #: What a boot, a login and the clock leave in a layer: the only differences between the two ways.
 MAY_DIFFER = re.compile(
     r"/var/log/.*|/var/lib/systemd/.*|/etc/machine-id|/var/lib/dbus/machine-id|/etc/\.pwd\.lock|/etc/resolv\.conf"

@@ -6,6 +6,7 @@ Owners and modes are those that Linux shows without options. Times are taken for
 from __future__ import annotations
 
 import calendar
+import re
 import stat
 import struct
 from collections.abc import Iterator
@@ -47,6 +48,18 @@ class Fat(InPlace):
         if table * sector > _LARGEST_TABLE:
             raise _damaged("its table is too large")
         self._table = blocks.read(start + reserved * sector, table * sector)
+        if len(self._table) * 8 < (self._count + 2) * self._bits:
+            raise _damaged("its table is too small")
+
+    def free(self) -> Iterator[tuple[int, int]]:
+        """The free clusters, as offset on the disk and length in bytes. Neighbours are one."""
+        table, size = self._table, self._bits // 8
+        if self._bits == 12:
+            table, size = bytes(self._next(cluster) != 0 for cluster in range(self._count + 2)), 1
+        for run in re.finditer(rb"\0+", table[: (self._count + 2) * size]):
+            first, end = max(2, -(-run.start() // size)), run.end() // size
+            if first < end:
+                yield self._data + (first - 2) * self._cluster, (end - first) * self._cluster
 
     def root(self) -> Node:
         """See `FileSystem.root`."""
@@ -127,6 +140,14 @@ class Fat(InPlace):
 
     def _node(self, path: str, inode: int, kind: int, cluster: int, size: int, mtime: int) -> Node:
         return Node(self, path, inode, kind | 0o755, 0, 0, size, mtime, raw=cluster.to_bytes(4, "little"))
+
+
+def free(disk: Blocks, start: int) -> list[tuple[int, int]]:
+    """The free runs of the file system that begins at `start`, as offset on the disk and length in bytes.
+
+    ObuildError if it is damaged.
+    """
+    return list(Fat(disk, start).free())
 
 
 def _short(entry: bytes) -> str:
