@@ -28,6 +28,19 @@ def micro_images(request: pytest.FixtureRequest) -> Path:
     return base_images(request.param)
 
 
+@pytest.fixture
+def arch(micro_images: Path) -> str:
+    """The architecture of `micro`."""
+    words = micro_images.name.split("-")
+    return words[1] if len(words) > 2 else "x86_64"
+
+
+@pytest.fixture
+def kept_warm(arch: str) -> bool:
+    """Whether machines of this architecture are kept warm; else each step boots one, and talks to it by SSH."""
+    return bool(ARCHES[arch].genid)
+
+
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory, micro_images: Path, whole_run: Path) -> Program:
     """A store that tests share: each builds its own steps, and removes none."""

@@ -93,9 +93,11 @@ def test_an_exported_debian_boots_from_other_controllers(source: Path, spec: Spe
 
 
 def test_a_cleaned_image_boots_in_another_store_and_lets_its_own_user_in(
-    shared: Program, spec: Spec, source: Path, tmp_path: Path
+    shared: Program, spec: Spec, source: Path, tmp_path: Path, arch: str
 ) -> None:
     """It has been grown, and has new host keys; obuild's key and the traces of the build are not in it."""
+    if arch != "x86_64":
+        pytest.skip(f"micro for {arch} has no boot loader, and is started by QEMU")
     out, own = tmp_path / "out", tmp_path / "own"
     (source / "own.pub").write_text(f"{make_key(own)}\n")
     build = "mkdir -p /var/log && echo secret >/var/log/build.log && cat /own.pub >>/root/.ssh/authorized_keys"

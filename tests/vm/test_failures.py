@@ -70,11 +70,11 @@ def test_a_signal_is_in_the_status_and_a_store_may_be_relative(
 
 @pytest.mark.parametrize(("command", "said"), [("poweroff -f", "powered off"), ("reboot -f", "rebooted")])
 def test_the_error_says_how_a_guest_stopped_in_a_step(
-    shared: Program, spec: Spec, source: Path, command: str, said: str
+    shared: Program, spec: Spec, source: Path, kept_warm: bool, command: str, said: str
 ) -> None:
     stop = f"echo before; echo on its console >/dev/console; sync; busybox {command}; sleep 1000"
     done = shared.build(spec(f'((from micro) (run (shell "{stop}")))'), source, code=1)
-    assert "before\n" in done.stdout
+    assert "before\n" in done.stdout or not kept_warm  # its SSH server may not have sent it yet
     assert f"the guest {said} before the step was done" in done.stderr
     # Where the guest's power switch ends QEMU, the console is lost, and the message does not mention it.
     assert ("on its console" in done.stderr) == ("console" in done.stderr)

@@ -178,12 +178,11 @@ class Machine:
     def power_off(self, *, ask: bool = True) -> None:
         """Press the power button and wait until the guest has shut down. MachineError if it does not.
 
-        With `ask=False`, the guest has already been told to power off in some other way.
+        A guest may answer SSH before it listens to the button, so it is pressed again. With `ask=False`, the guest
+        has already been told to power off in some other way.
         """
         try:
-            if ask:
-                self.qmp.execute("system_powerdown")
-            event = self.qmp.wait_event(*_ENDS, "BLOCK_IO_ERROR", timeout=self.shape.boot_time)
+            event = self._pressed() if ask else self._end(self.shape.boot_time)
         except QmpLost:
             # Unmounting flushes, and what the guest has flushed is in the image, with qcow2's tables.
             if not ask and self._switched_off():
@@ -200,6 +199,20 @@ class Machine:
         if (reason := _reason(event)) != "guest-shutdown":
             raise self.error(f"the guest {what_it_did(reason)} instead of powering off")
         self.quit()
+
+    def _pressed(self) -> dict[str, Any] | None:
+        """Press the power button until the guest ends; None if it does not."""
+        deadline = time.monotonic() + self.shape.boot_time
+        while True:
+            self.qmp.execute("system_powerdown")
+            left = max(0.0, deadline - time.monotonic())
+            event = self._end(min(left, _PRESS_AGAIN))
+            if event is not None or left <= _PRESS_AGAIN:
+                return event
+
+    def _end(self, seconds: float) -> dict[str, Any] | None:
+        """What ends a guest that is told to power off, or None after `seconds`."""
+        return self.qmp.wait_event(*_ENDS, "BLOCK_IO_ERROR", timeout=seconds)
 
     def ended(self, seconds: float) -> str | None:
         """Wait until the guest powers off, reboots or panics. Return QMP's reason, or None after `seconds`.
@@ -349,6 +362,9 @@ def _greet(
 
 #: The events of a guest that has ended. With our `-action shutdown=pause`, QEMU sends no SHUTDOWN for a panic.
 _ENDS = ("SHUTDOWN", "GUEST_PANICKED")
+
+#: How long a guest has after its power button before that is pressed again, in seconds.
+_PRESS_AGAIN = 20.0
 
 
 def _reason(event: dict[str, Any]) -> str:

@@ -40,6 +40,9 @@ AT_REST = re.compile(r"EIP=00007c.*HLT=1")
 #: out 0x505, 1: tells the device that the guest has panicked.
 PANIC, PVPANIC = bytes.fromhex("ba0505 b001 ee"), ["-device", "pvpanic"]
 
+#: out 0x602, 0x100; mov dx, 0x600; 1: in ax, dx; test ah, 1; jz 1b; out dx, 0x100: waits for ACPI's power button.
+PRESSED = bytes.fromhex("ba0206 b80001 ef ba0006 ed f6c401 74fa b80001 ef")
+
 #: For riscv64, loaded as a kernel: counts, so that QEMU has time to greet us, and then calls the firmware for
 #: SBI's system reset, of type shutdown.  lui t0, 0x4000; 1: addi t0, t0, -1; bnez t0, 1b li a7, 0x53525354; li a6,
 #: 0; li a0, 0; li a1, 0; ecall; 2: j 2b
@@ -124,6 +127,15 @@ def test_if_a_guest_does_not_power_off_the_error_shows_its_console(halted: Machi
     with pytest.raises(MachineError, match=r"(?s)did not power off within 0\.01 s.*\nup") as caught:
         halted.power_off()
     assert "ACPI" in caught.value.hint
+
+
+def test_a_guest_that_does_not_hear_its_power_button_gets_it_pressed_again(
+    boot: Boot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "_PRESS_AGAIN", 0.2)
+    with boot(PRESSED + PRESSED + POWER_OFF) as guest:
+        guest.power_off()
+        assert guest.child.returncode == 0
 
 
 def test_a_guest_that_reboots_has_not_powered_off(boot: Boot) -> None:
