@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import struct
 import subprocess
 import tarfile
 from collections.abc import Callable
@@ -13,10 +14,10 @@ import pytest
 
 from obuild.errors import ObuildError, UsageError
 from obuild.host.partitions import SIGNATURES, Partition
-from obuild.host.trees import fstab, root, tar
+from obuild.host.trees import fstab, in_place, root, tar
 from obuild.host.trees.folder import Folder
 from obuild.host.trees.nodes import Tree
-from tests.support.disks import START, by_hand, ext4_disk, made
+from tests.support.disks import START, by_hand, ext4_disk, made, overwrite
 from tests.support.files import Mounted, populate, seen
 
 #: File systems, by name: what makes one, and its size in MiB.
@@ -266,6 +267,35 @@ def test_two_files_of_one_name_and_a_folder_in_itself_are_damage(tmp_path: Path)
     circle = with_root(tmp_path / "circle", "mkdir deep", "link <2> deep/up")
     with pytest.raises(ObuildError, match="is in two folders, or in itself"), root.of_raw(circle) as tree:
         assert not [*tree.walk()]
+
+
+def test_a_tree_of_blocks_that_leads_back_is_damage(tmp_path: Path) -> None:
+    """Blocks of pointers that are all the same one would have a billion more below them."""
+    source = tmp_path / "source"
+    with source.open("wb") as file:
+        file.seek(5 << 30)
+        file.write(b"x")
+    disk = made(tmp_path / "disk", 24, "mke2fs", "-q", "-F", "-t", "ext2", "-b", "4096")
+    commands = f"write {source} file\nmkdir etc\nmkdir usr\n"
+    subprocess.run(["debugfs", "-w", "-f", "-", disk], input=commands.encode(), check=True, capture_output=True)
+    told = subprocess.run(["debugfs", "-R", "stat file", disk], capture_output=True, text=True, check=True).stdout
+    (triple,) = re.findall(r"\(TIND\):([0-9]+)", told)
+    number = int(triple)
+    overwrite(disk, number * 4096, struct.pack("<I", number) * 1024)
+    with root.of_raw(disk) as tree:
+        found = tree.find("file")
+        assert found is not None
+        with pytest.raises(ObuildError, match=f"block {number} is in two places of a tree"):
+            list(found.source.extents(found))
+
+
+def test_a_folder_that_is_too_large_is_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(in_place, "_LARGEST_FOLDER", 4095)
+    with (
+        pytest.raises(ObuildError, match="the folder / is too large"),
+        root.of_raw(with_root(tmp_path / "disk")),
+    ):
+        pass
 
 
 def test_damage_anywhere_is_an_error_and_nothing_worse(tmp_path: Path) -> None:

@@ -29,6 +29,22 @@ def guarded(mender: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
     return guard
 
 
+def once(read: Callable[[int], bytes]) -> Callable[[int], bytes]:
+    """A reader of numbered blocks that raises ValueError instead of reading one twice.
+
+    A tree whose blocks are there more than once, because it is damaged or made so, could take for ever.
+    """
+    seen: set[int] = set()
+
+    def read_once(number: int) -> bytes:
+        if number in seen:
+            raise ValueError(f"block {number} is in two places of a tree")
+        seen.add(number)
+        return read(number)
+
+    return read_once
+
+
 def damaged(why: str, mender: str = "") -> ObuildError:
     """The error for a damaged file system."""
     return ObuildError(f"the file system is damaged: {why}", hint=f"{mender} can mend it" if mender else "")

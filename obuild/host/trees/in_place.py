@@ -14,6 +14,9 @@ Place = tuple[int, int, int]
 
 _CHUNK = 1 << 20
 
+#: In bytes: several million names.
+_LARGEST_FOLDER = 256 << 20
+
 
 class InPlace(ABC):
     """What such file systems have in common, on the disk `disk`."""
@@ -44,6 +47,12 @@ class InPlace(ABC):
         for offset, place, length in self.places(file):
             for done in range(0, length, _CHUNK):
                 yield offset + done, self.disk.read(place + done, min(_CHUNK, length - done))
+
+    def whole(self, folder: Node) -> bytes:
+        """All the data of a folder. ObuildError if that is more than any folder has."""
+        if sum(length for _, _, length in self.places(folder)) > _LARGEST_FOLDER:
+            raise damaged(f"the folder /{folder.path} is too large")
+        return b"".join(piece for _, piece in self.pieces(folder))
 
     def extents(self, file: Node) -> Iterator[tuple[int, int]]:
         """See `FileSystem.extents`."""

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import bisect
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
 from obuild.errors import UsageError
 from obuild.host.blocks import Blocks
-from obuild.host.trees.damage import Unfinished, damaged, guarded
+from obuild.host.trees.damage import Unfinished, damaged, guarded, once
 
 #: Where the superblock is; more copies are at 64 MiB and 256 GiB.
 _SUPERBLOCK = 64 << 10
@@ -42,6 +42,9 @@ LAST = (1 << 64) - 1
 #: An object, the type of the item, and an offset, whose meaning the type decides.
 Key = tuple[int, int, int]
 Item = tuple[Key, bytes]
+
+#: Reads a node by its logical address.
+Read = Callable[[int], bytes]
 
 
 class Chunk(NamedTuple):
@@ -80,12 +83,7 @@ class Volume:
 
     def items(self, root: int, first: Key, last: Key) -> Iterator[Item]:
         """The items of a tree from one key up to another, in order. `root` is the logical address of its top."""
-        before: Key = (-1, 0, 0)
-        for key, data in self._below(root, first, last, None):
-            if key <= before:
-                raise ValueError("a tree that is not in order")
-            before = key
-            yield key, data
+        return self._below(once(self.node), root, first, last, None)
 
     def tree(self, id: int) -> int:
         """The logical address of the top of a tree. ValueError if there is none."""
@@ -93,12 +91,11 @@ class Volume:
             return int(struct.unpack_from("<Q", data, 176)[0])
         raise ValueError(f"there is no tree {id}")
 
-    def _below(self, logical: int, first: Key, last: Key, level: int | None) -> Iterator[Item]:
-        node = self.node(logical)
+    def _below(self, read: Read, logical: int, first: Key, last: Key, level: int | None) -> Iterator[Item]:
+        node = read(logical)
         count, found = struct.unpack_from("<IB", node, 96)
         step = _POINTER if found else _ITEM
-        wrong = level is not None and (found != level or not count)  # a tree of empty nodes could take for ever
-        if wrong or found > _DEEPEST or _HEADER + count * step > len(node):
+        if level not in (None, found) or found > _DEEPEST or _HEADER + count * step > len(node):
             raise ValueError("a wrong node of a tree")
 
         def key(index: int) -> Key:
@@ -118,7 +115,7 @@ class Volume:
             if key(index) > last:
                 return
             (below,) = struct.unpack_from("<Q", node, _HEADER + index * step + 17)
-            yield from self._below(below, first, last, found - 1)
+            yield from self._below(read, below, first, last, found - 1)
 
     def _node(self, logical: int) -> bytes:
         node = self.read(logical, self.node_size)

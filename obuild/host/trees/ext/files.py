@@ -10,7 +10,7 @@ from functools import lru_cache
 
 from obuild.errors import ObuildError, UsageError
 from obuild.host.blocks import Blocks
-from obuild.host.trees.damage import Unfinished, guarded
+from obuild.host.trees.damage import Unfinished, guarded, once
 from obuild.host.trees.ext import block_map, superblock, xattrs
 from obuild.host.trees.in_place import InPlace, Place
 from obuild.host.trees.nodes import Node, checked, decode, join
@@ -55,7 +55,7 @@ class Ext(InPlace):
     @_guarded
     def children(self, folder: Node) -> list[Node]:
         """See `FileSystem.children`."""
-        content = b"".join(piece for _, piece in self.pieces(folder))
+        content = self.whole(folder)
         found = dict(sorted(self._names(folder, content)))
         return [self._node(inode, join(folder.path, decode(name))) for name, inode in found.items()]
 
@@ -104,9 +104,9 @@ class Ext(InPlace):
         """See `InPlace.runs`."""
         kept, block = file.raw[40:100], self._head.block
         if _flags(file) & _EXTENTS_FLAG:
-            found = block_map.extents(kept, self._one_block)
+            found = block_map.extents(kept, once(self._one_block))
         else:
-            found = block_map.pointers(kept, self._one_block, block)
+            found = block_map.pointers(kept, once(self._one_block), block)
         return [(logical * block, self._start + place * block, count * block) for logical, place, count in found]
 
     def _one_block(self, number: int) -> bytes:

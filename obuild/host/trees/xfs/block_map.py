@@ -56,8 +56,7 @@ def _below(pointer: int, level: int, read: Read) -> Iterator[tuple[int, int, int
     block = read(pointer)
     header = _MAGICS.get(block[:4], 0)
     found, count = struct.unpack_from(">HH", block, 4)
-    # An empty block is never there; and a tree of them could take for ever.
-    if not header or found != level or not count:
+    if not header or found != level:
         raise ValueError("a wrong tree of extents")
     if not level:
         yield from _records(block, header, count)

@@ -11,7 +11,7 @@ from functools import lru_cache
 
 from obuild.errors import UsageError
 from obuild.host.blocks import Blocks
-from obuild.host.trees.damage import Unfinished, guarded
+from obuild.host.trees.damage import Unfinished, guarded, once
 from obuild.host.trees.in_place import InPlace, Place
 from obuild.host.trees.nodes import Node, checked, decode, join
 from obuild.host.trees.xfs import block_map, folders, log, superblock, xattrs
@@ -61,7 +61,7 @@ class Xfs(InPlace):
             yield from folders.in_inode(fork.data, types=types)
             return
         # Its index lies far behind the end.
-        content = b"".join(piece for _, piece in self.pieces(folder))
+        content = self.whole(folder)
         for at in range(0, len(content), size):
             yield from folders.in_block(content[at : at + size], types=types)
 
@@ -86,8 +86,8 @@ class Xfs(InPlace):
         if fork.format == block_map.LOCAL:
             found = xattrs.in_inode(fork.data)
         else:
-            runs = list(block_map.runs(fork, self._block))
-            found = xattrs.in_blocks(lambda number: self._of(runs, number)) if runs else {}
+            runs = list(block_map.runs(fork, once(self._block)))
+            found = xattrs.in_blocks(once(lambda number: self._of(runs, number))) if runs else {}
         return dict(sorted(found.items()))
 
     def _of(self, runs: list[block_map.Run], number: int) -> bytes:
@@ -104,7 +104,7 @@ class Xfs(InPlace):
         if flags & _REALTIME:
             raise UsageError(f"/{file.path} is on the realtime device of its file system, and that is not read")
         size, place = self._head.block, self._head.place
-        found = block_map.runs(_data_fork(file.raw), self._block)
+        found = block_map.runs(_data_fork(file.raw), once(self._block))
         return [(logical * size, place(first), count * size) for logical, first, count in found]
 
     def _block(self, number: int) -> bytes:

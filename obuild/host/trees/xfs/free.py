@@ -6,7 +6,7 @@ import struct
 from collections.abc import Callable, Iterator
 
 from obuild.host.blocks import Blocks
-from obuild.host.trees.damage import Unfinished, guarded
+from obuild.host.trees.damage import Unfinished, guarded, once
 from obuild.host.trees.xfs import log, superblock
 from obuild.host.trees.xfs.superblock import Superblock
 
@@ -52,7 +52,7 @@ def _runs(disk: Blocks, head: Superblock, first: int) -> Iterator[Run]:
     if magic != b"XAGF" or not 0 < size <= head.group or not 0 < level <= _DEEPEST:
         raise ValueError("a wrong group of blocks")
     end = 0
-    for begin, count in _tree(read, root, level - 1):
+    for begin, count in _tree(once(read), root, level - 1):
         if begin < end or begin + count > size or not count:
             raise ValueError("free blocks that are not in order")
         end, total = begin + count, total - count
@@ -76,7 +76,7 @@ def _tree(read: Callable[[int], bytes], number: int, level: int) -> Iterator[Run
     block = read(number)
     header = _HEADERS.get(block[:4], 0)
     found, count = struct.unpack_from(">HH", block, 4)
-    if not header or found != level or (level and not count):
+    if not header or found != level:
         raise ValueError("a wrong tree of free blocks")
     if not level:
         yield from struct.iter_unpack(">II", block[header : header + count * 8])

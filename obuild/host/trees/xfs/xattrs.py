@@ -27,7 +27,7 @@ _REMOTE_MAGIC = b"XARM"
 _LONGEST = 1 << 16
 _DEEPEST = 5
 
-#: Reads a block of the fork.
+#: Reads a block of the fork, each once.
 Read = Callable[[int], bytes]
 
 Entry = tuple[int, bytes, bytes]
@@ -78,8 +78,6 @@ def _tree(read: Read, number: int, depth: int) -> Iterator[Entry]:
     header = _NODES[magic]
     (count,) = struct.unpack_from(">H", block, 56 if header == 64 else 12)
     below = [struct.unpack_from(">II", block, header + index * 8)[1] for index in range(count)]
-    if len(set(below)) < count:
-        raise ValueError("a wrong block of attributes")
     for each in below:
         yield from _tree(read, each, depth - 1)
 
