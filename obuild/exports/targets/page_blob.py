@@ -25,7 +25,6 @@ _SIGNED = timedelta(days=1)
 #: How long to wait before Azure is asked again whether it has copied a blob, in seconds.
 _PAUSE = 1.0
 
-
 Method = Literal["GET", "PUT"]
 
 
@@ -35,10 +34,9 @@ def send(store: Any, key: str, file: Path, sha256: str, progress: Callable[[int,
     Its metadata has the sha256. OSError with what Azure says: PermissionError and FileNotFoundError if we may not
     do that, or if there is no container.
     """
-    part = f"{key}.{sha256[:12]}.part"
-    size = file.stat().st_size
     from obstore.exceptions import BaseError
 
+    part, size = f"{key}.{sha256[:12]}.part", file.stat().st_size
     with _explained():
         try:
             with file.open("rb") as opened, _client(store, part, "PUT") as blob:
@@ -70,12 +68,8 @@ def _copy(store: Any, source: str, key: str) -> None:
 
 
 def _client(store: Any, key: str, method: Method) -> Any:
-    try:
-        from azure.storage.blob import BlobClient
-    except ImportError:
-        raise UsageError(
-            "the Python package azure-storage-blob is missing", hint="pip install 'obuild[publish]'"
-        ) from None
+    from azure.storage.blob import BlobClient
+
     return BlobClient.from_blob_url(_signed(store, key, method))
 
 
@@ -87,8 +81,13 @@ def _signed(store: Any, key: str, method: Method) -> str:
 
 @contextmanager
 def _explained() -> Iterator[None]:
-    """Turn an error of Azure's library into an OSError."""
-    from azure.core.exceptions import AzureError
+    """Turn an error of Azure's library into an OSError. UsageError if the library is missing."""
+    try:
+        from azure.core.exceptions import AzureError
+    except ImportError:
+        raise UsageError(
+            "the Python package azure-storage-blob is missing", hint="pip install 'obuild[publish]'"
+        ) from None
 
     kinds: dict[int, type[OSError]] = {401: PermissionError, 403: PermissionError, 404: FileNotFoundError}
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -230,6 +231,13 @@ def test_without_an_account_nothing_begins(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(UsageError, match=r"az://images/a\.raw: ") as caught:
         Azure("images/a.raw", settings()).check([])
     assert "AZURE_STORAGE_ACCOUNT_NAME" in caught.value.hint
+
+
+def test_without_azures_library_a_vhd_is_not_sent(vhd: Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "azure.core.exceptions", None)
+    with pytest.raises(UsageError, match="azure-storage-blob is missing") as caught:
+        page_blob.send(None, "a.vhd", vhd.path, vhd.sha256, lambda done, total: None)
+    assert "obuild[publish]" in caught.value.hint
 
 
 def test_an_error_does_not_show_a_signature() -> None:
