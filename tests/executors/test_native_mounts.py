@@ -16,7 +16,7 @@ from obuild.executors.native import mounts, namespace
 from obuild.executors.native.namespace import Namespace
 from obuild.host.process import CancelScope
 from obuild.host.trees import root
-from tests.support.disks import START, by_hand, ext4_disk, made, partitioned
+from tests.support.disks import START, by_hand, ext4_disk, flushed, made, partitioned
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
 
@@ -172,10 +172,7 @@ def test_a_journal_that_was_not_finished_is_replayed(mounted: Mount, tmp_path: P
     with by_hand(disk, kind, f"loop,offset={START}") as place:
         root_tree(place)
         subprocess.run(["sync", "--file-system", place], check=True)
-        with (place / "file").open("w") as file:
-            file.write("journal")
-            file.flush()
-            os.fsync(file.fileno())
+        flushed(place / "file", "journal")
         crashed = tmp_path / "crashed"
         shutil.copyfile(disk, crashed)
     with pytest.raises(UsageError, match="partition 1: the file system was not unmounted"), root.of_raw(crashed):

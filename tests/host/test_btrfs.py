@@ -17,7 +17,7 @@ from obuild.errors import ObuildError, UsageError
 from obuild.host.trees import root
 from obuild.host.trees.btrfs import compression, free, lzo
 from tests.support.damage import every_end, every_end_of
-from tests.support.disks import by_hand, made, overwrite
+from tests.support.disks import by_hand, flushed, made, overwrite
 from tests.support.files import as_linux_sees_it, populate, populate_more
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
@@ -139,10 +139,7 @@ def test_a_log_that_is_still_needed_is_refused(tmp_path: Path) -> None:
     with system(tmp_path / "disk") as top:
         root_in(top)
         subprocess.run(["sync", "-f", top], check=True)
-        with (top / "etc/file").open("w") as file:
-            file.write("text")
-            file.flush()
-            os.fsync(file.fileno())
+        flushed(top / "etc/file", "text")
         shutil.copyfile(tmp_path / "disk", crashed)
     with pytest.raises(UsageError, match="the disk: the file system was not unmounted") as caught:
         root.of_raw(crashed).__enter__()

@@ -17,7 +17,7 @@ from obuild.host.blocks import raw_file
 from obuild.host.trees import root
 from obuild.host.trees.xfs import free
 from tests.support.damage import every_end, every_end_of
-from tests.support.disks import by_hand, made, overwrite
+from tests.support.disks import by_hand, flushed, made, overwrite
 from tests.support.files import as_linux_sees_it, holes, populate, populate_more
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
@@ -101,8 +101,7 @@ def test_a_log_that_is_still_needed_is_refused(tmp_path: Path) -> None:
     disk, crashed = image(tmp_path / "disk"), tmp_path / "crashed"
     with by_hand(disk, "xfs") as top:
         folders(top)
-        with (top / "etc/file").open("w") as file:
-            os.fsync(file.fileno())
+        flushed(top / "etc/file", "")
         shutil.copyfile(disk, crashed)
     assert "state: <DIRTY>" in subprocess.check_output(["xfs_logprint", "-t", crashed], text=True)
     with pytest.raises(UsageError, match="the disk: the file system was not unmounted") as caught:

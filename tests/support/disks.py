@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -69,6 +70,14 @@ def made(path: Path, mib: int, *mkfs: str | Path) -> Path:
         file.truncate(mib << 20)
     subprocess.run([*mkfs, path], check=True, capture_output=True)
     return path
+
+
+def flushed(path: Path, text: str) -> None:
+    """Write a file and flush it, which a crash after that leaves in the journal."""
+    with path.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def overwrite(disk: Path, offset: int, data: bytes) -> None:

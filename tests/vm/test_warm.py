@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from obuild.executors.qemu.arches import ARCHES
 from tests.support.program import Program, assert_clean, base_images, boots, layers, new_store
 
 pytestmark = pytest.mark.vm
@@ -23,12 +22,10 @@ Spec = Callable[[str], Path]
 
 
 @pytest.fixture(autouse=True)
-def kept_warm(request: pytest.FixtureRequest) -> None:
-    """Skip the test if machines of its architecture are not kept warm."""
-    params = request.node.callspec.params if hasattr(request.node, "callspec") else {}
-    arch = params.get("micro_images", "micro-x86_64").removeprefix("micro-")
-    if arch in ARCHES and not ARCHES[arch].genid:
-        pytest.skip(f"machines on {arch} are not kept warm")
+def where_machines_are_kept_warm(request: pytest.FixtureRequest) -> None:
+    """Skip the test if machines of its architecture are not."""
+    if "micro_images" in request.fixturenames and not request.getfixturevalue("kept_warm"):
+        pytest.skip(f"machines on {request.getfixturevalue('arch')} are not kept warm")
 
 
 #: What a boot, a login and the clock leave in a layer: the only differences between the two ways.

@@ -50,6 +50,11 @@ def damaged(why: str, mender: str = "") -> ObuildError:
     return ObuildError(f"the file system is damaged: {why}", hint=f"{mender} can mend it" if mender else "")
 
 
+def unreadable(kind: str, feature: str) -> UsageError:
+    """The error for a feature of a file system that changes how files are read."""
+    return UsageError(f"the {kind} file system has the feature {feature}, which obuild cannot read")
+
+
 class Unfinished(UsageError):
     """The file system was not unmounted, and its journal is still needed."""
 

@@ -44,15 +44,19 @@ class InPlace(ABC):
 
     def pieces(self, file: Node) -> Iterator[tuple[int, bytes]]:
         """See `FileSystem.pieces`."""
-        for offset, place, length in self.places(file):
+        yield from self._pieces(self.places(file))
+
+    def _pieces(self, places: list[Place]) -> Iterator[tuple[int, bytes]]:
+        for offset, place, length in places:
             for done in range(0, length, _CHUNK):
                 yield offset + done, self.disk.read(place + done, min(_CHUNK, length - done))
 
     def whole(self, folder: Node) -> bytes:
         """All the data of a folder. ObuildError if that is more than any folder has."""
-        if sum(length for _, _, length in self.places(folder)) > _LARGEST_FOLDER:
+        places = self.places(folder)
+        if sum(length for _, _, length in places) > _LARGEST_FOLDER:
             raise damaged(f"the folder /{folder.path} is too large")
-        return b"".join(piece for _, piece in self.pieces(folder))
+        return b"".join(piece for _, piece in self._pieces(places))
 
     def extents(self, file: Node) -> Iterator[tuple[int, int]]:
         """See `FileSystem.extents`."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
 from obuild.errors import ObuildError
+from obuild.host.trees.damage import damaged
 
 #: How many symlinks are followed in one path, as by Linux.
 MOST_LINKS = 40
@@ -77,6 +78,11 @@ class FileSystem(Protocol):
         ...
 
 
+def is_device(mode: int) -> bool:
+    """Whether a node with this mode is a device, which has numbers."""
+    return stat.S_ISCHR(mode) or stat.S_ISBLK(mode)
+
+
 def join(folder: str, name: str) -> str:
     """The path of `name` in a folder."""
     return f"{folder}/{name}" if folder else name
@@ -96,7 +102,7 @@ def checked(folder: Node, names: list[bytes]) -> None:
     """ObuildError if names of a damaged or hostile file system lead out of the folder, or one is there twice."""
     bad = {b"", b".", b".."}
     if len(set(names)) < len(names) or any(name in bad or b"/" in name or b"\0" in name for name in names):
-        raise ObuildError(f"the file system is damaged: /{folder.path} has a wrong name in it, or one twice")
+        raise damaged(f"/{folder.path} has a wrong name in it, or one twice")
 
 
 def content(file: Node, most: int = 64 << 20) -> bytes:
@@ -140,7 +146,7 @@ class Tree:
             yield node
             if node.is_folder:
                 if (node.source, node.inode) in seen:
-                    raise ObuildError(f"the file system is damaged: /{node.path} is in two folders, or in itself")
+                    raise damaged(f"/{node.path} is in two folders, or in itself")
                 seen.add((node.source, node.inode))
                 waiting += reversed(self.children(node))
 

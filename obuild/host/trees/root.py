@@ -36,11 +36,11 @@ def of_disk(disk: Blocks) -> Tree:
     what there is. ObuildError if one is damaged.
     """
     kinds, part, root = _open_root(disk)
-    table, own = _fstab(root.files), file_systems.names(disk, part, kinds[part])
-    mounts = {"": root.files}
+    table, mounts = _fstab(root.files), {"": root.files}
     for path, other in _others(disk, kinds, part, table).items():
         mounts[path] = file_systems.opened(disk, other, kinds[other]).files
     if root.subvolume is not None:
+        own = file_systems.names(disk, part, kinds[part])
         for path, option in fstab.subvolumes(table, part, own).items():
             mounts[path] = root.subvolume(option)
     return Tree(mounts)

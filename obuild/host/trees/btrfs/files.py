@@ -12,9 +12,9 @@ from functools import lru_cache
 
 from obuild.errors import ObuildError
 from obuild.host.trees.btrfs import compression
-from obuild.host.trees.btrfs.volume import LAST, ROOT, Volume
+from obuild.host.trees.btrfs.volume import ROOT, Item, Key, Volume
 from obuild.host.trees.damage import guarded
-from obuild.host.trees.nodes import Node, checked, decode, join
+from obuild.host.trees.nodes import Node, checked, decode, is_device, join
 
 #: Types of items.
 _INODE, _XATTR, _NAME, _INDEXED_NAME, _EXTENT, _REFERENCE = 1, 24, 84, 96, 108, 156
@@ -59,7 +59,7 @@ class Btrfs:
         return "", default
 
     def _default(self) -> int:
-        for _, data in self.volume.items(self.volume.root, (_DEFAULT, _NAME, 0), (_DEFAULT, _NAME, LAST)):
+        for _, data in self.volume.items_of(self.volume.root, _DEFAULT, _NAME):
             for name, location, _ in _entries(data):
                 if name == b"default":
                     return location[0]
@@ -112,7 +112,7 @@ class Subvolume:
         checked(folder, [name for name, _ in found])
         return [self._child(folder, name, location) for name, location in sorted(found)]
 
-    def _child(self, folder: Node, name: bytes, location: tuple[int, int, int]) -> Node:
+    def _child(self, folder: Node, name: bytes, location: Key) -> Node:
         number, type, _ = location
         path = join(folder.path, decode(name))
         if type == _INODE:
@@ -192,8 +192,8 @@ class Subvolume:
         data = compression.unpacked(self._volume.read(place, packed), how, whole, self._volume.sector)
         return data[skipped + at : skipped + at + length].ljust(length, b"\0")
 
-    def _items(self, inode: int, type: int) -> Iterator[tuple[tuple[int, int, int], bytes]]:
-        return self._volume.items(self._top, (inode, type, 0), (inode, type, LAST))
+    def _items(self, inode: int, type: int) -> Iterator[Item]:
+        return self._volume.items_of(self._top, inode, type)
 
     @_guarded
     def _node(self, inode: int, path: str) -> Node:
@@ -204,7 +204,7 @@ class Subvolume:
         links, uid, gid, mode = struct.unpack_from("<IIII", data, 40)
         (device,) = struct.unpack_from("<Q", data, 56)
         (mtime,) = struct.unpack_from("<q", data, 136)
-        numbers = (device >> 20, device & 0xFFFFF) if mode & 0xF000 in (0x2000, 0x6000) else (0, 0)
+        numbers = (device >> 20, device & 0xFFFFF) if is_device(mode) else (0, 0)
         return Node(self, path, inode, mode, uid, gid, size, mtime, links, numbers)
 
 
@@ -213,7 +213,7 @@ def _top_of(node: Node) -> Subvolume | None:
     return node.source if isinstance(node.source, Subvolume) and node.inode == _FIRST_INODE else None
 
 
-def _entries(data: bytes) -> Iterator[tuple[bytes, tuple[int, int, int], bytes]]:
+def _entries(data: bytes) -> Iterator[tuple[bytes, Key, bytes]]:
     """What an item with names has: each name, the key of what it names, and the value if it is an attribute."""
     at = 0
     while at < len(data):

@@ -10,12 +10,12 @@ def unpacked(data: bytes, most: int) -> bytes:
     """What the block holds. ValueError if it is damaged, or holds more than `most` bytes."""
     found, at = bytearray(), 0
 
-    def run(bits: int, base: int) -> int:
-        """A length, which goes on in zeros if the bits for it are 0."""
+    def run(code: int, mask: int, base: int) -> int:
+        """The length in some bits of a code, and the base; it goes on in the bytes after it if the bits are 0."""
         nonlocal at
-        if bits:
-            return bits + base
-        length = base
+        if code & mask:
+            return (code & mask) + base
+        length = mask + base
         while not data[at]:
             length += 255
             at += 1
@@ -51,7 +51,7 @@ def unpacked(data: bytes, most: int) -> bytes:
         code = data[at]
         at += 1
         if code < 16 and not state:
-            literals(run(code, 3) if code else run(0, 18))
+            literals(run(code, 15, 3))
             state = 4
             continue
         if code < 16:
@@ -61,10 +61,10 @@ def unpacked(data: bytes, most: int) -> bytes:
             state = code & 3
         elif code < 64:
             if code < 32:
-                length = run(code & 7, 2) if code & 7 else run(0, 9)
+                length = run(code, 7, 2)
                 distance = 16384 + ((code & 8) << 11)
             else:
-                length = run(code & 31, 2) if code & 31 else run(0, 33)
+                length = run(code, 31, 2)
                 distance = 1
             pair = data[at] | data[at + 1] << 8
             at += 2

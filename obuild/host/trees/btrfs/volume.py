@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from obuild.errors import UsageError
 from obuild.host.blocks import Blocks
-from obuild.host.trees.damage import Unfinished, damaged, guarded, once
+from obuild.host.trees.damage import Unfinished, damaged, guarded, once, unreadable
 
 #: Where the superblock is; more copies are at 64 MiB and 256 GiB.
 _SUPERBLOCK = 64 << 10
@@ -78,16 +78,20 @@ class Volume:
         self.node = lru_cache(maxsize=1024)(self._node)
         # The superblock has the chunks with the tree of all chunks.
         self.chunks = sorted(_system_chunks(head[811 : 811 + min(system, 2048)]))
-        every = self.items(chunk_root, (_CHUNK_TREE, _CHUNK_ITEM, 0), (_CHUNK_TREE, _CHUNK_ITEM, LAST))
+        every = self.items_of(chunk_root, _CHUNK_TREE, _CHUNK_ITEM)
         self.chunks = sorted(_chunk(key[2], data) for key, data in every)
 
     def items(self, root: int, first: Key, last: Key) -> Iterator[Item]:
         """The items of a tree from one key up to another, in order. `root` is the logical address of its top."""
         return self._below(once(self.node), root, first, last, None)
 
+    def items_of(self, root: int, object: int, type: int) -> Iterator[Item]:
+        """The items of one type that an object has in a tree, as `items`."""
+        return self.items(root, (object, type, 0), (object, type, LAST))
+
     def tree(self, id: int) -> int:
         """The logical address of the top of a tree. ValueError if there is none."""
-        for _, data in self.items(self.root, (id, ROOT, 0), (id, ROOT, LAST)):
+        for _, data in self.items_of(self.root, id, ROOT):
             return int(struct.unpack_from("<Q", data, 176)[0])
         raise ValueError(f"there is no tree {id}")
 
@@ -145,7 +149,7 @@ class Volume:
 def _check(features: int, devices: int) -> None:
     if unknown := features & ~_KNOWN:
         name = next((name for bit, name in _NAMES.items() if bit & unknown), f"{unknown:#x}")
-        raise UsageError(f"the btrfs file system has the feature {name}, which obuild cannot read")
+        raise unreadable("btrfs", name)
     if devices != 1:
         raise UsageError(f"the btrfs file system has {devices} devices, and obuild reads only those with one")
 

@@ -8,12 +8,11 @@ from __future__ import annotations
 import struct
 from functools import lru_cache
 
-from obuild.errors import ObuildError, UsageError
 from obuild.host.blocks import Blocks
-from obuild.host.trees.damage import Unfinished, guarded, once
+from obuild.host.trees.damage import Unfinished, damaged, guarded, once, unreadable
 from obuild.host.trees.ext import block_map, superblock, xattrs
 from obuild.host.trees.in_place import InPlace, Place
-from obuild.host.trees.nodes import Node, checked, decode, join
+from obuild.host.trees.nodes import Node, checked, decode, is_device, join
 
 #: The features that change how files are read, and which this module does not know.
 _UNKNOWN = {
@@ -77,7 +76,7 @@ class Ext(InPlace):
         if link.size < 60 and not _flags(link) & _EXTENTS_FLAG:
             return decode(link.raw[40 : 40 + link.size])
         if link.size > self._head.block:
-            raise ObuildError(f"the file system is damaged: the link /{link.path} is too long")
+            raise damaged(f"the link /{link.path} is too long")
         return decode(b"".join(piece for _, piece in self.pieces(link)))
 
     @_guarded
@@ -122,7 +121,7 @@ class Ext(InPlace):
         if len(raw) >= 140 and struct.unpack_from("<H", raw, 128)[0] >= 12:
             mtime += (struct.unpack_from("<I", raw, 136)[0] & 3) << 32
         device = (0, 0)
-        if mode & 0xF000 in (0x2000, 0x6000):
+        if is_device(mode):
             device = _device(*struct.unpack_from("<II", raw, 40))
         if mode & 0xF000 in (0x8000, 0x4000):
             size |= size_high << 32
@@ -155,7 +154,7 @@ def _check(head: superblock.Superblock) -> None:
     if not unknown and head.incompatible & ~_KNOWN:
         unknown = [f"{head.incompatible & ~_KNOWN:#x}"]
     if unknown:
-        raise UsageError(f"the ext4 file system has the feature {', '.join(unknown)}, which obuild cannot read")
+        raise unreadable("ext4", ", ".join(unknown))
     if head.unfinished:
         raise Unfinished()
 

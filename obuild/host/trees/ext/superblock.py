@@ -5,8 +5,8 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
-from obuild.errors import ObuildError
 from obuild.host.blocks import Blocks
+from obuild.host.trees.damage import damaged
 
 #: Where it is.
 OFFSET = 1024
@@ -69,7 +69,7 @@ def read(disk: Blocks, start: int) -> Superblock:
     (descriptor,) = struct.unpack_from("<H", head, 254)
     (blocks_high,) = struct.unpack_from("<I", head, 336)
     if log_block > 6 or not inodes_per_group:
-        raise ObuildError("the file system is damaged: its superblock has wrong sizes", hint="e2fsck can mend it")
+        raise damaged("its superblock has wrong sizes", "e2fsck")
     wide = bool(incompatible & _WIDE)
     return Superblock(
         inodes,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator
 
+from obuild.host.trees import acl
 from obuild.host.trees.nodes import decode
 
 _MAGIC = 0xEA020000
@@ -22,9 +23,6 @@ _PREFIXES = {
 }
 
 _ACLS = (2, 3)
-
-#: The tags of an access control list whose entries name a user or a group.
-_NAMED = (2, 8)
 
 #: The content of an inode, for a value that has one.
 Content = Callable[[int], bytes]
@@ -58,14 +56,15 @@ def _entries(data: bytes, at: int, content: Content) -> Iterator[tuple[str, byte
 
 
 def _acl(kept: bytes) -> bytes:
-    """An access control list as getxattr(2) returns it: there, every entry has an id."""
-    found, at = [struct.pack("<I", 2)], 4
+    """An access control list as getxattr(2) returns it."""
+    return acl.packed(_acl_entries(kept))
+
+
+def _acl_entries(kept: bytes) -> Iterator[tuple[int, int, int]]:
+    """Entries have an id only if they name somebody."""
+    at = 4
     while at < len(kept):
         tag, allowed = struct.unpack_from("<HH", kept, at)
-        at += 4
-        id = 0xFFFFFFFF
-        if tag in _NAMED:
-            (id,) = struct.unpack_from("<I", kept, at)
-            at += 4
-        found.append(struct.pack("<HHI", tag, allowed, id))
-    return b"".join(found)
+        named = tag in acl.NAMED
+        yield tag, allowed, struct.unpack_from("<I", kept, at + 4)[0] if named else 0
+        at += 8 if named else 4

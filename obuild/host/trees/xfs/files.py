@@ -13,7 +13,7 @@ from obuild.errors import UsageError
 from obuild.host.blocks import Blocks
 from obuild.host.trees.damage import Unfinished, guarded, once
 from obuild.host.trees.in_place import InPlace, Place
-from obuild.host.trees.nodes import Node, checked, decode, join
+from obuild.host.trees.nodes import Node, checked, decode, is_device, join
 from obuild.host.trees.xfs import block_map, folders, log, superblock, xattrs
 from obuild.host.trees.xfs.block_map import Fork
 
@@ -120,7 +120,7 @@ class Xfs(InPlace):
         uid, gid, links = struct.unpack_from(">III", raw, 8)
         (size,) = struct.unpack_from(">Q", raw, 56)
         device = (0, 0)
-        if mode & 0xF000 in (0x2000, 0x6000):
+        if is_device(mode):
             (number,) = struct.unpack_from(">I", _data_fork(raw).data)
             device = number >> 18, number & 0x3FFFF
         links = old_links if version == 1 else links

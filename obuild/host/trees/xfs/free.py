@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from obuild.host.blocks import Blocks
 from obuild.host.trees.damage import Unfinished, guarded, once
-from obuild.host.trees.xfs import log, superblock
+from obuild.host.trees.xfs import log, superblock, tree
 from obuild.host.trees.xfs.superblock import Superblock
+from obuild.host.trees.xfs.tree import Shape
 
-#: The headers of blocks of a tree.
-_HEADERS = {b"ABTB": 16, b"AB3B": 56}
-_DEEPEST = 9
+_SHAPE = Shape("free blocks", {b"ABTB": 16, b"AB3B": 56}, struct.Struct(">II"), "I")
 
 #: Before the list of blocks that are kept for the trees.
 _LIST_HEADER = 36
@@ -49,10 +48,10 @@ def _runs(disk: Blocks, head: Superblock, first: int) -> Iterator[Run]:
     magic, _, _, size, root = struct.unpack_from(">4s4I", described)
     (level,) = struct.unpack_from(">I", described, 28)
     at, _, kept, total = struct.unpack_from(">4I", described, 40)
-    if magic != b"XAGF" or not 0 < size <= head.group or not 0 < level <= _DEEPEST:
+    if magic != b"XAGF" or not 0 < size <= head.group or not 0 < level <= tree.DEEPEST:
         raise ValueError("a wrong group of blocks")
     end = 0
-    for begin, count in _tree(once(read), root, level - 1):
+    for begin, count in tree.records(once(read), root, level - 1, _SHAPE):
         if begin < end or begin + count > size or not count:
             raise ValueError("free blocks that are not in order")
         end, total = begin + count, total - count
@@ -70,17 +69,3 @@ def _runs(disk: Blocks, head: Superblock, first: int) -> Iterator[Run]:
 def _listed(sector: bytes, head: Superblock) -> tuple[int, ...]:
     skipped = _LIST_HEADER if head.checksums else 0
     return struct.unpack_from(f">{(len(sector) - skipped) // 4}I", sector, skipped)
-
-
-def _tree(read: Callable[[int], bytes], number: int, level: int) -> Iterator[Run]:
-    block = read(number)
-    header = _HEADERS.get(block[:4], 0)
-    found, count = struct.unpack_from(">HH", block, 4)
-    if not header or found != level:
-        raise ValueError("a wrong tree of free blocks")
-    if not level:
-        yield from struct.iter_unpack(">II", block[header : header + count * 8])
-        return
-    most = (len(block) - header) // 12
-    for below in struct.unpack_from(f">{count}I", block, header + most * 8):
-        yield from _tree(read, below, level - 1)

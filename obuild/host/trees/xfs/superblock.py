@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from obuild.errors import UsageError
 from obuild.host.blocks import Blocks
-from obuild.host.trees.damage import damaged
+from obuild.host.trees.damage import damaged, unreadable
 
 #: Features that are known, or do not change how files are read: ftype, sparse inodes, a UUID for metadata alone,
 #: times after 2038, many extents, exchanged ranges, parent pointers, and a folder of metadata.
@@ -47,11 +47,6 @@ class Superblock(NamedTuple):
         if within >= self.group or number >= self.blocks:
             raise ValueError(f"there is no block {block}")
         return self.start + number * self.block
-
-    def inode_place(self, inode: int) -> int:
-        """Where an inode is on the disk, by its number. ValueError if there is none."""
-        index = inode & (1 << self.inode_bits) - 1
-        return self.place(inode >> self.inode_bits) + index * self.inode
 
 
 def read(disk: Blocks, start: int) -> Superblock:
@@ -104,4 +99,4 @@ def _check(features: int, *, external: bool) -> None:
         raise UsageError("the xfs file system wants to be repaired", hint="xfs_repair can mend it")
     if external or features & ~_KNOWN:
         name = "external log" if external else "zoned" if features & _ZONED else f"{features & ~_KNOWN:#x}"
-        raise UsageError(f"the xfs file system has the feature {name}, which obuild cannot read")
+        raise unreadable("xfs", name)

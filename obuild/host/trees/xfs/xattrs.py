@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator
 
+from obuild.host.trees import acl
 from obuild.host.trees.nodes import decode
 
 #: The flags of an attribute: its value is beside its name, its namespaces, and that it is not whole.
@@ -115,11 +116,5 @@ def _remote(read: Read, number: int, size: int, *, checksums: bool) -> bytes:
 def _acl(kept: bytes) -> bytes:
     """An access control list as getxattr(2) returns it."""
     (count,) = struct.unpack_from(">I", kept)
-    entries = [struct.unpack_from(">IIH", kept, 4 + 12 * index) for index in range(count)]
-    return struct.pack("<I", 2) + b"".join(
-        struct.pack("<HHI", tag, allowed, id if tag in _NAMED else 0xFFFFFFFF) for tag, id, allowed in entries
-    )
-
-
-#: The tags of an access control list whose entries name a user or a group.
-_NAMED = (2, 8)
+    entries = (struct.unpack_from(">IIH", kept, 4 + 12 * index) for index in range(count))
+    return acl.packed((tag, allowed, id) for tag, id, allowed in entries)
